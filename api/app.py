@@ -27,6 +27,7 @@ from api.http.middleware.request_id import RequestIdMiddleware
 from api.http.middleware.shutdown import ShutdownMiddleware
 from api.http.middleware.tracing import TracingMiddleware
 from api.http.server import Connections
+from api.jobs import route_query
 from api.jobs import routes as jobs
 from api.keys.middleware import AuthenticationMiddleware
 from api.monitoring import health
@@ -34,6 +35,8 @@ from api.openai import routes as openai
 from api.pages import routes as pages
 from api.resources import open_resources
 from api.responses import routes as responses
+from api.routing.complexity_loader import load_complexity
+from api.savings import routes as savings
 from api.settings import ApiSettings
 from shared.config.models.loader import load_registry
 from shared.domain.version import VERSION
@@ -63,16 +66,19 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
 
     Raises:
         shared.config.models.base.RegistryError: models.yaml is invalid.
+        api.routing.errors.RoutingModelError: the file of HEADRACE_ROUTING_MODEL cannot be used.
         shared.telemetry.tracing_setup.TracingError: an OpenTelemetry variable is invalid.
     """
     registry = load_registry(settings.models)
+    complexity = load_complexity(settings.routing_model)
     metrics = Metrics(Exporter.API, registry.models)
     metrics.loaded(registry.models)
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, registry, metrics, reload_signal or ReloadSignal(), traces) as resources:
+        reloads = reload_signal or ReloadSignal()
+        async with open_resources(settings, registry, metrics, reloads, complexity, traces) as resources:
             set_resources(app, resources)
             freeze_gc()
             redact_errors()
@@ -103,11 +109,13 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.add_middleware(InterruptedResponses, metrics=metrics)
     errors.install(app, CONVENTIONS)
     app.include_router(jobs.router)
+    app.include_router(route_query.router)
     app.include_router(openai.router)
     app.include_router(responses.router)
     app.include_router(anthropic.router)
     app.include_router(files.router)
     app.include_router(batches.router)
+    app.include_router(savings.router)
     app.include_router(health.router)
     pages.install(app)
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +16,12 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.cache.response_cache import ResponseCache
+from api.cache.store import CacheStore
 from api.context.reported_lengths import ReportedContexts
+from api.context.shortening import Shortening
+from api.context.summaries import Summaries
+from api.context.summary_store import SummaryStore
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
@@ -35,8 +40,10 @@ from api.jobs.quotas import ProjectQuotas
 from api.jobs.removed_models import RemovedModels
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
+from api.jobs.route_candidates import RouteCandidates
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.earlier_work import EarlierWork
 from api.keys.open_requests import OpenRequests
 from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
@@ -46,17 +53,24 @@ from api.monitoring.readiness import ReadinessCheck
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
+from api.routing.complexity import Complexity
+from api.routing.conversations import Conversations
+from api.routing.router import Router
+from api.savings.service import SavingsService
+from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
-from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.reload_signal import ReloadSignal
@@ -75,6 +89,7 @@ async def open_resources(
     registry: Registry,
     metrics: Metrics,
     reload_signal: ReloadSignal,
+    complexity: Complexity,
     traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""
@@ -87,10 +102,11 @@ async def open_resources(
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
+        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         stack.push_async_callback(hints.flush)
-        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
+        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         sweeper = Sweeper(
             recovery_store,
             terminator,
@@ -99,12 +115,23 @@ async def open_resources(
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
+            fallbacks=fallbacks,
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
-        admission = Admission(registry, context_window, quotas, media_limits)
+        conversation_models = Conversations(ConversationModels(redis), metrics)
+        candidates = RouteCandidates(registry, context_window, queue_estimates)
+        router = Router(registry, candidates, conversation_models, complexity, metrics)
+        summaries = Summaries(
+            SummaryStore(database), registry, context_window, metrics, timeout_s=settings.summary_timeout_s
+        )
+        stack.push_async_callback(summaries.close)
+        shortening = Shortening(registry, context_window, summaries, metrics)
+        secret = settings.cache_secret.encode() or None
+        cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -116,6 +143,7 @@ async def open_resources(
             queue_estimates=queue_estimates,
             metrics=metrics,
             traces=traces,
+            cache=cache,
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))
@@ -131,14 +159,14 @@ async def open_resources(
         members = MemberReader(
             metrics,
             refuse_unknown=settings.unknown_parameters == "refuse",
-            extra_names=lambda model: (
-                spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
-            ),
+            extra_names=registry.extra_body_names,
         )
+        keys = ApiKeyStore(database)
         steps = BatchSteps(
             registry=registry,
             members=members,
             admission=admission,
+            earlier_work=EarlierWork(keys, settings.key_cache_s),
             store=batches,
             blobs=blobs,
             jobs=jobs,
@@ -171,7 +199,6 @@ async def open_resources(
                 RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
             )
             supervisor.start("revoked_work", revoked_work.run())
-        keys = ApiKeyStore(database)
         authenticator = Authenticator(keys, settings.key_cache_s)
         open_requests = OpenRequests(settings, metrics)
         revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
@@ -179,15 +206,16 @@ async def open_resources(
 
         readiness = ReadinessCheck(store, redis, registry)
 
-        async def use_models(models: Mapping[str, ModelSpec]) -> ReloadResult:
-            """Serve these models from now on."""
-            windows = await asyncio.to_thread(context_window.read, models)
-            changes = ModelChanges.between(registry.models, models)
-            registry.replace(models)
+        async def use_models(loaded: Registry) -> ReloadResult:
+            """Serve these models and routes from now on."""
+            windows = await asyncio.to_thread(context_window.read, loaded.models)
+            changes = ModelChanges.between(registry.models, loaded.models)
+            routes_changed = "" if registry.routes == loaded.routes else "; the routes have changed"
+            registry.replace(loaded.models, loaded.routes)
             context_window.use(windows)
-            metrics.loaded(models)
+            metrics.loaded(loaded.models)
             readiness.added(changes.added)
-            logger.info("models.yaml reloaded; %s", changes)
+            logger.info("models.yaml reloaded; %s%s", changes, routes_changed)
             return ReloadResult.APPLIED
 
         models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)
@@ -204,12 +232,14 @@ async def open_resources(
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
+        resources.add(Router, router)
         resources.add(ContextWindow, context_window)
         resources.add(JobService, jobs)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))

@@ -18,6 +18,8 @@ from shared.domain.ids import REGION
 
 # The most bytes of one image or file, and of all in a request, unless they are set.
 MAX_PART_BYTES, MAX_MEDIA_BYTES = 5_000_000, 20_000_000
+# A shorter secret could be guessed.
+MIN_CACHE_SECRET = 32
 # The part of a body that images and files may have by default, decoded: base64 takes a third more, and the rest of the
 # request needs some room.
 MEDIA_SHARE = 0.73
@@ -138,6 +140,17 @@ class ConversationSettings(SettingsGroup):
     )
 
 
+class ContextSettings(SettingsGroup):
+    """Conversations that outgrow their model's context."""
+
+    summary_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that a request waits for the summary of its conversation; after that, its oldest turns are"
+        " dropped without one.",
+    )
+
+
 class MediaSettings(SettingsGroup):
     """Images and files in messages."""
 
@@ -191,6 +204,37 @@ class RetentionSettings(SettingsGroup):
     )
 
 
+class CacheSettings(SettingsGroup):
+    """The response cache."""
+
+    cache_secret: str = Field(
+        "",
+        description="Secret of the keys of cached answers, the same for all API processes; at least 32 characters."
+        " Default: one that the database keeps. A change empties the cache.",
+    )
+
+    @field_validator("cache_secret")
+    @classmethod
+    def _long_enough(cls, secret: str) -> str:
+        if secret and len(secret) < MIN_CACHE_SECRET:
+            raise ValueError(f"must have at least {MIN_CACHE_SECRET} characters")
+        return secret
+
+
+class RoutingSettings(SettingsGroup):
+    """Routes."""
+
+    routing_model: Path | None = Field(
+        None,
+        description="File of `python -m api.routing fit`, which judges complexity instead of the shipped heuristic.",
+    )
+
+    @field_validator("routing_model", mode="before")
+    @classmethod
+    def _set_or_not(cls, text: str | Path | None) -> str | Path | None:
+        return text or None  # an empty variable is none
+
+
 class RegionSettings(SettingsGroup):
     """Multiple regions."""
 
@@ -225,10 +269,13 @@ class ApiSettings(
     QuotaSettings,
     StreamSettings,
     ConversationSettings,
+    ContextSettings,
     MediaSettings,
     FileSettings,
     BatchSettings,
     RetentionSettings,
+    CacheSettings,
+    RoutingSettings,
     RegionSettings,
     Settings,
 ):

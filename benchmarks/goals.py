@@ -147,6 +147,10 @@ GOALS = (
         "x",
         Key("heavy", "headrace", "step p99 alone"),
     ),
+    *(
+        Goal(f"CPU to judge a request, p99, {name}", Key("routing", name, "CPU per score p99"), 2, False, "ms")
+        for name in ("heuristic", "classifier")
+    ),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
     Goal(
         "first token p95 with a batch, added beyond one step, simulated engine",

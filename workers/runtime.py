@@ -19,10 +19,12 @@ from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
 from shared.runtime.gc_tuning import freeze_gc
@@ -120,9 +122,10 @@ class WorkerRuntime:
         logs = EventLog(redis)
         claims = ClaimStore(database, self._worker, model.name)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(self._app, redis)
+        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         self._stack.push_async_callback(hints.flush)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
 
         log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()
@@ -140,6 +143,8 @@ class WorkerRuntime:
             traces=traces,
             compilations=compilations_of(model, metrics),
             provider=model.provider,
+            conversations=ConversationModels(redis),
+            revision=model.revision,
         )
         runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
         heartbeat = Heartbeat(runner, current, claims, model.name, settings)
@@ -162,6 +167,7 @@ class WorkerRuntime:
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
+            fallbacks=fallbacks,
         )
         model_reload = ModelReload(
             model,
@@ -173,7 +179,9 @@ class WorkerRuntime:
             lambda: self._shutdown.begin(0),
             grace_s=settings.removed_grace_s,
         )
-        models_reload = ModelsReload(settings.models, model_reload.apply, metrics.reloaded)
+        models_reload = ModelsReload(
+            settings.models, lambda loaded: model_reload.apply(loaded.models), metrics.reloaded
+        )
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)
         self._parts = _Parts(JobStore(database), claims, terminator, log_writer, runner, heartbeat)
 
@@ -193,7 +201,7 @@ class WorkerRuntime:
         run("engine_supervisor", engine_supervisor.run())
         run("context_report", ContextReport(current, ContextLengths(redis)).run())
         run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics, model.name).run())
-        run("deferral_limit", DeferralLimit(runner, recovery_store, terminator).run())
+        run("deferral_limit", DeferralLimit(runner, recovery_store, terminator, fallbacks).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())
         run("models_reload", models_reload.run())

@@ -14,6 +14,9 @@ import orjson
 from api.anthropic.error_params import rename_failure
 from api.anthropic.error_shape import anthropic_error
 from api.anthropic.schemas import (
+    CLEAR_TOOL_USES,
+    AppliedEdit,
+    AppliedEdits,
     AssistantMessage,
     InterruptReason,
     MessageUsage,
@@ -49,7 +52,21 @@ def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
         stop_reason=reason,
         stop_sequence=sequence,
         usage=_usage(job.usage),
+        context_management=_applied_edits(job),
     )
+
+
+def _applied_edits(job: Job) -> AppliedEdits | None:
+    """The edits that were applied to the conversation; None if it was not changed by one."""
+    context = job.decisions.context
+    if context is None or not context.cleared_tool_uses:
+        return None
+    edit = AppliedEdit(
+        type=CLEAR_TOOL_USES,
+        cleared_tool_uses=context.cleared_tool_uses,
+        cleared_input_tokens=context.cleared_tokens,
+    )
+    return AppliedEdits(applied_edits=[edit])
 
 
 def _blocks(job_id: str, choice: Choice, *, hides_thinking: bool) -> Iterator[Block]:
@@ -104,6 +121,8 @@ class _Stream:
 
     def __init__(self, job: Job, *, hides_thinking: bool) -> None:
         self._job = job
+        # The model of the last attempt that started: until there is output, another one may take over.
+        self._model = job.model
         self._hides_thinking = hides_thinking
         self._started = False
         self._blocks = 0
@@ -122,6 +141,7 @@ class _Stream:
             case _ if self.aborted:
                 return []
             case EventType.STARTED:
+                self._model = event.payload().get("model", self._model)
                 return []
             case EventType.DELTA:
                 payload = event.payload()
@@ -144,7 +164,7 @@ class _Stream:
         self._started = True
         message = AssistantMessage(
             id=_message_id(self._job.id),
-            model=self._job.model,
+            model=self._model,
             content=[],
             stop_reason=None,
             stop_sequence=None,
@@ -231,6 +251,7 @@ class _Stream:
     def _end(self, usage: Usage) -> list[bytes]:
         empty = self._begin("text", text="") if not self._blocks else []
         reason, sequence = _stop(self._finish, self._stop_reason, self._arguments)
+        applied = _applied_edits(self._job)
         return [
             *empty,
             *self._close(),
@@ -238,6 +259,7 @@ class _Stream:
                 "message_delta",
                 delta={"stop_reason": reason, "stop_sequence": sequence},
                 usage=_usage(usage).model_dump(),
+                **({} if applied is None else {"context_management": applied.model_dump()}),
             ),
             _frame("message_stop"),
         ]

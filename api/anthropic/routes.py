@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -91,12 +92,14 @@ async def messages(
 
     async def response_body(ended: Sequence[Job]) -> JsonBody:
         def build() -> dict[str, Any]:
-            return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+            message = message_body(ended[0], hides_thinking=body.hides_thinking)
+            unused = {"context_management"} if message.context_management is None else set()
+            return message.model_dump(mode="json", exclude=unused)
 
         return JsonBody(build, ended[0].output_size)
 
     def stream() -> AsyncIterator[bytes]:
-        return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
+        return frames(job, jobs.follow_submitted(job, created=created), hides_thinking=body.hides_thinking)
 
     return await call.respond(
         [job],
@@ -128,12 +131,13 @@ async def count_tokens(
     If only the engine can render it, a job that generates nothing counts them, and is deleted.
     """
     request = await work.run(conversation, body)
+    new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=request, metadata={})
     try:
-        if (tokens := await admission.count_tokens(body.model, request)) is not None:
+        model = await admission.model_of(principal, new)
+        if (tokens := await admission.count_tokens(model, request)) is not None:
             return JSONResponse(TokensCount(input_tokens=tokens).model_dump())
         counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
-        new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=counting, metadata={})
-        job, _ = await jobs.submit(principal, new)
+        job, _ = await jobs.submit(principal, replace(new, model=model, request=counting))
     except InvalidRequest as error:
         raise rename_param(body, error) from None
 

@@ -22,9 +22,16 @@ from api.http.members import MemberRules
 from api.http.submit_headers import AnswerParameters
 from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY
+from shared.domain.answer_options import ContextOptions, ToolClearing
 from shared.domain.request import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, ExtraBody, JsonObject, UnicodeText, contradiction
 
 MAX_BLOCKS = 10_000
+
+# The edits of long conversations that have an effect, and Anthropic's defaults.
+COMPACT, CLEAR_TOOL_USES = dialects.APPLIED_EDITS
+DEFAULT_COMPACT_TOKENS = 150_000
+DEFAULT_CLEAR_TOKENS = 100_000
+DEFAULT_KEPT_USES = 3
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
@@ -321,6 +328,37 @@ class OutputConfig(_Strict):
     format: OutputFormat | None = None
 
 
+ToolNames = Annotated[list[UnicodeText], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+
+class EditSize(_Strict):
+    """A number of tokens (`input_tokens`) or of uses of tools (`tool_uses`)."""
+
+    type: str
+    value: int | None = Field(None, ge=0, lt=2**31)
+
+
+class ContextEdit(_Strict):
+    """How a long conversation is shortened: `compact_20260112` or `clear_tool_uses_20250919`; others have no effect."""
+
+    type: str
+    trigger: EditSize | None = None
+    keep: EditSize | str | None = None
+    clear_at_least: EditSize | None = None
+    exclude_tools: ToolNames | None = None
+    clear_tool_inputs: bool | ToolNames | None = None
+
+
+class ContextManagement(_Strict):
+    """Anthropic's `context_management`."""
+
+    edits: list[ContextEdit] = Field(default_factory=list, max_length=16, fail_fast=True)
+
+    def edit(self, kind: str) -> ContextEdit | None:
+        """The edit of a type."""
+        return next((edit for edit in self.edits if edit.type == kind), None)
+
+
 class RequestMetadata(_Strict):
     """Stored as the job's metadata."""
 
@@ -410,6 +448,7 @@ class MessagesRequest(AnswerParameters, CountTokensRequest):
     top_k: int | None = Field(None, ge=0, lt=2**31)
     top_p: float | None = Field(None, ge=0, le=1)
     metadata: RequestMetadata | None = None
+    context_management: ContextManagement | None = None
     extra_body: ExtraBody | None = Field(
         None,
         description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
@@ -427,8 +466,40 @@ class MessagesRequest(AnswerParameters, CountTokensRequest):
         return self
 
     @property
+    def context_options(self) -> ContextOptions | None:
+        """How a long conversation is shortened, by this API's parameters or Anthropic's."""
+        if self.context is not None or self.context_management is None:
+            return self.context
+        edit = self.context_management.edit(COMPACT)
+        if edit is None:
+            return None
+        return ContextOptions(strategy="summarize", trigger_tokens=_tokens(edit.trigger, DEFAULT_COMPACT_TOKENS))
+
+    @property
+    def tool_clearing(self) -> ToolClearing | None:
+        """When old results of tools are cleared, by Anthropic's parameters."""
+        edit = self.context_management.edit(CLEAR_TOOL_USES) if self.context_management is not None else None
+        if edit is None:
+            return None
+        by_uses = edit.trigger is not None and edit.trigger.type == "tool_uses"
+        keep = edit.keep.value if isinstance(edit.keep, EditSize) else None
+        inputs = edit.clear_tool_inputs
+        return ToolClearing(
+            trigger_tokens=None if by_uses else _tokens(edit.trigger, DEFAULT_CLEAR_TOKENS),
+            trigger_uses=edit.trigger.value if by_uses and edit.trigger is not None else None,
+            keep=DEFAULT_KEPT_USES if keep is None else keep,
+            at_least=(edit.clear_at_least.value if edit.clear_at_least is not None else None) or 0,
+            exclude=frozenset(edit.exclude_tools or ()),
+            inputs=frozenset(inputs) if isinstance(inputs, list) else bool(inputs),
+        )
+
+    @property
     def hides_thinking(self) -> bool:
         return self.thinking is not None and self.thinking.display == "omitted"
+
+
+def _tokens(size: EditSize | None, default: int) -> int:
+    return max(1, size.value) if size is not None and size.value is not None else default
 
 
 class TokensCount(BaseModel):
@@ -480,6 +551,20 @@ class MessageUsage(BaseModel):
     cache_creation_input_tokens: int | None = None
 
 
+class AppliedEdit(BaseModel):
+    """What an edit has changed."""
+
+    type: Literal["clear_tool_uses_20250919"]
+    cleared_tool_uses: int
+    cleared_input_tokens: int
+
+
+class AppliedEdits(BaseModel):
+    """The edits that were applied to the conversation."""
+
+    applied_edits: list[AppliedEdit]
+
+
 class AssistantMessage(BaseModel):
     """The response message."""
 
@@ -491,3 +576,4 @@ class AssistantMessage(BaseModel):
     stop_reason: InterruptReason | None
     stop_sequence: str | None
     usage: MessageUsage
+    context_management: AppliedEdits | None = Field(None, description="Only if results of tools were cleared.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from api.responses import error_params as responses_params
 from api.responses.events import build_response
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
+from shared.domain.answer_options import ContextOptions
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Event
 from shared.domain.job import Failure, Job
@@ -30,6 +31,7 @@ class LineJob:
     request: GenerateRequest
     metadata: dict[str, str]
     end_user: str | None = None
+    context: ContextOptions | None = None
 
 
 class Endpoint(Protocol):
@@ -50,8 +52,10 @@ class Endpoint(Protocol):
             pydantic.ValidationError, shared.domain.errors.InvalidRequest: the body is invalid.
         """
 
-    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
-        """Replace a job's parameter in an error about its request by the endpoint's."""
+    def rename_param(
+        self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
+    ) -> InvalidRequest:
+        """Replace a job's parameter in an error about its request by that of the endpoint, or of its `body`."""
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:
         """Do the same in the failure of a job."""
@@ -78,10 +82,15 @@ class Completions:
             raise InvalidRequest(
                 "prompt: a batch line takes a single prompt; send one line per prompt.", param="prompt"
             )
-        return LineJob(request.model, generate, request.metadata or {}, end_user_name(request.user))
+        end_user = end_user_name(request.user)
+        return LineJob(request.model, generate, request.metadata or {}, end_user, request.context_options)
 
-    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
-        return openai_params.rename_param(request, error)
+    def rename_param(
+        self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
+    ) -> InvalidRequest:
+        is_new = body is not None and body.get("max_completion_tokens") is not None
+        names = {"max_tokens": "max_completion_tokens"} if is_new else {}
+        return openai_params.rename_param(request, error).renamed(names)
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:
         return openai_params.rename_failure(job, failure)
@@ -100,11 +109,12 @@ class Responses:
     def job(self, body: dict[str, Any]) -> LineJob:
         request = self._request(body)
         messages = conversation(request.instructions, None, request.input)
-        return LineJob(
-            request.model, request.generate_request(messages), request.metadata, end_user_name(request.end_user)
-        )
+        generate, end_user = request.generate_request(messages), end_user_name(request.end_user)
+        return LineJob(request.model, generate, request.metadata, end_user, request.context_options)
 
-    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
+    def rename_param(
+        self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
+    ) -> InvalidRequest:
         return responses_params.rename_param(error)
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:

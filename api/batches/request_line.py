@@ -16,6 +16,7 @@ from api.http.json_body import check_shape, loads_large
 from api.http.members import MemberReader, Shape, fitting
 from api.http.validation import describe
 from shared.config.models.loader import Registry
+from shared.domain.answer_options import RequestOptions
 from shared.domain.errors import HeadraceError, InvalidRequest
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.domain.request import unicode_text
@@ -67,7 +68,7 @@ class LineContent:
 def parse(
     line: Line, url: str, members: MemberReader, registry: Registry | None = None, *, counted: bool = False
 ) -> BatchRequest:
-    """Parse a line of a batch for the endpoint `url`. With a registry, the model must exist.
+    """Parse a line of a batch for the endpoint `url`. With a registry, the model or route must exist.
 
     `counted`: ignored members count in the metrics.
 
@@ -105,10 +106,13 @@ def parse(
     except InvalidRequest as error:
         param = error.param
         raise rejected("invalid_request", error.message, f"body.{param}" if param else "body") from None
-    if registry is not None and job.model not in registry:
+    if registry is not None and not registry.may_be_requested(job.model):
         raise rejected("model_not_found", f"The model `{job.model}` does not exist.", "body.model")
     generate = job.request.model_copy(update={"priority": BATCH_PRIORITY})
-    return BatchRequest(custom_id, BatchJob(line.number, job.model, generate, job.metadata, job.end_user))
+    options = RequestOptions(context=job.context)
+    return BatchRequest(
+        custom_id, BatchJob(line.number, job.model, generate, job.metadata, job.end_user, options=options)
+    )
 
 
 def content_of(line: Line, url: str, members: MemberReader) -> LineContent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -21,14 +21,17 @@ from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import JsonErrorResponse, render, render_failure
 from api.http.members import HEADER, MemberReader
-from api.jobs.admission import Admission
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
 from shared.domain.json_bytes import escape_separators
+from shared.postgres.job_store import NewJob
 from shared.runtime.chunked_json import dump_pieces
 from shared.runtime.offload import off_loop
 from shared.runtime.time_slice import TimeSlice
+
+# Runs the checks of a job again, and raises the error for which it was rejected.
+Recheck = Callable[[NewJob], Awaitable[None]]
 
 PAGE = 50
 EXPIRED_ERROR = {
@@ -56,7 +59,7 @@ async def write_results(
     store: BatchStore,
     blobs: Blobs,
     members: MemberReader,
-    admission: Admission,
+    recheck: Recheck,
 ) -> Results:
     """Write the results of a batch whose jobs have all ended. Idempotent."""
     results = Results()
@@ -68,7 +71,7 @@ async def write_results(
             if line.blank:
                 continue
             result = await jobs.of_line(line.number)
-            entry = await _entry(batch, line, result, members, admission)
+            entry = await _entry(batch, line, result, members, recheck)
             if result is not None and result.job.usage is not None:
                 results.usage = _sum(results.usage, result.job.usage)
             if entry.succeeded:
@@ -92,7 +95,7 @@ class _Entry:
 
 
 async def _entry(
-    batch: Batch, line: Line, result: LineResult | None, members: MemberReader, admission: Admission
+    batch: Batch, line: Line, result: LineResult | None, members: MemberReader, recheck: Recheck
 ) -> _Entry:
     """Build the result of a line. `result` is None if the line got no job."""
     given = await off_loop(line.size, content_of, line, batch.endpoint, members)
@@ -102,11 +105,11 @@ async def _entry(
         if line.number >= batch.next.line:
             error = CANCELLED_ERROR if batch.ending is BatchStatus.CANCELLED else EXPIRED_ERROR
             return _Entry(False, {**content, "response": None, "error": error})
-        rejection = await _rejection(batch, line, members, admission)
+        rejection = await _rejection(batch, line, given.body, members, recheck)
         return _Entry(False, {**content, "response": _failed(content["id"], rejection), "error": None})
 
     job = result.job
-    content = {"id": f"batch_req_{job.id.removeprefix('job_')}", **shared}
+    content = {"id": f"batch_req_{job.id.removeprefix('job_')}", **shared, **job.decisions.headers()}
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status.succeeded:
@@ -118,7 +121,7 @@ async def _entry(
         try:
             built = await off_loop(line.size + job.output_size + len(archived), response_body)
         except (ValidationError, InvalidRequest):
-            rejection = await _rejection(batch, line, members, admission)
+            rejection = await _rejection(batch, line, given.body, members, recheck)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})
         response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": built}
         return _Entry(True, {**content, "response": response, "error": None})
@@ -132,7 +135,9 @@ async def _entry(
     return _Entry(False, {**content, "response": response, "error": None})
 
 
-async def _rejection(batch: Batch, line: Line, members: MemberReader, admission: Admission) -> HeadraceError:
+async def _rejection(
+    batch: Batch, line: Line, body: dict[str, Any] | None, members: MemberReader, recheck: Recheck
+) -> HeadraceError:
     """Determine again, because it is not stored, why a line got no job or why its job has no response body.
 
     The line may be invalid, it may not fit the model's context, or validation may have become stricter since.
@@ -143,9 +148,9 @@ async def _rejection(batch: Batch, line: Line, members: MemberReader, admission:
     except LineRejected as rejected:
         return _as_request_error(rejected)
     try:
-        await admission.check(job.model, job.request)
+        await recheck(job.new(batch))
     except InvalidRequest as error:
-        return ENDPOINTS[batch.endpoint].rename_param(job.request, error)
+        return ENDPOINTS[batch.endpoint].rename_param(job.request, error, body)
     except NotFound as error:
         return error
     return InvalidRequest("This request was rejected after validation.")

@@ -19,12 +19,11 @@ from api.files.blobs import BlobMissing, Blobs
 from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.service import JobService
-from api.keys.principal import Principal
+from api.keys.earlier_work import EarlierWork
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import JobStatus
-from shared.domain.owner import Owner
-from shared.domain.priorities import BATCH_PRIORITY, Hint
+from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import NewJob
 from shared.recovery.terminator import JobTerminator
@@ -51,6 +50,7 @@ class BatchSteps:
         registry: Registry,
         members: MemberReader,
         admission: Admission,
+        earlier_work: EarlierWork,
         store: BatchStore,
         blobs: Blobs,
         jobs: JobService,
@@ -65,6 +65,7 @@ class BatchSteps:
         self._registry = registry
         self._members = members
         self._admission = admission
+        self._earlier_work = earlier_work
         self._store = store
         self._blobs = blobs
         self._jobs = jobs
@@ -165,11 +166,19 @@ class BatchSteps:
         """Parse and admit a line. Raises `LineRejected`, and as `Admission.admit`."""
         request = await off_loop(line.size, parse, line, batch.endpoint, self._members, counted=True)
         job = request.job
-        owner = Owner(batch.project_id, batch.key_id, job.end_user)
-        new = await self._admission.admit(
-            Principal.of(owner), NewJob(owner, job.model, BATCH_PRIORITY, job.request, job.metadata)
+        new = job.new(batch)
+        new = await self._admission.admit(await self._earlier_work.principal(new.owner), new)
+        return replace(
+            job,
+            model=new.model,
+            request=new.request,
+            metadata=new.metadata,
+            requested_model=new.requested_model,
+            decisions=new.decisions,
         )
-        return replace(job, model=new.model, request=new.request, metadata=new.metadata)
+
+    async def _recheck(self, new: NewJob) -> None:
+        await self._admission.recheck(await self._earlier_work.principal(new.owner), new)
 
     async def _cancel_jobs(self, batch: Batch) -> None:
         """Cancel queued jobs, and after `CANCEL_GRACE` those that are running or were preempted."""
@@ -190,7 +199,7 @@ class BatchSteps:
         results = Results()
         if batch.total:  # 0 if it was cancelled before its input was read
             async with self._lines(batch, Position()) as lines:
-                results = await write_results(batch, lines, self._store, self._blobs, self._members, self._admission)
+                results = await write_results(batch, lines, self._store, self._blobs, self._members, self._recheck)
         ending = batch.ending
         if ending is BatchStatus.EXPIRED and not results.expired:
             ending = BatchStatus.COMPLETED

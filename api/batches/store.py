@@ -27,10 +27,13 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
+from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
+from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import Job, JobSummary, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
@@ -38,6 +41,7 @@ from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_statements import SUMMARY_COLUMNS, JobRowStore, insert_queued, read_job
+from shared.postgres.job_store import NewJob
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop
@@ -55,6 +59,14 @@ class BatchJob:
     request: GenerateRequest
     metadata: dict[str, str]
     end_user: str | None = None
+    requested_model: str | None = None
+    decisions: Decisions = NO_DECISIONS
+    options: RequestOptions = NO_REQUEST_OPTIONS
+
+    def new(self, batch: Batch) -> NewJob:
+        """The job to admit."""
+        owner = Owner(batch.project_id, batch.key_id, self.end_user)
+        return NewJob(owner, self.model, BATCH_PRIORITY, self.request, self.metadata, options=self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,16 @@ class ResultFile:
 
 
 _NEW = Records(
-    "new", id=Text, model=Text, request=JSON, choices=SmallInteger, metadata=JSON, end_user=Text, line=Integer
+    "new",
+    id=Text,
+    model=Text,
+    request=JSON,
+    choices=SmallInteger,
+    metadata=JSON,
+    end_user=Text,
+    line=Integer,
+    requested_model=Text,
+    decisions=JSONB,
 )
 _SUBMIT = insert_queued(
     _NEW,
@@ -88,6 +109,8 @@ _SUBMIT = insert_queued(
         JobRow.finish_before: bindparam("expires_at", type_=Timestamp),
         JobRow.batch_id: bindparam("batch", type_=Text),
         JobRow.batch_line: _NEW.line,
+        JobRow.requested_model: _NEW.requested_model,
+        JobRow.decisions: _NEW.decisions,
     },
 ).returning(JobRow.id)
 
@@ -231,6 +254,8 @@ class BatchStore(JobRowStore):
                 "metadata": job.metadata,
                 "end_user": job.end_user,
                 "line": job.line,
+                "requested_model": job.requested_model,
+                "decisions": job.decisions.stored(),
             }
             for job in jobs
         ]

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from api.context.estimates import TokenEstimates
+from api.context.message_counts import EstimatedCounts, MessageCounts, TemplateCounts, WordCounts
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import InvalidRequest
@@ -26,6 +28,9 @@ INLINE_BYTES = 4000
 # Prompts that are counted in threads at the same time.
 THREADS = 2
 
+# Larger conversations with tools are estimated: rendering holds the interpreter's lock for about 10 ms per megabyte.
+RENDERED_BYTES = 512 * 1024
+
 _Count = Callable[[GenerateRequest, int | None], int | None]
 
 
@@ -33,22 +38,36 @@ _Count = Callable[[GenerateRequest, int | None], int | None]
 class Window:
     """A model's context length, and how the tokens of its prompts are counted; None if unknown.
 
-    `source`: as in `Spec`.
+    `source`: as in `Spec`. `messages` counts those of single messages.
     """
 
     limit: int | None
     tokenizer: PromptTokenizer | None
     count: _Count | None
     source: str | None = None
+    messages: MessageCounts | None = None
 
 
 _UNKNOWN = Window(None, None, None)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """The number of tokens of a prompt, and whether it was estimated because they cannot be counted here.
+
+    With `at_least`, the prompt may have more: it was not counted to its end.
+    """
+
+    number: int
+    estimated: bool = False
+    at_least: bool = False
+
+
 class ContextWindow:
     """Checks prompts against their model's context length. Those of a model that has been removed pass."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, estimates: TokenEstimates | None = None) -> None:
+        self.estimates = estimates or TokenEstimates()
         self._windows: Mapping[str, Window] = {}
         # The lengths that upstreams report, by source.
         self._reported: Mapping[str, int] = {}
@@ -59,13 +78,14 @@ class ContextWindow:
 
     def read(self, models: Mapping[str, ModelSpec]) -> Mapping[str, Window]:
         """Read what is needed to check these models' prompts. Loads tokenizers, so it may take seconds."""
-        known = {window.tokenizer: window.count for window in self._windows.values()}
+        known = {window.tokenizer: (window.count, window.messages) for window in self._windows.values()}
         windows = {}
         for name, model in models.items():
             tokenizer = model.prompt_tokenizer
             if tokenizer not in known:
                 known[tokenizer] = _counter(tokenizer)
-            windows[name] = Window(model.max_model_len, tokenizer, known[tokenizer], model.context_source)
+            count, messages = known[tokenizer]
+            windows[name] = Window(model.max_model_len, tokenizer, count, model.context_source, messages)
         return windows
 
     def use(self, windows: Mapping[str, Window]) -> None:
@@ -117,6 +137,10 @@ class ContextWindow:
         window = self._window(model)
         return window.limit if window.source is None else self._reported.get(window.source)
 
+    def message_counts(self, model: str) -> MessageCounts:
+        """How the tokens of single messages are counted."""
+        return self._window(model).messages or EstimatedCounts(self.estimates.tokens_per_byte(model))
+
     async def tokens(self, model: str, request: GenerateRequest) -> int | None:
         """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
 
@@ -139,6 +163,30 @@ class ContextWindow:
         count = self._window(model).count
         return await self._in_thread(count, request, None) if count is not None else None
 
+    async def measure(self, model: str, request: GenerateRequest, limit: int | None = None) -> PromptTokens:
+        """Count the tokens of a prompt with the model's tokenizer and template; if that is not possible, estimate them.
+
+        With a limit, the number for a longer prompt may be too low, but is at least the limit.
+
+        Raises:
+            InvalidRequest: the chat template rejects the prompt.
+        """
+        if isinstance(request.prompt, list):
+            return PromptTokens(len(request.prompt))
+        if (count := self._window(model).count) is not None and _is_countable(request):
+            is_small = is_plain(request) and _bytes(request) <= INLINE_BYTES
+            tokens = count(request, limit) if is_small else await self._in_thread(count, request, limit)
+            if tokens is not None:
+                return PromptTokens(tokens, at_least=isinstance(tokens, AtLeast))
+        return PromptTokens(self.estimates.estimate(model, request), estimated=True)
+
+    def has_fewer(self, model: str, request: GenerateRequest, tokens: int) -> bool:
+        """Whether a prompt certainly has fewer tokens, by its size; False if it has to be measured."""
+        if isinstance(request.prompt, list):
+            return len(request.prompt) < tokens
+        is_countable = self._window(model).count is not None and is_plain(request)
+        return is_countable and _bytes(request) + TEMPLATE_TOKENS < tokens
+
     def note_refusal(self, model: str) -> None:
         """Note that a request was refused because of the length, which an upstream may have reported long ago."""
         if (source := self._window(model).source) is not None:
@@ -152,14 +200,22 @@ class ContextWindow:
             return await asyncio.to_thread(count, request, limit)
 
 
-def _counter(tokenizer: PromptTokenizer | None) -> _Count | None:
+def _counter(tokenizer: PromptTokenizer | None) -> tuple[_Count | None, MessageCounts | None]:
     match tokenizer:
         case WordTokenizer():
-            return count_words
+            return count_words, WordCounts()
         case TokenizerFiles(folder, renders_chat, template):
-            return TokenCounter(folder, renders_chat=renders_chat, template=template).count
+            counter = TokenCounter(folder, renders_chat=renders_chat, template=template)
+            return counter.count, TemplateCounts(counter)
         case None:
-            return None
+            return None, None
+
+
+def _is_countable(request: GenerateRequest) -> bool:
+    """Whether a prompt consists of texts and tools, and is rendered fast enough."""
+    if any(message.media for message in request.messages or ()):
+        return False
+    return is_plain(request) or request.size + request.options_size <= RENDERED_BYTES
 
 
 def _bytes(request: GenerateRequest) -> int:

@@ -17,6 +17,7 @@ from shared.domain.answer_options import (
     CacheOptions,
     ContextOptions,
     RequestOptions,
+    ToolClearing,
 )
 from shared.domain.errors import InvalidRequest
 from shared.postgres.job_store import Idempotency
@@ -36,8 +37,7 @@ class SubmitHeaders:
 
     def options(self, body: AnswerParameters) -> RequestOptions:
         """How the request may be answered, by its headers and its body."""
-        store: bool | None = getattr(body, "store", None)
-        return RequestOptions(body.cache, self.cache_control, store, body.context)
+        return RequestOptions(body.cache, self.cache_control, body.store, body.context_options, body.tool_clearing)
 
     def idempotency(self, path: str, body: BaseModel) -> Idempotency | None:
         """The idempotency key with a digest of the request; None without a key."""
@@ -105,9 +105,20 @@ class AnswerParameters(BaseModel):
     cache: CacheOptions | None = Field(
         None, description="Answer the request from the response cache, and store its answer there."
     )
+    store: bool | None = Field(None, description="If false, the answer is not kept in the response cache.")
     context: ContextOptions | None = Field(
         None, description="What happens to a conversation that outgrows the model's context."
     )
+
+    @property
+    def context_options(self) -> ContextOptions | None:
+        """The same, also from the dialect's own parameters."""
+        return self.context
+
+    @property
+    def tool_clearing(self) -> ToolClearing | None:
+        """When old results of tools are cleared."""
+        return None
 
 
 def _cache_control(value: str) -> CacheControl:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+from api.context.limits import TokenLimiter
+from api.context.shortening import Shortening
+from api.context.summaries import SummaryJobs
 from api.context.window import ContextWindow
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
+from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
 from shared.postgres.job_store import NewJob
+from shared.telemetry.metrics import Metrics
 
 # Steps of at most about a millisecond between two turns of the event loop.
 STEPS_PER_TURN = 4
@@ -29,28 +35,43 @@ class Admission:
         context: ContextWindow,
         quotas: ProjectQuotas | None = None,
         media: MediaLimits = NO_MEDIA_LIMITS,
+        metrics: Metrics | None = None,
+        router: Router | None = None,
+        shortening: Shortening | None = None,
     ) -> None:
+        """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
         self._capabilities = CapabilityCheck(registry)
         self._media = MediaCheck(media)
         self._context = context
+        self._token_limiter = TokenLimiter(registry, context, metrics)
         self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
+        self._router = router
+        self._shortening = shortening or Shortening(registry, context, metrics=metrics)
 
-    async def admit(self, principal: Principal, new: NewJob) -> NewJob:
-        """Check a new job of a principal. Returns the job to store, which a step may have changed.
+    async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
+        """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
+        the routes.
+
+        `jobs` runs jobs that write summaries of long conversations. Without it, none are written.
 
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the model cannot serve the request, an image or a file is damaged or too large, the prompt
-                does not fit the model's context, too many log probabilities are requested, or a structured output
-                exceeds a bound.
+            InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
+                damaged or too large, the prompt does not fit the model's context, too many log probabilities are
+                requested, or a structured output exceeds a bound.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        if self._router is not None:
+            new = await self._router.route(principal, new)
+        new = self._token_limiter.limit_output(principal, new)
+        new = await self._shortening.shorten(principal, new, jobs)
+        new = await self._token_limiter.check_input(principal, new)
         await self.check(new.model, new.request)
         return new
 
@@ -65,8 +86,16 @@ class Admission:
         """
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
+    async def recheck(self, principal: Principal, new: NewJob) -> None:
+        """Find out later why a job was rejected: run the checks again, without side effects. Raises as `admit`."""
+        new = replace(new, model=await self.model_of(principal, new))
+        new = self._token_limiter.limit_output(principal, new, counted=False)
+        new = await self._shortening.shorten(principal, new, counted=False)
+        new = await self._token_limiter.check_input(principal, new, counted=False)
+        await self.check(new.model, new.request)
+
     async def check(self, model: str, request: GenerateRequest) -> None:
-        """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
+        """Check a request against its model, without side effects; raises as `admit`."""
         spec = self._registry[model]
         self._capabilities.check(model, request)
         await self._media.check(request)
@@ -74,6 +103,25 @@ class Admission:
         await self._context.check(model, request)
         await self._logprobs.check(model, request)
         self.require_model(model)
+
+    async def explain(self, principal: Principal, new: NewJob) -> Explanation | None:
+        """How a job would be routed; None if it names a model.
+
+        Raises:
+            Forbidden: as `admit`.
+            NotFound: there is neither a model nor a route of this name.
+        """
+        principal.require(Scope.INFERENCE)
+        principal.require_priority(new.priority)
+        explanation = await self._router.explain(principal, new) if self._router is not None else None
+        if explanation is None:
+            self.require_model(new.model)
+        return explanation
+
+    async def model_of(self, principal: Principal, new: NewJob) -> str:
+        """The model that would run a job: the one that it names, or that of the route. Nothing is remembered."""
+        explanation = await self._router.explain(principal, new) if self._router is not None else None
+        return new.model if explanation is None else explanation.choice.model
 
     def require_model(self, model: str) -> None:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""

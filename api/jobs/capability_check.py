@@ -69,7 +69,7 @@ class CapabilityCheck:
 
     def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if the model cannot serve the request."""
-        missing = _unmet(self._registry[model], needs(request), request)
+        missing = self.unmet(model, request)
         if missing is None:
             return
         all_needs = list(needs(request))
@@ -79,6 +79,10 @@ class CapabilityCheck:
         raise InvalidRequest(
             f"{missing.param}: the model `{model}` does not support {missing.what}; {others}", param=missing.param
         )
+
+    def unmet(self, model: str, request: GenerateRequest) -> Unsupported | None:
+        """The first thing in a request that its model cannot do; None if it can serve the request."""
+        return _unmet(self._registry[model], needs(request), request)
 
 
 def _unmet(spec: ModelSpec, needed: Iterable[Need], request: GenerateRequest) -> Unsupported | None:

@@ -11,15 +11,20 @@ import sys
 
 from api.context.window import ContextWindow
 from api.jobs.admission import Admission
-from api.keys.principal import Principal
+from api.keys.earlier_work import EarlierWork
+from api.keys.store import ApiKeyStore
 from api.settings import RegionSettings
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
 from shared.config.settings import Settings, settings_or_exit
 from shared.domain.errors import InvalidRequest, NotFound, UnreadableRow
-from shared.domain.job import JobStatus
+from shared.domain.job import Job, JobStatus
+from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
+
+# The command reads the options of a key once.
+COMMAND_S = 3600.0
 
 
 class DeadLetterSettings(RegionSettings, Settings):
@@ -47,12 +52,13 @@ async def run(arguments: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             return 2
         admission = Admission(registry, ContextWindow(registry))
-        return max([await replay(store, admission, job_id) for job_id in arguments.job])
+        earlier_work = EarlierWork(ApiKeyStore(engine), cache_s=COMMAND_S)
+        return max([await replay(store, admission, earlier_work, job_id) for job_id in arguments.job])
     finally:
         await engine.dispose()
 
 
-async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
+async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWork, job_id: str) -> int:
     """Submit a failed job's request again as a new job of the same owner. The failed job is unchanged."""
     try:
         job = await store.get(job_id)
@@ -66,17 +72,30 @@ async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
         owner=job.owner,
         model=job.model,
         priority=job.priority,
-        request=job.request,
+        request=_requested(job),
         metadata={**job.metadata, "replay_of": job.id},
     )
     try:
-        new = await admission.admit(Principal.of(new.owner), new)
+        new = await admission.admit(await earlier_work.principal(new.owner), new)
     except (InvalidRequest, NotFound) as error:
         print(f"{job_id} cannot be replayed: {error}", file=sys.stderr)
         return 1
     submitted, _ = await store.insert(new)
     print(f"{job_id} replayed as {submitted.id}")
     return 0
+
+
+def _requested(job: Job) -> GenerateRequest:
+    """The request as the client sent it, to which the limits of today apply."""
+    decision = job.decisions.token_limits
+    if decision is None:
+        return job.request
+    values = job.request.sampling.model_dump(exclude_unset=True, exclude={"max_tokens"})
+    if decision.requested_max_tokens is not None:
+        values["max_tokens"] = decision.requested_max_tokens
+    if decision.requested_thinking_token_budget is not None:
+        values["thinking_token_budget"] = decision.requested_thinking_token_budget
+    return job.request.model_copy(update={"sampling": Sampling.model_validate(values)})
 
 
 def main() -> int:

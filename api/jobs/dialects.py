@@ -8,6 +8,8 @@ docs/compatibility.md repeats these tables.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from api.http.members import MemberRules, Refusal
 from api.jobs.parameters import has_part, has_parts
 from shared.domain.opaque import is_encoded
@@ -68,7 +70,6 @@ _HARMLESS = (
 )
 _HARMLESS_COMPLETIONS = (
     *_HARMLESS,
-    "prompt_cache_key",
     "safety_identifier",
     "service_tier",
     "store",
@@ -91,18 +92,25 @@ _HARMLESS_CHAT = (
 
 _TOOLS = ("tools",)
 
+
+def _is_false(value: Any) -> bool:
+    return value is False
+
+
+# Only a response is stored for its client, so `store: true` has no effect elsewhere.
+_STORE = {"store": _is_false}
 # Data of a provider, which another API may have given to the client.
 _OPAQUE = {"messages[].reasoning_details": has_parts, "messages[].tool_calls[].extra_content": has_part}
 
 CHAT = MemberRules(
     droppable=_TOOLS,
-    significant=_OPAQUE,
+    significant={**_OPAQUE, **_STORE},
     refused={**_CHAT, "prompt": Refusal("this API takes messages")},
     ignored=_HARMLESS_CHAT,
 )
 JOB = MemberRules(
     droppable=_TOOLS,
-    significant=_OPAQUE,
+    significant={**_OPAQUE, **_STORE},
     refused={
         **_CHAT,
         "max_completion_tokens": Refusal("this API takes max_tokens"),
@@ -114,6 +122,8 @@ JOB = MemberRules(
         "stream_options",
     ),
 )
+# Bodies of jobs and of chat completions.
+ROUTE = MemberRules(droppable=_TOOLS, significant=_OPAQUE, refused=_CHAT, ignored=_HARMLESS_CHAT)
 TEXT = MemberRules(
     refused={
         **_ENGINE,
@@ -123,10 +133,27 @@ TEXT = MemberRules(
         "tools": Refusal("this parameter is not supported here; tools are for /v1/chat/completions"),
         "top_logprobs": Refusal("this API takes the number of alternatives as logprobs", (0,)),
     },
+    significant=_STORE,
     ignored=_HARMLESS_COMPLETIONS,
 )
+# The edits of long conversations in Anthropic's `context_management` that have an effect.
+APPLIED_EDITS: tuple[Literal["compact_20260112"], Literal["clear_tool_uses_20250919"]] = (
+    "compact_20260112",
+    "clear_tool_uses_20250919",
+)
+
+
+def has_applied_edit(management: Any) -> bool:
+    """Whether Anthropic's `context_management` has an edit that has an effect."""
+    edits = management.get("edits") if isinstance(management, dict) else None
+    return isinstance(edits, list) and any(
+        isinstance(edit, dict) and edit.get("type") in APPLIED_EDITS for edit in edits
+    )
+
+
 MESSAGES = MemberRules(
     droppable=_TOOLS,
+    significant=_STORE | {"context_management": has_applied_edit},
     refused={
         "container": Refusal("this parameter is not supported: there are no containers or skills"),
         "mcp_servers": Refusal("this parameter is not supported; connect to MCP servers in the client"),
@@ -139,7 +166,6 @@ MESSAGES = MemberRules(
         "anthropic_version",
         "betas",
         "cache_control.scope",
-        "context_management",
         "diagnostics",
         "fallback_credit_token",
         "fallbacks",
@@ -164,15 +190,25 @@ COUNT_TOKENS = MemberRules(
     droppable=_TOOLS,
     refused=MESSAGES.refused,
     ignored=(
-        *MESSAGES.ignored, "max_tokens", "metadata", "priority", "stop_sequences", "stream", "temperature", "top_k",
+        *MESSAGES.ignored, "context_management",
+        "max_tokens", "metadata", "priority", "stop_sequences", "stream", "temperature", "top_k",
         "top_p",
     ),
 )  # fmt: skip
+
+
+def has_compaction(entries: Any) -> bool:
+    """Whether `context_management` has an entry of a type that OpenAI documents."""
+    return isinstance(entries, list) and any(
+        isinstance(entry, dict) and entry.get("type") == "compaction" for entry in entries
+    )
+
+
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 RESPONSES = MemberRules(
     droppable=_TOOLS,
-    significant={"input[].encrypted_content": is_encoded},
+    significant={"input[].encrypted_content": is_encoded, "context_management": has_compaction},
     refused={
         **_ENGINE,
         "chat_template": Refusal(_NO_TEMPLATE),
@@ -188,7 +224,7 @@ RESPONSES = MemberRules(
         "response_format": Refusal("this API takes text.format", ({"type": "text"},)),
     },
     ignored=(
-        *_HARMLESS,
+        *(name for name in _HARMLESS if name != "context_management"),
         "input[].agent",
         "input[].internal_chat_message_metadata_passthrough",
         "input[].namespace",
@@ -205,6 +241,6 @@ RESPONSES = MemberRules(
         "include": (LOGPROBS, ENCRYPTED_REASONING),
         "service_tier": ("auto", "default"),
         "stream_options.include_obfuscation": (False,),
-        "truncation": ("disabled",),
+        "truncation": ("auto", "disabled"),
     },
 )

@@ -73,6 +73,9 @@ def plain_choice(choice: Any) -> Any:
 
 
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+PromptCacheKey = Annotated[
+    UnicodeText, Field(description="A name for requests with a common prefix, sent to providers that route by it.")
+]
 
 
 class PastFunctionCall(FunctionCall):
@@ -300,6 +303,8 @@ class CommonParameters(AnswerParameters, Sampling):
         description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
         " sent as members of the request, as OpenAI's SDK does.",
     )
+
+    prompt_cache_key: PromptCacheKey | None = None
 
     @model_validator(mode="after")
     def _one_structure(self) -> Self:

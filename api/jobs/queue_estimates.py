@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from api.jobs.queue_store import EXACT, QueueOrder, QueueStore, ServiceRate
+from api.jobs.queue_store import EXACT, QueuedJob, QueueOrder, QueueStore, ServiceRate
 from shared.config.models.loader import Registry
-from shared.domain.job import JobStatus, JobSummary
+from shared.domain.job import JobStatus, JobSummary, new_job_id
 from shared.domain.priorities import is_batch
 from shared.runtime.outages import is_database_outage
 
@@ -91,6 +91,15 @@ class _Submitted:
         return self._dropped + bisect_right(self._ids, job_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _NewJob:
+    """A job that has not been submitted."""
+
+    model: str
+    priority: int
+    id: str
+
+
 class QueueEstimates:
     """Positions and expected waits of queued jobs. During a database outage both are None."""
 
@@ -104,29 +113,44 @@ class QueueEstimates:
         self._paces: _Cache[ServiceRate] = _Cache()
 
     def created(self, job: JobSummary) -> None:
-        """Note that this process has submitted a job."""
-        self._submitted[job.model, job.priority].add(job.id)
+        """Note that this process has submitted a job. One that follows another job is not in the queue."""
+        if job.follows is None:
+            self._submitted[job.model, job.priority].add(job.id)
 
     async def submitted(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
+        if job.follows is not None:
+            return await self.waiting(job)
         try:
-
-            async def count() -> int:
-                position = await self._position(job)
-                # Jobs of the same commit may be noted only while the query runs, and the query counts them.
-                return position - self._place(job)
-
-            before = await self._positions.get((job.model, job.priority), count)
-            position = max(0, before + self._place(job))
+            position = await self._last_position(job)
             return position, await self.wait_s(job.model, job.priority, position)
         except Exception as error:
             return self._unknown(job, error)
 
+    async def new_job_wait_s(self, model: str, priority: int) -> float | None:
+        """Return the seconds that a job would wait if it was submitted now; None if unknown.
+
+        Raises during a database outage.
+        """
+        return await self.wait_s(model, priority, await self._last_position(_NewJob(model, priority, new_job_id())))
+
+    async def rate(self, model: str) -> ServiceRate:
+        """Return the rate at which a model's jobs are served. Raises during a database outage."""
+        return await self._paces.get(model, lambda: self._store.pace(model))
+
     async def waiting(self, job: JobSummary) -> tuple[int | None, float | None]:
-        """Position and expected wait, in seconds, of any job; None if it is not queued."""
+        """Position and expected wait, in seconds, of any job; None if it is not queued.
+
+        Those of a job that follows another one are those of the other one.
+        """
         if job.status is not JobStatus.QUEUED:
             return None, None
         try:
+            if job.follows is not None:
+                leader = await self._store.leader(job)
+                if leader is None:
+                    return None, None
+                job = leader
             position = await self._position(job)
             return position, await self.wait_s(job.model, job.priority, position, job.not_before)
         except Exception as error:
@@ -143,7 +167,7 @@ class QueueEstimates:
 
         Raises during a database outage.
         """
-        pace = await self._paces.get(model, lambda: self._store.pace(model))
+        pace = await self.rate(model)
         spec = self._registry.models.get(model)  # None if the model has been removed from models.yaml
         preempts = spec is not None and spec.yields and not is_batch(priority)
         estimate = pace.wait_s(position, pace.urgent if preempts else pace.running)
@@ -156,7 +180,18 @@ class QueueEstimates:
             estimate = max(estimate, round((not_before - datetime.now(UTC)).total_seconds(), 1))
         return estimate
 
-    def _place(self, job: JobSummary) -> int:
+    async def _last_position(self, job: QueuedJob) -> int:
+        """The position of a job that has just been submitted."""
+
+        async def count() -> int:
+            position = await self._position(job)
+            # Jobs of the same commit may be noted only while the query runs, and the query counts them.
+            return position - self._place(job)
+
+        before = await self._positions.get((job.model, job.priority), count)
+        return max(0, before + self._place(job))
+
+    def _place(self, job: QueuedJob) -> int:
         """The number of jobs that this process has submitted before and that are served no later than this job."""
         return sum(
             submitted.up_to(job.id)
@@ -164,7 +199,7 @@ class QueueEstimates:
             if (submitted := self._submitted.get((job.model, priority))) is not None
         )
 
-    async def _position(self, job: JobSummary) -> int:
+    async def _position(self, job: QueuedJob) -> int:
         position = await self._store.position(job)
         if position < EXACT:
             return position

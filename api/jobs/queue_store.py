@@ -6,12 +6,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from sqlalchemy import ARRAY, Text, and_, bindparam, func, or_, select
 
 from shared.domain.job import SUCCEEDED, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
-from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, SUMMARY_COLUMNS, to_summary
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
 
@@ -55,13 +56,14 @@ class ServiceRate:
 
     `slots` is the total of its live workers whose circuit breaker is closed, `running` the number of running jobs,
     `urgent` that of running jobs not in a batch. `service_s` is the mean service time of recent jobs; None if there are
-    none.
+    none. `workers` is the number of its live workers.
     """
 
     slots: int
     running: int
     urgent: int
     service_s: float | None
+    workers: int
 
     def wait_s(self, position: int, occupied: int) -> float | None:
         """Estimate the seconds until the job at a position starts, if `occupied` slots are not preempted for it.
@@ -77,15 +79,29 @@ class ServiceRate:
         return round(turns * self.service_s / self.slots, 1) if self.service_s is not None else None
 
 
+class QueuedJob(Protocol):
+    """A job's place in its queue."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def priority(self) -> int: ...
+
+    @property
+    def id(self) -> str: ...
+
+
 class QueueStore(Store):
     """Reads the order and the service rate of queued jobs from PostgreSQL."""
 
-    async def position(self, job: JobSummary) -> int:
+    async def position(self, job: QueuedJob) -> int:
         """Count the jobs of the same model that are served before this one, up to `EXACT`."""
         ahead = (
             select(JobRow.id)
             .where(
                 IS_QUEUED,
+                JobRow.follows.is_(None),
                 JobRow.model == job.model,
                 or_(JobRow.priority < job.priority, and_(JobRow.priority == job.priority, JobRow.id < job.id)),
             )
@@ -95,6 +111,11 @@ class QueueStore(Store):
         row = await self._first(select(func.count().label("ahead")).select_from(ahead))
         return int(row.ahead) if row is not None else 0
 
+    async def leader(self, job: JobSummary) -> JobSummary | None:
+        """Return the job that a job follows, if it is queued."""
+        statement = select(*SUMMARY_COLUMNS).where(JobRow.id == job.follows, IS_QUEUED)
+        return await self._one(statement, to_summary)
+
     async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
         """Read the queues of these models in one index scan."""
         position = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
@@ -102,6 +123,7 @@ class QueueStore(Store):
             select(JobRow.model, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
             .where(
                 IS_QUEUED,
+                JobRow.follows.is_(None),
                 JobRow.model == func.any(bindparam("models", list(models), type_=ARRAY(Text))),
             )
             .subquery()
@@ -119,16 +141,16 @@ class QueueStore(Store):
 
     async def pace(self, model: str) -> ServiceRate:
         """Read the current pace of a model."""
-        slots = (
-            select(func.coalesce(func.sum(WorkerRow.slots), 0))
+        workers = (
+            select(WorkerRow.slots, WorkerRow.breaker_since)
             .where(
                 WorkerRow.model == model,
                 WorkerRow.lease_expires_at > func.clock_timestamp(),
                 WorkerRow.state == WorkerState.READY.value,
-                WorkerRow.breaker_since.is_(None),
             )
-            .scalar_subquery()
+            .cte("workers")
         )
+        slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.breaker_since.is_(None))
         running = select(JobRow.priority).where(JobRow.model == model, IS_RUNNING).cte("running")
         recent = (
             select(JobRow.status, (JobRow.finished_at - JobRow.attempt_started_at).label("took"))
@@ -139,7 +161,8 @@ class QueueStore(Store):
         )
         succeeded = recent.c.status.in_(SUCCEEDED)
         statement = select(
-            slots.label("slots"),
+            select(func.count()).select_from(workers).scalar_subquery().label("workers"),
+            slots.scalar_subquery().label("slots"),
             select(func.count()).select_from(running).scalar_subquery().label("running"),
             select(func.count()).where(running.c.priority < BATCH_PRIORITY).scalar_subquery().label("urgent"),
             select(func.avg(func.extract("epoch", recent.c.took)))
@@ -149,4 +172,5 @@ class QueueStore(Store):
         )
         async with self._engine.connect() as connection:
             row = (await connection.execute(statement)).one()
-        return ServiceRate(row.slots, row.running, row.urgent, None if row.service_s is None else float(row.service_s))
+        service_s = None if row.service_s is None else float(row.service_s)
+        return ServiceRate(row.slots, row.running, row.urgent, service_s, row.workers)

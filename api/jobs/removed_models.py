@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 
 from shared.config.models.loader import Registry
 from shared.domain.errors import ErrorCode
-from shared.domain.job import Failure, JobStatus
+from shared.domain.fallback import FallbackReason
+from shared.domain.job import Failure
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.redis import keys
@@ -57,7 +58,7 @@ class RemovedModels:
         await run_periodically(self.check, "check for jobs of removed models", interval_s=INTERVAL_S, immediately=True)
 
     async def check(self) -> int:
-        """Declare the models and fail jobs, once. Returns the number of jobs that were failed."""
+        """Declare the models and fail or move jobs, once. Returns the number of these."""
         await self._declare()
         now = time.monotonic()
         self._since = {model: self._since.get(model, now) for model in await self._unserved()}
@@ -96,7 +97,10 @@ class RemovedModels:
         count = 0
         for job in await self._store.queued_of(model, limit=LIMIT, without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
-                count += await self._terminator.end(job, JobStatus.FAILED, failure)
+                count += await self._terminator.fail(job, failure, FallbackReason.MODEL_REMOVED)
         if count:
-            logger.warning("model=%s failed %d queued jobs: the model was removed, and has no worker", model, count)
+            logger.warning(
+                "model=%s failed %d queued jobs, or moved them to fallbacks: the model was removed, and has no worker",
+                model, count,
+            )  # fmt: skip
         return count

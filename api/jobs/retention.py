@@ -20,7 +20,10 @@ UNSTORED_S = 60.0
 
 
 class Retention:
-    """Deletes jobs `retention_s` after their end (0: never); purges responses with `store` false soon after it."""
+    """Deletes jobs `retention_s` after their end (0: never), and summaries as long after their last use.
+
+    Responses with `store` false are purged soon after their end.
+    """
 
     def __init__(self, store: RetentionStore, *, retention_s: float) -> None:
         self._store = store
@@ -33,9 +36,10 @@ class Retention:
     async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
         """Delete or purge all jobs that are due. Returns their number."""
         purged = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
-        deleted = (
-            await self._all(lambda: self._store.delete_ended(self._retention_s, BATCH)) if self._retention_s else 0
-        )
+        deleted = 0
+        if self._retention_s:
+            deleted = await self._all(lambda: self._store.delete_ended(self._retention_s, BATCH))
+            await self._all(lambda: self._store.delete_unused_summaries(self._retention_s, BATCH))
         if deleted:
             logger.info("deleted %d jobs that ended more than %d s ago", deleted, self._retention_s)
         return purged + deleted

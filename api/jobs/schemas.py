@@ -96,6 +96,7 @@ class JobCreate(ChatParameters):
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
             extra_body=self.extra_body,
+            prompt_cache_key=self.prompt_cache_key,
         )
 
 
@@ -179,6 +180,10 @@ class AttemptView(BaseModel):
     ended_at: datetime | None
     tokens: int
     outcome: str | None = Field(description="Null while it runs.")
+    model: str | None = Field(description="Null if an earlier version has recorded the attempt.")
+    error: str | None = Field(
+        description="Why the model could not serve the job, if another one took over (outcome `rerouted`)."
+    )
 
 
 class JobSummaryView(BaseModel):

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api.cache.response_cache import ResponseCache
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
 from api.jobs.admission import Admission
@@ -23,14 +24,19 @@ from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.recovery.followers import report_changes
 from shared.recovery.terminator import JobTerminator
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
+from shared.runtime.outages import is_database_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
+
+# How often a job tries to follow an open one with the same request, or to get its answer: that may end in between.
+COALESCE_TRIES = 3
 
 
 class JobService:
@@ -49,8 +55,10 @@ class JobService:
         queue_estimates: QueueEstimates,
         metrics: Metrics,
         traces: Traces = NO_TRACES,
+        cache: ResponseCache | None = None,
     ) -> None:
         self._admission = admission
+        self._cache = cache
         self._store = store
         self._logs = logs
         self._terminator = terminator
@@ -66,13 +74,19 @@ class JobService:
     ) -> tuple[Job, bool]:
         """Admit a job, commit it, and send the workers a hint. When this returns, the job is durable.
 
-        The second value is False if an earlier call with this idempotency key created the job.
+        A job that the response cache answers has ended by then, and is returned with its output. One whose answer an
+        open job is to get follows that job. The second value is False if an earlier call with this idempotency key
+        created the job.
 
         Raises:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
-        new = await self._admission.admit(principal, new)
+        new = await self._admission.admit(principal, new, self)
+        if self._cache is not None:
+            new = await self._cache.admit(principal, new)
+            if (answered := await self._answer(self._cache, new, idempotency)) is not None:
+                return answered
         try:
             reservation = await self._admission.reserve(new)
         except QuotaExceeded:
@@ -84,19 +98,63 @@ class JobService:
         try:
             self._admission.require_model(new.model)
             with self.traces.submitting(new.model) as request_context:
-                job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
+                job, created = await self._insert(replace(new, request_context=request_context), idempotency)
         finally:
             reservation.release()
-        if created:
+        if created and not job.status.terminal:
             self._metrics.submitted(job.model, job.priority)
+            self._metrics.cache_decided(job)
             logger.info(
-                "job=%s model=%s attempt=%d request=%s queued",
+                "job=%s model=%s attempt=%d request=%s %s",
                 job.id, job.model, job.attempt, job.request_context.request_id,
+                "queued" if job.follows is None else f"follows {job.follows}",
             )  # fmt: skip
             self.queue_estimates.created(job)
-            self._hints.put(Hint(job.id, job.model, job.priority))
-            await asyncio.sleep(0)  # send the hint before building the response
+            if job.follows is None:
+                self._hints.put(Hint(job.id, job.model, job.priority))
+                await asyncio.sleep(0)  # send the hint before building the response
+            else:
+                await self._settle(job.follows)
         return job, created
+
+    async def _insert(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+        """Commit a job that the response cache has no answer for: it runs, or follows a job with the same request."""
+        if new.cache_key is not None and self._cache is not None:
+            for _ in range(COALESCE_TRIES):
+                if (coalesced := await self._store.coalesce(new, idempotency)) is not None:
+                    return coalesced
+                if (answered := await self._answer(self._cache, new, idempotency)) is not None:
+                    return answered
+        return await self._store.insert(new, idempotency)
+
+    async def _settle(self, leader: str) -> None:
+        """Release or end the followers of a job, if it has ended before they were committed."""
+        try:
+            report_changes(await self._store.settle([leader]), self._hints.put, self._metrics)
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            logger.warning("job=%s cannot check whether it has ended, the sweeper will: %s", leader, error)
+
+    async def _answer(
+        self, cache: ResponseCache, new: NewJob, idempotency: Idempotency | None
+    ) -> tuple[Job, bool] | None:
+        """Commit a job with the answer that the response cache has for it; None if there is none."""
+        if new.cache_key is None:
+            return None
+        self._admission.require_model(new.model)
+        with self.traces.submitting(new.model) as request_context:
+            answered = await cache.answer(replace(new, request_context=request_context), idempotency)
+        if answered is not None and answered[1]:
+            job = answered[0]
+            self._metrics.submitted(job.model, job.priority)
+            self._metrics.cache_decided(job)
+            logger.info(
+                "job=%s model=%s attempt=%d request=%s %s from the response cache source=%s",
+                job.id, job.model, job.attempt, job.request_context.request_id, job.status.value,
+                job.decisions.cache.source if job.decisions.cache is not None else None,
+            )  # fmt: skip
+        return answered
 
     async def get(self, job_id: str, project_id: int) -> Job:
         """Return a job of a project.
@@ -135,11 +193,15 @@ class JobService:
             limit, lambda count: self._store.page(project_id, status=status, model=model, limit=count, after=after)
         )
 
-    def follow(
-        self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
-    ) -> AsyncIterator[list[Event]]:
+    def follow(self, job_id: str, after: int = 0, queued: QueuedReader | None = None) -> AsyncIterator[list[Event]]:
         """Yield a job's events after a cursor, in batches up to its last, and keepalives; see `StreamHub.follow`."""
-        return self._hub.follow(job_id, after, queued, new=new)
+        return self._hub.follow(job_id, after, queued)
+
+    def follow_submitted(self, job: JobSummary, *, created: bool) -> AsyncIterator[list[Event]]:
+        """Yield the events of a job from `submit`, whose second value is `created`, as `follow` does."""
+        if job.status.terminal:
+            return self._hub.replay(job.id)
+        return self._hub.follow(job.id, new=created and job.follows is None)
 
     async def check_cursor(self, job: JobSummary, after: int, param: str) -> bool:
         """Whether events can follow a cursor; False if it is the last event of an ended job.
@@ -150,7 +212,10 @@ class JobService:
         if not after:
             return True
         last = await self._hub.last_seq(job.id)
-        known = last > 0 or job.attempt == 0  # a started job without events: Redis has lost its log
+        if not last and job.begins_with is not None:
+            last = await self._hub.last_seq(job.begins_with)
+        # Redis has lost the log of a started job without events.
+        known = last > 0 or (job.attempt == 0 and job.begins_with is None)
         if known and after > last:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
         return not (job.status.terminal and after == last)
@@ -160,7 +225,9 @@ class JobService:
         await self._hub.wait_for_end(job_id)
 
     async def ended(self, job: Job) -> Job:
-        """Wait for a job to end, and return it with its output. Its request is not read again."""
+        """Wait for a job from `submit` to end, and return it with its output. Its request is not read again."""
+        if job.status.terminal:
+            return job
         await self.wait_for_end(job.id)
         summary, output = await self.result(job.id, job.owner.project_id)
         values = {field.name: getattr(summary, field.name) for field in fields(summary)}

@@ -1,4 +1,4 @@
-"""`python -m api.keys create|rotate|revoke|set|list|ensure`: manages API keys in the database at DATABASE_URL."""
+"""`python -m api.keys create|rotate|revoke|set|tier|list|ensure`: manages API keys in the database at DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from datetime import UTC, datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.keys.option_arguments import (
+    NONE,
+    OptionsInvalid,
+    add_option_arguments,
+    describe,
+    has_options,
+    with_arguments,
+)
 from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
 from api.keys.store import ApiKey, ApiKeyStore, ProjectExists, generate_key, parse_id
 from api.settings import ApiSettings
 from shared.config.settings import settings_or_exit
+from shared.domain.answer_options import NO_KEY_OPTIONS
 from shared.domain.priorities import MAX_PRIORITY
 from shared.postgres.engine import connect
 
@@ -41,6 +50,10 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 async def create(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
+    try:
+        options = with_arguments(NO_KEY_OPTIONS, arguments)
+    except OptionsInvalid as error:
+        return _invalid(error)
     key = generate_key()
     try:
         key_id = await store.create(
@@ -52,6 +65,7 @@ async def create(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
             scopes=arguments.scope or (Scope.INFERENCE,),
             expires_in_s=arguments.expires,
             priority_floor=arguments.priority_floor,
+            options=options,
             generated=True,
         )
     except ProjectExists:
@@ -109,7 +123,23 @@ async def revoke(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
 async def set_limits(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     if (key_id := await _key_id(store, arguments.id)) is None:
         return 1
-    return 0 if await store.set_priority_floor(key_id, arguments.priority_floor) else _not_valid(arguments.id)
+    try:
+        changed = await store.change(
+            key_id,
+            priority_floor=arguments.priority_floor,
+            change=lambda options: with_arguments(options, arguments),
+        )
+    except OptionsInvalid as error:
+        return _invalid(error)
+    return 0 if changed else _not_valid(arguments.id)
+
+
+async def set_tier(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
+    tier = None if arguments.tier == NONE else arguments.tier
+    if await store.set_tier(arguments.project, tier):
+        return 0
+    print(f"there is no project {arguments.project!r}; `list` shows the projects", file=sys.stderr)
+    return 1
 
 
 ACTIONS = {
@@ -119,6 +149,7 @@ ACTIONS = {
     "list": list_keys,
     "revoke": revoke,
     "set": set_limits,
+    "tier": set_tier,
 }
 
 
@@ -140,12 +171,19 @@ def _not_valid(key_id: str) -> int:
     return 1
 
 
+def _invalid(error: OptionsInvalid) -> int:
+    print(error, file=sys.stderr)
+    return 2
+
+
 def _line(key: ApiKey) -> str:
     used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
     priorities = f"{key.priority_floor}-{MAX_PRIORITY}"
+    options = " ".join(filter(None, [describe(key.options), f"tier={key.tier}" if key.tier is not None else ""]))
     return (
         f"{key.id:<8} {key.prefix or '-':<12} {key.created_at:%Y-%m-%d %H:%M}  {key.state(datetime.now(UTC)):<26}"
         f" {used:<22} {','.join(key.scopes):<16} {priorities:<4} {key.project:<16} {key.name}"
+        + (f"  [{options}]" if options else "")
     )
 
 
@@ -159,6 +197,13 @@ def priority(text: str) -> int:
     if not re.fullmatch(r"[0-9]", text):
         raise argparse.ArgumentTypeError(f"must be a priority from 0 to {MAX_PRIORITY}, got {text!r}")
     return int(text)
+
+
+def tier_name(text: str) -> str:
+    """The name of a tier."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise argparse.ArgumentTypeError(f"must be a name such as free, of letters, digits and ._-, got {text!r}")
+    return text
 
 
 def duration_s(text: str) -> float:
@@ -185,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_expiry(create_key)
     _add_priority_floor(create_key, default=DEFAULT_PRIORITY_FLOOR)
+    add_option_arguments(create_key)
 
     rotate_key = actions.add_parser("rotate", help="create a successor of a key, and let the old key expire")
     _add_id(rotate_key)
@@ -200,14 +246,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_key = actions.add_parser("ensure", help="store the key that HEADRACE_API_KEY has, unless it is stored")
     ensure_key.add_argument("name")
     _add_project(ensure_key)
-    actions.add_parser("list", help="list keys: id, public prefix, state, last use, scopes, priorities, project, name")
+    actions.add_parser(
+        "list", help="list keys: id, public prefix, state, last use, scopes, priorities, project, name, options"
+    )
     _add_id(actions.add_parser("revoke", help="make a key invalid"))
-    set_key = actions.add_parser("set", help="change the limits of a key")
+    set_key = actions.add_parser("set", help="change the limits and options of a key")
     _add_id(set_key)
     _add_priority_floor(set_key)
+    add_option_arguments(set_key)
+    tier = actions.add_parser("tier", help="change the tier of a project, which the rules of routes can name")
+    tier.add_argument("project", help="the project's name")
+    tier.add_argument("tier", type=tier_name, help=f"the name of the tier, such as free; `{NONE}` removes it")
 
+    parsed = parser.parse_args(arguments)
+    if parsed.action == "set" and parsed.priority_floor is None and not has_options(parsed):
+        set_key.error("give at least one option to change")
     try:
-        return asyncio.run(run(parser.parse_args(arguments)))
+        return asyncio.run(run(parsed))
     except (SQLAlchemyError, OSError) as error:
         print(f"DATABASE_URL: the database cannot be used: {error}", file=sys.stderr)
         return 1
@@ -229,7 +284,6 @@ def _add_priority_floor(parser: argparse.ArgumentParser, *, default: int | None 
         "--priority-floor",
         type=priority,
         default=default,
-        required=default is None,
         metavar="PRIORITY",
         help="the most urgent priority that the key's jobs may have; 0 is the most urgent of all"
         + ("" if default is None else f" (default: {default})"),

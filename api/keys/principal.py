@@ -35,9 +35,8 @@ class Principal:
     end_user: str | None = None
     priority_floor: int = 0
     options: KeyOptions = NO_KEY_OPTIONS
-    # The project's class of service, and what keeps its prefix caches apart.
+    # The project's class of service.
     tier: str | None = None
-    salt: str = ""
 
     @classmethod
     def of(cls, owner: Owner) -> Self:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from api.keys.principal import Principal, Scope
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Conflict
+from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.store import Store, seconds
@@ -53,6 +54,8 @@ class ApiKey:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    options: KeyOptions
+    tier: str | None
 
     def state(self, now: datetime) -> str:
         """`valid`, `expires …`, `expired …` or `revoked …`, with the time in UTC."""
@@ -112,6 +115,7 @@ class ApiKeyStore(Store):
         scopes: Iterable[Scope] = (Scope.INFERENCE,),
         expires_in_s: float | None = None,
         priority_floor: int = 0,
+        options: KeyOptions = NO_KEY_OPTIONS,
         generated: bool = False,
     ) -> str | None:
         """Store a key of a project (default: the project named like the key), which is created if it is missing.
@@ -135,6 +139,7 @@ class ApiKeyStore(Store):
                 ApiKeyRow.scopes: sorted(scope.value for scope in scopes),
                 ApiKeyRow.expires_at: None if expires_in_s is None else func.now() + seconds(expires_in_s),
                 ApiKeyRow.priority_floor: priority_floor,
+                ApiKeyRow.options: _stored(options),
             }
             statement = insert(ApiKeyRow).values(values).on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256])
             created = (await connection.execute(statement.returning(ApiKeyRow.id))).scalar_one_or_none()
@@ -197,7 +202,6 @@ class ApiKeyStore(Store):
                 ApiKeyRow.priority_floor,
                 ApiKeyRow.options,
                 ProjectRow.tier,
-                ProjectRow.salt,
                 func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
             )
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
@@ -207,6 +211,19 @@ class ApiKeyStore(Store):
         async with self._engine.connect() as connection:
             found = {row.sha256: _valid_key(row) for row in await connection.execute(statement)}
         return [found.get(sha256) for sha256 in digests]
+
+    async def principal(self, owner: Owner) -> Principal:
+        """Return the principal of work that was accepted earlier, whether or not its key is still valid."""
+        statement = (
+            select(ApiKeyRow.options, ProjectRow.tier)
+            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+            .where(ApiKeyRow.id == owner.key_id)
+        )
+        row = await self._first(statement)
+        principal = Principal.of(owner)
+        if row is None:
+            return principal
+        return replace(principal, options=_options(row.options), tier=row.tier)
 
     async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
         """Return the ids of those keys that are neither revoked nor expired."""
@@ -233,10 +250,34 @@ class ApiKeyStore(Store):
         statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, _valid()).values(revoked_at=func.now())
         return await self._changes(statement)
 
-    async def set_priority_floor(self, key_id: int, priority_floor: int) -> bool:
-        """Change the lowest priority number of a key's jobs. False: there is no valid key with this id."""
-        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, _valid()).values(priority_floor=priority_floor)
-        return await self._changes(statement)
+    async def change(
+        self,
+        key_id: int,
+        *,
+        priority_floor: int | None = None,
+        change: Callable[[KeyOptions], KeyOptions] = lambda options: options,
+    ) -> bool:
+        """Change the limits and options of a key. False: there is no valid key with this id.
+
+        `change` gets the options that the key has, and returns the new ones; its errors propagate. Concurrent changes
+        wait for each other.
+        """
+        async with transaction(self._engine) as connection:
+            old = select(ApiKeyRow.options).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
+            row = (await connection.execute(old)).first()
+            if row is None:
+                return False
+            # Options that only a newer version knows are kept.
+            unknown = {name: value for name, value in row.options.items() if name not in KeyOptions.model_fields}
+            values: dict[Any, Any] = {ApiKeyRow.options: unknown | _stored(change(_options(row.options)))}
+            if priority_floor is not None:
+                values[ApiKeyRow.priority_floor] = priority_floor
+            await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
+            return True
+
+    async def set_tier(self, project: str, tier: str | None) -> bool:
+        """Change the tier of a project. False: there is no project with this name."""
+        return await self._changes(update(ProjectRow).where(ProjectRow.name == project).values(tier=tier))
 
 
 def format_id(key_id: int) -> str:
@@ -263,6 +304,8 @@ def _listed() -> Any:
             ApiKeyRow.expires_at,
             ApiKeyRow.revoked_at,
             ApiKeyRow.last_used_at,
+            ApiKeyRow.options,
+            ProjectRow.tier,
         )
         .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
         .order_by(ApiKeyRow.id)
@@ -276,11 +319,19 @@ def _valid_key(row: Any) -> ValidKey:
         row.id,
         frozenset(_scopes(row)),
         priority_floor=row.priority_floor,
-        options=KeyOptions.model_validate(row.options) if row.options else NO_KEY_OPTIONS,
+        options=_options(row.options),
         tier=row.tier,
-        salt=row.salt,
     )
     return ValidKey(principal, left)
+
+
+def _options(stored: Mapping[str, Any]) -> KeyOptions:
+    return KeyOptions.model_validate(stored) if stored else NO_KEY_OPTIONS
+
+
+def _stored(options: KeyOptions) -> dict[str, Any]:
+    groups = options.model_dump(mode="json", exclude_none=True)
+    return {name: value for name, value in groups.items() if value is not False}
 
 
 def _api_key(row: Row[Any]) -> ApiKey:
@@ -295,6 +346,8 @@ def _api_key(row: Row[Any]) -> ApiKey:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+        options=_options(row.options),
+        tier=row.tier,
     )
 
 

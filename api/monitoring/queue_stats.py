@@ -44,7 +44,7 @@ class QueueStatsStore(Store):
         age = func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at))
         queued = (
             select(JobRow.model, JobRow.priority, func.count(), age)
-            .where(IS_QUEUED)
+            .where(IS_QUEUED, JobRow.follows.is_(None))
             .group_by(JobRow.model, JobRow.priority)
         )
         running = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -33,10 +33,16 @@ async def frames(
 ) -> AsyncIterator[bytes]:
     """Convert jobs' events to `data:` frames. The last one is `[DONE]`, or an error frame if a job failed.
 
+    Each frame names the model that answers. So while another one may take over a job, the first frame waits for output,
+    or for a keepalive.
+
     Raises:
         StreamAborted: after an error frame, if jobs have not ended.
     """
-    encoder = _Encoder(dialect, jobs[0], include_usage=include_usage)
+
+    def encoder(model: str) -> _Encoder:
+        return _Encoder(dialect, jobs[0], model, include_usage=include_usage)
+
     chunks = [
         Chunks(encoder, dialect, job, first_index=position * job.request.sampling.n, continuous_usage=continuous_usage)
         for position, job in enumerate(jobs)
@@ -52,7 +58,7 @@ async def frames(
                 open_streams -= 1
                 if not open_streams:
                     usages = [item.usage for item in chunks if item.usage is not None]
-                    encoded += encoder.end(usages, chunks[0].fingerprint)
+                    encoded += chunks[0].encoder.end(usages, chunks[0].fingerprint)
             if encoded:
                 yield encoded
             if current.aborted:
@@ -92,12 +98,12 @@ async def _merged(streams: Sequence[AsyncIterator[list[Event]]]) -> AsyncGenerat
 class _Encoder:
     """Encodes chunks. The fields that all chunks of a stream share are encoded once."""
 
-    def __init__(self, dialect: Dialect, job: Job, *, include_usage: bool) -> None:
+    def __init__(self, dialect: Dialect, job: Job, model: str, *, include_usage: bool) -> None:
         common: dict[str, Any] = {
             "id": dialect.completion_id(job),
             "object": dialect.chunk_object,
             "created": int(job.created_at.timestamp()),
-            "model": job.model,
+            "model": model,
         }
         self._before = b"data: " + orjson.dumps(common)[:-1] + b',"choices":['
         self._include_usage = include_usage
@@ -138,14 +144,20 @@ class Chunks:
     """Converts one job's events. `usage` is set once the job has succeeded; `aborted` once an error has been sent."""
 
     def __init__(
-        self, encoder: _Encoder, dialect: Dialect, job: Job, *, first_index: int = 0, continuous_usage: bool = False
+        self,
+        encoder_of: Callable[[str], _Encoder],
+        dialect: Dialect,
+        job: Job,
+        *,
+        first_index: int = 0,
+        continuous_usage: bool = False,
     ) -> None:
-        self._encoder = encoder
+        """`encoder_of` returns the encoder of a model's chunks."""
+        self._encoder_of = encoder_of
         self._job = job
-        self._plain, self._plain_end = encoder.around_text(
-            range(first_index, first_index + job.request.sampling.n), chat=dialect.chat
-        )
         self._chat = dialect.chat
+        # While another model may take over, the opening chunk is delayed until one has generated something.
+        self._may_move = job.decisions.may_move and not job.status.terminal
         self._first_index = first_index
         self._top = job.request.logprobs
         self._offsets: dict[int, CompletionLogprobsBuilder] = {}
@@ -160,6 +172,13 @@ class Chunks:
         self.fingerprint: str | None = None
         self.usage: Usage | None = None
         self.ended = self.aborted = False
+        self._use(job.model)
+
+    def _use(self, model: str) -> None:
+        """Name this model in the chunks that follow."""
+        self.encoder = self._encoder_of(model)
+        indices = range(self._first_index, self._first_index + self._job.request.sampling.n)
+        self._plain, self._plain_end = self.encoder.around_text(indices, chat=self._chat)
 
     def convert(self, event: Event) -> bytes:
         """Convert an event to frames; some events, and all after an abort, have none."""
@@ -167,6 +186,9 @@ class Chunks:
             case _ if self.aborted:
                 return b""
             case EventType.DELTA:
+                if self._may_move:
+                    self._may_move = False
+                    return self._begin_output() + self.convert(event)
                 self._sent_text = True
                 payload = event.payload()
                 if len(payload) == 2 and not self._continuous_usage:  # index and text: almost every chunk
@@ -180,9 +202,13 @@ class Chunks:
                     return b"".join(map(self._delta, _split_calls(payload)))
                 return self._delta(payload)
             case EventType.STARTED:
-                self.fingerprint = event.payload().get("fingerprint")
+                payload = event.payload()
+                self.fingerprint = payload.get("fingerprint")
+                if self._may_move:
+                    self._use(payload.get("model", self._job.model))
+                    return b""
                 # With continuous usage, the opening chunk is delayed until the number of prompt tokens is known.
-                return b"" if self._continuous_usage or self._opened else self._open()
+                return self._begin_output()
             case EventType.RESTARTED if self._sent_text:
                 self.aborted = True
                 return _error(Failure(ErrorCode.WORKER_LOST, CannotRestart().message))
@@ -205,7 +231,10 @@ class Chunks:
         if self._chat and not (self._opened or self._continuous_usage):
             return self._open()
         content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        return self._encoder.chunk({"index": self._first_index, **content, "logprobs": None, "finish_reason": None})
+        return self.encoder.chunk({"index": self._first_index, **content, "logprobs": None, "finish_reason": None})
+
+    def _begin_output(self) -> bytes:
+        return b"" if self._continuous_usage or self._opened else self._open()
 
     def _take_parts(self, payload: dict[str, Any]) -> None:
         """Convert a delta's opaque parts: to details of the reasoning, and to extra content of calls."""
@@ -230,7 +259,7 @@ class Chunks:
             return self._delta_with_usage(payload)
         finish_reason = payload.get("finish_reason")
         choice = self._choice(payload, finish_reason)
-        return self._encoder.last_of(choice, self.fingerprint) if finish_reason else self._encoder.chunk(choice)
+        return self.encoder.last_of(choice, self.fingerprint) if finish_reason else self.encoder.chunk(choice)
 
     def _open(self) -> bytes:
         """Encode the opening chunks, one per choice; plain completions have none."""
@@ -276,14 +305,14 @@ class Chunks:
 
     def _frame(self, choice: dict[str, Any], index: int) -> bytes:
         if not self._continuous_usage or self._prompt_tokens is None:
-            return self._encoder.chunk(choice)
+            return self.encoder.chunk(choice)
         tokens = self._tokens.get(index, 0)
         usage = {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": tokens,
             "total_tokens": self._prompt_tokens + tokens,
         }
-        return self._encoder.with_usage(choice, usage)
+        return self.encoder.with_usage(choice, usage)
 
 
 def _split_calls(payload: dict[str, Any]) -> list[dict[str, Any]]:

@@ -74,13 +74,22 @@ async def completions(
 
 @router.get("/models", responses=ERRORS)
 async def models(_: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelList:
-    """List the models."""
-    return ModelList(data=[ModelView.of(model, context.length(name)) for name, model in registry.models.items()])
+    """List the models, and then the routes to them."""
+    views = {name: ModelView.of(model, context.length(name)) for name, model in registry.models.items()}
+    routes = [ModelView.of_route(route.name, route, views) for route in registry.routes]
+    return ModelList(data=[*views.values(), *routes])
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
 async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelView:
-    """Get a model."""
+    """Get a model or a route."""
+    if (requested := registry.route(name)) is not None:
+        views = {
+            candidate: ModelView.of(registry.models[candidate], context.length(candidate))
+            for candidate in requested.route.candidates
+            if candidate in registry
+        }
+        return ModelView.of_route(name, requested.route, views)
     if name not in registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
     return ModelView.of(registry[name], context.length(name))
@@ -124,7 +133,7 @@ async def _complete(
         return frames(
             dialect,
             submitted,
-            [jobs.follow(job.id, new=created) for job in submitted],
+            [jobs.follow_submitted(job, created=created) for job in submitted],
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )

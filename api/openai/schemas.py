@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -22,8 +23,9 @@ from api.jobs.parameters import (
     is_token_ids,
     sampling_of,
 )
-from shared.config.models.capabilities import Capabilities
+from shared.config.models.capabilities import Capabilities, union
 from shared.config.models.loader import ModelSpec
+from shared.config.models.routes import Mode, Route
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import MAX_MESSAGES, GenerateRequest, TokenId, UnicodeText, contradiction
 
@@ -123,6 +125,7 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
                 echo=self.echo,
                 token_counts=self.continuous_usage,
                 extra_body=self.extra_body,
+                prompt_cache_key=self.prompt_cache_key,
             )
         ]
 
@@ -183,6 +186,8 @@ class CompletionRequest(_OpenAIRequest):
     def generate_requests(self) -> list[GenerateRequest]:
         """Build one engine request per prompt."""
         sampling = sampling_of(self.model_copy(update={"max_tokens": self.max_tokens or 1}))
+        if "max_tokens" not in self.model_fields_set:
+            sampling.model_fields_set.discard("max_tokens")  # it is this API's default
         prompt_logprobs = self.prompt_logprobs
         if prompt_logprobs is None and self.echo and not self.stream:
             prompt_logprobs = self.logprobs  # as in vLLM
@@ -198,6 +203,7 @@ class CompletionRequest(_OpenAIRequest):
                 prompt_only=self.max_tokens == 0,
                 token_counts=self.continuous_usage,
                 extra_body=self.extra_body,
+                prompt_cache_key=self.prompt_cache_key,
             )
             for prompt in self.prompts
         ]
@@ -355,8 +361,15 @@ class Completion(BaseModel):
     usage: CompletionUsage
 
 
+class RouteView(BaseModel):
+    """The models that a route may choose, and the modes that may follow its name after a colon."""
+
+    models: tuple[str, ...]
+    modes: tuple[Mode, ...]
+
+
 class ModelView(BaseModel):
-    """A model."""
+    """A model, or a route."""
 
     id: str
     object: Literal["model"] = "model"
@@ -364,6 +377,11 @@ class ModelView(BaseModel):
     owned_by: Literal["headrace"] = "headrace"
     max_model_len: int | None
     capabilities: Capabilities
+    route: RouteView | None = Field(
+        None,
+        description="The models behind the name, if it is a route. Absent otherwise.",
+        exclude_if=lambda part: not part,
+    )
 
     @classmethod
     def of(cls, model: ModelSpec, max_model_len: int | None) -> Self:
@@ -371,6 +389,18 @@ class ModelView(BaseModel):
         if not found.tools:
             found = replace(found, tool_choices=frozenset())
         return cls(id=model.name, max_model_len=max_model_len, capabilities=found)
+
+    @classmethod
+    def of_route(cls, name: str, route: Route, models: Mapping[str, Self]) -> Self:
+        """A route, under one of its names: it can do what one of its models can. `models` are all models."""
+        found = [models[candidate] for candidate in route.candidates if candidate in models]
+        lengths = [model.max_model_len for model in found]
+        return cls(
+            id=name,
+            max_model_len=None if None in lengths else max(filter(None, lengths), default=None),
+            capabilities=union([model.capabilities for model in found]),
+            route=RouteView(models=route.candidates, modes=tuple(Mode) if route.uses_complexity else ()),
+        )
 
 
 class ModelList(BaseModel):

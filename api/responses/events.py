@@ -54,22 +54,51 @@ class ResponseEvents:
         self._seq = 0
         self._started = False
         self.size = response.facts.size
+        job = response.job
+        # While another model may take over, the first events, which name the model, wait for output or a keepalive.
+        self._may_move = self._waits = job.decisions.may_move and not job.status.terminal
+        self._model = job.model
+        self._attempted = False
         self._begin(0)
 
     def opening(self) -> list[ResponseEvent]:
         """Return the events before a log's first. As at OpenAI, only background responses have `response.queued`."""
+        if not self._waits:
+            self._create()
+        return self._drain()
+
+    def opened(self) -> list[ResponseEvent]:
+        """Return the first events, if they still wait."""
+        if self._waits:
+            self._waits = False
+            self._create()
+            if self._attempted:
+                self._start()
+        return self._drain()
+
+    def _create(self) -> None:
+        self.response = view(self._stored, JobStatus.QUEUED, self._model)
         self._emit("response.created", response=self.response)
         if self._stored.facts.background:
             self._emit("response.queued", response=self.response)
-        return self._drain()
 
     def convert(self, event: Event) -> list[ResponseEvent]:
         """Convert an event of the log; some result in no response event."""
         contiguous = event.seq == self._seq + 1
         self._seq = event.seq
+        if event.type is EventType.STARTED:
+            self._attempted = True
+            if self._may_move:
+                self._model = event.payload().get("model", self._model)
+        elif self._waits:
+            return [*self.opened(), *self._converted(event, contiguous=contiguous)]
+        return self._converted(event, contiguous=contiguous)
+
+    def _converted(self, event: Event, *, contiguous: bool) -> list[ResponseEvent]:
         match event.type:
             case EventType.STARTED:
-                self._start()
+                if not self._waits:
+                    self._start()
             case EventType.DELTA:
                 self._delta(event)
             case EventType.RESTARTED:
@@ -92,7 +121,7 @@ class ResponseEvents:
         if self._started:
             return
         self._started = True
-        self.response = view(self._stored, JobStatus.IN_PROGRESS)
+        self.response = view(self._stored, JobStatus.IN_PROGRESS, self._model)
         self._emit("response.in_progress", response=self.response)
 
     def _delta(self, event: Event) -> None:
@@ -156,7 +185,7 @@ class ResponseEvents:
         self._close("completed" if event.type is EventType.COMPLETED else "incomplete")
         status = JobStatus(event.type.value)
         self.response = {
-            **view(self._stored, status),
+            **view(self._stored, status, self._model),
             "error": error(self._stored.job, payload.get("error")),
             "incomplete_details": {"reason": self._incomplete_reason} if status is JobStatus.INCOMPLETE else None,
             "output": self._items,
@@ -233,6 +262,8 @@ async def frames(
         yield data
     async for batch in log:
         if not batch:
+            async for data in _encoded(events, _after(events.opened(), after)):
+                yield data
             yield events.keepalive(after)
         converted = (item for event in batch for item in _after(events.convert(event), after))
         async for data in _encoded(events, converted):

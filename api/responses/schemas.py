@@ -17,10 +17,12 @@ from api.jobs.parameters import (
     PLAIN_CHOICES,
     MetadataKey,
     MetadataValue,
+    PromptCacheKey,
     plain_choice,
 )
 from api.responses.input_items import InputItem, read_items
 from api.responses.stored_media import without_data
+from shared.domain.answer_options import ContextOptions
 from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
@@ -125,6 +127,20 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] = False
 
 
+COMPACTION = "compaction"
+
+
+class ContextManagement(BaseModel):
+    """How a long conversation is shortened. Only the type `compaction` is supported."""
+
+    model_config = _STRICT
+
+    type: UnicodeText
+    compact_threshold: int | None = Field(
+        None, ge=1, lt=2**31, description="Summarize the oldest turns of a conversation with more tokens."
+    )
+
+
 class ResponseCreate(AnswerParameters):
     """`POST /v1/responses`."""
 
@@ -179,11 +195,14 @@ class ResponseCreate(AnswerParameters):
     background: bool = Field(False, description="Return immediately; the response continues without the client.")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = Field(
+        "disabled", description="`auto` drops the oldest turns of a conversation that outgrows the context."
+    )
+    context_management: list[ContextManagement] = Field(default_factory=list, max_length=16, fail_fast=True)
     service_tier: Literal["auto", "default"] = "auto"
     user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
     safety_identifier: UnicodeText | None = Field(None, description="Same as `user`; takes precedence over it.")
-    prompt_cache_key: UnicodeText | None = Field(None, description="Returned in the response; no effect.")
+    prompt_cache_key: PromptCacheKey | None = None
 
     extra_body: ExtraBody | None = Field(
         None,
@@ -248,8 +267,21 @@ class ResponseCreate(AnswerParameters):
             structured_outputs=self._structured_outputs(),
             logprobs=(self.top_logprobs or 0) if LOGPROBS in self.include else None,
             extra_body=self.extra_body,
+            prompt_cache_key=self.prompt_cache_key,
             token_counts=True,  # needed for usage.output_tokens_details.reasoning_tokens
         )
+
+    @property
+    def context_options(self) -> ContextOptions | None:
+        """How a long conversation is shortened, by this API's parameters or OpenAI's."""
+        if self.context is not None:
+            return self.context
+        for entry in self.context_management:
+            if entry.type == COMPACTION:
+                return ContextOptions(strategy="summarize", trigger_tokens=entry.compact_threshold)
+        if "truncation" not in self.model_fields_set:
+            return None
+        return ContextOptions(strategy="sliding_window" if self.truncation == "auto" else "error")
 
     @property
     def end_user(self) -> str | None:
@@ -389,7 +421,7 @@ class ResponseView(BaseModel):
     temperature: float | None
     top_p: float | None
     top_logprobs: int | None
-    truncation: Literal["disabled"]
+    truncation: Literal["auto", "disabled"]
     service_tier: str
     user: str | None
     safety_identifier: str | None

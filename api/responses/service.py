@@ -132,7 +132,7 @@ class ResponseService:
 
     def stream(self, response: StoredResponse, after: int | None = None) -> AsyncIterator[bytes]:
         """Stream a response's events after a sequence number, up to and including the last, as SSE frames."""
-        return frames(response, self._jobs.follow(response.job.id), after)
+        return frames(response, self._jobs.follow_submitted(response.job, created=False), after)
 
     async def cancel(self, response_id: str, project_id: int) -> StoredResponse:
         """Cancel a background response, and wait up to `CANCEL_WAIT_S` for its end. No effect if it has ended.

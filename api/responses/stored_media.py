@@ -10,8 +10,9 @@ from typing import Any
 
 from shared.domain.request import Message
 
-# The member that replaces the data in a stored part.
+# The members that replace the data in a stored part: its number, and the characters that it had in the input.
 STORED = "stored_data"
+STORED_SIZE = "stored_size"
 _DATA = {"input_image": "image_url", "input_file": "file_data"}
 
 
@@ -21,21 +22,26 @@ def without_data(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for part in _media(items):
         field = _DATA[part["type"]]
         if is_data(part.get(field)):
-            del part[field]
+            part[STORED_SIZE] = _data_size(part.pop(field))
             part[STORED] = number
             number += 1
     return items
 
 
 def with_data(items: list[dict[str, Any]], messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Put the data back into input items, which are changed, from the conversation that ends with them."""
+    """Put the data back into input items, which are changed, from the conversation that ends with them.
+
+    If the conversation was shortened, only what is left of them has its data.
+    """
     stored = [part for part in _media(items) if STORED in part]
     found = [part for message in messages for part in message.media if part.data is not None]
-    own = found[len(found) - len(stored) :] if len(found) >= len(stored) else []
-    for part in stored:
-        number = part.pop(STORED)
-        if number < len(own):
-            part[_DATA[part["type"]]] = f"data:{own[number].media_type};base64,{own[number].data}"
+    is_complete = len(found) >= len(stored)
+    for part in reversed(stored):
+        size = part.pop(STORED_SIZE, None)
+        del part[STORED]
+        if found and (is_complete or size == len(found[-1].data or "")):
+            own = found.pop()
+            part[_DATA[part["type"]]] = f"data:{own.media_type};base64,{own.data}"
     return items
 
 
@@ -47,6 +53,11 @@ def is_stored(items: list[dict[str, Any]]) -> bool:
 def is_data(source: Any) -> bool:
     """Whether the source of an image or a file is its data, not a URL."""
     return isinstance(source, str) and not source[:8].lower().startswith(("http://", "https://"))
+
+
+def _data_size(source: str) -> int:
+    """The characters of data in base64, with or without a prefix such as `data:image/png;base64,`."""
+    return len(source) - source.find(",") - 1
 
 
 def _media(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

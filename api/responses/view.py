@@ -35,15 +35,18 @@ _UNSET: dict[str, Any] = {
 }
 
 
-def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
-    """Build a response with this status, without the fields that are set at its end."""
+def view(response: StoredResponse, status: JobStatus, model: str | None = None) -> dict[str, Any]:
+    """Build a response with this status, without the fields that are set at its end.
+
+    `model`: the model that answers, if it is not the job's.
+    """
     job, parameters = response.job, response.facts.request_params
     return {
         "id": response.id,
         "object": "response",
         "created_at": int(job.created_at.timestamp()),
         "status": STATUS[status],
-        "model": job.model,
+        "model": model or job.model,
         "error": None,
         "incomplete_details": None,
         "output": [],

@@ -8,20 +8,12 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from enum import StrEnum
 from typing import Protocol
 
 from api.routing.request_text import RequestText
-from api.routing.vocabulary import CODE, DEMANDING, MAKING, SUBSTANTIAL, words_of
+from api.routing.vocabulary import CODE, DEMANDING, MAKING, SUBSTANTIAL, Terms
+from shared.config.models.routes import Mode as Mode
 from shared.domain.request import GenerateRequest
-
-
-class Mode(StrEnum):
-    """What a route prefers: `auto:cost`, `auto:balanced`, `auto:quality`."""
-
-    COST = "cost"
-    BALANCED = "balanced"
-    QUALITY = "quality"
 
 
 class Complexity(Protocol):
@@ -83,6 +75,10 @@ class Heuristic:
         return spread(*_CUTS[mode], tiers)
 
 
+# The number of indicators. Classifiers are trained on them: after a change, increase `api.routing.classifier.FORMAT`.
+INDICATORS = 10
+
+
 def indicators(request: GenerateRequest) -> tuple[float, ...]:
     """Points of complexity by what indicates it: words, structure, length, options. More are more complex."""
     text = RequestText.of(request)
@@ -90,12 +86,11 @@ def indicators(request: GenerateRequest) -> tuple[float, ...]:
 
 
 def _word_points(task: str) -> tuple[float, float]:
-    folded = task.casefold()
-    words = words_of(folded)
-    demanding = DEMANDING.count(folded, words)
-    if CODE.count(folded, words, 1) and MAKING.count(folded, words, 1):
+    terms = Terms(task)
+    demanding = DEMANDING.count(terms)
+    if CODE.count(terms, 1) and MAKING.count(terms, 1):
         demanding += 1
-    substantial = SUBSTANTIAL.count(folded, words)
+    substantial = SUBSTANTIAL.count(terms)
     return _first_and_more(demanding, 1.8, 0.4), _first_and_more(substantial, 0.8, 0.3)
 
 

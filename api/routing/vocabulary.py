@@ -10,6 +10,18 @@ import re
 _WORD = re.compile(r"[^\W\d_][^\W_]*[+#]*")
 
 
+class Terms:
+    """A case-folded text, and its different words and characters.
+
+    A text has not even the first character of most phrases, so these need not be searched for.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text.casefold()
+        self.words = frozenset(_WORD.findall(self.text))
+        self.characters = frozenset(self.text)
+
+
 class Vocabulary:
     """Words, and phrases that are found anywhere in a text. All are case-folded."""
 
@@ -22,21 +34,20 @@ class Vocabulary:
         self._whole = frozenset(word[:-1] for word in listed if word.endswith("$"))
         self._stems = frozenset(word for word in listed if not word.endswith("$"))
         self._lengths = sorted({len(stem) for stem in self._stems})
+        self._starts = frozenset(stem[: self._lengths[0]] for stem in self._stems)
         self._phrases = tuple(phrases.split("|")) if phrases else ()
 
-    def count(self, text: str, words: frozenset[str], limit: int = 3) -> int:
-        """The number of different words and phrases that a case-folded text has, at most `limit`."""
-        found = words & self._whole
-        for word in words:
-            if len(found) >= limit:
-                return limit
-            found |= {start for length in self._lengths if (start := word[:length]) in self._stems}
-        return min(limit, len(found) + sum(phrase in text for phrase in self._phrases))
-
-
-def words_of(text: str) -> frozenset[str]:
-    """The different words of a case-folded text."""
-    return frozenset(_WORD.findall(text))
+    def count(self, task: Terms, limit: int = 3) -> int:
+        """The number of different words and phrases that a task has, at most `limit`."""
+        found = task.words & self._whole
+        shortest = self._lengths[0]
+        for word in task.words:
+            if word[:shortest] in self._starts:
+                found |= {start for length in self._lengths if (start := word[:length]) in self._stems}
+                if len(found) >= limit:
+                    return limit
+        found |= {phrase for phrase in self._phrases if phrase[0] in task.characters and phrase in task.text}
+        return min(limit, len(found))
 
 
 # Tasks that need reasoning over several steps, expert knowledge, or a long and consistent answer.

@@ -6,6 +6,8 @@ events. It reads the log again if its buffer overflows, if a live event is missi
 that it has missed events. The log is read in pages, the next one when the reader has taken the one before, so that a
 reader holds a page and a buffer at most, however long the log is.
 
+The reader of a job that follows another one, its leader, is registered with both, and receives the leader's events.
+
 A reader of the native stream also receives the job's queue position while the job waits (`api.jobs.queue_positions`).
 
 Events are delivered in batches: all that arrived while the reader was busy. An empty batch means that there was none
@@ -20,15 +22,18 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from redis.asyncio import Redis
 
 from api.streaming.idle_reader_check import IdleReaderCheck
 from api.streaming.reader import EndReader, EventReader, QueuedReader, Reader
+from api.streaming.reader_metrics import EventReaderMetrics
 from api.streaming.stored_events import RETRY_S, StoredEvents
 from shared.domain.events import Event, parse_line
+from shared.domain.priorities import Hint
 from shared.postgres.job_store import JobStore
+from shared.recovery.followers import report_changes
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import EventLog
 from shared.runtime.outages import is_redis_outage
@@ -53,12 +58,16 @@ class StreamHub:
         *,
         resync_s: float,
         ping_s: float = math.inf,
+        send: Callable[[Hint], None] = lambda _: None,
     ) -> None:
+        """`send` sends the messages of jobs whose leader is found to have ended; without it, redelivery does."""
         self._redis = redis
         self._metrics = metrics
         self._ping_s = ping_s
         self._id = secrets.token_hex(8)
-        self._stored = StoredEvents(logs, store, self._id)
+        self._store = store
+        self._send = send
+        self._stored = StoredEvents(logs, store, self._id, self._settle)
         self._readers: dict[str, set[Reader]] = {}
         self._idle_reader_check = IdleReaderCheck(self._readers, self._stored, resync_s=resync_s)
         # Jobs with a reader that did not receive the end as a live event: it may have subscribed after the end.
@@ -95,6 +104,23 @@ class StreamHub:
         """
         return self._read(job_id, EventReader(after, self._metrics, ping_s=self._ping_s, queued=queued, new=new))
 
+    async def replay(self, job_id: str) -> AsyncIterator[list[Event]]:
+        """Yield the events of a job that has ended, from its row, in batches as `follow` does."""
+        metrics = EventReaderMetrics(self._metrics, 0)
+        metrics.opened()
+        try:
+            page = await self._stored.ended_page(job_id)
+            while True:
+                metrics.read(page.events)
+                for portion in _portions([event for event in page.events if event.type.public]):
+                    yield portion
+                    await asyncio.sleep(0)
+                if not page.more:
+                    return
+                page = await self._stored.ended_page(job_id, page.position)
+        finally:
+            metrics.closed()
+
     async def wait_for_end(self, job_id: str) -> None:
         """Wait until a job has ended."""
         async for _ in self._read(job_id, EndReader(self._metrics)):
@@ -105,12 +131,12 @@ class StreamHub:
         return await self._stored.last_seq(job_id)
 
     def queued_readers(self) -> list[tuple[str, QueuedReader]]:
-        """The readers that receive queue positions, with their jobs' ids."""
+        """The readers that receive queue positions, with the ids of the jobs that they wait for."""
         return [
             (job_id, reader.queued)
             for job_id, readers in self._readers.items()
             for reader in readers
-            if isinstance(reader, EventReader) and reader.queued is not None
+            if isinstance(reader, EventReader) and reader.queued is not None and reader.leader in (None, job_id)
         ]
 
     def report_position(self, job_id: str, queued: QueuedReader, position: Event) -> None:
@@ -130,6 +156,10 @@ class StreamHub:
                 if reader.behind:
                     reader.behind = False
                     stored = await reader.catch_up(self._stored, job_id)
+                    if stored is not None and stored.leader != reader.leader:
+                        await self._use_leader(reader, stored.leader)
+                    if reader.leader is not None and stored is not None:
+                        stored = await reader.catch_up_with_leader(self._stored, reader.leader)
                     if stored is None:
                         reader.fall_behind()  # buffered live events may not follow its last event
                         events = []
@@ -157,7 +187,19 @@ class StreamHub:
                     await reader.wake.wait()
         finally:
             reader.closed()
+            await self._use_leader(reader, None)
             await self._remove(job_id, reader, end_was_live=end_was_live)
+
+    async def _use_leader(self, reader: Reader, leader: str | None) -> None:
+        """Register a reader with the job that its own job follows now, instead of the one that it followed."""
+        earlier, reader.leader = reader.leader, leader
+        if leader is not None:
+            self._readers.setdefault(leader, set()).add(reader)
+        if earlier is not None:
+            await self._remove(earlier, reader, end_was_live=False)
+
+    async def _settle(self, leader: str) -> None:
+        report_changes(await self._store.settle([leader]), self._send, self._metrics)
 
     async def _remove(self, job_id: str, reader: Reader, *, end_was_live: bool) -> None:
         """Remove a reader, and unsubscribe from the job after the last one.
@@ -186,10 +228,11 @@ class StreamHub:
     def _dispatch(self, message: bytes) -> None:
         """Pass the lines `<job> <seq> <type> <json>` of a message to the jobs' readers."""
         for job, lines in itertools.groupby(message.split(b"\n"), _job_of):
-            if readers := self._readers.get(job.decode()):
+            job_id = job.decode()
+            if readers := self._readers.get(job_id):
                 events = [parse_line(line[len(job) + 1 :]) for line in lines]
                 for reader in readers:
-                    reader.offer(events)
+                    reader.offer(job_id, events)
 
     def _all_fall_behind(self) -> None:
         for readers in self._readers.values():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from api.streaming.reader_metrics import EventReaderMetrics, ReaderMetrics
 from api.streaming.stored_events import StoredEvents, StoredRead
-from shared.domain.events import Event
+from shared.domain.events import Event, EventType
 from shared.telemetry.metrics import Metrics
 
 # Maximum number of live events buffered for a slow reader, and of their bytes. Beyond it, the reader continues from the
@@ -23,11 +23,13 @@ BUFFER_BYTES = 256 * 1024
 class Reader(ABC):
     """A reader is `behind` until it has read the stored events, and whenever it may have missed a live event."""
 
-    __slots__ = ("_live_bytes", "_metrics", "active_at", "after", "behind", "live", "wake")
+    __slots__ = ("_live_bytes", "_metrics", "active_at", "after", "behind", "leader", "live", "wake")
 
     def __init__(self, after: int, metrics: ReaderMetrics) -> None:
         """`after` is the sequence number of the last event that the reader has received."""
         self.after = after
+        # The job that the reader's job follows, whose events it receives.
+        self.leader: str | None = None
         self.live: list[Event] = []
         self._live_bytes = 0
         self.behind = True
@@ -46,6 +48,10 @@ class Reader(ABC):
     @abstractmethod
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
         """Read the stored events; None if an outage prevented it."""
+
+    @abstractmethod
+    async def catch_up_with_leader(self, stored: StoredEvents, leader: str) -> StoredRead | None:
+        """As `catch_up`, from the job that the reader's job follows."""
 
     def _take_buffered(self) -> list[Event]:
         """Empty the buffer of live events."""
@@ -82,9 +88,16 @@ class Reader(ABC):
         """Whether another read would return something."""
         return bool(self.live) or self.behind or self.idle
 
-    def offer(self, events: Sequence[Event]) -> None:
-        """Buffer live events, or fall behind if the buffer is full."""
+    def offer(self, job_id: str, events: Sequence[Event]) -> None:
+        """Buffer live events of a job, or fall behind if the buffer is full.
+
+        While the reader's job follows another one, it reads the stores after its own events, and after those of the
+        other one with which it may have ended too, or not follow that one any more.
+        """
         self.active_at = time.monotonic()
+        if self.leader is not None and (job_id != self.leader or any(map(_may_part, events))):
+            self.fall_behind()
+            return
         events = self._wanted(events)
         if not events:
             return
@@ -102,6 +115,13 @@ class Reader(ABC):
         self._take_buffered()
         self.behind = True
         self.wake.set()
+
+
+def _may_part(event: Event) -> bool:
+    """Whether the followers of the job may not follow it any more: it has ended, or starts again on another model."""
+    if event.type is EventType.STARTED:
+        return bool(event.payload()["attempt"] > 1)
+    return event.type.terminal
 
 
 @dataclass(slots=True, eq=False)
@@ -180,6 +200,9 @@ class EventReader(Reader):
         self._archive_position = 0 if read is None else read.position
         return read
 
+    async def catch_up_with_leader(self, stored: StoredEvents, leader: str) -> StoredRead | None:
+        return await stored.read_leader(leader, self.after)
+
     def take_live(self) -> list[Event]:
         live, after = self._take_buffered(), self.after
         if live and live[0].seq <= after:
@@ -226,8 +249,10 @@ class EndReader(Reader):
         super().__init__(0, ReaderMetrics(metrics, "end"))
 
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
-        ended = await stored.has_ended(job_id)
-        return None if ended is None else StoredRead([], ended)
+        return await stored.end(job_id)
+
+    async def catch_up_with_leader(self, stored: StoredEvents, leader: str) -> StoredRead | None:
+        return await stored.end_of_leader(leader)
 
     def take_live(self) -> list[Event]:
         return self._take_buffered()

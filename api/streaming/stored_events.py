@@ -2,19 +2,22 @@
 
 Each read also subscribes this process to the job's live events. An outage of Redis or of the database is not an error:
 reads use the store that is available.
+
+While a job follows another one, its leader, its events are those of the leader, with the same numbers, except the last.
+Its own end is in its own log or row, as are all events once it does not follow the leader any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, parse_archive
-from shared.postgres.job_store import JobStore
+from shared.postgres.job_store import ArchivePage, JobStore
 from shared.redis.event_log import EventLog
 from shared.runtime.outages import is_database_outage
 
@@ -27,29 +30,36 @@ RETRY_S = 0.5
 class StoredRead:
     """A page of events after a cursor. `ended`: the job has ended and no events follow; `more`: others may follow.
 
-    `position` is that of the next page in the row; 0 if the page is from the log.
+    `position` is that of the next page in the row; 0 if the page is from the log. `leader` is the job that the job
+    follows.
     """
 
     events: list[Event]
     ended: bool
     more: bool = False
     position: int = 0
+    leader: str | None = None
 
 
 class StoredEvents:
     """Reads stored events for a subscriber to live events."""
 
-    def __init__(self, logs: EventLog, store: JobStore, subscriber: str) -> None:
+    def __init__(
+        self, logs: EventLog, store: JobStore, subscriber: str, settle: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """`settle` ends or releases the followers of a job that has ended, if that has not been done yet."""
         self._logs = logs
         self._store = store
         self._subscriber = subscriber
+        self._settle = settle
 
     async def read(self, job_id: str, after: int, *, new: bool, position: int = 0) -> StoredRead | None:
         """Return a page of a job's events after a cursor: from the log or, if that has none and the job has ended, from
         the row.
 
-        With `new` the row is not read. A `position` in the row, from the previous read, is continued there. Returns
-        None, after a pause, if an outage prevents the read.
+        With `new` the row is not read. A `position` in the row, from the previous read, is continued there. Of a job
+        with a `leader`, the events are to be read with `read_leader`. Returns None, after a pause, if an outage
+        prevents the read.
         """
         outage: Exception | None = None
         if not position:
@@ -62,47 +72,114 @@ class StoredEvents:
             except (RedisError, OSError) as error:
                 outage = error
         try:
-            archived = await self._store.archive_page(job_id, after=after, start=position)
+            archived = await self._store.archive_page_or_leader(job_id, after=after, start=position)
         except Exception as error:
             if not is_database_outage(error):
                 raise
             archived, outage = None, error
-        if archived is not None:
+        if isinstance(archived, ArchivePage):
             events = [event for event in parse_archive(archived.text) if event.seq > after]
             more = archived.next_start is not None
             return StoredRead(events, ended=not more, more=more, position=archived.next_start or 0)
         if outage is not None:
-            logger.warning("job=%s cannot read events, retrying: %s", job_id, outage)
-            await asyncio.sleep(RETRY_S)
+            await self._pause(job_id, outage)
             return None
         try:
             await self._logs.mark_shown(job_id)
         except (RedisError, OSError) as error:
             logger.warning("job=%s cannot record that it has a reader: %s", job_id, error)
-        return StoredRead([], ended=False)
+        return StoredRead([], ended=False, leader=archived)
 
-    async def has_ended(self, job_id: str) -> bool | None:
+    async def ended_page(self, job_id: str, position: int = 0) -> StoredRead:
+        """Return a page of the events of a job that has ended, from its row: the first, or the one at a position.
+
+        An outage of the database is waited out.
+        """
+        while True:
+            try:
+                page = await self._store.archive_page(job_id, start=position)
+            except Exception as error:
+                if not is_database_outage(error):
+                    raise
+                await self._pause(job_id, error)
+            else:
+                break
+        if page is None:
+            return StoredRead([], ended=True)
+        more = page.next_start is not None
+        return StoredRead(parse_archive(page.text), ended=not more, more=more, position=page.next_start or 0)
+
+    async def read_leader(self, leader: str, after: int) -> StoredRead | None:
+        """Return a page of the events of the job that a job follows, without its last: that is not the follower's.
+
+        `more` also if the leader has ended: then the follower has ended too, or does not follow it any more. Returns
+        None, after a pause, if an outage prevents the read.
+        """
+        try:
+            page = await self._logs.follow(leader, self._subscriber, after)
+            ended = bool(page.events) and page.events[-1].type.terminal
+            events = page.events[:-1] if ended else page.events
+            if events:
+                return StoredRead(events, ended=False, more=page.more or ended, leader=leader)
+            settled = await self._is_settled(leader)
+            if not settled:
+                await self._logs.mark_shown(leader)
+            return StoredRead([], ended=False, more=settled, leader=leader)
+        except (RedisError, OSError) as error:
+            await self._pause(leader, error)
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            await self._pause(leader, error)
+        return None
+
+    async def _is_settled(self, leader: str) -> bool:
+        """Whether a leader has ended; if so, make sure that its followers do not wait for it."""
+        ended, _ = await self._store.has_ended(leader)
+        if ended:
+            await self._settle(leader)
+        return ended
+
+    async def _pause(self, job_id: str, outage: Exception) -> None:
+        logger.warning("job=%s cannot read events, retrying: %s", job_id, outage)
+        await asyncio.sleep(RETRY_S)
+
+    async def end(self, job_id: str) -> StoredRead | None:
         """Whether a job has ended according to its row; if not, its end will be published to this subscriber.
 
-        Returns None, after a pause, if an outage prevents the check.
+        Of a job with a `leader`, this has to be checked with `end_of_leader` too. Returns None, after a pause, if an
+        outage prevents the check.
         """
+        return await self._end(job_id, self._store.has_ended)
+
+    async def end_of_leader(self, leader: str) -> StoredRead | None:
+        """As `read_leader`, without events."""
+
+        async def settled(leader: str) -> tuple[bool, str | None]:
+            return await self._is_settled(leader), leader
+
+        read = await self._end(leader, settled)
+        return read and replace(read, ended=False, more=read.ended)
+
+    async def _end(
+        self, job_id: str, has_ended: Callable[[str], Awaitable[tuple[bool, str | None]]]
+    ) -> StoredRead | None:
         outage: Exception | None = None
         try:
             await self._logs.follow_all([job_id], self._subscriber)
         except (RedisError, OSError) as error:
             outage = error
         try:
-            if job_id in await self._store.ended([job_id]):
-                return True
+            ended, leader = await has_ended(job_id)
+            if ended or outage is None:
+                return StoredRead([], ended, leader=leader)
         except Exception as error:
             if not is_database_outage(error):
                 raise
             outage = error
-        if outage is not None:
-            logger.warning("job=%s cannot check whether the job has ended, retrying: %s", job_id, outage)
-            await asyncio.sleep(RETRY_S)
-            return None
-        return False
+        logger.warning("job=%s cannot check whether the job has ended, retrying: %s", job_id, outage)
+        await asyncio.sleep(RETRY_S)
+        return None
 
     async def states(self, job_ids: Sequence[str]) -> tuple[dict[str, int], set[str]]:
         """Return the jobs' last sequence numbers from their logs, and the ids of those that have ended from their rows.

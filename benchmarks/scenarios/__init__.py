@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.scenarios import cancel, engines, followers, growth, heavy, priority, relay, submits, upstream, vllm
+from benchmarks.scenarios import (
+    cancel,
+    engines,
+    followers,
+    growth,
+    heavy,
+    priority,
+    relay,
+    routing,
+    submits,
+    upstream,
+    vllm,
+)
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
@@ -18,4 +30,5 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,
+    "routing": routing.run,
 }

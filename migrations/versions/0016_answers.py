@@ -17,6 +17,7 @@ COLUMNS = {
     "decisions": "jsonb",
     "cache_key": "bytea",
     "follows": 'text COLLATE "C"',
+    "continues": 'text COLLATE "C"',
 }
 
 
@@ -42,6 +43,7 @@ def upgrade() -> None:
             )
             """
         )
+        execute("CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value bytea NOT NULL)")
         execute("CREATE INDEX IF NOT EXISTS cached_answers_project ON cached_answers (project_id, model)")
         execute("CREATE INDEX IF NOT EXISTS cached_answers_job ON cached_answers (job_id)")
         execute("CREATE INDEX IF NOT EXISTS cached_answers_expiring ON cached_answers (expires_at)")
@@ -78,6 +80,7 @@ def downgrade() -> None:
         for name in ("jobs_leading", "jobs_following", "jobs_decided"):
             execute(f"DROP INDEX IF EXISTS {name}")
         execute("DROP TABLE IF EXISTS cached_answers")
+        execute("DROP TABLE IF EXISTS secrets")
         execute("DROP TABLE IF EXISTS summaries")
         for name in COLUMNS:
             execute(f"ALTER TABLE jobs DROP COLUMN IF EXISTS {name}")

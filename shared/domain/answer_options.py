@@ -31,7 +31,7 @@ class ContextOptions(BaseModel):
     """What happens to a conversation that outgrows the context.
 
     `trigger` and `target` are shares of the room for the prompt: a conversation above the one is cut to the other, so
-    that its beginning stays the same for many turns.
+    that its beginning stays the same for many turns. `trigger_tokens` is a trigger in tokens, if that is less.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +44,9 @@ class ContextOptions(BaseModel):
     model: str | None = Field(None, min_length=1, description="The model that writes summaries.")
     trigger: float = Field(0.8, gt=0, le=1)
     target: float = Field(0.4, gt=0, le=1)
+    trigger_tokens: int | None = Field(
+        None, ge=1, description="Shorten conversations above this many tokens too; the target is lowered likewise."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -74,11 +77,15 @@ class TokenLimits(BaseModel):
 
 
 class KeyOptions(BaseModel):
-    """The options of an API key, as stored in its row."""
+    """The options of an API key, as stored in its row.
+
+    `no_cache`: the model's `cache` does not apply to requests with the key.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # a newer version may have added some
 
     cache: CacheOptions | None = None
+    no_cache: bool = False
     context: ContextOptions | None = None
     token_limits: TokenLimits | None = None
 
@@ -99,6 +106,26 @@ NO_CACHE_CONTROL = CacheControl()
 
 
 @dataclass(frozen=True, slots=True)
+class ToolClearing:
+    """When old results of tools are cleared: above `trigger_tokens`, or with more than `trigger_uses` uses of tools.
+
+    The newest `keep` uses are kept, and those of the tools in `exclude`. `at_least`: the tokens that must be saved.
+    `inputs`: the tools whose arguments are cleared too; True is all.
+    """
+
+    trigger_tokens: int | None = None
+    trigger_uses: int | None = None
+    keep: int = 3
+    at_least: int = 0
+    exclude: frozenset[str] = frozenset()
+    inputs: bool | frozenset[str] = False
+
+    def clears_inputs(self, tool: str) -> bool:
+        """Whether the arguments of a tool's calls are cleared."""
+        return self.inputs if isinstance(self.inputs, bool) else tool in self.inputs
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOptions:
     """The options of a request. `store`: as in OpenAI's API; false keeps the answer out of the cache."""
 
@@ -106,6 +133,7 @@ class RequestOptions:
     cache_control: CacheControl = NO_CACHE_CONTROL
     store: bool | None = None
     context: ContextOptions | None = None
+    tool_clearing: ToolClearing | None = None
 
 
 NO_REQUEST_OPTIONS = RequestOptions()

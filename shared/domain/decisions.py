@@ -18,14 +18,25 @@ class _Decision(BaseModel):
 class RouteDecision(_Decision):
     """Which rule of a route chose the model.
 
-    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job.
+    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left`
+    are those of `tried` that the job was queued for before it moved to the next one. `conversation` identifies the
+    conversation, whose later requests are not answered by a cheaper model.
     """
 
     route: str
     rule: str
+    mode: str | None = Field(None, description="`cost` or `quality`, if the request named the route with it.")
     score: float | None = Field(None, description="The complexity of the request, from 0 to 1.")
     tried: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    conversation: str | None = None
+
+    def moved(self, model: str, to: str) -> RouteDecision:
+        """The decision after a job of `model` has moved to the fallback `to`."""
+        fallbacks = tuple(name for name in self.fallbacks if name not in (model, to))
+        changes = {"tried": (*self.tried, model), "fallbacks": fallbacks, "left": (*self.left, model)}
+        return self.model_copy(update=changes)
 
 
 class CacheOutcome(StrEnum):
@@ -41,7 +52,7 @@ class CacheDecision(_Decision):
     """The part that the response cache has in an answer.
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
-    run. `ttl_s`: for how long the answer of this job is to be stored.
+    run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
     """
 
     outcome: str
@@ -49,35 +60,55 @@ class CacheDecision(_Decision):
     age_s: int | None = None
     fingerprint: str | None = None
     ttl_s: int | None = None
+    revision: str | None = None
 
 
 class ContextDecision(_Decision):
-    """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured."""
+    """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured.
+
+    `cleared_tool_uses`: calls of tools of which the result was cleared, and `cleared_tokens` what that saved.
+    """
 
     strategy: str
     dropped_messages: int = 0
     summarized_messages: int = 0
     summary_job: str | None = None
+    cleared_tool_uses: int = 0
+    cleared_tokens: int = 0
     tokens_before: int | None = None
     tokens_after: int | None = None
     note: str | None = None
 
 
 class TokenLimitsDecision(_Decision):
-    """The requested `max_tokens` (None: none), and the one that applies, because of a limit or a default."""
+    """The requested `max_tokens` (None: none), and the one that applies, because of a limit or a default.
+
+    The same for `thinking_token_budget`, if it was lowered with `max_tokens`.
+    """
 
     requested_max_tokens: int | None = None
     max_tokens: int
+    requested_thinking_token_budget: int | None = None
+    thinking_token_budget: int | None = None
 
 
 class Decisions(_Decision):
-    """All decisions about a job. `tokens_estimated`: the prompt's tokens were estimated, not counted."""
+    """All decisions about a job.
+
+    `tokens_estimated`: the prompt's tokens were estimated, not counted; `estimated_tokens` is the estimate.
+    """
 
     route: RouteDecision | None = None
     cache: CacheDecision | None = None
     context: ContextDecision | None = None
     token_limits: TokenLimitsDecision | None = None
     tokens_estimated: bool = False
+    estimated_tokens: int | None = None
+
+    @property
+    def may_move(self) -> bool:
+        """Whether another model may still take over the job."""
+        return self.route is not None and bool(self.route.fallbacks)
 
     def stored(self) -> dict[str, Any] | None:
         """The form that is stored in the job's row; None if nothing was decided."""
@@ -93,6 +124,8 @@ class Decisions(_Decision):
             headers["x-headrace-cache"] = cache.outcome
             if cache.age_s is not None:
                 headers["Age"] = str(cache.age_s)
+        if (limits := self.token_limits) is not None:
+            headers["x-headrace-max-tokens"] = str(limits.max_tokens)
         if self.tokens_estimated:
             headers["x-headrace-tokens-estimated"] = "true"
         return headers

@@ -37,6 +37,10 @@ class InvalidRequest(HeadraceError):
         return InvalidRequest(name + rest if rest != self.message else self.message, param=name)
 
 
+class ContextExceeded(InvalidRequest):
+    """The prompt does not fit the model's context."""
+
+
 class Unavailable(HeadraceError):
     """A required service is unavailable."""
 

@@ -309,8 +309,13 @@ def event(seq: int, kind: EventType, payload: dict[str, Any]) -> Event:
 
 
 SEQ_PER_ATTEMPT = 1_000_000
+# The log of no leader has a number as high: its readers, and those of its followers, have received lower ones.
+SEQ_AFTER_LEADER = 1_000_000_000_000
 
 
-def seq_before(attempt: int) -> int:
-    """The `seq` after which an attempt starts if the log before it was lost; no reader has received a higher one."""
-    return (attempt - 1) * SEQ_PER_ATTEMPT
+def seq_before(attempt: int, *, after_leader: bool = False) -> int:
+    """The `seq` after which an attempt starts if the log before it was lost; no reader has received a higher one.
+
+    `after_leader`: readers have received events of a job that this one follows or followed.
+    """
+    return (attempt - 1) * SEQ_PER_ATTEMPT + after_leader * SEQ_AFTER_LEADER

@@ -6,6 +6,7 @@ import re
 import secrets
 import threading
 import time
+from datetime import datetime
 
 _HEX = "[0-9a-f]{32}"
 # A region code, the last part of an id that was created in that region.
@@ -56,6 +57,11 @@ def new_id(prefix: str, region: str = "") -> str:
     milliseconds, counter = _clock.tick()
     value = (milliseconds << 80) | (0x7 << 76) | (counter << 64) | (0x2 << 62) | secrets.randbits(_RANDOM_BITS)
     return f"{prefix}{value:032x}{_suffix(region)}"
+
+
+def first_id(prefix: str, at: datetime) -> str:
+    """A text that sorts before all ids of this prefix that were created since then, and after all earlier ones."""
+    return f"{prefix}{int(at.timestamp() * 1000):012x}"
 
 
 def is_id(prefix: str, text: str) -> bool:

@@ -208,6 +208,8 @@ class AttemptOutcome(StrEnum):
     WORKER_LOST = "worker_lost"
     # The upstream was busy. Without output, it is not in the history: the job waits as if it had not been claimed.
     DEFERRED = "deferred"
+    # The model could not serve the job, and another one takes over.
+    REROUTED = "rerouted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,8 @@ class Attempt:
 
     `outcome` is an `AttemptOutcome`, or None while the attempt runs; a string, since a newer version may write others.
     `fingerprint` identifies how the model was run; it is known once the job has ended, if its worker reported it.
+    `model` is None for attempts that an earlier version has recorded. `error`: why the model could not serve the job,
+    if another one took over (`shared.domain.fallback.FallbackReason`).
     """
 
     number: int
@@ -225,6 +229,8 @@ class Attempt:
     tokens: int = 0
     outcome: str | None = None
     fingerprint: str | None = None
+    model: str | None = None
+    error: str | None = None
 
 
 class WorkerState(StrEnum):
@@ -283,11 +289,21 @@ class JobSummary:
     decisions: Decisions = NO_DECISIONS
     # The job whose answer this one waits for.
     follows: str | None = None
+    # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log;
+    # if it is empty, that log is not.
+    continues: str | None = None
 
     @property
     def fingerprint(self) -> str | None:
-        """The fingerprint of the attempt that ended the job."""
-        return self.attempts[-1].fingerprint if self.attempts else None
+        """The fingerprint of the attempt that ended the job, or of the one whose answer the job has."""
+        if self.attempts:
+            return self.attempts[-1].fingerprint
+        return self.decisions.cache.fingerprint if self.decisions.cache is not None else None
+
+    @property
+    def begins_with(self) -> str | None:
+        """The job whose log is the beginning of this job's log, which it has followed."""
+        return self.follows or self.continues
 
     @property
     def missed_start(self) -> bool:

@@ -150,6 +150,11 @@ class Sampling(BaseModel):
     def _consistent(self) -> Self:
         return self.checked()
 
+    @property
+    def requested_max_tokens(self) -> int | None:
+        """The max_tokens that the client has sent; None if it is the default of an API, or absent."""
+        return self.max_tokens if "max_tokens" in self.model_fields_set else None
+
     def checked(self) -> Self:
         """Return these parameters, or raise an error if they contradict each other."""
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -242,6 +247,20 @@ class Message(BaseModel):
         if not isinstance(self.content, list):
             return []
         return [part for part in self.content if not isinstance(part, TextPart)]
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the message as JSON."""
+        size = _MESSAGE_BYTES
+        if isinstance(self.content, list):
+            size += sum(_MESSAGE_BYTES + part.size for part in self.content)
+        elif self.content is not None:
+            size += _utf8_size(self.content)
+        if self.reasoning:
+            size += _utf8_size(self.reasoning)
+        for call in self.tool_calls or ():
+            size += _MESSAGE_BYTES + _utf8_size(call.function.name) + _utf8_size(call.function.arguments)
+        return size + sum(part.size for part in self.opaque or ())
 
     def in_order(self) -> Iterator[Reasoning | str | MessageToolCall | OpaquePart]:
         """What an assistant's message consists of, in the order in which it was generated. Parts of calls are left
@@ -337,6 +356,10 @@ class GenerateRequest(BaseModel):
     these parameters. Others ignore them.
 
     `extra_body`: parameters of the provider, by its names; only those that the model's entry lists.
+
+    `prompt_cache_key`: the client's name for requests with a common prefix, for upstreams that route by it. It does not
+    change the answer. `cache_salt` keeps the engine's prefix caches of projects apart. It is never stored: a worker
+    sets it when it claims the job (`shared.postgres.claim_store`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -356,6 +379,8 @@ class GenerateRequest(BaseModel):
     tool_errors: list[int] = Field(default_factory=list)
     adaptive_thinking: bool = False
     extra_body: ExtraBody | None = None
+    prompt_cache_key: str | None = None
+    cache_salt: str | None = Field(None, exclude=True)
 
     def for_provider(self, provider: str | None) -> GenerateRequest:
         """The request for a model of this provider: without the opaque parts of others, which it could not read."""
@@ -372,6 +397,13 @@ class GenerateRequest(BaseModel):
         )
 
     @property
+    def names_tokens(self) -> bool:
+        """Whether it has ids of tokens, which mean something else to a model with another tokenizer."""
+        sampling = self.sampling
+        ids = sampling.logit_bias or sampling.stop_token_ids or sampling.allowed_token_ids
+        return isinstance(self.prompt, list) or bool(ids)
+
+    @property
     def opaque_parts(self) -> int:
         """The number of opaque parts in the conversation."""
         return sum(len(message.opaque) for message in self.messages or () if message.opaque)
@@ -380,7 +412,7 @@ class GenerateRequest(BaseModel):
     def size(self) -> int:
         """About the bytes of the prompt as JSON, which indicate the time that it takes to process the request."""
         if self.messages is not None:
-            return sum(_message_size(message) for message in self.messages)
+            return sum(message.size for message in self.messages)
         prompt = self.prompt or ""
         return _utf8_size(prompt) if isinstance(prompt, str) else 6 * len(prompt)
 
@@ -400,19 +432,6 @@ class GenerateRequest(BaseModel):
 
 # The members' names, quotes and the objects of a message, of a part or of a call.
 _MESSAGE_BYTES = 64
-
-
-def _message_size(message: Message) -> int:
-    size = _MESSAGE_BYTES
-    if isinstance(message.content, list):
-        size += sum(_MESSAGE_BYTES + part.size for part in message.content)
-    elif message.content is not None:
-        size += _utf8_size(message.content)
-    if message.reasoning:
-        size += _utf8_size(message.reasoning)
-    for call in message.tool_calls or ():
-        size += _MESSAGE_BYTES + _utf8_size(call.function.name) + _utf8_size(call.function.arguments)
-    return size + sum(part.size for part in message.opaque or ())
 
 
 def _is_readable(message: Message, provider: str | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -37,7 +37,8 @@ def cannot_continue(tokens: int) -> Failure:
 class JobResult:
     """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events.
 
-    `upstream` is the upstream's request that is to be cancelled, because it has not ended.
+    `upstream` is the upstream's request that is to be cancelled, because it has not ended. `cacheable`: other requests
+    may get the same answer.
     """
 
     status: JobStatus
@@ -49,6 +50,7 @@ class JobResult:
     attempts: tuple[Attempt, ...]
     log: bytes
     upstream: UpstreamState | None = None
+    cacheable: bool = False
 
 
 async def build_result(
@@ -65,11 +67,12 @@ async def build_result(
     outcome: AttemptOutcome,
     tokens: Mapping[int, int],
     upstream: UpstreamState | None = None,
+    revision: str | None = None,
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
     The event loop runs other tasks meanwhile. `outcome` is that of the running attempt, `tokens` the number that each
-    attempt generated. `upstream` is the upstream's request that generated the output.
+    attempt generated. `upstream` is the upstream's request that generated the output, `revision` that of the model.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -90,8 +93,38 @@ async def build_result(
         attempts=tuple(_ended(attempt, finished_at, outcome, tokens, fingerprints) for attempt in job.attempts),
         log=await archive([*events, last]),
         upstream=None if status.succeeded else upstream,
+        cacheable=failure is None and _is_cacheable(job, events, status, output, set(fingerprints.values()), revision),
     )
     return result, last
+
+
+# A complete answer: it was neither cut, nor filtered, nor interrupted.
+_CACHEABLE_ENDS = frozenset({"stop", "tool_calls"})
+
+
+def _is_cacheable(
+    job: JobSummary,
+    events: Sequence[Event],
+    status: JobStatus,
+    output: Sequence[Choice],
+    fingerprints: Set[str | None],
+    revision: str | None,
+) -> bool:
+    """Whether the response cache may give the answer to other requests.
+
+    The model must be the one that the job was admitted for: during a reload, API processes and workers may differ.
+    """
+    decision = job.decisions.cache
+    return (
+        decision is not None
+        and decision.ttl_s is not None
+        and revision is not None
+        and decision.revision == revision
+        and status is JobStatus.COMPLETED
+        and all(choice.finish_reason in _CACHEABLE_ENDS for choice in output)
+        and len(fingerprints) == 1
+        and not any(item.type is EventType.RESTARTED for item in events)
+    )
 
 
 def _ended(

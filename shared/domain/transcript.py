@@ -36,11 +36,15 @@ class Transcript:
         self.cursor: int | str | None = None
 
     @classmethod
-    async def of(cls, events: Iterable[Event], choices: int) -> Transcript:
-        """Build the transcript of a log. A delta belongs to the attempt of the preceding `STARTED` event."""
+    async def of(cls, events: Iterable[Event], choices: int, *, model: str | None = None) -> Transcript:
+        """Build the transcript of a log. A delta belongs to the attempt of the preceding `STARTED` event.
+
+        `model`: the job's model now. The log may be that of another one, which the job has left without output; then
+        an upstream's request in it is not the job's any more.
+        """
         transcript = cls(choices)
         tokens = transcript.tokens_by_attempt
-        attempt, fingerprint = 0, None
+        attempt, fingerprint, started_by = 0, None, None
         slice_ = TimeSlice()
         for item in events:
             if item.type is EventType.DELTA:
@@ -51,12 +55,15 @@ class Transcript:
             elif item.type is EventType.STARTED:
                 payload = item.payload()
                 attempt, fingerprint = payload["attempt"], payload.get("fingerprint")
+                started_by = payload.get("model")
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
             elif item.type is EventType.UPSTREAM:
                 transcript.upstream = UpstreamState.of(item)
             if slice_.over:
                 await slice_.give_way()
+        if model is not None and started_by not in (None, model):
+            transcript.clear()
         return transcript
 
     def clear(self) -> None:

@@ -17,15 +17,16 @@ from shared.domain.errors import UnreadableRow
 from shared.domain.events import UpstreamState
 from shared.domain.job import AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
 from shared.domain.priorities import Hint
+from shared.domain.prompt_cache import cache_salt
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
+from shared.postgres.followers import Ended
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
     IS_QUEUED,
     IS_RUNNING,
     LOST,
-    JobRowStore,
     after_death,
     due,
     end_statement,
@@ -36,8 +37,9 @@ from shared.postgres.job_statements import (
     result_record,
 )
 from shared.postgres.prepared import Prepared
+from shared.postgres.rerouting import Move, ReroutingStore
 from shared.postgres.store import seconds
-from shared.postgres.tables import JobRow, WorkerRow
+from shared.postgres.tables import JobRow, ProjectRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ _WAITING = (
     .where(
         JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
         IS_QUEUED,
+        JobRow.follows.is_(None),
         or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
         due(),
@@ -67,6 +70,10 @@ _WAITING = (
     .order_by(JobRow.id)
     .with_for_update(skip_locked=True)
     .scalar_subquery()
+)
+# What keeps the prefix caches of the job's project apart from those of others.
+_SALT = (
+    select(ProjectRow.salt).where(ProjectRow.id == JobRow.project_id).correlate(JobRow).scalar_subquery().label("salt")
 )
 _CLAIM = Prepared(
     update(JobRow)
@@ -84,7 +91,7 @@ _CLAIM = Prepared(
             JobRow.not_before: None,
         }
     )
-    .returning(*COLUMNS)
+    .returning(*COLUMNS, _SALT)
 )
 # A claim that leaves no trace: it is no attempt and, without others, no start.
 _UNCLAIMED: dict[Any, Any] = {
@@ -100,7 +107,7 @@ _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text)
 _BEAT = ("slots", "running", "state", "lease_expires_at", "breaker_since", "breaker_reason")
 
 
-class ClaimStore(JobRowStore):
+class ClaimStore(ReroutingStore):
     """The claims, results and lease of one worker. Concurrent claims are committed together, and so are results."""
 
     def __init__(self, engine: AsyncEngine, worker: str, model: str | None = None) -> None:
@@ -137,8 +144,8 @@ class ClaimStore(JobRowStore):
         values: dict[Any, Any] = {JobRow.deferred_since: None} | ({JobRow.suspect: False} if cleared else {})
         await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values(values))
 
-    async def finish(self, job_id: str, attempt: int, result: JobResult) -> bool:
-        """End a job that this attempt owns. False: the attempt does not own it any more, and nothing was written."""
+    async def finish(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
+        """End a job that this attempt owns. None: the attempt does not own it any more, and nothing was written."""
         return await self._results(result_record(job_id, attempt, result))
 
     async def _claim_suspects(self, job_ids: Sequence[str]) -> list[Job | None]:
@@ -153,7 +160,8 @@ class ClaimStore(JobRowStore):
         unreadable: list[str] = []
         for row in rows:
             try:
-                claimed[row.id] = await read_job(row)
+                job = claimed[row.id] = await read_job(row)
+                job.request.cache_salt = cache_salt(row.salt)
             except UnreadableRow as error:
                 logger.error("job=%s cannot be read and waits for another version: %s", row.id, error.reason)
                 unreadable.append(row.id)
@@ -181,7 +189,7 @@ class ClaimStore(JobRowStore):
         )
         await self._changes(statement)
 
-    async def _finish(self, results: Sequence[dict[str, Any]]) -> list[bool]:
+    async def _finish(self, results: Sequence[dict[str, Any]]) -> list[Ended | None]:
         return await self._end(_FINISH, results, owner=self._worker)
 
     async def requeue(
@@ -237,6 +245,11 @@ class ClaimStore(JobRowStore):
             .values({**values, JobRow.not_before: now + seconds(delay_s)})
         )
         return await self._changes(statement)
+
+    async def reroute(self, move: Move) -> bool:
+        """Move a job that this worker runs to another model's queue. False: as in `requeue`."""
+        owner = owned(move.job.id, move.job.attempt, self._worker)
+        return await self._reroute(move, owner, JobRow.status == JobStatus.IN_PROGRESS.value)
 
     async def add_cancellation(self, job_id: str, model: str, state: UpstreamState) -> None:
         """Note that the upstream's request of a job that starts again is to be cancelled.

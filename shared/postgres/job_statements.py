@@ -1,38 +1,49 @@
 """SQL for the rows of jobs: the columns to read, and the statements and conditions that stores share.
 
 Two statements here are seams, where everything that must happen once per job belongs: `insert_queued` is the only SQL
-that creates a job, and `end_statement` is the only SQL that ends one. A test checks that no other SQL does either.
+that creates a job, and `end_statement` is the only SQL that ends one. A third one does both: `insert_answered` creates
+jobs that the response cache answers. A test checks that no other SQL does either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import orjson
 from sqlalchemy import (
+    ARRAY,
+    CTE,
     JSON,
+    Boolean,
     ColumnElement,
     Integer,
     Select,
     SmallInteger,
     Text,
     and_,
+    bindparam,
+    case,
+    column,
     delete,
     func,
     insert,
     literal,
     literal_column,
+    null,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import aliased
 
-from shared.domain.decisions import NO_DECISIONS, Decisions
+from shared.domain.decisions import NO_DECISIONS, CacheOutcome, Decisions
 from shared.domain.job import (
     RUNNING,
     TERMINAL,
@@ -49,9 +60,26 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
+from shared.postgres.followers import (
+    CHANGE,
+    LEADER_COLUMNS,
+    Ended,
+    FollowerChange,
+    changed_rows,
+    follower_changes,
+    read_change,
+)
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
-from shared.postgres.tables import JobRow, ResponseRow, Timestamp, UpstreamCancellationRow, WorkerRow
+from shared.postgres.tables import (
+    CachedAnswerRow,
+    JobRow,
+    ResponseRow,
+    SummaryRow,
+    Timestamp,
+    UpstreamCancellationRow,
+    WorkerRow,
+)
 from shared.postgres.upstream_cancellations import stored_state
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
@@ -99,6 +127,7 @@ SUMMARY_COLUMNS = (
     JobRow.kind,
     JobRow.decisions,
     JobRow.follows,
+    JobRow.continues,
 )
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
@@ -154,7 +183,7 @@ def _loads(text: str) -> Any:
 def _summary(row: Any) -> dict[str, Any]:
     attempts = [_attempt(item) for item in row.attempts]
     if row.worker is not None and row.attempt_started_at is not None:
-        attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
+        attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at, model=row.model))
     return {
         "id": row.id,
         "owner": Owner(row.project_id, row.key_id, row.end_user),
@@ -184,6 +213,7 @@ def _summary(row: Any) -> dict[str, Any]:
         "kind": row.kind,
         "decisions": Decisions.model_validate(row.decisions) if row.decisions is not None else NO_DECISIONS,
         "follows": row.follows,
+        "continues": row.continues,
     }
 
 
@@ -196,11 +226,14 @@ def _attempt(item: dict[str, Any]) -> Attempt:
         tokens=item["tokens"],
         outcome=item["outcome"],
         fingerprint=item.get("fingerprint"),
+        model=item.get("model"),
+        error=item.get("error"),
     )
 
 
-def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
+def ended_attempt(tokens: int, outcome: AttemptOutcome, error: str | None = None) -> Any:
     """The value of `attempts` with the running attempt appended."""
+    optional = ("error", error) if error is not None else ()
     entry = func.jsonb_build_object(
         "number",
         JobRow.attempt,
@@ -214,6 +247,9 @@ def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
         tokens,
         "outcome",
         outcome.value,
+        "model",
+        JobRow.model,
+        *optional,
     )
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
@@ -252,21 +288,104 @@ _RESULTS = Records(
     attempts=JSONB,
     log=Encoded(Text),
     upstream=JSONB,
+    cacheable=Boolean,
+    answer_bytes=Integer,
 )
+# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
+# are looked for in this many of its last characters.
+_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
+_NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
+_LAST_LINE = 400
 
 
-def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
-    """The only SQL that creates jobs, and the entry seam: inserts one `queued` job per record.
+# Whether a job may have followers.
+_LEADS = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None))
+_LARGE = ("output", "log")
+
+
+def insert_queued(
+    new: Records, values: Mapping[Any, Any], narrow: Callable[[Select[Any]], Select[Any]] = lambda records: records
+) -> Any:
+    """The only SQL that creates open jobs, and the entry seam: inserts one `queued` job per record.
 
     A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns.
     Whatever must be written exactly once with a new job (such as a budget reservation) joins this statement as a CTE:
     in the same transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at`
-    to NULL here, so that redelivery does not take their missing messages for lost ones.
+    to NULL here, so that redelivery does not take their missing messages for lost ones. `narrow` adds conditions to the
+    query of the records.
     """
+    columns = {**_columns(new, values), JobRow.status: literal(JobStatus.QUEUED.value)}
+    return upsert(JobRow).from_select(list(columns), narrow(select(*columns.values())))
+
+
+def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
+    """The only SQL that creates jobs which have ended: inserts a `completed` job per record that has a cached answer.
+
+    Records and `values` are as in `insert_queued`, with a `cache_key`, the project and, if it is not None, the largest
+    age of the answer, `max_age_s`. The answer is copied from the job that the entry names; if that was deleted, there
+    is none. Returns the inserted rows, for further parts of the statement, and the statement, which returns their
+    columns. Whatever joins `end_statement` joins this one too.
+    """
+    entry, source = CachedAnswerRow, aliased(JobRow, name="source")
+    age_s = func.extract("epoch", func.now() - source.finished_at)
+    decision = func.jsonb_build_object(
+        "outcome",
+        literal(CacheOutcome.HIT.value, Text),
+        "source",
+        source.id,
+        "age_s",
+        func.greatest(0, func.floor(age_s)),
+        "fingerprint",
+        func.coalesce(source.attempts[-1]["fingerprint"], source.decisions["cache"]["fingerprint"]),
+    )
+    earlier = sql_cast(func.coalesce(new.decisions, sql_cast(literal("{}"), JSONB)), JSONB)
     columns = {
+        **_columns(new, values),
+        JobRow.status: literal(JobStatus.COMPLETED.value),
+        JobRow.decisions: earlier.op("||")(func.jsonb_build_object("cache", decision, type_=JSONB)),
+        JobRow.started_at: func.now(),
+        JobRow.first_token_at: func.now(),
+        JobRow.finished_at: func.now(),
+        JobRow.output: source.output,
+        JobRow.usage: source.usage,
+        JobRow.log: func.left(source.log, -_LAST_LINE).concat(
+            func.regexp_replace(func.right(source.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
+        ),
+    }
+    found = select(*columns.values()).where(
+        entry.key == new.cache_key,
+        entry.project_id == new.project_id,
+        entry.model == new.model,
+        entry.expires_at > func.now(),
+        source.id == entry.job_id,
+        source.project_id == new.project_id,
+        source.model == new.model,
+        source.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
+        source.deleted_at.is_(None),
+        source.log.is_not(None),
+        or_(new.max_age_s.is_(None), age_s <= new.max_age_s),
+    )
+    ended = (
+        insert(JobRow)
+        .from_select(list(columns), found)
+        .returning(
+            *SUMMARY_COLUMNS,
+            OUTPUT,
+            JobRow.cache_key,
+            null().cast(JSONB).label("upstream"),
+            literal_column("false", Boolean).label("cacheable"),
+            literal_column("0", Integer).label("answer_bytes"),
+        )
+        .cte("ended")
+    )
+    return ended, _with_effects(select(*ended.c), ended)
+
+
+def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The columns of a new job of any status."""
+    return {
         JobRow.id: new.id,
         JobRow.model: new.model,
-        JobRow.status: literal(JobStatus.QUEUED.value),
         JobRow.request: new.request,
         JobRow.choices: new.choices,
         JobRow.job_metadata: new.metadata,
@@ -274,16 +393,18 @@ def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
         JobRow.dispatched_at: func.now(),
         **values,
     }
-    return insert(JobRow).from_select(list(columns), select(*columns.values()))
 
 
 def end_statement(*guards: ColumnElement[bool]) -> Any:
-    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs, and returns their ids.
+    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
+
+    Returns the ids of these jobs (a job that may have followers is its own `leader`), and the changes of followers,
+    which end with the same answer or are released (`shared.postgres.followers`).
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
     as a CTE that inserts from the rows which the update returns: in the same transaction, without an extra round trip.
-    That covers every end: by the job's worker, while the job waits, or after its worker was lost. One such CTE adds the
-    upstream's request, if it is still to be cancelled.
+    That covers every end: by the job's worker, while the job waits, or after its worker was lost. They are in
+    `_with_effects`, because a job that is answered by the response cache ends in `insert_answered`.
 
     Optimistic lock: a job ends only if the guards hold and it is still at the attempt that its result names, so that
     no attempt was added to its history since it was read.
@@ -310,12 +431,84 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
                 JobRow.log: result.log,
             }
         )
-        .returning(JobRow.id, JobRow.model, result.upstream.label("upstream"))
+        .returning(
+            JobRow.project_id,
+            JobRow.model,
+            JobRow.cache_key,
+            result.upstream.label("upstream"),
+            result.cacheable.label("cacheable"),
+            result.answer_bytes.label("answer_bytes"),
+            _LEADS.label("leads"),
+            # The large values are those of leaders only: the rows are kept until the followers have got theirs.
+            *(case((_LEADS, one)).label(one.key) if one.key in _LARGE else one for one in LEADER_COLUMNS),
+        )
         .cte("ended")
     )
+    leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
+    followers_ended, released = follower_changes(leaders, promote=True)
+    own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
+    rows = union_all(
+        select(*(own.get(name, null()).label(name) for name in CHANGE)),
+        *changed_rows(followers_ended, released),
+    )
+    return _with_effects(select(rows.subquery()), ended, followers_ended)
+
+
+def settle_statement() -> Any:
+    """Make the `follower_changes` of those of the jobs `ids` that have ended, lead no more, or do not exist."""
+    wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
+    leader = aliased(JobRow)
+    columns = [getattr(leader, name.key) for name in LEADER_COLUMNS if name.key != "id"]
+    leaders = (
+        select(wanted.c.id, *columns)
+        .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
+        .where(or_(leader.id.is_(None), leader.finished_at.is_not(None), leader.cache_key.is_(None)))
+        .cte("leaders")
+    )
+    ended, released = follower_changes(leaders, promote=False)
+    return _with_effects(select(union_all(*changed_rows(ended, released)).subquery()), ended)
+
+
+_EFFECTS = ("id", "project_id", "model", "cache_key", "decisions", "upstream", "cacheable", "answer_bytes")
+
+
+def _with_effects(rows: Select[Any], *ends: CTE) -> Select[Any]:
+    """Let a statement that ends jobs also write what must be written exactly once per end.
+
+    These are the upstream's request, if it is still to be cancelled, and the entry of the response cache. `ends` are
+    the jobs that end, with the columns `_EFFECTS`.
+    """
+    ended, *others = ends
+    if others:
+        ended = union_all(*(select(*(one.c[name] for name in _EFFECTS)) for one in ends)).cte("all_ended")
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
-    return select(ended.c.id).add_cte(cancellations.cte("cancellations"))
+    ttl_s: Any = sql_cast(ended.c.decisions["cache"]["ttl_s"].astext, Integer)
+    # Each key once and in the same order as in other statements, which could otherwise wait for each other.
+    answers = (
+        select(
+            ended.c.cache_key, ended.c.project_id, ended.c.model, ended.c.id, ended.c.answer_bytes,
+            func.now() + seconds(ttl_s),
+        )
+        .ext(distinct_on(ended.c.cache_key))
+        .where(ended.c.cacheable, ended.c.cache_key.is_not(None), ttl_s.is_not(None))
+        .order_by(ended.c.cache_key, ended.c.id.desc())
+    )  # fmt: skip
+    entries = upsert(CachedAnswerRow).from_select(
+        ["key", "project_id", "model", "job_id", "bytes", "expires_at"], answers
+    )
+    entries = entries.on_conflict_do_update(
+        index_elements=[CachedAnswerRow.key],
+        set_={
+            "job_id": entries.excluded.job_id,
+            "bytes": entries.excluded.bytes,
+            "created_at": func.now(),
+            "expires_at": entries.excluded.expires_at,
+            "hits": 0,
+            "used_at": func.now(),
+        },
+    )
+    return rows.add_cte(cancellations.cte("cancellations"), entries.cte("entries"))
 
 
 def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any]:
@@ -336,11 +529,15 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "attempts": [asdict(attempt) for attempt in result.attempts],
         "log": result.log,
         "upstream": stored_state(job_id, result.upstream) if result.upstream is not None else None,
+        "cacheable": result.cacheable,
+        "answer_bytes": len(result.output) + len(result.log),
     }
 
 
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
-    """Delete the input and output of ended jobs for which the guards hold, and their responses; returns the ids.
+    """Delete the input and output of ended jobs for which the guards hold; returns the ids.
+
+    Their responses, their entries in the response cache, and the summaries that they used are deleted too.
 
     The rows remain, for accounting.
     """
@@ -356,11 +553,15 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
             error_param=None,
             deleted_at=func.now(),
         )
-        .returning(JobRow.id)
+        .returning(JobRow.id, JobRow.decisions["context"]["summary_job"].astext.label("summary_job"))
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
-    return select(purged.c.id).add_cte(response.cte("response"))
+    entry = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(purged.c.id)))
+    # The summary of its conversation that the job was answered with, or wrote.
+    writers = select(purged.c.id).union_all(select(purged.c.summary_job))
+    summary = delete(SummaryRow).where(SummaryRow.job_id.in_(writers))
+    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"), summary.cte("summary"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
@@ -378,11 +579,11 @@ def live_workers() -> Select[str]:
     return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
 
 
-def overdue() -> ColumnElement[bool]:
+def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
     """Condition: a deadline of the job has passed. Once a job was started, only its finish deadline counts."""
     now = func.clock_timestamp()
     return or_(
-        func.coalesce(and_(JobRow.start_before < now, JobRow.started_at.is_(None)), False),
+        func.coalesce(and_(JobRow.start_before < now, started_at.is_(None)), False),
         func.coalesce(JobRow.finish_before < now, False),
     )
 
@@ -392,6 +593,9 @@ def due(for_s: float = 0) -> ColumnElement[bool]:
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))
 
 
+_SETTLE = Prepared(settle_statement())
+
+
 class JobRowStore(Store):
     """The base class of stores of jobs."""
 
@@ -399,7 +603,25 @@ class JobRowStore(Store):
         """Build summaries from rows, without those that this version cannot read."""
         return await self._readable(statement, to_summary)
 
-    async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
-        """Run an `end_statement`; return for each result whether it was written."""
-        ended = {row.id for row in await statement.run(self._engine, {**_RESULTS.parameters(results), **values})}
-        return [item["id"] in ended for item in results]
+    async def _end(
+        self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object
+    ) -> list[Ended | None]:
+        """Run an `end_statement`; return for each result what its end has changed, or None if it was not written."""
+        rows = await statement.run(self._engine, {**_RESULTS.parameters(results), **values})
+        ended = {row.id for row in rows if row.status is None}
+        changes = [read_change(row) for row in rows if row.status is not None]
+        if leaders := [row.id for row in rows if row.id == row.leader]:
+            changes += await self.settle(leaders)
+        return [
+            Ended(tuple(change for change in changes if change.leader == item["id"])) if item["id"] in ended else None
+            for item in results
+        ]
+
+    async def settle(self, leaders: Sequence[str]) -> list[FollowerChange]:
+        """End or release the followers of those of these jobs that have ended. Returns the changes."""
+        return [read_change(row) for row in await _SETTLE.run(self._engine, {"ids": list(leaders)})]
+
+    async def archived_log(self, job_id: str) -> str | None:
+        """Return the events of a job that has ended, as lines; None if it has not ended."""
+        statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+        return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log

@@ -9,32 +9,40 @@ that own the job, so that a duplicate, late or fenced write changes nothing and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     JSON,
     BigInteger,
     Boolean,
     Double,
     Integer,
+    LargeBinary,
+    Select,
     SmallInteger,
     Text,
     bindparam,
     func,
     insert,
     literal,
+    literal_column,
+    null,
+    or_,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.orm import aliased
 
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
-from shared.domain.decisions import NO_DECISIONS, Decisions
+from shared.domain.decisions import NO_DECISIONS, CacheOutcome, Decisions
 from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import (
     TERMINAL,
@@ -51,6 +59,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
+from shared.postgres.followers import COALESCED, decided
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -59,6 +68,7 @@ from shared.postgres.job_statements import (
     OUTPUT,
     SUMMARY_COLUMNS,
     JobRowStore,
+    insert_answered,
     insert_queued,
     purge_statement,
     read_job,
@@ -67,7 +77,7 @@ from shared.postgres.job_statements import (
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, json_text, readable, seconds
-from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
+from shared.postgres.tables import CachedAnswerRow, IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.runtime.offload import off_loop
 
 
@@ -119,6 +129,7 @@ class _Inserted:
     created_at: datetime
     start_before: datetime | None
     finish_before: datetime | None
+    follows: str | None
 
 
 _NEW = Records(
@@ -140,27 +151,24 @@ _NEW = Records(
     requested_model=Text,
     kind=Text,
     decisions=JSONB,
+    cache_key=LargeBinary,
+    max_age_s=Integer,
+    anew=Boolean,
 )
-_INSERT = Prepared(
-    insert_queued(
-        _NEW,
-        {
-            JobRow.project_id: _NEW.project_id,
-            JobRow.key_id: _NEW.key_id,
-            JobRow.end_user: _NEW.end_user,
-            JobRow.priority: _NEW.priority,
-            JobRow.request_bytes: _NEW.request_bytes,
-            JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
-            JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
-            JobRow.request_id: _NEW.request_id,
-            JobRow.traceparent: _NEW.traceparent,
-            JobRow.requested_model: _NEW.requested_model,
-            JobRow.kind: _NEW.kind,
-            JobRow.decisions: _NEW.decisions,
-        },
-    ).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
-)
-
+_VALUES = {
+    JobRow.project_id: _NEW.project_id,
+    JobRow.key_id: _NEW.key_id,
+    JobRow.end_user: _NEW.end_user,
+    JobRow.priority: _NEW.priority,
+    JobRow.request_bytes: _NEW.request_bytes,
+    JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
+    JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
+    JobRow.request_id: _NEW.request_id,
+    JobRow.traceparent: _NEW.traceparent,
+    JobRow.requested_model: _NEW.requested_model,
+    JobRow.kind: _NEW.kind,
+    JobRow.decisions: _NEW.decisions,
+}
 _RESPONSES = Records(
     "response", job_id=Text, request_params=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
 )
@@ -172,15 +180,82 @@ _RESPONSE_COLUMNS = {
     ResponseRow.background: _RESPONSES.background,
     ResponseRow.stored: _RESPONSES.stored,
 }
-_INSERTED = _INSERT.statement.cte("inserted")
-# Also inserts the rows of responses: one statement, one commit.
-_INSERT_WITH_RESPONSES = Prepared(
-    select(*_INSERTED.c).add_cte(
-        insert(ResponseRow)
-        .from_select(list(_RESPONSE_COLUMNS), select(*_RESPONSE_COLUMNS.values()))
-        .cte("responses_inserted")
+
+
+def _with_responses(statement: Select[Any], inserted: CTE) -> Prepared:
+    """Also insert the responses of the inserted jobs: one statement, one commit."""
+    responses = select(*_RESPONSE_COLUMNS.values()).where(_RESPONSES.job_id.in_(select(inserted.c.id)))
+    rows = insert(ResponseRow).from_select(list(_RESPONSE_COLUMNS), responses)
+    return Prepared(statement.add_cte(rows.cte("responses_inserted")))
+
+
+class _Insertion:
+    """A statement that inserts queued jobs, and the one that inserts their responses too."""
+
+    def __init__(self, insertion: Any) -> None:
+        returning = insertion.returning(
+            JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before, JobRow.follows
+        )
+        inserted = returning.cte("inserted")
+        self._plain = Prepared(returning)
+        self._with_responses = _with_responses(select(*inserted.c), inserted)
+
+    def of(self, new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
+        """The statement that inserts these records, and its parameters."""
+        responses = [item["response"] for item in new if item["response"] is not None]
+        if not responses:
+            return self._plain, _NEW.parameters(new)
+        return self._with_responses, _NEW.parameters(new) | _RESPONSES.parameters(responses)
+
+
+# An answer that is as young may have been stored after it was looked up.
+_STORED_NOW_S = 1
+_LEADER = aliased(JobRow, name="leader")
+
+
+def _may_lead(records: Select[Any]) -> Select[Any]:
+    """Those records whose answer has not just been stored, in the same order as in other statements."""
+    # One entry by its key: PostgreSQL could read all entries for an EXISTS.
+    stored = (
+        select(CachedAnswerRow.key)
+        .where(CachedAnswerRow.key == _NEW.cache_key, CachedAnswerRow.created_at > func.now() - seconds(_STORED_NOW_S))
+        .limit(literal_column("1"))
+        .scalar_subquery()
+    )
+    return records.where(or_(_NEW.anew, stored.is_(None))).order_by(_NEW.cache_key)
+
+
+def _may_follow(records: Select[Any]) -> Select[Any]:
+    """Those records whose key an open job has. One that waits must be as urgent: it would delay its followers."""
+    return records.where(
+        _LEADER.cache_key == _NEW.cache_key,
+        _LEADER.follows.is_(None),
+        _LEADER.finished_at.is_(None),
+        or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
+    )
+
+
+_INSERT = _Insertion(insert_queued(_NEW, _VALUES))
+# Of several open jobs with the same key, one leads. The others are not inserted, or follow it.
+_LEAD = _Insertion(
+    insert_queued(_NEW, {**_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead).on_conflict_do_nothing()
+)
+_FOLLOW = _Insertion(
+    insert_queued(
+        _NEW,
+        {
+            **_VALUES,
+            JobRow.cache_key: _NEW.cache_key,
+            JobRow.follows: _LEADER.id,
+            JobRow.dispatched_at: null(),
+            JobRow.decisions: decided(_NEW.decisions, outcome=COALESCED, source=_LEADER.id),
+        },
+        _may_follow,
     )
 )
+_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES)
+_ANSWER = Prepared(_ANSWER_STATEMENT)
+_ANSWER_WITH_RESPONSES = _with_responses(_ANSWER_STATEMENT, _ANSWERED)
 
 
 def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> Any:
@@ -206,7 +281,8 @@ def _archive_query(job_id: str, *, after: int, start: int, size: int) -> Any:
         # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
         begin = func.coalesce(func.strpos(JobRow.log, f"\n{after} "), 0) + 1
     page = func.coalesce(func.substr(JobRow.log, begin, size), "")  # a deleted job has no log
-    return select(page.label("page"), begin.label("start")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+    ended = JobRow.status.in_(TERMINAL).label("ended")
+    return select(ended, JobRow.follows, page.label("page"), begin.label("start")).where(JobRow.id == job_id)
 
 
 class JobStore(JobRowStore):
@@ -214,7 +290,11 @@ class JobStore(JobRowStore):
 
     def __init__(self, engine: AsyncEngine, region: str = "") -> None:
         super().__init__(engine, region)
-        self._commit = GroupCommit(self._insert, weigh=_weight)
+        self._commits = {
+            insertion: GroupCommit(partial(self._insert, insertion), weigh=_weight)
+            for insertion in (_INSERT, _LEAD, _FOLLOW)
+        }
+        self._answers = GroupCommit(self._answer, weigh=_weight)
 
     async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Commit a new `queued` job; return it, and True. When this returns, the job is durable.
@@ -225,17 +305,68 @@ class JobStore(JobRowStore):
         Raises:
             KeyReused: the key was used with another request, or its job was deleted.
         """
-        job_id = new_job_id(self._region)
-        record = await off_loop(new.request.size + new.request.options_size, _record, job_id, new)
+        created = await self._create(replace(new, cache_key=None), idempotency, _INSERT)
+        assert created is not None, "it is inserted without conditions"
+        return created
+
+    async def coalesce(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool] | None:
+        """As `insert`, for a job with a cache key: if an open job has the same key, the new one follows it.
+
+        None: nothing was written, because the answer may be in the cache now, or because the job is not to follow the
+        open one: it is more urgent, or its request demands a new answer.
+        """
+        created = await self._create(new, idempotency, _LEAD)
+        if created is None and not new.options.cache_control.no_cache:
+            created = await self._create(new, idempotency, _FOLLOW)
+        return created
+
+    async def _create(
+        self, new: NewJob, idempotency: Idempotency | None, insertion: _Insertion
+    ) -> tuple[Job, bool] | None:
+        """Insert a job; return None if the insertion's conditions do not hold."""
+        job_id, record = await self._new_record(new)
         if idempotency is None:
-            return _job(job_id, new, await self._commit(record)), True
+            inserted = await self._commits[insertion](record)
+            return None if inserted is None else (_job(job_id, new, inserted), True)
         async with transaction(self._engine) as connection:
             existing_id = await _claim_key(connection, new.owner, idempotency, job_id)
             if existing_id is None:
-                prepared, parameters = _insert_statement([record])
+                prepared, parameters = insertion.of([record])
                 (inserted,) = _in_order(await connection.execute(prepared.statement, parameters), [record])
+                if inserted is None:
+                    await connection.rollback()
+                    return None
                 return _job(job_id, new, inserted), True
         return await self._job_of_key(existing_id), False
+
+    async def answer(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool] | None:
+        """Commit a new `completed` job with the answer that the response cache has for it; return it, and True.
+
+        None: there is no such answer, and nothing was written. With an idempotency key that was used before: as
+        `insert`, and whether there is an answer does not matter.
+
+        Raises:
+            KeyReused: as `insert`.
+        """
+        job_id, record = await self._new_record(new)
+        if idempotency is None:
+            row = await self._answers(record)
+            return None if row is None else (await _answered_job(new, row), True)
+        async with transaction(self._engine) as connection:
+            existing_id = await _claim_key(connection, new.owner, idempotency, job_id)
+            if existing_id is None:
+                prepared, parameters = _answer_statement([record])
+                row = (await connection.execute(prepared.statement, parameters)).first()
+                if row is None:
+                    await connection.rollback()
+                    return None
+        if existing_id is not None:
+            return await self._job_of_key(existing_id), False
+        return await _answered_job(new, row), True
+
+    async def _new_record(self, new: NewJob) -> tuple[str, dict[str, Any]]:
+        job_id = new_job_id(self._region)
+        return job_id, await off_loop(new.request.size + new.request.options_size, _record, job_id, new)
 
     async def find_created(self, owner: Owner, idempotency: Idempotency) -> Job | None:
         """Return the job that an earlier call with an idempotency key created; None if there was none.
@@ -253,9 +384,14 @@ class JobStore(JobRowStore):
             raise KeyReused("The job of this Idempotency-Key was deleted.")
         return job
 
-    async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
-        prepared, parameters = _insert_statement(new)
+    async def _insert(self, insertion: _Insertion, new: Sequence[dict[str, Any]]) -> list[_Inserted | None]:
+        prepared, parameters = insertion.of(new)
         return _in_order(await prepared.run(self._engine, parameters), new)
+
+    async def _answer(self, new: Sequence[dict[str, Any]]) -> list[Any | None]:
+        prepared, parameters = _answer_statement(new)
+        rows = {row.id: row for row in await prepared.run(self._engine, parameters)}
+        return [rows.get(item["id"]) for item in new]
 
     async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
         """Return a job; with `project_id`, only if that project owns it.
@@ -278,21 +414,22 @@ class JobStore(JobRowStore):
         with readable("job", job_id):
             return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
 
-    async def archived_log(self, job_id: str) -> str | None:
-        """Return the events of a job that has ended, as lines; None if it has not ended."""
-        statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
-        return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log
-
     async def archive_page(self, job_id: str, *, after: int = 0, start: int = 0) -> ArchivePage | None:
         """Return the next lines of the archived log of a job that has ended; None if it has not ended.
 
         `start` is the position from the previous page; without it, the page begins about the event after `after`.
         """
+        found = await self.archive_page_or_leader(job_id, after=after, start=start)
+        return found if isinstance(found, ArchivePage) else None
+
+    async def archive_page_or_leader(self, job_id: str, *, after: int = 0, start: int = 0) -> ArchivePage | str | None:
+        """As `archive_page`; of a job that has not ended, return the job that it follows."""
         size = ARCHIVE_PAGE
         while True:
             row = await self._first(_archive_query(job_id, after=after, start=start, size=size))
-            if row is None:
-                return None
+            if row is None or not row.ended:
+                leader: str | None = None if row is None else row.follows
+                return leader
             text: str = row.page
             if len(text) < size:
                 return ArchivePage(text, None)
@@ -313,6 +450,12 @@ class JobStore(JobRowStore):
         )
         async with self._engine.connect() as connection:
             return set((await connection.execute(statement)).scalars())
+
+    async def has_ended(self, job_id: str) -> tuple[bool, str | None]:
+        """Whether a job has ended; if not, also the job that it follows."""
+        statement = select(JobRow.status.in_(TERMINAL).label("ended"), JobRow.follows).where(JobRow.id == job_id)
+        row = await self._first(statement)
+        return (False, None) if row is None else (row.ended, None if row.ended else row.follows)
 
     async def page(
         self,
@@ -413,6 +556,9 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "requested_model": new.requested_model,
         "kind": new.kind,
         "decisions": new.decisions.stored(),
+        "cache_key": new.cache_key,
+        "max_age_s": new.options.cache_control.max_age_s,
+        "anew": new.options.cache_control.no_cache,
         "response": None if new.response is None else _response_record(job_id, new.response),
     }
 
@@ -434,6 +580,10 @@ def _weight(record: dict[str, Any]) -> int:
 
 
 def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
+    decisions = new.decisions
+    if inserted.follows is not None and (cache := decisions.cache) is not None:
+        coalesced = cache.model_copy(update={"outcome": CacheOutcome.COALESCED.value, "source": inserted.follows})
+        decisions = decisions.model_copy(update={"cache": coalesced})
     return Job(
         id=job_id,
         owner=new.owner,
@@ -449,22 +599,30 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
         request_context=new.request_context,
         requested_model=new.requested_model,
         kind=new.kind,
-        decisions=new.decisions,
+        decisions=decisions,
+        follows=inserted.follows,
     )
 
 
-def _insert_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
-    """The statement that inserts these records, and its parameters."""
+async def _answered_job(new: NewJob, row: Any) -> Job:
+    """The job of a row that `insert_answered` has returned."""
+    summary = to_summary(row)
+    values = {field.name: getattr(summary, field.name) for field in fields(summary)}
+    return Job(**values, request=new.request, output=await off_loop(len(row.output), to_output, row.output))
+
+
+def _answer_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
+    """The statement that answers these records from the cache, and its parameters."""
     responses = [item["response"] for item in new if item["response"] is not None]
     if not responses:
-        return _INSERT, _NEW.parameters(new)
-    return _INSERT_WITH_RESPONSES, _NEW.parameters(new) | _RESPONSES.parameters(responses)
+        return _ANSWER, _NEW.parameters(new)
+    return _ANSWER_WITH_RESPONSES, _NEW.parameters(new) | _RESPONSES.parameters(responses)
 
 
-def _in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[_Inserted]:
-    """Return the inserted values in the order of the records."""
-    inserted = {row.id: _Inserted(row.created_at, row.start_before, row.finish_before) for row in rows}
-    return [inserted[item["id"]] for item in new]
+def _in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[_Inserted | None]:
+    """Return the inserted values in the order of the records; None for those that were not inserted."""
+    inserted = {row.id: _Inserted(row.created_at, row.start_before, row.finish_before, row.follows) for row in rows}
+    return [inserted.get(item["id"]) for item in new]
 
 
 async def _claim_key(connection: AsyncConnection, owner: Owner, idempotency: Idempotency, job_id: str) -> str | None:

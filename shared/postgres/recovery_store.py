@@ -15,6 +15,7 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     and_,
+    case,
     delete,
     func,
     literal_column,
@@ -27,19 +28,20 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import aliased
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
+from shared.postgres.followers import Ended, orphans
 from shared.postgres.job_statements import (
     COLUMNS,
     IS_QUEUED,
     IS_RUNNING,
     LOST,
     SUMMARY_COLUMNS,
-    JobRowStore,
     after_death,
     due,
     end_statement,
@@ -50,6 +52,7 @@ from shared.postgres.job_statements import (
     result_record,
 )
 from shared.postgres.prepared import Prepared
+from shared.postgres.rerouting import Move, ReroutingStore, is_movable
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, Timestamp, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
@@ -121,11 +124,11 @@ _END_QUEUED = Prepared(end_statement(IS_QUEUED))
 _END_LOST = Prepared(end_statement(IS_RUNNING, JobRow.worker.endswith(LOST)))
 
 
-class RecoveryStore(JobRowStore):
+class RecoveryStore(ReroutingStore):
     """Jobs that no live worker owns."""
 
-    async def end_queued(self, job_id: str, attempt: int, result: JobResult) -> bool:
-        """End a queued job. False: it is not queued any more, or another attempt was made."""
+    async def end_queued(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
+        """End a queued job. None: it is not queued any more, or another attempt was made."""
         return (await self._end(_END_QUEUED, [result_record(job_id, attempt, result)]))[0]
 
     async def revoke_claim(self, job_id: str, attempt: int) -> bool:
@@ -145,9 +148,52 @@ class RecoveryStore(JobRowStore):
         )
         return await self._changes(statement)
 
-    async def end_lost(self, job_id: str, attempt: int, result: JobResult) -> bool:
-        """End a job whose claim was revoked. False: it was ended meanwhile."""
+    async def end_lost(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
+        """End a job whose claim was revoked. None: it was ended meanwhile."""
         return (await self._end(_END_LOST, [result_record(job_id, attempt, result)]))[0]
+
+    async def reroute_queued(self, move: Move) -> bool:
+        """Move a queued job to another model's queue. False: it has changed since it was read."""
+        return await self._reroute(move, IS_QUEUED)
+
+    async def reroute_lost(self, move: Move) -> bool:
+        """Move a job whose claim was revoked to another model's queue. False: it has changed since it was read."""
+        lost = JobRow.worker.endswith(LOST)
+        return await self._reroute(move, JobRow.status == JobStatus.IN_PROGRESS.value, lost)
+
+    async def stranded(self, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
+        """Return queued jobs with fallbacks that have waited for more than half of the time until `start_before`, and
+        whose model has no live worker.
+
+        `without` are the ids of jobs to leave out.
+        """
+        unserved = set(await self.queued_models()) - await self.served_models()
+        if not unserved:
+            return []
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(
+                JobRow.id.not_in(without),
+                JobRow.model.in_(unserved),
+                IS_QUEUED,
+                JobRow.start_before > func.now(),
+                func.now() - JobRow.created_at > JobRow.start_before - func.now(),
+                JobRow.started_at.is_(None),
+                is_movable(),
+            )
+            .limit(limit)
+        )
+        return await self._summaries(statement)
+
+    async def movable(self, model: str, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
+        """Return the next queued jobs of a model that have fallbacks. `without` are the ids of jobs to leave out."""
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable())
+            .order_by(JobRow.priority, JobRow.id)
+            .limit(limit)
+        )
+        return await self._summaries(statement)
 
     async def lost(self) -> list[LostJob]:
         """Return the running jobs of dead workers, and those that workers have released."""
@@ -256,10 +302,22 @@ class RecoveryStore(JobRowStore):
         candidates = or_(
             JobRow.start_before < func.now(), and_(JobRow.finish_before < func.now(), JobRow.finished_at.is_(None))
         )
+        # A job that follows another one was started when that one was.
+        row = aliased(JobRow)
+        leader = select(row.started_at).where(row.id == JobRow.follows).limit(literal_column("1")).lateral("leader")
+        started_at = case((JobRow.follows.is_not(None), leader.c.started_at), else_=JobRow.started_at)
+        columns = [started_at.label("started_at") if one is JobRow.started_at else one for one in SUMMARY_COLUMNS]
         statement = (
-            select(*SUMMARY_COLUMNS).where(JobRow.id.not_in(without), IS_QUEUED, candidates, overdue()).limit(limit)
+            select(*columns)
+            .join_from(JobRow, leader, true(), isouter=True)
+            .where(JobRow.id.not_in(without), IS_QUEUED, candidates, overdue(started_at))
+            .limit(limit)
         )
         return await self._summaries(statement)
+
+    async def orphans(self, limit: int = 500) -> list[str]:
+        """Return the followed jobs that have ended although some of their followers have not."""
+        return await self._all(orphans(limit), lambda row: str(row.follows))
 
     async def deferred_for(
         self, model: str, longest_s: float, limit: int, *, without: Collection[str] = ()

@@ -151,6 +151,9 @@ class JobRow(Base):
     # it: they wait for its answer, and are never claimed.
     cache_key: Mapped[bytes | None] = mapped_column(LargeBinary)
     follows: Mapped[str | None] = mapped_column(Text(collation="C"))
+    # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log; ''
+    # if it is not.
+    continues: Mapped[str | None] = mapped_column(Text(collation="C"))
 
     # The line of a batch's input file that this job runs; unique, so that no line runs twice.
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
@@ -215,6 +218,15 @@ class CachedAnswerRow(Base):
         Index("cached_answers_expiring", "expires_at"),
         Index("cached_answers_used", "used_at"),
     )
+
+
+class SecretRow(Base):
+    """A secret that the processes of an installation share."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    value: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class SummaryRow(Base):

@@ -107,11 +107,12 @@ def count_words(request: GenerateRequest, limit: int | None = None) -> int:
     if isinstance(request.prompt, list):
         return len(request.prompt)
     if request.messages is None:
-        return _words(request.prompt or "") + 1
-    return _words("\n".join(f"{item.role}: {item.text}" for item in request.messages)) + 1
+        return words_in(request.prompt or "") + 1
+    return words_in("\n".join(f"{item.role}: {item.text}" for item in request.messages)) + 1
 
 
-def _words(text: str) -> int:
+def words_in(text: str) -> int:
+    """The number of words of a text."""
     words = 0
     for start in range(0, len(text), PIECE):
         piece = text[start : start + PIECE]

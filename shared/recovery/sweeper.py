@@ -6,10 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore, Withheld, out_of_attempts
+from shared.recovery.fallbacks import Fallbacks
+from shared.recovery.followers import report_changes
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
@@ -30,7 +33,10 @@ WITHHELD_LIMIT = 10
 
 
 class Sweeper:
-    """Requeues or ends jobs whose worker's lease has expired, and ends queued jobs whose deadline has passed."""
+    """Requeues or ends jobs whose worker's lease has expired, and ends queued jobs whose deadline has passed.
+
+    It also ends or releases the followers of jobs that have ended, if the processes that should have done so died.
+    """
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class Sweeper:
         interval_s: float,
         lease_s: float,
         max_attempts: int,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
         self._store = store
         self._terminator = terminator
@@ -50,6 +57,7 @@ class Sweeper:
         self._interval_s = interval_s
         self._lease_s = lease_s
         self._max_attempts = max_attempts
+        self._fallbacks = fallbacks
         self._faulty = FaultyItems("job")
         self._last_withheld: Withheld | None = None
         self._steady_since = time.monotonic()
@@ -83,6 +91,10 @@ class Sweeper:
                     await self._terminator.end(job, JobStatus.EXPIRED, NOT_STARTED)
                 else:
                     await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+        if self._fallbacks is not None:
+            await self._fallbacks.move_stranded()
+        if orphans := await self._store.orphans():
+            report_changes(await self._store.settle(orphans), self._send, self._metrics)
         await self._release_unreadable()
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)
@@ -119,7 +131,8 @@ class Sweeper:
                 if job.status is JobStatus.CANCELLING:
                     await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
                 elif job.id in dead:
-                    await self._terminator.end(job, JobStatus.FAILED, exhausted(self._max_attempts))
+                    failure = exhausted(self._max_attempts)
+                    await self._terminator.fail(job, failure, FallbackReason.ATTEMPTS_EXHAUSTED)
                 else:
                     await self._terminator.end(job, JobStatus.CANCELLED, LATE)
         return len(requeued)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Failure, JobStatus, JobSummary, Usage
+from shared.domain.priorities import Hint
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import LostJob, RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
+from shared.recovery.followers import read_beginning, report_changes
 from shared.redis.event_log import Append, EventLog, Fenced
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
@@ -24,13 +28,24 @@ class JobTerminator:
     """Ends lost jobs with the output of their earlier attempts, which their logs have."""
 
     def __init__(
-        self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, metrics: Metrics, traces: Traces = NO_TRACES
+        self,
+        store: RecoveryStore,
+        logs: EventLog,
+        log_ttl_s: int,
+        metrics: Metrics,
+        traces: Traces = NO_TRACES,
+        send: Callable[[Hint], None] = lambda _: None,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
+        """`send` sends the messages of jobs that followed an ended one; without it, redelivery does. Without
+        `fallbacks`, no job moves to another model."""
         self._store = store
+        self._fallbacks = fallbacks
         self._logs = logs
         self._log_ttl_s = log_ttl_s
         self._metrics = metrics
         self._traces = traces
+        self._send = send
 
     async def generated(self, lost: Sequence[LostJob]) -> set[str]:
         """The lost jobs that had a token since their last start. If Redis is unavailable, that is unknown of all."""
@@ -39,6 +54,12 @@ class JobTerminator:
         except (RedisError, OSError) as error:
             logger.warning("cannot read which of %d lost jobs had tokens: %s", len(lost), error)
             return set()
+
+    async def fail(self, job: JobSummary, failure: Failure, reason: FallbackReason) -> bool:
+        """Move a job to another model, or end it as failed if it cannot move. Otherwise as `end`."""
+        if self._fallbacks is not None and await self._fallbacks.move(job, reason):
+            return True
+        return await self.end(job, JobStatus.FAILED, failure)
 
     async def end(self, job: JobSummary, status: JobStatus, failure: Failure) -> bool:
         """End a job. Returns False, and writes nothing, if it has changed since it was read.
@@ -56,12 +77,18 @@ class JobTerminator:
         except Fenced:
             return False
         new: list[Event] = []
+        seq = 0
+        if not events and job.begins_with is not None:
+            # Its readers have events of the job that it follows, perhaps more than those that are read here.
+            events, seq = await self._beginning(job), seq_before(1, after_leader=True)
+            new = list(events)
         if job.attempt and not events:
             # Redis has lost the log. Readers may have seen text from it that is not in the result.
-            new.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
+            before = seq_before(attempt, after_leader=job.begins_with is not None)
+            new.append(event(before + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = await Transcript.of(events, job.choices)
-        seq = events[-1].seq + 1 if events else 1
+        transcript = await Transcript.of(events, job.choices, model=job.model)
+        seq = max(seq, events[-1].seq if events else 0) + 1
         result, last = await build_result(
             job,
             events,
@@ -78,7 +105,8 @@ class JobTerminator:
         )
         end = self._store.end_lost if running else self._store.end_queued
         ended = await end(job.id, job.attempt, result)
-        if ended:
+        if ended is not None:
+            report_changes(ended.followers, self._send, self._metrics)
             self._metrics.job_ended(job, result)
             if running:
                 self._metrics.attempts.labels(self._metrics.model_label(job.model), AttemptOutcome.WORKER_LOST).inc()
@@ -87,13 +115,25 @@ class JobTerminator:
                 job.id, job.model, job.attempt, job.worker, job.request_context.request_id, status.value, failure.code,
             )  # fmt: skip
             self._traces.ended_without_worker(job, status, result.finished_at)
-            await self._append(Append(job.id, attempt, [*new, last], self._log_ttl_s, force=bool(new)))
-        return ended
+            whole = bool(new) or job.begins_with is not None
+            await self._append(Append(job.id, attempt, [*new, last], self._log_ttl_s), whole=whole)
+        return ended is not None
 
-    async def _append(self, append: Append) -> None:
+    async def _beginning(self, job: JobSummary) -> list[Event]:
+        """The events that the log of a job begins with; none if they cannot be read, or may not be its last."""
+        try:
+            beginning = await read_beginning(self._logs, self._store, job)
+        except (RedisError, OSError) as error:
+            if job.attempt:
+                raise
+            logger.warning("job=%s cannot read the log of %s, ending it without: %s", job.id, job.begins_with, error)
+            return []
+        return beginning.events if beginning.exact or not job.attempt else []
+
+    async def _append(self, append: Append, *, whole: bool) -> None:
         """Append the last events. If Redis is unavailable, readers find the end in the row."""
         try:
-            await self._logs.append([append])
+            await (self._logs.replace(append) if whole else self._logs.append([append]))
         except (RedisError, OSError) as error:
             logger.warning(
                 "job=%s cannot publish the last event, readers will read it from the row: %s", append.job_id, error

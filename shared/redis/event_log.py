@@ -33,6 +33,9 @@ FENCED = -1
 # A page ends with the event that reaches one of these numbers.
 PAGE_EVENTS = 256
 PAGE_BYTES = 128 * 1024
+# About how many events, and bytes of them, are written in one step of Redis and of the event loop.
+CHUNK_EVENTS = 1000
+CHUNK_BYTES = 1024 * 1024
 
 
 def _script(name: str) -> str:
@@ -95,6 +98,18 @@ class EventLog:
                 args += (one.seq, one.name, one.data, one.token_ids, one.cursor)
         result: list[int] = await self._append(keys=keys, args=args)
         return result
+
+    async def replace(self, whole: Append) -> int:
+        """Replace a log by all its events, in chunks. Returns what `append` does for the last chunk written."""
+        start, last = 0, 0
+        while start < len(whole.events):
+            part = chunk(whole.events[start:])
+            append = Append(whole.job_id, whole.attempt, part, whole.ttl_s, force=start == 0)
+            (last,) = await self.append([append])
+            if last < part[-1].seq:
+                break  # a later attempt owns it, or it was lost again
+            start += len(part)
+        return last
 
     async def take_over(self, job_id: str, attempt: int) -> list[Event]:
         """Make `attempt` the owner of the log and return the events of earlier attempts.
@@ -174,6 +189,18 @@ class EventLog:
 
     async def delete(self, job_id: str) -> None:
         await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
+
+
+def chunk(events: Sequence[Event]) -> Sequence[Event]:
+    """The first of these events, as many as are written at once. A chunk does not end before a gap in the numbers:
+    appending what follows would look as if the log had been lost."""
+    size = 0
+    for count, item in enumerate(events):
+        size += len(item.data)
+        full = count >= CHUNK_EVENTS or size > CHUNK_BYTES
+        if count and full and item.seq == events[count - 1].seq + 1:
+            return events[:count]
+    return events
 
 
 def _events(entries: Iterable[tuple[bytes, Sequence[bytes] | Mapping[bytes, bytes]]]) -> list[Event]:

@@ -47,3 +47,8 @@ def context_length(source: str) -> str:
 def context_refusal(source: str) -> str:
     """String: present if a request was refused a short time ago because of the context length."""
     return f"hr:context_refusal:{source}"
+
+
+def conversation_model(conversation: str) -> str:
+    """String: the model that answered a conversation last, of those that a route chose."""
+    return f"hr:conversation:{conversation}"

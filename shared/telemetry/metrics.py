@@ -14,8 +14,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from shared.config.models.reload import ReloadResult
+from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
-from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
+from shared.domain.fallback import FallbackReason
+from shared.domain.job import TERMINAL, AttemptOutcome, JobStatus, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
 from shared.telemetry.instruments import Aggregation, Definition, Exporter, InstrumentSet, Label
@@ -31,6 +33,7 @@ PRIORITY_LABELS = tuple(dict.fromkeys(_BAND_NAMES.values()))
 
 MODEL = Label("model", bound="names in models.yaml, and `(other)`")
 PRIORITY = Label("priority", PRIORITY_LABELS)
+ROUTE = Label("route", bound="routes in models.yaml")
 
 
 class HttpRejection(StrEnum):
@@ -54,6 +57,27 @@ class Quota(StrEnum):
     REQUEST_BYTES = "request_bytes"
     STREAMS = "streams"
     OPEN_BYTES = "open_bytes"
+
+
+class SkipReason(StrEnum):
+    """Why a route does not choose a model. The last three may pass: such a model serves a request if no other can."""
+
+    CAPABILITY = "capability"
+    CONTEXT_LENGTH = "context_length"
+    LIMIT = "limit"
+    REMOVED = "removed"
+    NO_WORKER = "no_worker"
+    BREAKER_OPEN = "breaker_open"
+    WAIT = "wait"
+
+
+class TokenLimitOutcome(StrEnum):
+    """What a limit of tokens does to a request."""
+
+    CLAMPED = "clamped"
+    DEFAULT = "default"
+    REFUSED_OUTPUT = "refused_output"
+    REFUSED_INPUT = "refused_input"
 
 
 # With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
@@ -130,6 +154,69 @@ class Metrics:
             API,
         )
 
+        # Conversations that outgrow their model's context
+
+        self.conversations_shortened = new.counter(
+            "headrace_conversations_shortened_total",
+            "Requests above the trigger of their strategy for long conversations, by what was done."
+            " `fell_back`: messages were dropped because there was no summary.",
+            (
+                MODEL,
+                Label("strategy", ("sliding_window", "summarize", "clear_tool_uses")),
+                Label("outcome", ("dropped", "summarized", "cleared", "fell_back", "too_long", "unknown_length")),
+            ),
+            API,
+        )
+        self.context_tokens_dropped = new.counter(
+            "headrace_context_tokens_dropped_total",
+            "Prompt tokens by which conversations were shortened.",
+            (MODEL,),
+            API,
+        )
+        self.summary_time = new.histogram(
+            "headrace_summary_seconds",
+            "Time to write the summary of a conversation, by the model that wrote it.",
+            (MODEL,),
+            DURATION_BUCKETS,
+            API,
+        )
+
+        # Limits and estimates of tokens
+
+        self.token_limits = new.counter(
+            "headrace_token_limits_total",
+            "Requests that a limit of tokens has changed (max_tokens lowered, or set) or refused.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in TokenLimitOutcome))),
+            API,
+        )
+        self.token_estimates = new.counter(
+            "headrace_token_estimates_total",
+            "Prompts whose tokens were estimated for a limit, because they cannot be counted.",
+            (MODEL,),
+            API,
+        )
+        self.estimated_prompt_tokens = new.counter(
+            "headrace_estimated_prompt_tokens_total",
+            "Tokens of ended jobs' prompts that were estimated: the estimate, and those in the usage.",
+            (MODEL, Label("source", ("estimate", "usage"))),
+            API,
+            WORKER,
+        )
+        self.underestimated_prompts = new.counter(
+            "headrace_underestimated_prompts_total",
+            "Ended jobs whose prompt had more tokens than estimated; about 5 of 100 are expected.",
+            (MODEL,),
+            API,
+            WORKER,
+        )
+        self.tokens_per_byte = new.gauge(
+            "headrace_prompt_tokens_per_byte",
+            "Tokens per byte of a prompt that estimates use; learned from usage, and 0.333 before there is enough.",
+            (MODEL,),
+            API,
+            aggregation=Aggregation.MAX,
+        )
+
         # The event loop
 
         self.loop_lag = new.histogram(
@@ -171,6 +258,26 @@ class Metrics:
 
         # Jobs: events
 
+        # Routes
+
+        self.route_decisions = new.counter(
+            "headrace_route_decisions_total",
+            "Requests for a route, by the rule that chose the model and by the model.",
+            (ROUTE, Label("rule", bound="rules in models.yaml, `complexity`, `otherwise` and `conversation`"), MODEL),
+            API,
+        )
+        self.route_skipped = new.counter(
+            "headrace_route_skipped_models_total",
+            "Models that a route would have chosen, but that could not serve the request, or not soon enough.",
+            (ROUTE, MODEL, Label("reason", tuple(reason.value for reason in SkipReason))),
+            API,
+        )
+        self.route_conversation_errors = new.counter(
+            "headrace_route_conversation_errors_total",
+            "Reads and writes of the models of conversations that failed because Redis was unavailable.",
+            (),
+            API,
+        )
         self.jobs_submitted = new.counter(
             "headrace_jobs_submitted_total",
             "Submitted jobs, counted when their row is committed.",
@@ -202,6 +309,17 @@ class Metrics:
             "headrace_jobs_deferred_total",
             "Times a job was put back into the queue because its upstream was busy.",
             (MODEL, Label("reason", ("rate_limit", "server_error", "timeout", "unreachable", "broken"))),
+            WORKER,
+        )
+        self.job_fallbacks = new.counter(
+            "headrace_job_fallbacks_total",
+            "Times a job of a route moved to another model before it had output.",
+            (
+                Label("from", bound="models in routes of models.yaml, now or earlier"),
+                Label("to", bound="models in routes of models.yaml, now or earlier"),
+                Label("reason", tuple(reason.value for reason in FallbackReason)),
+            ),
+            API,
             WORKER,
         )
         self.opaque_parts_dropped = new.counter(
@@ -400,6 +518,32 @@ class Metrics:
         )
         self.completion_tokens = new.counter(
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
+        )
+
+        # Response cache
+
+        self.cache_requests = new.counter(
+            "headrace_cache_requests_total",
+            "Submitted jobs for which the response cache was on or was bypassed, by outcome.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in CacheOutcome))),
+            API,
+        )
+        self.cache_errors = new.counter(
+            "headrace_cache_errors_total",
+            "Lookups in the response cache that failed; their requests were run.",
+            (),
+            API,
+        )
+
+        # Coalescing
+
+        self.followers = new.counter(
+            "headrace_followers_total",
+            "Jobs that waited for the answer of an identical one, by what became of them at its end: `answered`, or"
+            " `released` to the queue because there was no answer.",
+            (MODEL, Label("outcome", ("answered", "released"))),
+            API,
+            WORKER,
         )
 
         # Streams
@@ -611,6 +755,27 @@ class Metrics:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
 
+    def follower_changed(self, model: str, priority: int, status: JobStatus) -> None:
+        """Count a follower that has ended with its leader's answer, or was released to the queue.
+
+        Tokens and durations are those of jobs that were run, so these of followers are not counted.
+        """
+        name = self.model_label(model)
+        self.followers.labels(name, "released" if status is JobStatus.QUEUED else "answered").inc()
+        if status.terminal:
+            self.jobs_finished.labels(name, priority_label(priority), status.value).inc()
+
+    def cache_decided(self, job: JobSummary) -> None:
+        """Count what the response cache did for a submitted job.
+
+        One that it has answered has ended; its tokens and its duration are not counted, because no engine ran it.
+        """
+        if (cache := job.decisions.cache) is not None:
+            self.cache_requests.labels(self.model_label(job.model), cache.outcome).inc()
+        if job.status.terminal:
+            labels = self.model_label(job.model), priority_label(job.priority), job.status.value
+            self.jobs_finished.labels(*labels).inc()
+
     def job_ended(self, job: JobSummary, result: JobResult) -> None:
         """Count a job's end. Called only by the process that wrote it to the row."""
         model, priority = self.model_label(job.model), priority_label(job.priority)
@@ -623,6 +788,10 @@ class Metrics:
         self.completion_tokens.labels(model).inc(result.usage.completion_tokens)
         self.reasoning_tokens.labels(model).inc(result.usage.reasoning_tokens)
         self.cache_write_tokens.labels(model).inc(result.usage.cache_write_tokens)
+        if (estimate := job.decisions.estimated_tokens) is not None and result.usage.prompt_tokens:
+            self.estimated_prompt_tokens.labels(model, "estimate").inc(estimate)
+            self.estimated_prompt_tokens.labels(model, "usage").inc(result.usage.prompt_tokens)
+            self.underestimated_prompts.labels(model).inc(result.usage.prompt_tokens > estimate)
 
 
 def priority_label(priority: int) -> str:

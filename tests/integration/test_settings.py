@@ -78,6 +78,7 @@ def test_redis_url(tmp_path: Path, command: tuple[str, ...], url: str | None) ->
         (API, "HEADRACE_LOG_LEVEL", "loud", "must be one of"),
         (API, "HEADRACE_REGION", "EU", "match pattern"),
         (API, "HEADRACE_REGIONS", "us=https://us.example", "requires HEADRACE_REGION"),
+        (API, "HEADRACE_ROUTING_MODEL", "/none/model.json", "No such file or directory; correct the path"),
         (API, "HEADRACE_FILES", "gs://bucket/prefix", "s3://bucket/prefix"),
         (API, "HEADRACE_FILES", "s3:///prefix", "s3://bucket/prefix"),
         (API, "HEADRACE_FILES", "", "s3://bucket/prefix"),

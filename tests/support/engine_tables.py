@@ -118,8 +118,14 @@ def preset_table() -> str:
         back = f"`{preset.opaque}`" if preset.opaque else ""
         page = f"[page]({preset.page})"
         length = {"models": "`/v1/models`", "info": "`/info`", None: ""}[preset.length_page]
-        rows.append((f"`{name}`", f"`{address}`", headers, f"`{preset.max_tokens_field}`", length, back, page))
-    head = ("preset", "`base_url`", "key", "limit of tokens", "context length", "kept for the next turn", "source")
+        caching = [preset.cache_key.name] if preset.cache_key is not None else []
+        caching += ["cache_salt"] if preset.cache_salt else []
+        cache = ", ".join(f"`{parameter}`" for parameter in caching)
+        rows.append((f"`{name}`", f"`{address}`", headers, f"`{preset.max_tokens_field}`", length, back, cache, page))
+    head = (
+        "preset", "`base_url`", "key", "limit of tokens", "context length", "kept for the next turn", "prompt cache",
+        "source",
+    )  # fmt: skip
     return _table(head, rows)
 
 

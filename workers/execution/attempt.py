@@ -12,15 +12,19 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from shared.domain.errors import ErrorCode, InvalidRequest
-from shared.domain.events import Delta, EventType, UpstreamState, seq_before
+from shared.domain.errors import ContextExceeded, ErrorCode, InvalidRequest
+from shared.domain.events import Delta, Event, EventType, UpstreamState, seq_before
+from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, build_result, cannot_continue, exhausted
 from shared.domain.suspects import Verdict, kills_late
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
-from shared.redis.event_log import EventLog, Fenced
+from shared.postgres.rerouting import Move
+from shared.recovery.followers import read_beginning, report_changes
+from shared.redis.conversation_models import ConversationModels
+from shared.redis.event_log import FENCED, Append, EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
@@ -35,6 +39,7 @@ from workers.engines.base import (
     Restarted,
     RunEnded,
     UpstreamBusy,
+    UpstreamError,
 )
 from workers.engines.resume import Resume
 from workers.execution.compilations import Compilations
@@ -83,7 +88,8 @@ class AttemptContext:
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
-    `provider`.
+    `provider`. `conversations` get to know which model takes over a job. `revision` is that of the model's entry
+    (`Spec.revision`).
     """
 
     worker: str
@@ -99,6 +105,8 @@ class AttemptContext:
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
     provider: str | None = None
+    conversations: ConversationModels | None = None
+    revision: str | None = None
 
 
 class JobAttempt:
@@ -214,18 +222,23 @@ class JobAttempt:
         Returns False if a later attempt owns the log.
         """
         job, log = self.job, self._log
-        if job.attempt > 1:
+        if job.attempt > 1 or job.continues is not None:
             try:
                 events = await self._retry(lambda: self._context.logs.take_over(job.id, job.attempt), "log")
+                if not events and job.continues is not None:
+                    events = await self._begin_with_leader()
             except Fenced:
                 return False
-            log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
-            self._transcript = await Transcript.of(events, job.request.sampling.n)
+            before = seq_before(job.attempt, after_leader=job.continues is not None)
+            log.resume_after(events, events[-1].seq if events else before)
+            self._transcript = await Transcript.of(events, job.request.sampling.n, model=job.model)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = self._transcript.tokens_by_attempt
             if not events:
-                if len(job.attempts) > 1:  # not only deferred ones: the log is lost, with its output and its readers
-                    await self._restart()
+                # Attempts that were deferred, which are not in the history, and those of other models had no output.
+                had_output = any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts[:-1])
+                if had_output or job.continues is not None:
+                    await self._restart()  # the log is lost, with its output and its readers
             elif not (self._transcript.empty or self._complete):
                 mode = self._context.engine.resume_mode(job.request, self._prior)
                 self._stuck = mode is Resume.NONE and await self._shown()
@@ -233,12 +246,31 @@ class JobAttempt:
                 if mode <= Resume.RESTART and not self._stuck:
                     await self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
+        if job.decisions.route is not None:
+            started["model"] = job.model
         log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
             job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
         )  # fmt: skip
         return True
+
+    async def _begin_with_leader(self) -> list[Event]:
+        """Begin the log with that of the job that this one followed, whose events its readers have received.
+
+        Returns its events; none if their tokens, with which the engine would continue, are lost.
+
+        Raises:
+            Fenced: a later attempt owns the log.
+        """
+        job, logs = self.job, self._context.logs
+        beginning = await self._retry(lambda: read_beginning(logs, self._context.store, job), "log")
+        if not (beginning.exact and beginning.events):
+            return []
+        whole = Append(job.id, job.attempt, beginning.events)
+        if await self._retry(lambda: logs.replace(whole), "log") == FENCED:
+            raise Fenced
+        return beginning.events
 
     @property
     def _complete(self) -> bool:
@@ -390,6 +422,8 @@ class JobAttempt:
             )
             self._context.on_engine_death()
             if death.charged and self.job.deaths + 1 >= self._context.max_attempts:
+                if await self._reroute(FallbackReason.ATTEMPTS_EXHAUSTED):
+                    return None
                 return await self._end(JobStatus.FAILED, exhausted(self._context.max_attempts))
             return await self._requeue(AttemptOutcome.ENGINE_LOST, death)
         if isinstance(error, EngineDead):  # it had died before it received the request
@@ -402,7 +436,25 @@ class JobAttempt:
         requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
         if cancelled and requeue_outcome is not None:
             return await self._requeue(requeue_outcome)
-        return await self._end(*self._status(error))
+        status, failure = self._status(error)
+        reason = self._fallback_reason(error) if status is JobStatus.FAILED else None
+        if reason is not None and await self._reroute(reason):
+            return None
+        return await self._end(status, failure)
+
+    def _fallback_reason(self, error: BaseException | None) -> FallbackReason | None:
+        """Why another model may do better after this error; None if it would not."""
+        match error:
+            case ContextExceeded():
+                return FallbackReason.CONTEXT_LENGTH
+            case InvalidRequest():
+                route = self.job.decisions.route
+                return FallbackReason.REFUSED if route is not None and route.left else None
+            case UpstreamBusy():
+                return FallbackReason.UPSTREAM_BUSY
+            case UpstreamError():
+                return FallbackReason.UPSTREAM_ERROR
+        return FallbackReason.ENGINE_ERROR
 
     def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
@@ -442,12 +494,15 @@ class JobAttempt:
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
             upstream=self._running_upstream,
+            revision=context.revision,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
-        if not await asyncio.shield(asyncio.ensure_future(finish)):
+        ended = await asyncio.shield(asyncio.ensure_future(finish))
+        if ended is None:
             logger.warning("job=%s attempt=%d is no longer owned by this worker; result dropped", job.id, job.attempt)
             self._metrics.result_fenced()
             return None
+        report_changes(ended.followers, context.send, context.metrics)
         self._metrics.job_ended(result)
         self._metrics.attempt_ended(outcome)
         self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
@@ -520,16 +575,56 @@ class JobAttempt:
         context.send(to_front(Hint(job.id, job.model, job.priority)))
         return None
 
+    async def _reroute(self, reason: FallbackReason, *, or_wait: bool = True) -> bool:
+        """Move the job to another model; `or_wait` is as in `next_model`.
+
+        False: it stays, because it has no fallback or may have output, or is being cancelled, or is not owned any more.
+        """
+        job, context = self.job, self._context
+        candidates = candidates_of(job)
+        if not candidates or job.request.names_tokens or self._first_token_at is not None:
+            return False
+        if may_have_output(job, self._log.events):
+            return False
+        available = await self._retry(lambda: context.store.available(candidates), "row")
+        to = next_model(job, available, or_wait=or_wait)
+        if to is None:
+            return False
+        self._log.seal()
+        context.log_writer.schedule(self._log)
+        move = Move(job, to, reason, self._running_upstream)
+        if not await self._retry(lambda: context.store.reroute(move), "row"):
+            return False
+        self._metrics.rerouted(to, reason)
+        self._trace.ended(self._database_now(), AttemptOutcome.REROUTED, self._prompt.prompt_tokens, 0)
+        logger.warning(
+            "job=%s model=%s attempt=%d worker=%s request=%s moved to model %s: %s",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, to, reason.value,
+        )  # fmt: skip
+        context.send(to_front(Hint(job.id, to, job.priority)))
+        if context.conversations is not None:
+            await context.conversations.move(move.conversation, to)
+        if move.upstream is not None:
+            await self._cancel_upstreams()
+        return True
+
     async def _defer(self, busy: UpstreamBusy) -> JobStatus | None:
         """Return the job to the queue for a while; if it cannot wait, it fails.
+
+        A job of a route moves to another model instead, if one is available and the upstream does not run its request;
+        if the job cannot wait, it moves in any case.
 
         Without output, it is as if the job had not run. If it has output, the upstream runs its request on, and the
         next attempt resumes that. The message is sent again from here. If this worker dies meanwhile, redelivery finds
         the job.
         """
         job, context = self.job, self._context
+        if self._transcript.upstream is None and await self._reroute(FallbackReason.UPSTREAM_BUSY, or_wait=False):
+            return None
         delay_s = deferral_s(job, busy, self._database_now(), begun=self._first_token_at is not None)
         if delay_s is None:
+            if await self._reroute(FallbackReason.UPSTREAM_BUSY):
+                return None
             return await self._end(*self._status(busy))
         self._log.seal()
         context.log_writer.schedule(self._log)

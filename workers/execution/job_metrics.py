@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job
 from shared.domain.result import JobResult
 from shared.telemetry.metrics import Metrics, priority_label
@@ -54,6 +55,11 @@ class JobMetrics:
         """Record that the job was deferred."""
         self._metrics.attempts.labels(self._model, AttemptOutcome.DEFERRED).inc()
         self._metrics.jobs_deferred.labels(self._model, reason.value).inc()
+
+    def rerouted(self, to: str, reason: FallbackReason) -> None:
+        """Record that the job moved to another model."""
+        self._metrics.attempts.labels(self._model, AttemptOutcome.REROUTED).inc()
+        self._metrics.job_fallbacks.labels(self._job.model, to, reason.value).inc()
 
     def job_ended(self, result: JobResult) -> None:
         """Record the end of the job, if this attempt wrote it."""

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from shared.domain.events import Delta, Event, EventType, UpstreamState, delta_event, event, merge_deltas
 from shared.postgres.claim_store import Claim
-from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
+from shared.redis.event_log import CHUNK_BYTES, CHUNK_EVENTS, FENCED, RUNNING_TTL_S, Append, EventLog, chunk
 from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
@@ -23,10 +23,6 @@ from workers.execution.token_metrics import TokenMetrics
 logger = logging.getLogger(__name__)
 
 RETRY_S = (0.05, 2.0)
-# About how many events, and bytes of them, are written in one step of Redis and of the event loop. More wait after an
-# outage, or when a whole log is written again.
-CHUNK_EVENTS = 1000
-CHUNK_BYTES = 1024 * 1024
 # About the bytes of an event that deltas are merged to. The API's event loop converts an event in one step.
 EVENT_BYTES = 32 * 1024
 
@@ -231,8 +227,7 @@ class LogWriter:
                 if log.written == 0 and time.monotonic() - log.opened > self._late_s:
                     unverified.append(log)
                 else:
-                    chunk = _chunk(unwritten)
-                    writes.append((log, Append(log.job_id, log.attempt, chunk, log.ttl_s)))
+                    writes.append((log, Append(log.job_id, log.attempt, chunk(unwritten), log.ttl_s)))
         for portion in _portions(writes):
             results = await self._logs.append([sent for _, sent in portion])
             for (log, sent), last in zip(portion, results, strict=True):
@@ -282,18 +277,13 @@ class LogWriter:
     async def _write_whole(self, log: LogBuffer) -> None:
         """Write one log in chunks that do not block Redis for long."""
         events = list(log.events)
-        start = 0
-        while start < len(events):
-            chunk = _chunk(events[start : start + CHUNK_EVENTS])
-            (last,) = await self._logs.append([Append(log.job_id, log.attempt, chunk, log.ttl_s, force=start == 0)])
-            start += len(chunk)
-            if last == FENCED:
-                log.fence()
-                return
-            if last < chunk[-1].seq:  # lost again meanwhile
-                self.schedule(log)
-                return
-        log.mark_written(events)
+        last = await self._logs.replace(Append(log.job_id, log.attempt, events, log.ttl_s))
+        if last == FENCED:
+            log.fence()
+        elif last < events[-1].seq:  # lost again meanwhile
+            self.schedule(log)
+        else:
+            log.mark_written(events)
 
 
 def _groups(deltas: list[Delta]) -> Iterator[list[Delta]]:
@@ -314,16 +304,6 @@ def _groups(deltas: list[Delta]) -> Iterator[list[Delta]]:
         answered = answered or bool(delta.text or delta.tool_calls)
         closed = bool(delta.opaque)
     yield deltas[first:]
-
-
-def _chunk(events: list[Event]) -> list[Event]:
-    """The first of these events, as many as are written at once."""
-    size = 0
-    for count, item in enumerate(events[:CHUNK_EVENTS]):
-        size += len(item.data)
-        if count and size > CHUNK_BYTES:
-            return events[:count]
-    return events[:CHUNK_EVENTS]
 
 
 def _portions(writes: list[tuple[LogBuffer, Append]]) -> Iterator[list[tuple[LogBuffer, Append]]]:

@@ -86,7 +86,15 @@ class ModelReload:
         compilations = context.compilations
         if new.structure_bounds != old.structure_bounds:
             compilations = compilations_of(new, self._metrics)
-        self._runner.use(replace(context, engine=self._engine.engine, provider=new.provider, compilations=compilations))
+        self._runner.use(
+            replace(
+                context,
+                engine=self._engine.engine,
+                provider=new.provider,
+                revision=new.revision,
+                compilations=compilations,
+            )
+        )
         self._runner.slot_pool.resize(new.slots)
         self._model = new
         self._consumer.poll()

@@ -142,6 +142,9 @@ class AnthropicModel(UpstreamModel):
         return self.limits.context
 
     @property
+    def max_output_tokens(self) -> int | None:
+        return self.limits.max_output_tokens
+
+    @property
     def default_max_tokens(self) -> int:
-        """The limit of output tokens of a request that names none."""
         return self.options.default_max_tokens or self.limits.max_output_tokens or UNKNOWN_OUTPUT

@@ -136,6 +136,16 @@ class Spec(BaseModel):
         return None
 
     @property
+    def default_max_tokens(self) -> int | None:
+        """The max_tokens of requests without one, if the engine sets one; None: the rest of the context."""
+        return None
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The greatest max_tokens that the model accepts; None if only its context limits it."""
+        return None
+
+    @property
     def structure_bounds(self) -> StructureBounds | None:
         """Bounds on what the engine compiles; None if it relays structured outputs to another server."""
         return None
@@ -150,3 +160,11 @@ class Spec(BaseModel):
         """Identifies how the model is run: a hash of its entry without the fields that do not change its output."""
         entry = without_operational(self)
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def revision(self) -> str:
+        """Identifies what generates the answers. An answer of another revision is not served from the response cache.
+
+        Unlike the fingerprint, it changes with the addresses of upstreams, which may serve another model.
+        """
+        return self.fingerprint

@@ -5,8 +5,9 @@ A request that needs something else is refused when it is submitted. The names a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import PlainSerializer
 
@@ -115,6 +116,28 @@ class Capabilities:
     never_reasons: bool = False
     chat_options: _Set[str] = frozenset()
 
+
+def union(capabilities: Sequence[Capabilities]) -> Capabilities:
+    """What at least one of several models can do."""
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(Capabilities)):
+        found = [getattr(item, name) for item in capabilities]
+        if name in _RESTRICTIONS:
+            values[name] = all(found)
+        elif name in _LIMITS:
+            values[name] = None if None in found else max(found, default=None)
+        elif isinstance(getattr(Capabilities(), name), frozenset):
+            values[name] = frozenset().union(*found)
+        elif isinstance(getattr(Capabilities(), name), bool):
+            values[name] = any(found)
+        else:
+            values[name] = max((item for item in found if item is not None), default=None)
+    return Capabilities(**values)
+
+
+# Capabilities that say what a model cannot do, and limits of providers, of which None is the highest.
+_RESTRICTIONS = frozenset({"fixed_temperature", "never_reasons", "signed_reasoning"})
+_LIMITS = frozenset({"max_tools", "max_tool_name", "max_stops"})
 
 # All that this API has: the capabilities of a model that runs in the worker.
 EVERYTHING = Capabilities(

@@ -1,8 +1,8 @@
-"""Loads the models that this installation serves from `models.yaml`."""
+"""Loads the models that this installation serves, and the routes to them, from `models.yaml`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -13,8 +13,10 @@ from pydantic_core import ErrorDetails
 
 from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.base import RegistryError
+from shared.config.models.conditions import Conditions
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.replicate import ReplicateModel
+from shared.config.models.routes import RequestedRoute, Route, requested_names, route_problems
 from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
@@ -38,36 +40,60 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[ModelSpec] = Field(min_length=1)
+    routes: list[Route] = Field(default_factory=list)
 
 
 class Registry:
-    """The models that this process serves, by name, in the order of the file.
+    """The models that this process serves, by name, in the order of the file, and the routes to them.
 
     They are replaced all at once when the file is reloaded. Code that awaits between two reads may see a model
     disappear. May be read from any thread.
     """
 
-    def __init__(self, models: Mapping[str, ModelSpec]) -> None:
-        self._models = models
+    def __init__(self, models: Mapping[str, ModelSpec], routes: Sequence[Route] = ()) -> None:
+        self.replace(models, routes)
 
     @property
     def models(self) -> Mapping[str, ModelSpec]:
         """The current models; a later `replace` does not change this mapping."""
         return self._models
 
-    def replace(self, models: Mapping[str, ModelSpec]) -> None:
-        """Serve these models from now on."""
+    @property
+    def routes(self) -> Sequence[Route]:
+        """The current routes."""
+        return self._routes
+
+    def replace(self, models: Mapping[str, ModelSpec], routes: Sequence[Route] = ()) -> None:
+        """Serve these models and routes from now on."""
         self._models = models
+        self._routes = tuple(routes)
+        self._route_names = dict(item for route in routes for item in requested_names(route))
+
+    def route(self, name: str) -> RequestedRoute | None:
+        """The route that a request's model names, with its mode; None if it names none."""
+        return self._route_names.get(name)
+
+    def may_be_requested(self, name: str) -> bool:
+        """Whether a request may name this as its model: a model or a route."""
+        return name in self._models or name in self._route_names
+
+    def extra_body_names(self, name: str) -> Collection[str]:
+        """The provider's parameters that requests for a model may have, or for a route, for one of its models."""
+        requested = self.route(name)
+        candidates = (name,) if requested is None else requested.route.candidates
+        specs = [self._models[candidate] for candidate in candidates if candidate in self._models]
+        return frozenset().union(*(spec.capabilities.extra_body for spec in specs))
 
     def __contains__(self, name: object) -> bool:
         return name in self._models
 
     def __getitem__(self, name: str) -> ModelSpec:
-        """The model of this name; raises `NotFound` with the names of all models."""
+        """The model of this name; raises `NotFound` with the names of all models and routes."""
         models = self._models
         if name not in models:
+            routes = f"; routes: {', '.join(route.name for route in self._routes)}" if self._routes else ""
             raise NotFound(
-                f"The model `{name}` does not exist; available models: {', '.join(models)}.",
+                f"The model `{name}` does not exist; available models: {', '.join(models)}{routes}.",
                 param="model",
                 code="model_not_found",
             )
@@ -113,7 +139,34 @@ def load_registry(path: Path) -> Registry:
             line = _line(tree, ("models", index, "name"))
             raise RegistryError(f"{path}, line {line}: models[{index}].name: {spec.name!r} is declared twice")
         models[spec.name] = spec
-    return Registry(models)
+    for index, spec in enumerate(parsed.models):
+        if (problem := _summarizer_problem(spec, models)) is not None:
+            line = _line(tree, ("models", index, "context", "model"))
+            raise RegistryError(f"{path}, line {line}: models[{index}].context.model: {problem}")
+    problems = [
+        f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"
+        for location, message in route_problems(parsed.routes, models)
+    ]
+    if problems:
+        raise RegistryError("\n".join(problems))
+    return Registry(models, parsed.routes)
+
+
+# The least context with which a model can write summaries.
+MIN_SUMMARIZER_CONTEXT = 512
+
+
+def _summarizer_problem(spec: ModelSpec, models: Mapping[str, ModelSpec]) -> str | None:
+    """Why the model that is to write summaries cannot."""
+    name = spec.context.model if spec.context is not None else None
+    if name is None:
+        return None
+    if name not in models:
+        return f"there is no model {name!r}"
+    context = models[name].max_model_len
+    if context is not None and context < MIN_SUMMARIZER_CONTEXT:
+        return f"the context of {name!r}, {context} tokens, is too small to write summaries: {MIN_SUMMARIZER_CONTEXT}"
+    return None
 
 
 def _repeated_keys(path: Path, tree: yaml.Node | None) -> Iterator[str]:
@@ -150,6 +203,8 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
             message = "unknown field"
             if (usual := USUAL_NAMES.get(str(location[-1]))) is not None:
                 message += f"; use {usual}"
+            elif location[-2:-1] == ("if",):
+                message = f"unknown condition; conditions are {', '.join(Conditions.model_fields)}"
         case "missing":
             message = "this field is required"
             if location[-1] == "options":

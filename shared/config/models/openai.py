@@ -13,7 +13,14 @@ from pydantic import Field, model_validator
 from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.operational import Operational
-from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
+from shared.config.models.presets import (
+    OPENAI_CACHE_KEY,
+    PRESETS,
+    UNKNOWN_SERVER,
+    CacheKey,
+    Preset,
+    as_responses,
+)
 from shared.config.models.upstream import StreamedOptions, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
 from shared.domain.request import GenerateRequest
@@ -39,6 +46,11 @@ class OpenAIOptions(StreamedOptions):
         None, description="The summary of its reasoning that the model is to stream; only with `api: responses`."
     )
     api_version: str | None = Field(None, min_length=1, description="Azure's dated API version.")
+    cache_salt: Operational[bool | None] = Field(
+        None,
+        description="Whether requests have a `cache_salt` of their project, so that a vLLM server keeps the prefixes of"
+        " projects apart; by default, if the preset has that.",
+    )
 
 
 # The keys of PRESETS.
@@ -112,7 +124,19 @@ class OpenAIModel(UpstreamModel):
     @property
     def own_parameters(self) -> frozenset[str]:
         structures = {"regex", "ebnf"} if self.server.structures == "sglang" else set()
-        return frozenset(structures | {*self.server.renamed.values()})
+        salt = {"cache_salt"} if self.sends_cache_salt else set()
+        return frozenset(structures | salt | {*self.server.renamed.values()})
+
+    @property
+    def sends_cache_salt(self) -> bool:
+        """Whether the server keeps the prefixes of requests with different salts apart."""
+        return self.server.cache_salt if self.options.cache_salt is None else self.options.cache_salt
+
+    @property
+    def cache_key(self) -> CacheKey | None:
+        """The server's parameter for a client's `prompt_cache_key`; an entry that allows that one has it too."""
+        allowed = OPENAI_CACHE_KEY if OPENAI_CACHE_KEY.name in self.options.extra_body else None
+        return self.server.cache_key or allowed
 
     def unsupported(self, request: GenerateRequest) -> Iterator[Unsupported]:
         """Objects of which the engine sets members too."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from shared.config.models.capabilities import (
     ALL_SAMPLING,
@@ -24,6 +24,17 @@ from shared.config.models.capabilities import (
 LengthPage = Literal["models", "info"]
 # What an address of the server looks like, for presets without a default.
 _VLLM_URL = "http://HOST:8000/v1"
+
+
+class CacheKey(NamedTuple):
+    """A parameter that names requests with a common prefix, and the most characters that it takes."""
+
+    name: str
+    length: int
+
+
+# https://platform.openai.com/docs/guides/prompt-caching
+OPENAI_CACHE_KEY = CacheKey("prompt_cache_key", 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +56,9 @@ class Preset:
     values that it refuses although they have no effect.
     `room_error`: a pattern of its error for a limit of tokens that leaves no room for the prompt, with the groups
     `total` and `prompt`: the limit is lowered then. `follows_redirects`: redirects to the same host are followed.
+    `cache_key`: the server's parameter for a client's `prompt_cache_key`, and the most characters that it
+    takes; None if it has none. `cache_salt`: the server keeps the prefixes of requests with different values of
+    `cache_salt` apart.
     `length_page`: the page with the context length of its model; None if there is none, or if asking for it would start
     a server that costs money.
     `quirks`: other differences, for docs/engines.md.
@@ -70,6 +84,8 @@ class Preset:
     thoughts_apart: bool = False
     room_error: str | None = None
     follows_redirects: bool = False
+    cache_key: CacheKey | None = None
+    cache_salt: bool = False
     length_page: LengthPage | None = None
     quirks: tuple[str, ...] = ()
 
@@ -146,6 +162,8 @@ _VLLM = Preset(
     capabilities=replace(_ANYTHING, continues=True),
     hides_reasoning=True,
     reasoning_field="reasoning",
+    # https://docs.vllm.ai/en/latest/design/prefix_caching/#cache-isolation-for-security
+    cache_salt=True,
     length_page="models",
     quirks=("`/v1/chat/completions` and `/v1/completions`, with all of vLLM's parameters",),
 )
@@ -159,6 +177,7 @@ PRESETS: Mapping[str, Preset] = {
         max_tokens_field="max_completion_tokens",
         developer_role=True,
         call_id_length=40,
+        cache_key=OPENAI_CACHE_KEY,
         quirks=(
             "`max_tokens` is refused by newer models, which take `max_completion_tokens`",
             "more than 4 stop strings or 128 tools, and tools with names of more than 64 characters, are refused at"
@@ -175,6 +194,8 @@ PRESETS: Mapping[str, Preset] = {
         max_tokens_field="max_completion_tokens",
         developer_role=True,
         call_id_length=40,
+        # https://learn.microsoft.com/en-us/azure/foundry/openai/how-to/prompt-caching
+        cache_key=OPENAI_CACHE_KEY,
         quirks=(
             "`model` is the name of the deployment; the key is sent as `api-key`",
             "the v1 API needs no `api_version`; a dated one does, with a `base_url` that ends with"
@@ -227,9 +248,12 @@ PRESETS: Mapping[str, Preset] = {
         developer_role=True,
         reasoning_field="reasoning",
         opaque="reasoning_details",
+        # https://openrouter.ai/docs/guides/best-practices/prompt-caching
+        cache_key=CacheKey("session_id", 256),
         quirks=(
             "`provider.require_parameters` is set, so that no provider ignores a parameter",
             "`reasoning_details` are kept and sent back",
+            "`prompt_cache_key` is sent as `session_id`",
             "comments (`: OPENROUTER PROCESSING`) before the first token, errors in the stream",
         ),
     ),
@@ -254,6 +278,7 @@ PRESETS: Mapping[str, Preset] = {
         renamed={"include_stop_str_in_output": "no_stop_trim"},
         structures="sglang",
         reasoning_field="reasoning_content",
+        cache_salt=True,
         length_page="models",
         quirks=(
             "unknown parameters are ignored without an error, so the others are refused at submit",

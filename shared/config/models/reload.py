@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from shared.config.models.loader import ModelSpec, load_registry
+from shared.config.models.loader import ModelSpec, Registry, load_registry
 from shared.domain.errors import HeadraceError
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,10 @@ class ModelsReload:
     def __init__(
         self,
         path: Path,
-        apply: Callable[[Mapping[str, ModelSpec]], Awaitable[ReloadResult]],
+        apply: Callable[[Registry], Awaitable[ReloadResult]],
         on_result: Callable[[ReloadResult], None],
     ) -> None:
-        """`apply` puts the models into effect, all or nothing; a `HeadraceError` of it also counts as a failure."""
+        """`apply` puts the models and routes into effect, all or nothing; a `HeadraceError` of it is a failure."""
         self._path = path
         self._apply = apply
         self._on_result = on_result
@@ -83,7 +83,7 @@ class ModelsReload:
         """Read the file now."""
         try:
             registry = await asyncio.to_thread(load_registry, self._path)
-            result = await self._apply(registry.models)
+            result = await self._apply(registry)
         except HeadraceError as error:
             result = ReloadResult.FAILED
             logger.error(

@@ -150,8 +150,7 @@ class TritonModel(UpstreamModel):
             )
         if options.api_key_header is not None and not self.secret_envs:
             raise without_effect("options.api_key_header", "without api_key_env")
-        room_is_known = options.max_model_len is not None and options.tokenizer is not None
-        if room_is_known and "default_max_tokens" in options.model_fields_set:
+        if self.room_is_known and "default_max_tokens" in options.model_fields_set:
             raise without_effect("options.default_max_tokens", "with max_model_len and a tokenizer")
         if "max_tokens" in self.missing_parameters and convention.sampling_parameters is not None:
             raise contradiction("options.parameters.max_tokens", f"the backend {options.backend} always takes it")
@@ -163,6 +162,15 @@ class TritonModel(UpstreamModel):
             if fixed in options.inputs:
                 raise without_effect(f"options.inputs.{fixed}", "because each request sets it")
         return self
+
+    @property
+    def room_is_known(self) -> bool:
+        """Whether the engine can count what a prompt leaves of the context."""
+        return self.options.max_model_len is not None and self.options.tokenizer is not None
+
+    @property
+    def default_max_tokens(self) -> int | None:
+        return None if self.room_is_known else self.options.default_max_tokens
 
     @property
     def own_parameters(self) -> frozenset[str]:

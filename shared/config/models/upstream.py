@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import replace
 from functools import cached_property
@@ -232,6 +234,11 @@ class UpstreamModel(Spec):
             tool_choices=found.tool_choices if found.tools else frozenset(),
             extra_body=frozenset(self.options.extra_body),
         )
+
+    @property
+    def revision(self) -> str:
+        addresses = sorted({target.endpoint.base_url for target in self.options.targets})
+        return hashlib.sha256(json.dumps([self.fingerprint, addresses]).encode()).hexdigest()[:16]
 
     @property
     def requests_per_minute(self) -> float | None:

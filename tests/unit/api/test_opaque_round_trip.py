@@ -157,7 +157,7 @@ def chat_client(turn: Turn, *, streamed: bool) -> GenerateRequest:
     if streamed:
         message: dict[str, Any] = {"role": "assistant", "content": "", "reasoning": "", "reasoning_details": []}
         calls: dict[int, dict[str, Any]] = {}
-        chunks = Chunks(_Encoder(CHAT, turn.job, include_usage=False), CHAT, turn.job)
+        chunks = Chunks(lambda model: _Encoder(CHAT, turn.job, model, include_usage=False), CHAT, turn.job)
         for item in turn.events:
             for found in data_of(chunks.convert(item)):
                 delta = found["choices"][0]["delta"]

@@ -18,6 +18,7 @@ from workers.engines.openai.context_length import length_in, length_url
 from workers.engines.openai.continuation import ContinuedParser, can_continue, continued_request
 from workers.engines.resume import Resume
 from workers.engines.upstream.chat.opaque import OpaqueReader
+from workers.engines.upstream.chat.prompt_caching import PromptCaching
 from workers.engines.upstream.chat.request import optional_parameters, request_body
 from workers.engines.upstream.chat.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
@@ -37,6 +38,7 @@ class OpenAIEngine(UpstreamEngine):
         self._upstream_model = model.model
         self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
+        self._caching = PromptCaching(model.cache_key, model.sends_cache_salt)
         self._query = _query(model)
 
     def auth_headers(self, key: str) -> Mapping[str, str]:
@@ -66,7 +68,7 @@ class OpenAIEngine(UpstreamEngine):
             if not self.resume_mode(request, prior):
                 raise CannotContinue
             request = continued_request(request, prior)
-        body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
+        body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field, caching=self._caching)
         body = _with_members(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
@@ -81,7 +83,7 @@ class OpenAIEngine(UpstreamEngine):
             reasoning=chat is None or chat.include_reasoning,
             provider=provider,
         )
-        body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
+        body |= self._caching.members(request)
         body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
         accepted = self._refused.accepted(body, self.optional(body))
         return responses.ResponseExchange(accepted, parser, self._query, self._options.read_timeout_s)

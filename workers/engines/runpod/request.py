@@ -12,6 +12,7 @@ from typing import Any
 from shared.config.models.presets import PRESETS
 from shared.config.models.runpod import RunpodModel
 from shared.domain.request import GenerateRequest
+from workers.engines.upstream.chat.prompt_caching import PromptCaching
 from workers.engines.upstream.chat.request import request_body
 
 
@@ -35,7 +36,9 @@ async def job_body(request: GenerateRequest, model: RunpodModel) -> dict[str, An
 
 
 async def _openai_input(request: GenerateRequest, model: RunpodModel) -> dict[str, Any]:
-    body = await request_body(request, PRESETS["vllm"], max_tokens_field=model.options.max_tokens_field)
+    body = await request_body(
+        request, PRESETS["vllm"], max_tokens_field=model.options.max_tokens_field, caching=PromptCaching(salted=True)
+    )
     body = {**(request.extra_body or {}), **body, "stream": True, "stream_options": {"include_usage": True}}
     if model.model is not None:
         body["model"] = model.model

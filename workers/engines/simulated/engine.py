@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
-from shared.domain.errors import InvalidRequest
+from shared.domain.errors import ContextExceeded
 from shared.domain.events import Delta, UpstreamState, merge_deltas
 from shared.domain.logprobs import encode_entry
 from shared.domain.request import GenerateRequest
@@ -303,14 +303,15 @@ def _read(request: GenerateRequest, options: SimulatedOptions) -> tuple[str, int
     """The prompt, its number of tokens, and the choices.
 
     Raises:
-        InvalidRequest: the prompt does not fit the context, or the simulated engine does not support the request.
+        ContextExceeded: the prompt does not fit the context.
+        InvalidRequest: the simulated engine does not support the request.
     """
     prompt = _prompt_text(request)
     prompt_tokens = count_tokens(prompt)
     available = options.max_model_len - prompt_tokens
     sampling = request.sampling
     if available < 1:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"This model's context is {options.max_model_len} tokens; the prompt has {prompt_tokens}.",
             param="messages" if request.messages is not None else "prompt",
         )

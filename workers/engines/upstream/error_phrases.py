@@ -52,6 +52,13 @@ _TOO_LONG = re.compile(
     r"|\bmaximum context\b",
     re.IGNORECASE | re.DOTALL,
 )
+# Anthropic, Bedrock, Gemini, Groq, OpenAI. Only of an error that refuses the request.
+_PROMPT_TOO_LONG = re.compile(
+    r"\b(?:prompt|input|request|messages?)\b.{0,40}\b(?:is |are )?too (?:long|large for (?:the )?model)\b"
+    r"|\binput (?:token count|tokens|length)\b.{0,80}\bexceed"
+    r"|\btoo many (?:input |prompt )?tokens\b",
+    re.IGNORECASE | re.DOTALL,
+)
 # LM Studio, Ollama.
 _LOADING = re.compile(
     r"(?:the )?model\b.{0,100}?\bis (?:still |currently )?(?:loading|being loaded)\b|loading model\b",
@@ -95,6 +102,11 @@ def is_about_content(message: str) -> bool:
 def is_too_long(message: str) -> bool:
     """Whether the prompt, or the prompt and the answer, exceed the context length."""
     return _TOO_LONG.search(message) is not None
+
+
+def refuses_length(message: str) -> bool:
+    """Whether an error that refuses a request says that it is too long for the model."""
+    return is_too_long(message) or _PROMPT_TOO_LONG.search(message) is not None
 
 
 def is_loading(message: str) -> bool:

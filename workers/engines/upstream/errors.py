@@ -8,9 +8,15 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
-from shared.domain.errors import InvalidRequest
+from shared.domain.errors import ContextExceeded, InvalidRequest
 from workers.engines.base import BusyReason, EngineError, UpstreamError
-from workers.engines.upstream.error_phrases import is_about_content, is_about_key, is_loading, is_too_long
+from workers.engines.upstream.error_phrases import (
+    is_about_content,
+    is_about_key,
+    is_loading,
+    is_too_long,
+    refuses_length,
+)
 from workers.engines.upstream.retry_after import retry_after_s
 
 INVALID_REQUEST = (400, 413, 422)
@@ -101,7 +107,7 @@ class ErrorBody:
 
     `request_id` is the upstream's id of the request, for its support. `exhausted`: the key's account has no credit.
     `key_refused`: the key is refused, whatever the status. `of_content`: what the request says is refused.
-    `retry_after_s`: the delay that the body names.
+    `too_long`: the request does not fit the model's context. `retry_after_s`: the delay that the body names.
     """
 
     message: str
@@ -111,6 +117,7 @@ class ErrorBody:
     exhausted: bool = False
     key_refused: bool = False
     of_content: bool = False
+    too_long: bool = False
     retry_after_s: float | None = None
 
     def of_program(self) -> ErrorBody:
@@ -126,9 +133,7 @@ def status_error(status: int, headers: Mapping[str, str], body: ErrorBody, defau
     """The error for a response other than 200."""
     message = body.message
     text = f"The upstream answered HTTP {status}{f': {message}' if message else ''}."
-    refusal = InvalidRequest(
-        message or f"The upstream refused the request (HTTP {status}).", param=body.param or default_param
-    )
+    refusal = _refusal(message or f"The upstream refused the request (HTTP {status}).", body, default_param)
     delay_s = retry_after_s(headers)
     if delay_s is None:
         delay_s = body.retry_after_s
@@ -152,7 +157,7 @@ def status_error(status: int, headers: Mapping[str, str], body: ErrorBody, defau
 def reported_error(body: ErrorBody, default_param: str) -> Failure:
     """The error for one that was reported within a response of status 200."""
     text = f"The upstream failed: {body.message or 'no reason was given'}"
-    refusal = InvalidRequest(body.message or text, param=body.param or default_param)
+    refusal = _refusal(body.message or text, body, default_param)
     status = body.status
     if status == KEY_REFUSED or body.key_refused:
         return _key_refused(KEY_REFUSED)
@@ -169,6 +174,11 @@ def reported_error(body: ErrorBody, default_param: str) -> Failure:
     if status is not None and (status in TRANSIENT or status >= 500):
         return TransientError(text, f"error {status} in the answer", body.retry_after_s, _reason(status))
     return UpstreamError(text)
+
+
+def _refusal(message: str, body: ErrorBody, default_param: str) -> InvalidRequest:
+    kind = ContextExceeded if body.too_long or refuses_length(body.message) else InvalidRequest
+    return kind(message, param=body.param or default_param)
 
 
 def _key_refused(status: int) -> KeyUnusable:

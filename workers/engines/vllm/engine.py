@@ -176,6 +176,8 @@ class VllmEngine:
             params.max_tokens = (params.max_tokens or 0) - len(resumed_tokens)
             params.min_tokens = max(0, params.min_tokens - len(resumed_tokens))
             params.prompt_logprobs = None
+        if request.cache_salt is not None:
+            prompt["cache_salt"] = request.cache_salt
         outputs: AsyncGenerator[RequestOutput, None] = self._llm.generate(
             prompt, params, request_id, priority=request.priority, **rendered.reasoning
         )

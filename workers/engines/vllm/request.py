@@ -19,7 +19,7 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from shared.config.models.vllm import ChatSettings, VllmModel
-from shared.domain.errors import InvalidRequest
+from shared.domain.errors import ContextExceeded, InvalidRequest
 from shared.domain.request import ChatOptions, GenerateRequest, Message
 from workers.engines.vllm.parsing import Parsing
 
@@ -115,12 +115,14 @@ class Renderer:
         """Render a request of a job.
 
         Raises:
-            InvalidRequest: the template or vLLM refuses the request, or it does not fit the context.
+            ContextExceeded: the prompt does not fit the context.
+            InvalidRequest: the template or vLLM refuses the request.
         """
         try:
             openai, inputs = await self._openai_request(request)
             if not isinstance(inputs, list):
-                raise InvalidRequest(inputs.error.message, param=_param(inputs.error.param, request, openai))
+                message = inputs.error.message
+                raise _refusal(message)(message, param=_param(inputs.error.param, request, openai))
             prompt = cast(TokensInput, inputs[0])
             max_tokens = self._max_tokens(request, len(prompt["prompt_token_ids"]))
             params = openai.to_sampling_params(max_tokens, self._defaults)
@@ -161,7 +163,7 @@ class Renderer:
         limit = int(self._llm.model_config.max_model_len)
         available = limit - prompt_tokens
         if available < 1:
-            raise InvalidRequest(
+            raise ContextExceeded(
                 f"This model's context is {limit} tokens, prompt and answer together; the prompt has {prompt_tokens}.",
                 param=_prompt_param(request),
             )
@@ -221,7 +223,16 @@ def invalid_request(error: Exception, request: GenerateRequest) -> InvalidReques
         field = getattr(inner, "parameter", None) or next((step for step in problem["loc"] if step in _FIELDS), None)
         return InvalidRequest(problem["msg"].removeprefix("Value error, "), param=_param(field, request))
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    return InvalidRequest(message, param=_param(getattr(error, "parameter", None), request))
+    return _refusal(message)(message, param=_param(getattr(error, "parameter", None), request))
+
+
+def _refusal(message: str) -> type[InvalidRequest]:
+    """The class of an error with vLLM's message."""
+    return ContextExceeded if message.startswith(_TOO_LONG) else InvalidRequest
+
+
+# vLLM's renderer, and its engine.
+_TOO_LONG = ("This model's maximum context length is ", "The decoder prompt (length ")
 
 
 _FIELDS = ("tools", "tool_choice", "structured_outputs", "reasoning_effort", "logprobs", "prompt_logprobs")

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from redis.asyncio import Redis
@@ -30,8 +30,11 @@ from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
+from api.keys.earlier_work import EarlierWork
+from api.keys.store import ApiKeyStore
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
+from shared.domain.answer_options import KeyOptions, TokenLimits
 from shared.domain.errors import FileInUse
 from shared.domain.events import Delta, EventType
 from shared.domain.job import AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
@@ -208,6 +211,7 @@ def make_world(
         registry=registry,
         members=MemberReader(metrics, refuse_unknown=False),
         admission=admission,
+        earlier_work=EarlierWork(ApiKeyStore(database), cache_s=0),
         store=batches,
         blobs=blobs,
         jobs=jobs,
@@ -575,6 +579,27 @@ async def test_the_error_of_a_response_line_names_its_own_parameters(
     failure = error["response"]["body"]["error"]
     assert failure["param"] == param
     assert failure["message"].startswith(f"{param}: this model's context is 8192 tokens")
+
+
+async def test_the_limits_of_the_key_apply_to_lines(world: World) -> None:
+    async def limit(on_exceed: Literal["clamp", "reject"]) -> None:
+        options = KeyOptions(token_limits=TokenLimits(default_output=20, max_output=50, on_exceed=on_exceed))
+        await ApiKeyStore(world.database).change(world.owner.key_id, change=lambda _: options)
+
+    async def run(content: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        batch = await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS)
+        batch = await world.step(batch)
+        await world.work()
+        return await world.results(await world.advance(batch, BatchStatus.COMPLETED))
+
+    await limit("clamp")
+    output, _ = await run(line("default") + line("clamped", max_tokens=60) + line("within", max_tokens=30))
+    assert [item.get("x-headrace-max-tokens") for item in output] == ["20", "50", None]
+    await limit("reject")
+    _, errors = await run(line("old", max_tokens=60) + line("new", max_completion_tokens=60) + line("default"))
+    failures = [item["response"]["body"]["error"] for item in errors]
+    assert [failure["param"] for failure in failures] == ["max_tokens", "max_completion_tokens"]
+    assert failures[1]["message"].startswith("max_completion_tokens: this API key allows at most 50 output tokens")
 
 
 async def test_a_line_whose_model_has_been_removed_is_an_error(world: World) -> None:

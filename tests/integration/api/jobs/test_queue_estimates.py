@@ -112,13 +112,13 @@ async def test_positions_beyond_the_exact_ones_are_rounded_down(
 @pytest.mark.parametrize(
     ("pace", "position", "occupied", "wait_s"),
     [
-        (ServiceRate(0, 0, 0, 2.0), 0, 0, None),
-        (ServiceRate(4, 0, 0, None), 3, 0, 0.0),
-        (ServiceRate(4, 0, 0, None), 4, 0, None),
-        (ServiceRate(4, 4, 1, 2.0), 0, 4, 0.5),
-        (ServiceRate(4, 4, 1, 2.0), 0, 1, 0.0),
-        (ServiceRate(4, 4, 1, 2.0), 7, 4, 4.0),
-        (ServiceRate(4, 9, 9, 2.0), 7, 9, 4.0),
+        (ServiceRate(0, 0, 0, 2.0, 0), 0, 0, None),
+        (ServiceRate(4, 0, 0, None, 1), 3, 0, 0.0),
+        (ServiceRate(4, 0, 0, None, 1), 4, 0, None),
+        (ServiceRate(4, 4, 1, 2.0, 1), 0, 4, 0.5),
+        (ServiceRate(4, 4, 1, 2.0, 1), 0, 1, 0.0),
+        (ServiceRate(4, 4, 1, 2.0, 1), 7, 4, 4.0),
+        (ServiceRate(4, 9, 9, 2.0, 1), 7, 9, 4.0),
     ],
     ids=str,
 )
@@ -139,13 +139,13 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
     async def heartbeat(model: str, slots: int) -> None:
         await workers(f"w-{model}").heartbeat(model, slots=slots, running=0, lease_s=LEASE_S)
 
-    assert await queue_store.pace("m") == ServiceRate(0, 0, 0, None)
+    assert await queue_store.pace("m") == ServiceRate(0, 0, 0, None, 0)
     for model in ("m", "up"):
         await heartbeat(model, 2)
         for priority in (3, 9, 9, 3):
             job = await submit(store, owner, priority, model)
             claimed = await workers(f"w-{model}").claim(job.id)
-        assert await queue_store.pace(model) == ServiceRate(2, 4, 2, None), "none has ended yet"
+        assert await queue_store.pace(model) == ServiceRate(2, 4, 2, None, 1), "none has ended yet"
         assert claimed is not None
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome="completed") for attempt in claimed.attempts)
@@ -156,7 +156,7 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
     async with database.connect() as connection:
         statement = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"
         await connection.execute(text(statement))
-    assert await queue_store.pace("m") == ServiceRate(2, 3, 1, 3.0)
+    assert await queue_store.pace("m") == ServiceRate(2, 3, 1, 3.0, 1)
 
     # Three jobs run, two of them in batches. An urgent job preempts those, except on an upstream model.
     assert await queue_estimates.waiting(await submit(store, owner, 3, "m")) == (0, 0.0)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -20,8 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.keys.__main__ import main
 from api.keys.auth import Authenticator
+from api.keys.earlier_work import EarlierWork
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, ValidKey
+from shared.domain.answer_options import KeyOptions, TokenLimits
 from shared.domain.errors import Forbidden, Unauthorized
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually
@@ -414,3 +417,103 @@ async def test_a_burst_of_requests_looks_a_key_up_once(keys: Keys, database: Asy
     )
     assert {type(error) for error in refused} == {Unauthorized}
     assert store.lookups == 2
+
+
+async def test_a_key_has_options(keys: Keys, database: AsyncEngine) -> None:
+    key = keys(
+        "create", "web", "--max-output-tokens", "500", "--on-exceed", "clamp", "--cache-ttl", "1h"
+    ).stdout.strip()
+
+    async def options() -> dict[str, object]:
+        async with database.connect() as connection:
+            query = text("SELECT options FROM api_keys WHERE id = 1")
+            return dict((await connection.execute(query)).scalar_one())
+
+    limits = {"max_output": 500, "on_exceed": "clamp"}
+    assert await options() == {"token_limits": limits, "cache": {"ttl": 3600, "scope": "project"}}
+    assert (await principal(database, key)).options.token_limits == TokenLimits.model_validate(limits)
+    assert keys("set", "key_1", "--default-output-tokens", "100", "--cache-scope", "user").returncode == 0
+    limits |= {"default_output": 100}
+    assert await options() == {"token_limits": limits, "cache": {"ttl": 3600, "scope": "user"}}, "others are kept"
+    assert keys("set", "key_1", "--context", "summarize", "--context-model", "small", "--no-cache").returncode == 0
+    context = {"strategy": "summarize", "model": "small", "trigger": 0.8, "target": 0.4}
+    assert await options() == {"token_limits": limits, "context": context, "no_cache": True}
+    assert keys("list").stdout.endswith(
+        "  web  [max-output-tokens=500 default-output-tokens=100 on-exceed=clamp context=summarize context-model=small"
+        " no-cache]\n"
+    )
+    rotated = keys("rotate", "key_1").stdout.strip()
+    assert (await principal(database, rotated)).options == (await principal(database, key)).options
+    for argument in ("--max-output-tokens", "--default-output-tokens", "--context", "--cache-ttl"):
+        assert keys("set", "key_1", argument, "none").returncode == 0
+    assert await options() == {}
+    assert keys("set", "key_1", "--priority-floor", "5").returncode == 0
+    assert (await principal(database, key)).priority_floor == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-output-tokens", "10", "--default-output-tokens", "20"), "--default-output-tokens: .*at most"),
+        (("--max-output-tokens", "0"), "must be a number of tokens, at least 1"),
+        (("--max-input-tokens", "-5"), "--max-input-tokens"),
+        (("--on-exceed", "clamp"), "--on-exceed: requires --max-output-tokens"),
+        (("--on-exceed", "ignore"), "--on-exceed"),
+        (("--cache-ttl", "31d"), "at most 30d"),
+        (("--cache-ttl", "0"), "must be a duration"),
+        (("--no-cache", "--cache-ttl", "1h"), "--no-cache: cannot be combined"),
+        (("--cache-scope", "all"), "--cache-scope"),
+        (("--context", "sliding_window", "--context-model", "small"), "--context-model: .*only for the --context"),
+        (("--context-model", "small"), "--context-model: .*only for the --context"),
+        (("--context", "forget"), "--context"),
+    ],
+)
+async def test_options_that_make_no_sense_are_refused(
+    keys: Keys, database: AsyncEngine, arguments: tuple[str, ...], message: str
+) -> None:
+    refused = keys("create", "web", *arguments)
+    assert refused.returncode == 2
+    assert re.search(message, refused.stderr)
+    assert keys("list").stdout == ""
+    keys("create", "web")
+    assert keys("set", "key_1", *arguments).returncode == 2
+    assert (await stored(database)).endswith(",{})"), "nothing was changed"
+
+
+async def test_options_of_a_newer_version_are_kept(keys: Keys, database: AsyncEngine) -> None:
+    keys("create", "web")
+    async with database.begin() as connection:
+        await connection.execute(text("""UPDATE api_keys SET options = '{"later": 1}'"""))
+    assert keys("set", "key_1", "--max-input-tokens", "10").returncode == 0
+    async with database.connect() as connection:
+        options = (await connection.execute(text("SELECT options FROM api_keys"))).scalar_one()
+    assert options == {"later": 1, "token_limits": {"max_input": 10, "on_exceed": "reject"}}
+
+
+async def test_a_project_has_a_tier(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "web", "--project", "shop").stdout.strip()
+    assert (await principal(database, key)).tier is None
+    assert keys("tier", "shop", "free").returncode == 0
+    assert (await principal(database, key)).tier == "free"
+    assert keys("list").stdout.endswith("  [tier=free]\n")
+    assert keys("tier", "shop", "none").returncode == 0
+    assert (await principal(database, key)).tier is None
+    missing = keys("tier", "another", "free")
+    assert (missing.returncode, missing.stderr) == (1, "there is no project 'another'; `list` shows the projects\n")
+    assert keys("tier", "shop", "").returncode == 2
+
+
+async def test_earlier_work_has_the_options_that_its_key_has_now(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "web").stdout.strip()
+    owner = (await principal(database, key)).acting_for("alice").owner
+    earlier_work = EarlierWork(ApiKeyStore(database), cache_s=0)
+    assert (await earlier_work.principal(owner)).options == KeyOptions()
+    keys("set", "key_1", "--max-output-tokens", "10")
+    keys("tier", "web", "free")
+    keys("revoke", "key_1")
+    found = await earlier_work.principal(owner)
+    assert found.options.token_limits == TokenLimits(max_output=10)
+    assert (found.tier, found.owner) == ("free", owner)
+    kept = EarlierWork(ApiKeyStore(database), cache_s=60)
+    assert await kept.principal(owner) == found
+    assert (await kept.principal(replace(owner, end_user="bob"))).end_user == "bob"

@@ -252,7 +252,7 @@ def test_a_reader_that_does_not_read_buffers_a_bounded_number_of_bytes() -> None
     reader.behind = False
     large = [delta_event(seq, Delta(0, "x" * 10_000)) for seq in range(1, 100)]
     for item in large:
-        reader.offer([item])
+        reader.offer("job_1", [item])
         assert sum(len(buffered.data) for buffered in reader.live) <= BUFFER_BYTES
     assert reader.behind
 

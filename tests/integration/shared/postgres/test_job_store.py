@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ from shared.domain.suspects import Verdict
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
+from tests.support.database import make_owner
 from tests.support.transcripts import output_of
 
 REQUEST = GenerateRequest(
@@ -73,6 +75,30 @@ async def test_one_of_many_concurrent_claims_succeeds(store: JobStore, workers: 
     (claimed,) = [claim for claim in claims if claim is not None]
     assert (claimed.attempt, claimed.status) == (1, JobStatus.IN_PROGRESS)
     assert claimed.attempts[-1].worker == claimed.worker
+
+
+async def test_a_claim_adds_the_salt_of_the_project_which_is_never_stored(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
+) -> None:
+    """A client cannot bring its own: neither a request nor its row has one."""
+    other = await make_owner(database, "other")
+    salts = []
+    for project in (owner, owner, other):
+        new = NewJob(project, "m", 3, GenerateRequest(prompt="x", cache_salt="mine", prompt_cache_key="k"))
+        job, _ = await store.insert(new)
+        stored = await store.get(job.id)
+        assert stored is not None
+        assert (stored.request.cache_salt, stored.request.prompt_cache_key) == (None, "k")
+        claimed = await workers("w").claim(job.id)
+        assert claimed is not None
+        assert claimed.request.cache_salt is not None
+        salts.append(claimed.request.cache_salt)
+        await workers("w").requeue(job.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
+        again = await workers("w").claim(job.id)
+        assert again is not None
+        assert again.request.cache_salt == claimed.request.cache_salt, "the next attempt finds the same prefixes"
+    assert salts[0] == salts[1] != salts[2]
+    assert all(re.fullmatch("[0-9a-f]{64}", salt) for salt in salts)
 
 
 async def test_finish_requires_the_attempt_and_the_worker(store: JobStore, workers: Workers, owner: Owner) -> None:

@@ -35,17 +35,21 @@ from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
+from shared.domain.decisions import NO_DECISIONS, Decisions, RouteDecision
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import RUNNING, JobStatus
 from shared.domain.owner import Owner
+from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
@@ -63,8 +67,11 @@ from workers.settings import WorkerSettings
 from workers.supervision.heartbeat import Heartbeat
 
 T = TypeVar("T")
+W = TypeVar("W", bound="World")
 
 MODEL = "m"
+# The model that takes over the jobs of a route.
+FALLBACK = "n"
 WORKERS = 3
 # Maximum number of jobs that have not ended.
 JOBS = 3
@@ -75,6 +82,7 @@ LEASE_S = 600
 WITHIN_S = 10.0
 LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
+ROUTED = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=(FALLBACK,)))
 
 SETTINGS = settings(
     example_count(45, long=2000),
@@ -189,7 +197,12 @@ class World:
         metrics = api_metrics()
         self.hub = StreamHub(redis, self.logs, self.store, metrics, resync_s=0.2)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S, metrics)
+        fallbacks = Fallbacks(recovery_store, self.logs, ConversationModels(redis), lambda _: None, metrics)
+        # The messages of jobs that are released when a job ends.
+        self.sent: list[Hint] = []
+        terminator = JobTerminator(
+            recovery_store, self.logs, LOG_TTL_S, metrics, send=self.sent.append, fallbacks=fallbacks
+        )
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             admission=Admission(registry, ContextWindow(registry)),
@@ -210,6 +223,7 @@ class World:
             interval_s=1,
             lease_s=LEASE_S,
             max_attempts=MAX_ATTEMPTS,
+            fallbacks=fallbacks,
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}
@@ -260,7 +274,7 @@ class World:
 
     # Actions
 
-    async def submit(self, choices: int, key: str | None, late: str | None) -> None:
+    async def submit(self, choices: int, key: str | None, late: str | None, *, routed: bool = False) -> None:
         request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
         new = NewJob(
             owner=self.owner,
@@ -269,6 +283,7 @@ class World:
             request=request,
             start_within_s=LEASE_S if late == "start" else None,
             finish_within_s=LEASE_S if late == "finish" else None,
+            decisions=ROUTED if routed else NO_DECISIONS,
         )
         # With a key, submit twice at the same time, as two API processes could.
         idempotency = Idempotency(key, "digest") if key else None
@@ -423,7 +438,9 @@ class World:
             numbers = [item["number"] for item in row.attempts]
             running = JobStatus(row.status) in RUNNING
             assert numbers == list(range(1, row.attempt + (0 if running else 1))), "attempts are numbered"
-            deaths = sum(outcome in DIED for outcome in history)
+            moves = [position for position, outcome in enumerate(history, 1) if outcome == "rerouted"]
+            self._check_moves(row, moves)
+            deaths = sum(outcome in DIED for outcome in history[moves[-1] if moves else 0 :])
             assert deaths <= MAX_ATTEMPTS + row.exposures
             assert running == (row.worker is not None)
             assert row.id not in self.cancelling or row.status == "cancelling" or JobStatus(row.status).terminal, (
@@ -442,6 +459,16 @@ class World:
             _check_ascending(reader.seen)
             assert not any(event.type.terminal for event in reader.seen[:-1])
             assert job_id in self.jobs
+
+    def _check_moves(self, row: Row[Any], moves: list[int]) -> None:
+        """A job moves to its fallback once at most, and not after a token."""
+        if row.model == MODEL:
+            assert moves == []
+            return
+        assert len(moves) <= 1
+        assert row.model == FALLBACK
+        assert row.decisions["route"] == {"route": "auto", "rule": "r", "tried": [MODEL], "left": [MODEL]}
+        assert all(item["tokens"] == 0 for item in row.attempts[: moves[-1] if moves else 0])
 
     def _check_end(self, row: Row[Any], deaths: int) -> None:
         """An ended job never changes, and its archive and output agree."""
@@ -537,7 +564,8 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _open_world(database_url: str, redis_url: str) -> World:
+async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] = World) -> W:  # type: ignore[assignment]
+    """A new world of a kind, in an empty database and Redis."""
     database = connect(database_url)
     async with database.begin() as connection:
         await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys, projects CASCADE"))
@@ -547,7 +575,7 @@ async def _open_world(database_url: str, redis_url: str) -> World:
     worker_settings = WorkerSettings.model_validate(
         {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "lease_s": LEASE_S}
     )
-    world = World(database, redis, owner, worker_settings)
+    world = kind(database, redis, owner, worker_settings)
     for worker in world.workers:
         await worker.heartbeat.renew()
     return world
@@ -563,7 +591,7 @@ class Jobs(RuleBasedStateMachine):
         super().__init__()
         self._loop = asyncio.Runner()
         self._holds = True
-        self.world = self._do(_open_world(self.database_url, self.redis_url))
+        self.world: World = self._do(open_world(self.database_url, self.redis_url))
 
     def teardown(self) -> None:
         try:
@@ -588,16 +616,17 @@ class Jobs(RuleBasedStateMachine):
 
     @initialize()
     def one_job(self) -> None:
-        self._do(self.world.submit(1, None, None))
+        self._do(self.world.submit(1, None, None, routed=True))
 
     @rule(
         choices=st.sampled_from([1, 1, 1, 2]),
         key=st.sampled_from([None, None, "a", "b"]),
         late=st.sampled_from([None, None, "start", "finish"]),
+        routed=st.booleans(),
     )
-    def submit(self, choices: int, key: str | None, late: str | None) -> None:
+    def submit(self, choices: int, key: str | None, late: str | None, routed: bool) -> None:
         if len(self.world.open_jobs) < JOBS or key in self.world.by_key:
-            self._do(self.world.submit(choices, key, late))
+            self._do(self.world.submit(choices, key, late, routed=routed))
 
     @rule(job=a_job, worker=a_worker, count=st.integers(0, 5))
     def deliver_a_message(self, job: int, worker: int, count: int) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.monitoring.queue_stats import QueueStatsStore
 from shared.domain.owner import Owner
+from shared.postgres import claim_store, job_statements, job_store
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
@@ -74,7 +75,8 @@ def recovery(call: Callable[[RecoveryStore], Awaitable[Any]]) -> Call:
 
 
 CALLS: dict[str, tuple[Call, set[str]]] = {
-    "overdue": (recovery(lambda store: store.overdue()), {"jobs_start_before", "jobs_finish_before"}),
+    "overdue": (recovery(lambda store: store.overdue()), {"jobs_start_before", "jobs_finish_before", "jobs_pkey"}),
+    "followers of ended jobs": (recovery(lambda store: store.orphans()), {"jobs_following", "jobs_pkey"}),
     "withheld": (recovery(lambda store: store.withheld(0, after=None, limit=10)), {"jobs_unreadable"}),
     "lost": (recovery(lambda store: store.lost()), {"jobs_running"}),
     "unfinished": (
@@ -129,3 +131,27 @@ async def test_models_with_queued_jobs_are_found_in_the_index(
     scans = [line for line in await scans_of(database, owner, call, generic=generic) if "jobs" in line]
     assert scans
     assert all("Index Only Scan using jobs_queued" in line for line in scans), scans
+
+
+PREPARED = {
+    "claim": claim_store._CLAIM,
+    "end": claim_store._FINISH,
+    "followers": job_statements._SETTLE,
+    "lead": job_store._LEAD._plain,
+    "follow": job_store._FOLLOW._plain,
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+async def test_a_statement_of_each_job_uses_indexes(database: AsyncEngine, owner: Owner, name: str) -> None:
+    """Also in a generic plan, which knows nothing of the parameters, and if no job has ever followed another one."""
+    async with database.connect() as connection:
+        await connection.execute(text(ROWS), {"project": owner.project_id, "key": owner.key_id})
+        await connection.execute(text("ANALYZE jobs"))
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        prepared = PREPARED[name]
+        await driver.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE plan AS {prepared._sql}")
+        rows = await driver.fetch(f"EXPLAIN EXECUTE plan({', '.join(['NULL'] * len(prepared._names))})")
+    plan = [row[0] for row in rows]
+    assert [line for line in plan if "Seq Scan" in line] == []
+    assert any("Index Scan" in line for line in plan)

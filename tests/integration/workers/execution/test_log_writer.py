@@ -11,12 +11,12 @@ from redis.asyncio import Redis
 from shared.domain.events import Delta, EventType, event
 from shared.domain.job import JobStatus
 from shared.postgres.claim_store import Claim
-from shared.redis.event_log import Append, EventLog
+from shared.redis.event_log import CHUNK_BYTES, CHUNK_EVENTS, Append, EventLog
 from shared.runtime.aio import cancel_and_wait
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import transcript_of
 from tests.support.waiting import eventually
-from workers.execution.log_writer import CHUNK_BYTES, CHUNK_EVENTS, LogBuffer, LogWriter
+from workers.execution.log_writer import LogBuffer, LogWriter
 
 JOB = "job_1"
 

@@ -211,6 +211,9 @@ CHANGED: dict[str, Any] = {
     "max_logprob_values": 7,
     "slots": 3,
     "modalities": ["image"],
+    "cache": {"ttl": 60},
+    "context": {"strategy": "sliding_window"},
+    "token_limits": {"max_output": 9},
 }
 CHANGED_OPTIONS: dict[str, Any] = {
     "endpoints": [{"api_key_env": "KEY_A", "weight": 2}, {"api_key_env": "KEY_B", "weight": 9, "name": "b"}],

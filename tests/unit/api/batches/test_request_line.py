@@ -171,6 +171,21 @@ def test_a_result_line_names_at_most_as_many_ignored_members_as_the_header() -> 
         assert len(header_value(ignored)) <= MAX_HEADER_BYTES
 
 
+@pytest.mark.parametrize(
+    ("url", "fields"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "x"}], "context": {"strategy": "sliding_window"}}),
+        (RESPONSES, {"input": "x", "truncation": "auto"}),
+    ],
+)
+def test_a_line_says_how_its_conversation_is_shortened(url: str, fields: dict[str, Any]) -> None:
+    body = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": "m", **fields}}
+    line = Line(1, json.dumps(body).encode(), Position())
+    context = parse(line, url, MEMBERS).job.options.context
+    assert context is not None
+    assert context.strategy == "sliding_window"
+
+
 def test_a_line_without_data_is_rejected_as_too_long() -> None:
     with pytest.raises(LineRejected, match="exceeds the maximum size"):
         parse(Line(1, None, Position(2)), CHAT, MEMBERS)

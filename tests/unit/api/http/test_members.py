@@ -152,6 +152,11 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
             **ANTHROPIC,
             "max_tokens": 2048, "stop_sequences": ["x"], "stream": True, "temperature": 0.5, "top_k": 3, "top_p": 1,
             "metadata": {"user_id": "u"}, "priority": 2, "extra_body": {"a": None},
+            "context_management": {"edits": [{
+                "type": "clear_tool_uses_20250919", "trigger": {"type": "input_tokens", "value": 9},
+                "keep": {"type": "tool_uses", "value": 1}, "clear_at_least": {"type": "input_tokens", "value": 1},
+                "exclude_tools": ["a"], "clear_tool_inputs": ["a"],
+            }]},
         },
     ),
     "count_tokens": (CountTokensRequest, ANTHROPIC),
@@ -177,6 +182,7 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
             "reasoning": {"effort": "low"}, "max_output_tokens": 8, "temperature": 1, "top_p": 0.5, "top_logprobs": 2,
             "include": [dialects.LOGPROBS], "metadata": {"k": "v"}, "store": True, "background": True, "stream": True,
             "stream_options": {"include_obfuscation": False}, "truncation": "disabled", "service_tier": "auto",
+            "context_management": [{"type": "compaction", "compact_threshold": 1000}],
             "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "priority": 1, "seed": 1, "top_k": 1,
             "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": 1, "repetition_penalty": 1, "stop": ["x"],
             "extra_body": {"a": None}, "cache": {"ttl": 60}, "context": {"strategy": "sliding_window"},
@@ -383,7 +389,8 @@ def test_known_members_are_documented(api: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "ignored"),
     [
-        ({"truncation": "auto"}, ("truncation",)),
+        ({"truncation": "middle"}, ("truncation",)),
+        ({"context_management": [{"type": "other"}]}, ("context_management",)),
         ({"service_tier": "flex"}, ("service_tier",)),
         ({"include": ["file_search_call.results"]}, ("include",)),
         ({"include": [dialects.LOGPROBS, "file_search_call.results"]}, ("include",)),

@@ -332,6 +332,21 @@ def test_data_of_input_items_is_stored_once() -> None:
     assert not is_stored(given)
 
 
+def test_items_that_were_dropped_from_the_conversation_have_no_data() -> None:
+    images = [{"type": "input_image", "image_url": f"data:image/png;base64,{'A' * size}"} for size in (4, 8, 16, 12)]
+    content = [{"role": "user", "content": [image]} for image in images]
+    body = read(ResponseCreate, {"model": "m", "input": content})
+    messages = conversation(None, None, body.input)
+    for dropped in ((), (0,), (1,), (0, 1, 2), (1, 2)):
+        stored = body.facts().input
+        with_data(stored, [item for position, item in enumerate(messages) if position not in dropped])
+        urls = [item["content"][0].get("image_url") for item in stored]
+        assert [url for n, url in enumerate(urls) if n not in dropped] == [
+            image["image_url"] for n, image in enumerate(images) if n not in dropped
+        ]
+        assert [urls[n] for n in dropped] == [None] * len(dropped)
+
+
 async def test_parameters_of_the_provider() -> None:
     def request(extra: dict[str, Any]) -> GenerateRequest:
         body = {"model": "sees", "messages": [{"role": "user", "content": "x"}], "extra_body": extra}

@@ -62,7 +62,7 @@ POLLED = MANAGED | {
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {
     "vllm": SPECS | {"structured_outputs": {"max_bytes": 7}},
-    "openai": STREAMED | {"options.detect_max_model_len": False},
+    "openai": STREAMED | {"options.detect_max_model_len": False, "options.cache_salt": False},
     "anthropic": STREAMED | {"options.prompt_caching": "off", "options.min_cache_tokens": 7},
     "triton": STREAMED | {"options.api_key_header": "X-Key"},
     "replicate": POLLED | {"options.stream_hosts": ["stream.example.com"], "options.cancel_after_s": 7},

@@ -100,6 +100,20 @@ ONE_OF = f"must be one of {', '.join(ENGINES)}"
             "models[0].options.itl_ms: is already set in line 4",
         ),
         ("kv_cache_dtype: auto", "max_model_len: 1", 10, "models[1].options.max_model_len: is already set in line 9"),
+        ("slots: 4", "context: {strategy: window}", 4, "models[0].context.strategy: Input should be 'error', 'sliding"),
+        ("slots: 4", "context: {target: 0.9}", 4, "models[0].context.target: target must be less than trigger=0.8"),
+        (
+            "slots: 4",
+            "context:\n      strategy: summarize\n      model: cheap",
+            6,
+            "models[0].context.model: there is no model 'cheap'",
+        ),
+        (
+            "slots: 4",
+            "options: {max_model_len: 100}\n    context: {strategy: summarize, model: small}",
+            5,
+            "models[0].context.model: the context of 'small', 100 tokens, is too small to write summaries",
+        ),
         (
             "{enable_thinking: false}",
             "{a: {b: 1, b: 2}}",

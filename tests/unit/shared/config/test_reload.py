@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from shared.config.models.loader import ModelSpec, load_registry
+from shared.config.models.loader import Registry, load_registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.domain.errors import InvalidRequest, NotFound
 from tests.support.stack import write_models
@@ -29,8 +28,8 @@ async def test_requests_during_a_reload_lead_to_one_more(tmp_path: Path) -> None
     applying, proceed, results = asyncio.Event(), asyncio.Event(), asyncio.Queue[ReloadResult]()
     seen: list[list[str]] = []
 
-    async def apply(models: Mapping[str, ModelSpec]) -> ReloadResult:
-        seen.append(list(models))
+    async def apply(loaded: Registry) -> ReloadResult:
+        seen.append(list(loaded.models))
         applying.set()
         await proceed.wait()
         return ReloadResult.APPLIED
@@ -54,7 +53,7 @@ async def test_requests_during_a_reload_lead_to_one_more(tmp_path: Path) -> None
 async def test_what_cannot_be_applied_is_logged(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def apply(models: Mapping[str, ModelSpec]) -> ReloadResult:
+    async def apply(loaded: Registry) -> ReloadResult:
         raise error
 
     results: list[ReloadResult] = []

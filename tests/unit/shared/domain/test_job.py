@@ -21,6 +21,7 @@ def test_the_stored_names_of_outcomes_do_not_change() -> None:
         "engine_lost",
         "worker_lost",
         "deferred",
+        "rerouted",
     }
 
 

@@ -1,6 +1,6 @@
-"""The seams of a job: only `insert_queued` creates jobs, and only `end_statement` ends them.
+"""The seams of a job: only `insert_queued` creates open jobs, only `end_statement` ends them, `insert_answered` both.
 
-What must happen exactly once per job is part of these two statements, so a second way in or out would bypass it. The
+What must happen exactly once per job is part of these statements, so a second way in or out would bypass it. The
 tests read the syntax trees of all sources. Every use of `JobRow` that is not known to be harmless counts as an insert,
 and every status that is not known to be non-terminal counts as an end.
 """
@@ -22,11 +22,21 @@ from tests.support.stack import REPOSITORY
 PACKAGES = ("api", "launcher", "shared", "workers")
 ENTRY = "shared/postgres/job_statements.py:insert_queued"
 EXIT = "shared/postgres/job_statements.py:end_statement"
+# Creates jobs that have ended: the response cache answers them.
+ANSWER = "shared/postgres/job_statements.py:insert_answered"
+# Ends followers with their leader, in every statement that uses it.
+FOLLOWERS = "shared/postgres/followers.py:follower_changes"
+SETTLEMENT = "shared/postgres/job_statements.py:settle_statement"
+# Adds what must be written exactly once per end.
+EFFECTS = "_with_effects"
 
 OPEN_STATUSES = {status.name for status in JobStatus if not status.terminal}
 COLUMNS = set(inspect(JobRow).column_attrs.keys())
-# Calls that may get the class `JobRow` as an argument, under the names that SQLAlchemy gives them.
-NO_INSERT = {"select", "select_from", "join", "outerjoin", "exists", "update", "delete"}
+# Calls that may get the class `JobRow` as an argument, under the names that SQLAlchemy gives them. It inserts into no
+# alias.
+NO_INSERT = {
+    "select", "select_from", "join", "join_from", "outerjoin", "exists", "aliased", "correlate", "update", "delete",
+}  # fmt: skip
 RAW_WRITE = re.compile(r'\b(insert\s+into|merge\s+into|copy|update)\s+(only\s+)?("?\w+"?\.)?"?jobs\b', re.IGNORECASE)
 
 
@@ -37,6 +47,10 @@ class Writes:
     inserts: set[str] = field(default_factory=set)
     # The status that is set: the name of a `JobStatus`, or the expression if it is not one.
     statuses: set[tuple[str, str]] = field(default_factory=set)
+    # The places that add the effects of an end.
+    effects: set[str] = field(default_factory=set)
+    # The places that end the followers of jobs that have ended.
+    follower_ends: set[str] = field(default_factory=set)
 
     @property
     def ends(self) -> set[str]:
@@ -63,6 +77,10 @@ class Source:
                 writes.inserts.add(self._place(node))
             for value in self._written_statuses(node):
                 writes.statuses.add((self._place(node), _status(value)))
+            if isinstance(node, ast.Call) and self._called(node.func) == EFFECTS:
+                writes.effects.add(self._place(node))
+            if isinstance(node, ast.Call) and self._called(node.func) == FOLLOWERS.rpartition(":")[2]:
+                writes.follower_ends.add(self._place(node))
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and RAW_WRITE.search(node.value):
                 writes.inserts.add(self._place(node))
                 writes.statuses.add((self._place(node), "SQL text"))
@@ -152,13 +170,19 @@ def writes() -> Writes:
     return found
 
 
-def test_one_statement_creates_jobs(writes: Writes) -> None:
-    assert writes.inserts == {ENTRY}
+def test_one_statement_creates_open_jobs_and_one_jobs_that_have_ended(writes: Writes) -> None:
+    assert writes.inserts == {ENTRY, ANSWER}
     assert {status for place, status in writes.statuses if place == ENTRY} == {"QUEUED"}
+    assert {status for place, status in writes.statuses if place == ANSWER} == {"COMPLETED"}
 
 
-def test_one_statement_ends_jobs(writes: Writes) -> None:
-    assert writes.ends == {EXIT}
+def test_one_statement_ends_jobs_beside_the_one_that_creates_ended_jobs(writes: Writes) -> None:
+    assert writes.ends == {EXIT, ANSWER, FOLLOWERS}
+
+
+def test_every_end_has_the_same_effects(writes: Writes) -> None:
+    assert writes.follower_ends == {EXIT, SETTLEMENT}
+    assert writes.effects == writes.ends - {FOLLOWERS} | writes.follower_ends
 
 
 def test_status_changes_are_in_the_postgres_package(writes: Writes) -> None:

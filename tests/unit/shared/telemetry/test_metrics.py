@@ -39,8 +39,8 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
-    "code", "at", "endpoint", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "result",
-    "route", "source", "state", "status", "write",
+    "code", "at", "endpoint", "from", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "result",
+    "route", "rule", "source", "state", "status", "strategy", "to", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"

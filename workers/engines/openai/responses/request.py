@@ -17,6 +17,7 @@ from shared.domain.request import ChatOptions, GenerateRequest, Message, Message
 from shared.runtime.time_slice import TimeSlice
 from workers.engines.openai.responses.reasoning import reasoning_item
 from workers.engines.upstream.chat.call_ids import RESPONSES_LENGTH, fitting_id
+from workers.engines.upstream.chat.prompt_caching import CACHE_KEYS
 
 # Required by the API; not shown to anyone.
 SCHEMA_NAME = "answer"
@@ -71,7 +72,7 @@ async def response_body(request: GenerateRequest, *, provider: str | None, summa
 
 def optional_parameters(body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The parameters of a body that a server may refuse, each with what replaces it without changing the answer."""
-    optional: dict[str, Mapping[str, Any]] = {"stream_options": {}}
+    optional: dict[str, Mapping[str, Any]] = {"stream_options": {}, **CACHE_KEYS}
     if ENCRYPTED_REASONING in body.get("include", ()):  # models that do not reason refuse it
         others = [name for name in body["include"] if name != ENCRYPTED_REASONING]
         optional["include"] = {"include": others} if others else {}

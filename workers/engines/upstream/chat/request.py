@@ -15,6 +15,7 @@ from shared.config.models.presets import Preset
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Sampling, StructuredOutputs
 from workers.engines.upstream.chat.messages import encoded_messages
+from workers.engines.upstream.chat.prompt_caching import CACHE_KEYS, NO_CACHING, PromptCaching
 
 # Required by OpenAI's API; not shown to anyone.
 SCHEMA_NAME = "answer"
@@ -24,7 +25,9 @@ _ALWAYS_KNOWN = {"tools", "tool_choice", "continue_final_message"}
 _DEFAULTS = {name: field.default for name, field in ChatOptions.model_fields.items()}
 
 
-async def request_body(request: GenerateRequest, server: Preset, *, max_tokens_field: str) -> dict[str, Any]:
+async def request_body(
+    request: GenerateRequest, server: Preset, *, max_tokens_field: str, caching: PromptCaching = NO_CACHING
+) -> dict[str, Any]:
     """The body without the model and the streaming options. Its values can be encoded by orjson only.
 
     Parameters that the server does not have are left out: admission has accepted only those without effect.
@@ -50,7 +53,7 @@ async def request_body(request: GenerateRequest, server: Preset, *, max_tokens_f
             body["logprobs"] = request.logprobs
         if request.structured_outputs is not None:
             body |= _structure(request.structured_outputs, server)
-        return {**body, **server.body}
+        return {**body, **caching.members(request), **server.body}
     body["messages"] = await encoded_messages(request.messages, server)
     if request.logprobs is not None:
         body["logprobs"] = True
@@ -58,12 +61,12 @@ async def request_body(request: GenerateRequest, server: Preset, *, max_tokens_f
             body["top_logprobs"] = request.logprobs
     if request.structured_outputs is not None:
         body |= _response_format(request.structured_outputs) or _structure(request.structured_outputs, server)
-    return {**body, **_options(request.chat or ChatOptions(), server), **server.body}
+    return {**body, **_options(request.chat or ChatOptions(), server), **caching.members(request), **server.body}
 
 
 def optional_parameters(body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The parameters of a body that an upstream may refuse, each with what replaces it without changing the answer."""
-    optional: dict[str, Mapping[str, Any]] = {"stream_options": {}}
+    optional: dict[str, Mapping[str, Any]] = {"stream_options": {}, **CACHE_KEYS}
     if body.get("tool_choice") == "auto":
         optional["tool_choice"] = {}
     if "messages" in body:

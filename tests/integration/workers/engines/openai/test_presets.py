@@ -195,6 +195,49 @@ async def test_structured_outputs_have_the_servers_names(
     assert {name: seen.body[name] for name in names if name in seen.body} == sent
 
 
+CACHE_KEYS = {"openai": "prompt_cache_key", "azure": "prompt_cache_key", "openrouter": "session_id"}
+SALTED = {"vllm", "sglang", "modal", "runpod"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_only_servers_that_know_them_get_cache_keys_and_salts(upstream: FaultyUpstream, preset: str) -> None:
+    request = GenerateRequest(messages=HELLO, prompt_cache_key="thread-7", cache_salt="5a17")
+    seen, _, _ = await run(upstream, preset, request)
+    sent = {name: seen.body[name] for name in ("prompt_cache_key", "session_id", "cache_salt") if name in seen.body}
+    expected = {CACHE_KEYS[preset]: "thread-7"} if preset in CACHE_KEYS else {}
+    assert sent == expected | ({"cache_salt": "5a17"} if preset in SALTED else {})
+
+
+async def test_a_cache_key_that_is_too_long_is_sent_as_its_hash(upstream: FaultyUpstream) -> None:
+    keys = [(await run(upstream, "openai", request))[0].body["prompt_cache_key"] for request in 2 * [
+        GenerateRequest(messages=HELLO, prompt_cache_key=65 * "k")
+    ]]  # fmt: skip
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 64
+
+
+async def test_an_entry_that_allows_the_cache_key_sends_it(upstream: FaultyUpstream) -> None:
+    """As before the parameter was known: clients send it as a member of the request."""
+    request = GenerateRequest(messages=HELLO, prompt_cache_key="thread-7")
+    seen, _, _ = await run(upstream, "vllm", request, extra_body=["prompt_cache_key"])
+    assert seen.body["prompt_cache_key"] == "thread-7"
+
+
+async def test_a_refused_cache_key_is_left_out(upstream: FaultyUpstream) -> None:
+    upstream.answers = [Answer(status=400, body="Unknown parameter: 'prompt_cache_key'.")]
+    _, deltas, _ = await run(upstream, "azure", GenerateRequest(messages=HELLO, prompt_cache_key="thread-7"))
+    assert ["prompt_cache_key" in seen.body for seen in upstream.seen] == [True, False]
+    assert "".join(delta.text for delta in deltas) == "0 1 2 "
+
+
+async def test_salts_can_be_turned_off_and_on(upstream: FaultyUpstream) -> None:
+    request = GenerateRequest(messages=HELLO, cache_salt="5a17")
+    seen, _, _ = await run(upstream, "vllm", request, cache_salt=False)
+    assert "cache_salt" not in seen.body
+    seen, _, _ = await run(upstream, "tgi", request, cache_salt=True)
+    assert seen.body["cache_salt"] == "5a17"
+
+
 async def test_renamed_and_omitted_parameters(upstream: FaultyUpstream) -> None:
     sampling = Sampling(stop=["x"], include_stop_str_in_output=True)
     seen, _, _ = await run(upstream, "sglang", GenerateRequest(messages=HELLO, sampling=sampling))

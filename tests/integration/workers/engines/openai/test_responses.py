@@ -324,11 +324,14 @@ async def test_the_whole_request(vendor: ResponsesVendor, engine: OpenAIEngine) 
         ),
         structured_outputs=StructuredOutputs(json_schema={"type": "object"}),
         logprobs=2,
+        prompt_cache_key="thread-7",
+        cache_salt="5a17",  # for vLLM
     )
     await run(engine, request=request)
     assert first.choice.text == "Hi there"
     assert vendor.seen[-1].body == {
         "model": "theirs",
+        "prompt_cache_key": "thread-7",
         "background": True,
         "stream": True,
         "store": True,

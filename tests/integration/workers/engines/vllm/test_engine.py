@@ -537,3 +537,25 @@ async def test_concurrent_requests_do_not_mix(engine: Any) -> None:
         assert [(call.name, call.arguments) for call in first.tool_calls] == [
             (call.name, call.arguments) for call in second.tool_calls
         ]
+
+
+async def test_prefixes_are_reused_within_a_project_only(engine: Any) -> None:
+    """A client that measures the time to the first token learns nothing about the prompts of other projects.
+
+    The prompts are longer than a block of the cache (128 tokens on a CPU). An attempt that resumes is as before.
+    """
+    prefix = list(range(1000, 1140))
+
+    async def cached(salt: str | None, last: int, prior: list[Delta] | None = None) -> int:
+        request = make_request(prompt=[*prefix, last], cache_salt=salt, sampling={"max_tokens": 4})
+        prompt, _ = await outputs(engine, request, prior, attempt=2 if prior else 1)
+        return prompt.cached_tokens
+
+    assert await cached("a", 1) == 0
+    assert await cached("a", 2) == 128
+    assert await cached("b", 3) == 0
+    assert await cached(None, 4) == 0
+    so_far = [Delta(0, "x", (5,))]
+    assert await cached("a", 6, so_far) == 128
+    assert await cached("c", 6, so_far) == 0
+    assert await cached("c", 7) == 128, "the resumed attempt has filled the cache of its project"

@@ -1,0 +1,118 @@
+"""Decides whether the response cache serves a request, and with which key."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import replace
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.cache.key import Partition, cache_key
+from api.cache.store import CacheStore
+from api.keys.principal import Principal
+from shared.config.models.loader import Registry
+from shared.domain.answer_options import MAX_CACHE_TTL_S, CacheOptions
+from shared.domain.decisions import CacheDecision, CacheOutcome
+from shared.domain.job import Job
+from shared.domain.owner import MAX_END_USER
+from shared.domain.request import GenerateRequest
+from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.runtime.offload import off_loop
+from shared.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+# A lookup that takes longer has failed: the request is then run.
+LOOKUP_TIMEOUT_S = 2.0
+# Errors of the database, and of the connection to it.
+_ERRORS = (SQLAlchemyError, OSError, TimeoutError)
+
+
+class ResponseCache:
+    """Answers repeated requests with the answers of earlier jobs.
+
+    No error of the cache reaches a client: the request runs as without it.
+    """
+
+    def __init__(
+        self, registry: Registry, store: CacheStore, jobs: JobStore, metrics: Metrics, *, secret: bytes | None = None
+    ) -> None:
+        """`secret`: None takes the one that the database keeps."""
+        self._registry = registry
+        self._store = store
+        self._jobs = jobs
+        self._metrics = metrics
+        self._secret = secret
+
+    async def admit(self, principal: Principal, new: NewJob) -> NewJob:
+        """Add the decision about an admitted job, and the key of its answer if the cache serves it."""
+        control, spec = new.options.cache_control, self._registry.models.get(new.model)
+        options = new.options.cache or principal.options.cache or (spec.cache if spec is not None else None)
+        if options is None and control.max_age_s:
+            options = CacheOptions(ttl=min(control.max_age_s, MAX_CACHE_TTL_S))
+        if new.kind is not None or spec is None or (options is None and not control.no_store):
+            return new
+        key = None
+        if options is not None and not _bypasses(new):
+            key = await self._key(options, new, spec.revision)
+        if key is None or options is None:
+            return _with(new, CacheDecision(outcome=CacheOutcome.BYPASS))
+        decision = CacheDecision(outcome=CacheOutcome.MISS, ttl_s=options.ttl, revision=spec.revision)
+        return replace(_with(new, decision), cache_key=key)
+
+    async def answer(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool] | None:
+        """Create a job that has the cached answer; None if there is none. Otherwise as `JobStore.answer`."""
+        if new.cache_key is None or new.options.cache_control.no_cache:
+            return None
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                return await self._jobs.answer(new, idempotency)
+        except _ERRORS as error:
+            self._failed(error)
+            return None
+
+    async def _key(self, options: CacheOptions, new: NewJob, revision: str) -> bytes | None:
+        """The key of the answer; None if it cannot be computed now, or if the request belongs to nobody's partition."""
+        owner = new.owner
+        member = {"project": None, "key": owner.key_id, "user": owner.end_user}[options.scope]
+        # A name that may have been cut can stand for several users.
+        unknown = member is None or (isinstance(member, str) and len(member) >= MAX_END_USER)
+        if options.scope != "project" and unknown:
+            return None
+        try:
+            secret = self._secret or await self._load_secret()
+        except _ERRORS as error:
+            self._failed(error)
+            return None
+        partition = Partition(owner.project_id, options.scope, member)
+        size = new.request.size + new.request.options_size
+        return await off_loop(size, cache_key, secret, partition, new.model, revision, new.request)
+
+    async def _load_secret(self) -> bytes:
+        async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+            self._secret = await self._store.secret(secrets.token_bytes(32))
+        return self._secret
+
+    def _failed(self, error: BaseException) -> None:
+        self._metrics.cache_errors.inc()
+        logger.warning("the response cache cannot be used, running the request: %s", error or type(error).__name__)
+
+
+def _with(new: NewJob, decision: CacheDecision) -> NewJob:
+    return replace(new, decisions=new.decisions.model_copy(update={"cache": decision}))
+
+
+def _bypasses(new: NewJob) -> bool:
+    """Whether the answer to a request is neither looked up nor stored although the cache is on for it."""
+    options, response = new.options, new.response
+    if options.cache_control.no_store or options.store is False or (response is not None and not response.stored):
+        return True
+    asked = options.cache is not None or bool(options.cache_control.max_age_s)
+    return new.request.prompt_only or not (asked or _is_repeatable(new.request))
+
+
+def _is_repeatable(request: GenerateRequest) -> bool:
+    """Whether running the request again is expected to result in the same answer."""
+    return request.sampling.temperature == 0 or request.sampling.seed is not None

@@ -1,0 +1,256 @@
+"""The step of admission that shortens conversations that outgrow their model's context."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from api.context.cut import Budget, Cut, cut
+from api.context.message_counts import MessageCounts, most_tokens
+from api.context.shortened import shortened
+from api.context.summaries import NoSummary, Order, Summaries, SummaryJobs
+from api.context.tool_results import Cleared, clear
+from api.context.transcript import introduction
+from api.context.window import ContextWindow
+from api.keys.principal import Principal
+from shared.config.models.loader import ModelSpec, Registry
+from shared.domain.answer_options import ContextOptions, ToolClearing
+from shared.domain.decisions import ContextDecision
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import GenerateRequest, Message
+from shared.postgres.job_store import NewJob
+from shared.telemetry.metrics import Metrics
+
+# A summary's share of the target, and its most tokens.
+SUMMARY_SHARE = 0.25
+MAX_SUMMARY_TOKENS = 1500
+MIN_SUMMARY_TOKENS = 32
+# The part of the context that max_tokens may take from the prompt. Own engines accept any, and end the output there.
+MAX_OUTPUT_SHARE = 0.5
+# Larger conversations are counted in a thread, so many at the same time.
+INLINE_BYTES = 4000
+THREADS = 2
+
+
+# The strategy that the job shows if only results of tools were cleared.
+CLEAR_TOOL_USES = "clear_tool_uses"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a conversation is shortened. `tokens`: of the whole prompt. `counted`: they were not estimated.
+
+    `left`: the tokens of what is left, without a summary.
+    """
+
+    cut: Cut | None
+    cleared: Cleared | None
+    tokens: int
+    left: int
+    counted: bool
+
+    @property
+    def rounds(self) -> Sequence[Sequence[int]]:
+        """The positions of the messages that each cut dropped."""
+        return self.cut.rounds if self.cut is not None else ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether the conversation is changed."""
+        return bool(self.rounds) or (self.cleared is not None and self.cleared.uses > 0)
+
+
+class Shortening:
+    """Shortens conversations, as the model, the key or the request says."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        window: ContextWindow,
+        summaries: Summaries | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Without `summaries`, as for commands that submit jobs, the oldest turns are dropped instead."""
+        self._registry = registry
+        self._window = window
+        self._summaries = summaries
+        self._metrics = metrics
+        self._threads = asyncio.Semaphore(THREADS)
+
+    async def shorten(
+        self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None, *, counted: bool = True
+    ) -> NewJob:
+        """Shorten the conversation of a new job if it is above the trigger. `jobs` runs jobs that write summaries.
+
+        `counted`: the outcome counts in the metrics.
+
+        Raises:
+            NotFound: the model does not exist.
+            InvalidRequest: the request names a model for summaries that does not exist, or what cannot be dropped does
+                not fit the context.
+        """
+        if new.kind is not None or new.request.messages is None:
+            return new
+        spec = self._registry[new.model]
+        self._check_summarizer(new.options.context)
+        options = new.options.context or principal.options.context or spec.context
+        strategy = options.strategy if options is not None else "error"
+        clearing = new.options.tool_clearing
+        budget = self._budget(new, options) if options is not None and strategy != "error" else None
+        if strategy != "error" and budget is None and counted:
+            self._count(new.model, strategy, "unknown_length")
+        triggers = [budget.trigger] if budget is not None else []
+        if clearing is not None:
+            triggers.append(clearing.trigger_tokens or 0)
+        if not triggers or most_tokens(new.request) <= min(triggers):
+            return new
+        plan = await self._plan(new.request, self._window.message_counts(new.model), budget, clearing)
+        if plan.changes:
+            new = await self._shortened(principal, new, jobs, options, budget, plan)
+            if counted:
+                self._count_shortened(new, strategy if plan.rounds else CLEAR_TOOL_USES)
+        limit = self._window.length(new.model)
+        if budget is not None and limit is not None and plan.counted and plan.left >= limit:
+            self._window.note_refusal(new.model)
+            if counted:
+                self._count(new.model, strategy, "too_long")
+            raise InvalidRequest(
+                f"messages: this model's context is {limit} tokens, including the output; the instructions, the tools"
+                f" and the newest turn, which are never dropped, have {plan.left}",
+                param="messages",
+            )
+        return new
+
+    def _check_summarizer(self, requested: ContextOptions | None) -> None:
+        """Raise `InvalidRequest` if a request names a model for summaries that does not exist."""
+        if requested is not None and requested.model is not None and requested.model not in self._registry:
+            raise InvalidRequest(
+                f"context.model: the model `{requested.model}` does not exist; available models:"
+                f" {', '.join(self._registry.models)}",
+                param="context.model",
+            )
+
+    def _budget(self, new: NewJob, options: ContextOptions) -> Budget | None:
+        """The trigger and the target in tokens; None if the model's context length is unknown."""
+        limit = self._window.length(new.model)
+        trigger = options.trigger_tokens
+        if limit is not None:
+            output = min(new.request.sampling.max_tokens or 0, int(limit * MAX_OUTPUT_SHARE))
+            share = max(1, int((limit - output) * options.trigger))
+            trigger = min(share, trigger or share)
+        if trigger is None:
+            return None
+        target = int(trigger * options.target / options.trigger)
+        summary = max(MIN_SUMMARY_TOKENS, min(MAX_SUMMARY_TOKENS, int(target * SUMMARY_SHARE)))
+        return Budget(trigger, target, summary=summary if options.strategy == "summarize" else 0)
+
+    async def _plan(
+        self, request: GenerateRequest, counts: MessageCounts, budget: Budget | None, clearing: ToolClearing | None
+    ) -> _Plan:
+        if request.size <= INLINE_BYTES:
+            return _plan(request, counts, budget, clearing)
+        async with self._threads:
+            return await asyncio.to_thread(_plan, request, counts, budget, clearing)
+
+    async def _shortened(
+        self,
+        principal: Principal,
+        new: NewJob,
+        jobs: SummaryJobs | None,
+        options: ContextOptions | None,
+        budget: Budget | None,
+        plan: _Plan,
+    ) -> NewJob:
+        dropped = sum(map(len, plan.rounds))
+        after, strategy = plan.left, "sliding_window" if dropped else CLEAR_TOOL_USES
+        text = note = job_id = None
+        if dropped and options is not None and budget is not None and options.strategy == "summarize":
+            try:
+                text, job_id, added = await self._summary(principal, new, jobs, options, budget, plan)
+                after, strategy = after + added, "summarize"
+            except NoSummary as error:
+                note = f"The oldest messages were dropped without a summary: {error}."
+        decision = ContextDecision(
+            strategy=strategy,
+            dropped_messages=dropped if text is None else 0,
+            summarized_messages=dropped if text is not None else 0,
+            summary_job=job_id,
+            cleared_tool_uses=plan.cleared.uses if plan.cleared is not None else 0,
+            cleared_tokens=plan.cleared.saved if plan.cleared is not None else 0,
+            tokens_before=plan.tokens,
+            tokens_after=after,
+            note=note,
+        )
+        update = {"context": decision} | ({} if plan.counted else {"tokens_estimated": True, "estimated_tokens": after})
+        request = new.request
+        if plan.cleared is not None:
+            request = request.model_copy(update={"messages": plan.cleared.messages})
+        if plan.cut is not None and dropped:
+            request = shortened(request, plan.cut.kept, text)
+        return replace(new, request=request, decisions=new.decisions.model_copy(update=update))
+
+    async def _summary(
+        self,
+        principal: Principal,
+        new: NewJob,
+        jobs: SummaryJobs | None,
+        options: ContextOptions,
+        budget: Budget,
+        plan: _Plan,
+    ) -> tuple[str, str, int]:
+        """The text that replaces the dropped messages, the job that wrote it, and its tokens.
+
+        Raises:
+            NoSummary: there is none.
+        """
+        if self._summaries is None or jobs is None:
+            raise NoSummary("summaries are not written for lines of batches and replayed jobs")
+        if new.options.store is False:
+            raise NoSummary("with `store` false, no summary may be stored")
+        messages = new.request.messages or []
+        rounds = [[messages[position] for position in positions] for positions in plan.rounds]
+        model = self._summarizer(principal, new, options)
+        summary = await self._summaries.summary(jobs, principal, Order(new, model, rounds, budget.summary))
+        text = introduction(summary.text)
+        counts = self._window.message_counts(new.model)
+        added = counts.message(Message(role="user", content=text)) - counts.message(Message(role="user", content=""))
+        if plan.left + added > max(budget.trigger, plan.left + budget.summary):
+            raise NoSummary(f"the summary of job {summary.job_id} is too long, {added} tokens")
+        return text, summary.job_id, added
+
+    def _summarizer(self, principal: Principal, new: NewJob, options: ContextOptions) -> str:
+        """The model that writes summaries: if the options name none, that of the key or of the model, or the model."""
+        spec: ModelSpec = self._registry[new.model]
+        configured = (options, principal.options.context, spec.context)
+        return next((given.model for given in configured if given is not None and given.model is not None), new.model)
+
+    def _count_shortened(self, new: NewJob, strategy: str) -> None:
+        decision = new.decisions.context
+        if decision is None or self._metrics is None:
+            return
+        outcome = {"sliding_window": "dropped", "summarize": "summarized", CLEAR_TOOL_USES: "cleared"}
+        self._count(new.model, strategy, "fell_back" if decision.note is not None else outcome[decision.strategy])
+        saved = (decision.tokens_before or 0) - (decision.tokens_after or 0)
+        self._metrics.context_tokens_dropped.labels(self._metrics.model_label(new.model)).inc(max(0, saved))
+
+    def _count(self, model: str, strategy: str, outcome: str) -> None:
+        if self._metrics is not None:
+            self._metrics.conversations_shortened.labels(self._metrics.model_label(model), strategy, outcome).inc()
+
+
+def _plan(
+    request: GenerateRequest, counts: MessageCounts, budget: Budget | None, clearing: ToolClearing | None
+) -> _Plan:
+    messages = request.messages or []
+    tokens = [counts.message(message) for message in messages]
+    rest = counts.rest(request)
+    left = total = rest + sum(tokens)
+    cleared = found = None
+    if clearing is not None:
+        cleared = clear(messages, tokens, clearing, fixed=rest, count=counts.message)
+        messages, tokens, left = cleared.messages, cleared.tokens, left - cleared.saved
+    if budget is not None:
+        found = cut(messages, tokens, replace(budget, fixed=rest))
+        left = found.tokens - (budget.summary if found.rounds else 0)
+    return _Plan(found, cleared, total, left, counts.is_counted(request))

@@ -1,0 +1,116 @@
+"""What the rules of routes ask about a request. Each fact is determined when a rule asks for it, and once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+
+from api.context.window import PromptTokens
+from api.routing.candidates import Candidates
+from shared.domain.request import GenerateRequest
+
+_WORD = re.compile(r"\w+")
+# Characters of the user's newest message that are searched for keywords: half of them at each end.
+SEARCHED = 20_000
+# If no model of the route can render the prompt.
+BYTES_PER_TOKEN = 4
+# Tokens that a chat template adds, at most, to a request whose tokens are not counted because it is so short.
+TEMPLATE_TOKENS = 512
+
+
+class Facts:
+    """The facts about one request."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        *,
+        tier: str | None,
+        priority: int,
+        models: Sequence[str],
+        count_up_to: int | None,
+        candidates: Candidates,
+    ) -> None:
+        """`models`: those with whose tokenizers tokens may be counted, the first that can. `count_up_to`: whether a
+        prompt has more tokens than this makes no difference."""
+        self.request = request
+        self.tier = tier
+        self._priority = priority
+        self._models = models
+        self._count_up_to = count_up_to
+        self._candidates = candidates
+        self._tokens: PromptTokens | None = None
+
+    async def input_tokens(self) -> PromptTokens:
+        """The prompt's tokens, or an estimate if no model of the route can count them."""
+        if self._tokens is None:
+            self._tokens = await self._measure()
+        return self._tokens
+
+    async def has_more_tokens(self, than: int) -> bool:
+        """Whether the prompt has more tokens. A short prompt is not counted: a token is at least one byte."""
+        if self._tokens is None and self._most_tokens <= than:
+            return False
+        return (await self.input_tokens()).number > than
+
+    async def wait_s(self, model: str) -> float | None:
+        """The seconds that the job would wait for a model; None if unknown, infinity if no worker takes jobs."""
+        return await self._candidates.wait_s(model, self._priority)
+
+    @cached_property
+    def images(self) -> bool:
+        """Whether the conversation has images."""
+        return self._has("image")
+
+    @cached_property
+    def files(self) -> bool:
+        """Whether the conversation has files."""
+        return self._has("file")
+
+    @property
+    def tools(self) -> bool:
+        """Whether the request has tools."""
+        return self.request.chat is not None and bool(self.request.chat.tools)
+
+    @property
+    def structured_output(self) -> bool:
+        """Whether the output is constrained."""
+        return self.request.structured_outputs is not None
+
+    @cached_property
+    def text(self) -> str:
+        """The user's newest message, or the prompt, in lower case; of a long one the beginning and the end."""
+        if self.request.messages is None:
+            text = self.request.prompt if isinstance(self.request.prompt, str) else ""
+        else:
+            newest = next((item for item in reversed(self.request.messages) if item.role == "user"), None)
+            text = "" if newest is None else newest.text
+        if len(text) > SEARCHED:
+            text = f"{text[: SEARCHED // 2]}\n{text[-SEARCHED // 2 :]}"
+        return text.casefold()
+
+    @cached_property
+    def words(self) -> str:
+        """The words of `text`, each between two spaces."""
+        return " " + " ".join(_WORD.findall(self.text)) + " "
+
+    @cached_property
+    def _most_tokens(self) -> int:
+        request = self.request
+        if isinstance(request.prompt, list):
+            return len(request.prompt)
+        return request.size + request.options_size + TEMPLATE_TOKENS
+
+    async def _measure(self) -> PromptTokens:
+        limit = None if self._count_up_to is None else self._count_up_to + 1
+        estimate = None
+        for model in self._models:
+            tokens = await self._candidates.measure(model, self.request, limit)
+            if tokens is not None and not tokens.estimated:
+                return tokens
+            estimate = estimate or tokens
+        return estimate or PromptTokens(self.request.size // BYTES_PER_TOKEN, estimated=True)
+
+    def _has(self, kind: str) -> bool:
+        return any(part.type == kind for message in self.request.messages or () for part in message.media)

@@ -1,0 +1,1 @@
+"""What routes, the response cache, coalescing and prompt caches have saved."""

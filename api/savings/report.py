@@ -1,0 +1,129 @@
+"""Computes savings from usage, in tokens.
+
+What a route has saved is compared with one model that answers everything and has a prompt cache of its own. Compared
+with the dearest model without a cache, savings would look larger than they are: a conversation that changes its model
+loses what the first one has cached.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Self
+
+from api.savings.store import UsageRow
+from shared.domain.decisions import CacheOutcome
+
+# Fewer requests say little about the share of their prompts that a cache can hold.
+MIN_REQUESTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Requests, and their tokens. `cached_tokens` are a part of `prompt_tokens`."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[UsageRow]) -> Self:
+        """The sum of rows."""
+        found = list(rows)
+        return cls(
+            sum(row.requests for row in found),
+            sum(row.prompt_tokens for row in found),
+            sum(row.cached_tokens for row in found),
+            sum(row.completion_tokens for row in found),
+        )
+
+    def __sub__(self, other: Tokens) -> Tokens:
+        return Tokens(
+            self.requests - other.requests,
+            self.prompt_tokens - other.prompt_tokens,
+            self.cached_tokens - other.cached_tokens,
+            self.completion_tokens - other.completion_tokens,
+        )
+
+    @property
+    def cached_share(self) -> float:
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSavings:
+    """A route: what its models answered, and what `baseline` would have had if it had answered everything.
+
+    `expected` is that estimate, and `saved` the part that other models answered. All are None without a baseline.
+    """
+
+    route: str
+    models: Mapping[str, Tokens]
+    baseline: str | None
+    expected: Tokens | None
+    saved: Tokens | None
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """The report. By model, in alphabetical order; `prompt_cache` also by day."""
+
+    answered: Tokens
+    generated: Tokens
+    routes: Sequence[RouteSavings]
+    response_cache: Mapping[str, Tokens]
+    coalescing: Mapping[str, Tokens]
+    prompt_cache: Mapping[str, Tokens]
+    prompt_cache_by_day: Mapping[str, Mapping[date, Tokens]]
+
+
+def compute(usage: Sequence[UsageRow], baselines: Mapping[str, str]) -> Savings:
+    """Compute the report. `baselines`: by route, the model to compare with."""
+    hits = [row for row in usage if row.outcome == CacheOutcome.HIT]
+    coalesced = [row for row in usage if row.outcome == CacheOutcome.COALESCED]
+    generated = [row for row in usage if row.outcome not in (CacheOutcome.HIT, CacheOutcome.COALESCED)]
+    routed: defaultdict[str, list[UsageRow]] = defaultdict(list)
+    for row in generated:
+        if row.route is not None:
+            routed[row.route].append(row)
+    return Savings(
+        answered=Tokens.of(usage),
+        generated=Tokens.of(generated),
+        routes=[_route(name, rows, baselines.get(name)) for name, rows in sorted(routed.items())],
+        response_cache=_by_model(hits),
+        coalescing=_by_model(coalesced),
+        prompt_cache=_by_model(generated),
+        prompt_cache_by_day=_by_day(generated),
+    )
+
+
+def _route(name: str, rows: Sequence[UsageRow], baseline: str | None) -> RouteSavings:
+    models = _by_model(rows)
+    if baseline is None:
+        return RouteSavings(name, models, None, None, None)
+    total = Tokens.of(rows)
+    # One model that answers everything finds at least as much in its cache as the best of several: none of its
+    # conversations began elsewhere.
+    shares = [found.cached_share for found in models.values() if found.requests >= MIN_REQUESTS]
+    share = max(total.cached_share, *shares) if shares else total.cached_share
+    expected = Tokens(total.requests, total.prompt_tokens, round(total.prompt_tokens * share), total.completion_tokens)
+    return RouteSavings(name, models, baseline, expected, expected - models.get(baseline, Tokens()))
+
+
+def _by_model(rows: Iterable[UsageRow]) -> dict[str, Tokens]:
+    grouped: defaultdict[str, list[UsageRow]] = defaultdict(list)
+    for row in rows:
+        grouped[row.model].append(row)
+    return {model: Tokens.of(found) for model, found in sorted(grouped.items())}
+
+
+def _by_day(rows: Iterable[UsageRow]) -> dict[str, dict[date, Tokens]]:
+    grouped: defaultdict[str, defaultdict[date, list[UsageRow]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        grouped[row.model][row.day].append(row)
+    return {
+        model: {day: Tokens.of(found) for day, found in sorted(days.items())} for model, days in sorted(grouped.items())
+    }

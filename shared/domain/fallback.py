@@ -1,0 +1,53 @@
+"""Fallbacks: a job of a route moves to another model if its own cannot serve it and nobody has received output."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+
+from shared.domain.events import Event, EventType
+from shared.domain.job import AttemptOutcome, JobSummary
+
+
+class FallbackReason(StrEnum):
+    """Why a job moves to another model. For an attempt that ended so, it is in the job's history."""
+
+    # The upstream failed, or is too busy to run the job now.
+    UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_BUSY = "upstream_busy"
+    ENGINE_ERROR = "engine_error"
+    # The prompt does not fit the model's context, as only the engine found out.
+    CONTEXT_LENGTH = "context_length"
+    # A model that had taken over refuses the request. Admission checked it for the first model only.
+    REFUSED = "refused"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    MODEL_REMOVED = "model_removed"
+    # No worker of the model is left that could start the job before its deadline.
+    NO_WORKER = "no_worker"
+
+
+def next_model(job: JobSummary, available: Collection[str], *, or_wait: bool) -> str | None:
+    """The model that takes over: the first fallback that is available. None: there is none.
+
+    `or_wait`: if none is available, the first one, so that the job waits for it.
+    """
+    candidates = candidates_of(job)
+    found = next((model for model in candidates if model in available), None)
+    return found if found is not None or not or_wait else next(iter(candidates), None)
+
+
+def candidates_of(job: JobSummary) -> tuple[str, ...]:
+    """The models that may take over a job, in order. None is among them twice, so no job moves in a circle."""
+    route = job.decisions.route
+    if route is None:
+        return ()
+    return tuple(model for model in route.fallbacks if model != job.model and model not in route.tried)
+
+
+def may_have_output(job: JobSummary, events: Sequence[Event]) -> bool:
+    """Whether anybody may have received output of a job. `events`: its log so far, which Redis may have lost."""
+    if job.first_token_at is not None:
+        return True
+    if not events:
+        return any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts)
+    return any(event.type in (EventType.DELTA, EventType.RESTARTED) for event in events)

@@ -1,0 +1,107 @@
+"""SQL that moves a job to another model: see `shared.domain.fallback`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Text, bindparam, case, func, insert, literal, select, true, update
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from shared.domain.events import UpstreamState
+from shared.domain.fallback import FallbackReason
+from shared.domain.job import AttemptOutcome, JobStatus, JobSummary, WorkerState
+from shared.postgres.job_statements import JobRowStore, ended_attempt
+from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
+from shared.postgres.upstream_cancellations import stored_state
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The move of a job to the model `to`.
+
+    `upstream` is the request of its former model's upstream that is to be cancelled, because it has not ended.
+    """
+
+    job: JobSummary
+    to: str
+    reason: FallbackReason
+    upstream: UpstreamState | None = None
+
+    @property
+    def conversation(self) -> str | None:
+        """The job's conversation, if its route remembers which model answers it."""
+        return None if self.job.decisions.route is None else self.job.decisions.route.conversation
+
+
+def is_movable() -> ColumnElement[bool]:
+    """Condition: the job has fallbacks left, and no token that its row knows of."""
+    first = JobRow.decisions.op("#>")(sql_cast(["route", "fallbacks", "0"], ARRAY(Text)))
+    return first.is_not(None) & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
+
+
+class ReroutingStore(JobRowStore):
+    """The base class of stores that move jobs to other models."""
+
+    async def available(self, models: Sequence[str]) -> set[str]:
+        """Those of the models that have a worker which accepts jobs."""
+        if not models:
+            return set()
+        statement = select(WorkerRow.model).where(
+            WorkerRow.model.in_(models),
+            WorkerRow.lease_expires_at > func.clock_timestamp(),
+            WorkerRow.state == WorkerState.READY.value,
+            WorkerRow.breaker_since.is_(None),
+        )
+        return set(await self._all(statement.distinct(), lambda row: str(row.model)))
+
+    async def _reroute(self, move: Move, *guards: ColumnElement[bool]) -> bool:
+        """Move a job if the guards hold and it has not changed since it was read: then return True.
+
+        The running attempt, if there is one, ends. The next model starts without the deaths of the former one; but if
+        these used up its attempts, the job runs alone there first. The answer is not that of the former model, so the
+        response cache does not get it.
+        """
+        job, route = move.job, move.job.decisions.route
+        assert route is not None
+        changed = route.moved(job.model, move.to).model_dump(mode="json", exclude_defaults=True)
+        values: dict[Any, Any] = {
+            JobRow.model: move.to,
+            JobRow.status: JobStatus.QUEUED.value,
+            JobRow.worker: None,
+            JobRow.attempts: case(
+                (JobRow.worker.is_not(None), ended_attempt(0, AttemptOutcome.REROUTED, move.reason.value)),
+                else_=JobRow.attempts,
+            ),
+            JobRow.deaths: 0,
+            JobRow.exposures: 0,
+            JobRow.suspect: true() if move.reason is FallbackReason.ATTEMPTS_EXHAUSTED else JobRow.suspect,
+            JobRow.not_before: None,
+            JobRow.deferred_since: None,
+            JobRow.cache_key: None,
+            JobRow.decisions: func.jsonb_set(
+                JobRow.decisions, sql_cast(["route"], ARRAY(Text)), sql_cast(literal(changed, JSONB), JSONB)
+            ),
+        }
+        moved = (
+            update(JobRow)
+            .where(
+                JobRow.id == job.id,
+                JobRow.attempt == job.attempt,
+                JobRow.model == job.model,
+                JobRow.status.in_([JobStatus.QUEUED.value, JobStatus.IN_PROGRESS.value]),
+                is_movable(),
+                *guards,
+            )
+            .values(values)
+            .returning(JobRow.id)
+            .cte("moved")
+        )
+        statement = select(moved.c.id)
+        if move.upstream is not None and (state := stored_state(job.id, move.upstream)) is not None:
+            request = select(moved.c.id, literal(job.model), bindparam("state", state, JSONB))
+            cancellation = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], request)
+            statement = statement.add_cte(cancellation.cte("cancellation"))
+        return await self._first(statement) is not None

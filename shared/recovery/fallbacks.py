@@ -1,0 +1,91 @@
+"""Moves jobs that no live worker owns to another model: to a fallback of the route that chose theirs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
+from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
+from shared.domain.priorities import Hint, to_front
+from shared.domain.transcript import Transcript
+from shared.postgres.recovery_store import RecoveryStore
+from shared.postgres.rerouting import Move
+from shared.redis.conversation_models import ConversationModels
+from shared.redis.event_log import EventLog, Fenced
+from shared.runtime.faulty_items import FaultyItems
+from shared.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+# Most jobs that one check moves.
+LIMIT = 100
+
+
+class Fallbacks:
+    """Moves queued jobs, and jobs of dead workers. A worker moves the jobs that it runs itself (`JobAttempt`)."""
+
+    def __init__(
+        self,
+        store: RecoveryStore,
+        logs: EventLog,
+        conversations: ConversationModels,
+        send: Callable[[Hint], None],
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._logs = logs
+        self._conversations = conversations
+        self._send = send
+        self._metrics = metrics
+        self._faulty = FaultyItems("job")
+
+    async def move_stranded(self) -> None:
+        """Move jobs that no worker of their model can start in time any more, because none lives."""
+        for job in await self._store.stranded(LIMIT, without=self._faulty.ids()):
+            with self._faulty.isolated(job.id):
+                await self.move(job, FallbackReason.NO_WORKER, or_wait=False)
+
+    async def move_waiting(self, model: str) -> None:
+        """Move queued jobs of a model whose upstream is unavailable."""
+        for job in await self._store.movable(model, LIMIT, without=self._faulty.ids()):
+            with self._faulty.isolated(job.id):
+                await self.move(job, FallbackReason.UPSTREAM_BUSY, or_wait=False)
+
+    async def move(self, job: JobSummary, reason: FallbackReason, *, or_wait: bool = True) -> bool:
+        """Move a job that is queued, or whose worker is dead, and send the hint.
+
+        False: it stays, because it has no fallback that is available, or may have output, or has changed since it was
+        read. `or_wait` is as in `next_model`.
+
+        Raises:
+            redis.exceptions.RedisError: whether it has output cannot be read.
+        """
+        candidates = candidates_of(job)
+        if not candidates or job.status is JobStatus.CANCELLING:
+            return False
+        to = next_model(job, await self._store.available(candidates), or_wait=or_wait)
+        running = job.status is not JobStatus.QUEUED
+        # As in `JobTerminator.end`, the row first.
+        if to is None or (running and not await self._store.revoke_claim(job.id, job.attempt)):
+            return False
+        try:
+            events = await self._logs.take_over(job.id, job.attempt + 1) if job.attempt else []
+        except Fenced:
+            return False
+        if may_have_output(job, events):
+            return False
+        transcript = await Transcript.of(events, job.choices, model=job.model)
+        move = Move(job, to, reason, transcript.upstream)
+        if not await (self._store.reroute_lost if running else self._store.reroute_queued)(move):
+            return False
+        if running:
+            self._metrics.attempts.labels(self._metrics.model_label(job.model), AttemptOutcome.REROUTED).inc()
+        self._metrics.job_fallbacks.labels(job.model, to, reason).inc()
+        logger.warning(
+            "job=%s model=%s attempt=%d worker=%s request=%s moved to model %s: %s",
+            job.id, job.model, job.attempt, job.worker, job.request_context.request_id, to, reason.value,
+        )  # fmt: skip
+        self._send(to_front(Hint(job.id, to, job.priority)))
+        await self._conversations.move(move.conversation, to)
+        return True

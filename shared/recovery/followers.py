@@ -1,0 +1,61 @@
+"""What processes do about jobs that follow or followed another one (`shared.postgres.followers`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from shared.domain.events import Event, EventType, parse_archive
+from shared.domain.job import JobSummary
+from shared.domain.priorities import Hint
+from shared.postgres.followers import FollowerChange
+from shared.postgres.job_statements import JobRowStore
+from shared.redis.event_log import EventLog
+from shared.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+def report_changes(changes: Iterable[FollowerChange], send: Callable[[Hint], None], metrics: Metrics) -> None:
+    """Count followers that have ended or were released, and send the messages of the latter."""
+    for change in changes:
+        metrics.follower_changed(change.model, change.priority, change.status)
+        if change.released:
+            logger.info(
+                "job=%s model=%s request=%s follows %s no more; queued",
+                change.job_id, change.model, change.request_id, change.leader,
+            )  # fmt: skip
+            send(change.hint)
+        else:
+            logger.info(
+                "job=%s model=%s request=%s %s with the answer of %s ms=%d",
+                change.job_id, change.model, change.request_id, change.status.value, change.leader,
+                round(change.seconds * 1000),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The events that a job's log begins with, and that its readers may have received: those of another job.
+
+    `exact`: they have the tokens that they were generated from, so that a worker can continue them.
+    """
+
+    events: list[Event]
+    exact: bool
+
+
+async def read_beginning(logs: EventLog, store: JobRowStore, job: JobSummary) -> Beginning:
+    """Read the events of the job that `job` follows or continues, without its end and the upstream's requests.
+
+    The requests are not for this job: they end with the other one. There are no events if they were lost or deleted.
+    """
+    if not job.begins_with:
+        return Beginning([], exact=False)
+    events = await logs.read(job.begins_with)
+    exact = bool(events)
+    if not events:
+        events = parse_archive(await store.archived_log(job.begins_with) or "")
+    kept = [item for item in events if not item.type.terminal and item.type is not EventType.UPSTREAM]
+    return Beginning([item._replace(cursor=b"") for item in kept], exact)

@@ -1,0 +1,44 @@
+"""Which models answer the conversations that routes serve. Redis may lose them: the next requests are routed anew."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.redis import keys
+
+logger = logging.getLogger(__name__)
+
+
+class ConversationModels:
+    """The model that answered each conversation last, by the conversation's id (`RouteDecision.conversation`)."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def read(self, conversations: Sequence[str]) -> list[str | None]:
+        """The models of these conversations, in order; None if unknown."""
+        values = await self._redis.mget([keys.conversation_model(conversation) for conversation in conversations])
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+
+    async def remember(self, conversations: Sequence[str], model: str, ttl_s: int) -> None:
+        """Note which model answers a conversation, under each of its ids."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for conversation in conversations:
+                pipeline.set(keys.conversation_model(conversation), model, ex=ttl_s)
+            await pipeline.execute()
+
+    async def move(self, conversation: str | None, model: str) -> None:
+        """Note that another model than the chosen one answers a conversation, if it is remembered.
+
+        If Redis is unavailable, the conversation's next request is routed as if the chosen one had answered.
+        """
+        if conversation is None:
+            return
+        try:
+            await self._redis.set(keys.conversation_model(conversation), model, xx=True, keepttl=True)
+        except (RedisError, OSError) as error:
+            logger.warning("cannot note that model %s answers a conversation: %s", model, error)
