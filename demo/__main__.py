@@ -93,24 +93,28 @@ async def show_coalescing(client: httpx.AsyncClient) -> None:
     outcomes = Counter(answer.headers.get("x-headrace-cache", "-") for answer in answers)
     texts = {answer.text for answer in answers}
     print(f"  {', '.join(f'{count} {outcome}' for outcome, count in outcomes.most_common())}")
-    print(f"  {outcomes['MISS']} run of a model, {len(texts)} different answers, {_since(began):.0f} ms for all")
+    equal = "all answers are equal" if len(texts) == 1 else f"{len(texts)} different answers"
+    print(f"  {outcomes['MISS']} run of a model; {equal}; {_since(began):.0f} ms for all")
 
 
 async def show_savings(client: httpx.AsyncClient) -> None:
     print("\n4. What it saved (GET /v1/savings)\n")
     report = (await client.get("/v1/savings", params={"days": 1})).raise_for_status().json()
-    for line in _lines(report, "  "):
-        print(line)
+    answered, generated, route = report["answered"], report["generated"], report["routes"][0]
+    _print_tokens("answered", answered)
+    _print_tokens("  from the response cache", report["response_cache"])
+    _print_tokens("  by coalescing", report["coalescing"])
+    _print_tokens("  by models", generated)
+    for model in route["models"]:
+        _print_tokens(f"    {model['model']}", model)
+    _print_tokens(f"saved for {route['baseline']['model']}, which alone would have answered all", route["saved"])
 
 
-def _lines(value: Any, indent: str) -> list[str]:
-    lines = []
-    for name, item in value.items() if isinstance(value, dict) else enumerate(value, 1):
-        if isinstance(item, dict | list):
-            lines += [f"{indent}{name}", *_lines(item, f"{indent}  ")] if item else []
-        elif item is not None:
-            lines.append(f"{indent}{name:<32} {item:,}" if isinstance(item, int) else f"{indent}{name:<32} {item}")
-    return lines
+def _print_tokens(title: str, counts: dict[str, Any]) -> None:
+    print(
+        f"  {title:<60} {counts['requests']:>5,} requests {counts['prompt_tokens']:>7,} tokens of prompts"
+        f" {counts['completion_tokens']:>7,} of answers"
+    )
 
 
 async def show(installation: Installation) -> None:

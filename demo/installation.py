@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,21 +36,20 @@ class Installation:
 
 @contextlib.contextmanager
 def running(*, verbose: bool) -> Iterator[Installation]:
-    """Start everything as `make up` does, and stop it at the end. Its state is in the folder `demo` of HEADRACE_HOME.
+    """Start everything as `make up` does, in a temporary folder, and stop it at the end.
 
     Raises:
         DemoFailed: it did not start.
     """
     settings = load_settings()
     models = FOLDER / ("models.simulated.yaml" if settings.engine == "simulated" else "models.yaml")
-    home = settings.home / "demo"
-    home.mkdir(parents=True, exist_ok=True)
-    log = home / "demo.log"
+    folder = tempfile.TemporaryDirectory(prefix="headrace-demo-", ignore_cleanup_errors=True)
+    log = Path(folder.name) / "demo.log"
     key = f"hr_demo_{secrets.token_urlsafe(24)}"
     port, flower_port = _free_ports(2)
     environment = {
         **os.environ,
-        "HEADRACE_HOME": str(home),
+        "HEADRACE_HOME": folder.name,
         "HEADRACE_MODELS": str(models),
         "HEADRACE_HOST": "127.0.0.1",
         "HEADRACE_PORT": str(port),
@@ -78,16 +78,21 @@ def running(*, verbose: bool) -> Iterator[Installation]:
         except subprocess.TimeoutExpired:
             launcher.kill()
             launcher.wait()
+        folder.cleanup()
 
 
 def _wait(launcher: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
     began = time.monotonic()
     while not readiness.ask(url).ready:
         if launcher.poll() is not None:
-            raise DemoFailed(f"Headrace did not start. The end of {log}:\n{log.read_text()[-3000:]}")
+            raise DemoFailed(f"Headrace did not start. The end of its output:\n{_end(log)}")
         if time.monotonic() - began > timeout_s:
-            raise DemoFailed(f"Headrace was not ready after {timeout_s:g} s. Its output is in {log}.")
+            raise DemoFailed(f"Headrace was not ready after {timeout_s:g} s. The end of its output:\n{_end(log)}")
         time.sleep(0.3)
+
+
+def _end(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:]
 
 
 def _free_ports(count: int) -> list[int]:
