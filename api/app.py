@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
+from api.cache import routes as cache
 from api.files import routes as files
 from api.http import errors
 from api.http.dependencies import set_resources
@@ -115,6 +116,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(anthropic.router)
     app.include_router(files.router)
     app.include_router(batches.router)
+    app.include_router(cache.router)
     app.include_router(savings.router)
     app.include_router(health.router)
     pages.install(app)

@@ -18,10 +18,13 @@ from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
+from api.cache.upkeep import CacheUpkeep
+from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
 from api.context.summaries import Summaries
 from api.context.summary_store import SummaryStore
+from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
@@ -130,7 +133,8 @@ async def open_resources(
         stack.push_async_callback(summaries.close)
         shortening = Shortening(registry, context_window, summaries, metrics)
         secret = settings.cache_secret.encode() or None
-        cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
+        cache_store = CacheStore(database)
+        cache = ResponseCache(registry, cache_store, store, metrics, secret=secret)
         admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening)
         jobs = JobService(
             admission=admission,
@@ -189,8 +193,12 @@ async def open_resources(
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        upkeep = CacheUpkeep(cache, cache_store, metrics, max_bytes=settings.cache_max_bytes)
+        supervisor.start("cache_upkeep", upkeep.run())
         reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
         supervisor.start("reported_contexts", reported_contexts.run())
+        learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
+        supervisor.start("learned_ratios", learned_ratios.run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
@@ -235,6 +243,7 @@ async def open_resources(
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
         resources.add(JobService, jobs)
+        resources.add(CacheStore, cache_store)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)

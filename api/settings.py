@@ -213,6 +213,12 @@ class CacheSettings(SettingsGroup):
         " Default: one that the database keeps. A change empties the cache.",
     )
 
+    cache_max_bytes: int = Field(
+        1024**3,
+        ge=0,
+        description="Maximum size of the answers in the cache; beyond it, the least recently used are forgotten.",
+    )
+
     @field_validator("cache_secret")
     @classmethod
     def _long_enough(cls, secret: str) -> str:
@@ -305,3 +311,9 @@ class ApiSettings(
                 f" HEADRACE_MAX_BODY_BYTES, which is {self.max_body_bytes}, to more than that",
             )
         return self
+
+
+class DatabaseCommandSettings(ApiSettings):
+    """The settings of a command that needs only the database."""
+
+    redis_url: str = "redis://unused"

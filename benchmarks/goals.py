@@ -132,6 +132,13 @@ GOALS = (
     *_engines(("responses", "anthropic", "triton", "replicate", "runpod")),
     Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
+    Goal(
+        "first token of a cached answer at 1, delay relative to a submit",
+        Key("cache", "headrace", "hit, added to p50 at 1"),
+        5,
+        False,
+        "ms",
+    ),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),
     Goal("memory per follower", Key("followers", "headrace", "memory per follower"), 60, False, "KB"),
     Goal("GET job p99 with followers", Key("followers", "headrace", "GET job p99 with followers"), 50, False, "ms"),

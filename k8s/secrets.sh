@@ -31,6 +31,7 @@ stringData:
   API_REDIS_URL: redis://api:$api@redis:6379/0
   WORKER_REDIS_URL: redis://worker:$worker@redis:6379/0
   FLOWER_REDIS_URL: redis://flower:$flower@redis:6379/0
+  CACHE_SECRET: $(secret)
 ---
 apiVersion: v1
 kind: Secret

@@ -20,6 +20,7 @@ from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
 from api.jobs.parameters import DEFAULT_PRIORITY
 from api.keys.auth import AnthropicPrincipal
+from shared.domain.decisions import Decisions
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job
 from shared.domain.request import Sampling
@@ -128,14 +129,16 @@ async def count_tokens(
 ) -> Response:
     """Count the tokens of a conversation without running it.
 
-    If only the engine can render it, a job that generates nothing counts them, and is deleted.
+    If only the engine can render it, a job that generates nothing counts them, and is deleted. If the upstream cannot
+    count without running the request, they are estimated, and the response has `x-headrace-tokens-estimated: true`.
     """
     request = await work.run(conversation, body)
     new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=request, metadata={})
     try:
         model = await admission.model_of(principal, new)
         if (tokens := await admission.count_tokens(model, request)) is not None:
-            return JSONResponse(TokensCount(input_tokens=tokens).model_dump())
+            decisions = Decisions(tokens_estimated=tokens.estimated)
+            return JSONResponse(TokensCount(input_tokens=tokens.number).model_dump(), headers=decisions.headers())
         counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
         job, _ = await jobs.submit(principal, replace(new, model=model, request=counting))
     except InvalidRequest as error:

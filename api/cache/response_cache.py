@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # A lookup that takes longer has failed: the request is then run.
 LOOKUP_TIMEOUT_S = 2.0
+# The most entries whose hits are counted between two writes.
+MAX_USES = 10_000
 # Errors of the database, and of the connection to it.
 _ERRORS = (SQLAlchemyError, OSError, TimeoutError)
 
@@ -45,11 +48,14 @@ class ResponseCache:
         self._jobs = jobs
         self._metrics = metrics
         self._secret = secret
+        self._uses: Counter[bytes] = Counter()
 
     async def admit(self, principal: Principal, new: NewJob) -> NewJob:
         """Add the decision about an admitted job, and the key of its answer if the cache serves it."""
         control, spec = new.options.cache_control, self._registry.models.get(new.model)
-        options = new.options.cache or principal.options.cache or (spec.cache if spec is not None else None)
+        options = new.options.cache or principal.options.cache
+        if options is None and spec is not None and not principal.options.no_cache:
+            options = spec.cache
         if options is None and control.max_age_s:
             options = CacheOptions(ttl=min(control.max_age_s, MAX_CACHE_TTL_S))
         if new.kind is not None or spec is None or (options is None and not control.no_store):
@@ -68,10 +74,19 @@ class ResponseCache:
             return None
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                return await self._jobs.answer(new, idempotency)
+                answered = await self._jobs.answer(new, idempotency)
         except _ERRORS as error:
             self._failed(error)
             return None
+        if answered is not None and answered[1] and (new.cache_key in self._uses or len(self._uses) < MAX_USES):
+            self._uses[new.cache_key] += 1
+        return answered
+
+    def take_uses(self) -> Counter[bytes]:
+        """The number of hits by key since the last call. The entries' rows are not written for each hit: hits of the
+        same entry would wait for each other."""
+        uses, self._uses = self._uses, Counter()
+        return uses
 
     async def _key(self, options: CacheOptions, new: NewJob, revision: str) -> bytes | None:
         """The key of the answer; None if it cannot be computed now, or if the request belongs to nobody's partition."""

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BigInteger, LargeBinary, Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.postgres.store import Store
-from shared.postgres.tables import SecretRow
+from shared.postgres.store import Records, Store, seconds
+from shared.postgres.tables import CachedAnswerRow, ProjectRow, SecretRow
 
 NAME = "response_cache"
+# Rows per statement.
+PORTION = 500
+_USES = Records("uses", key=LargeBinary, count=BigInteger)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """The number of stored answers, and their bytes."""
+
+    entries: int
+    bytes: int
 
 
 class CacheStore(Store):
-    """The entries of the response cache in PostgreSQL."""
+    """The entries of the response cache in PostgreSQL.
+
+    Statements that lock several entries lock them in the order of their keys, as those that end jobs do, or skip the
+    locked ones, so that none waits for another that waits for it.
+    """
 
     async def secret(self, candidate: bytes) -> bytes:
         """The secret of this installation's keys: the first candidate of any process."""
@@ -20,3 +39,81 @@ class CacheStore(Store):
             await connection.execute(upsert(SecretRow).values(name=NAME, value=candidate).on_conflict_do_nothing())
             found = await connection.execute(select(SecretRow.value).where(SecretRow.name == NAME))
             return found.scalar_one()
+
+    async def record_uses(self, counts: Mapping[bytes, int]) -> None:
+        """Add hits to entries, by key."""
+        locked = (
+            select(CachedAnswerRow.key, _USES.count.label("count"))
+            .where(CachedAnswerRow.key == _USES.key)
+            .order_by(CachedAnswerRow.key)
+            .with_for_update(of=CachedAnswerRow)
+            .cte("locked")
+        )
+        statement = (
+            update(CachedAnswerRow)
+            .where(CachedAnswerRow.key == locked.c.key)
+            .values(hits=CachedAnswerRow.hits + locked.c.count, used_at=func.now())
+        )
+        records = [{"key": key, "count": count} for key, count in counts.items()]
+        async with self._engine.connect() as connection:
+            await connection.execute(statement, _USES.parameters(records))
+
+    async def size(self) -> CacheSize:
+        """Count the entries and their bytes."""
+        statement = select(
+            func.count().label("entries"), func.coalesce(func.sum(CachedAnswerRow.bytes), 0).label("all")
+        )
+        row = await self._first(statement.select_from(CachedAnswerRow))
+        assert row is not None
+        return CacheSize(row.entries, int(row.all))
+
+    async def delete_expired(self) -> int:
+        """Delete a portion of the expired entries. Returns their number."""
+        expired = (
+            select(CachedAnswerRow.key)
+            .where(CachedAnswerRow.expires_at <= func.now())
+            .order_by(CachedAnswerRow.expires_at)
+            .limit(PORTION)
+            .with_for_update(skip_locked=True)
+        )
+        return await self._deleted(expired)
+
+    async def delete_excess(self, max_bytes: int) -> int:
+        """Delete a portion of the entries beyond `max_bytes`, those first that have not been used for longest.
+
+        Returns their number. Several processes that do this at once delete the same entries.
+        """
+        total = func.sum(CachedAnswerRow.bytes).over(order_by=(CachedAnswerRow.used_at.desc(), CachedAnswerRow.key))
+        summed = select(CachedAnswerRow.key, total.label("total")).subquery()
+        excess = select(summed.c.key).where(summed.c.total > max_bytes).order_by(summed.c.total.desc()).limit(PORTION)
+        unlocked = select(CachedAnswerRow.key).where(CachedAnswerRow.key.in_(excess)).with_for_update(skip_locked=True)
+        return await self._deleted(unlocked)
+
+    async def purge(
+        self, *, project_id: int | None = None, model: str | None = None, older_than_s: float | None = None
+    ) -> int:
+        """Delete the entries to which all of these apply; None: to any. Returns their number."""
+        found = select(CachedAnswerRow.key)
+        if project_id is not None:
+            found = found.where(CachedAnswerRow.project_id == project_id)
+        if model is not None:
+            found = found.where(CachedAnswerRow.model == model)
+        if older_than_s is not None:
+            found = found.where(CachedAnswerRow.created_at <= func.now() - seconds(older_than_s))
+        found = found.order_by(CachedAnswerRow.key).limit(PORTION).with_for_update()
+        count = deleted = await self._deleted(found)
+        while deleted == PORTION:
+            deleted = await self._deleted(found)
+            count += deleted
+        return count
+
+    async def project_id(self, name: str) -> int | None:
+        """The id of a project by its name; None if there is none."""
+        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
+
+    async def _deleted(self, keys: Select[Any]) -> int:
+        """Delete the entries that a select with row locks returns, and return their number."""
+        locked = keys.cte("locked")
+        statement = delete(CachedAnswerRow).where(CachedAnswerRow.key.in_(select(locked.c.key)))
+        async with self._engine.connect() as connection:
+            return (await connection.execute(statement)).rowcount

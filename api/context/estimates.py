@@ -1,6 +1,6 @@
 """Estimates the tokens of prompts that cannot be counted here, from their bytes.
 
-The ratio of tokens to bytes is learned for each model from the usage that its provider reports: see `EstimateReader`.
+The ratio of tokens to bytes is learned for each model from the usage that its provider reports: see `LearnedRatios`.
 """
 
 from __future__ import annotations

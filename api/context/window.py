@@ -178,6 +178,10 @@ class ContextWindow:
             tokens = count(request, limit) if is_small else await self._in_thread(count, request, limit)
             if tokens is not None:
                 return PromptTokens(tokens, at_least=isinstance(tokens, AtLeast))
+        return self.estimate(model, request)
+
+    def estimate(self, model: str, request: GenerateRequest) -> PromptTokens:
+        """Estimate the tokens of a prompt from its size."""
         return PromptTokens(self.estimates.estimate(model, request), estimated=True)
 
     def has_fewer(self, model: str, request: GenerateRequest, tokens: int) -> bool:

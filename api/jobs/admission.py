@@ -8,7 +8,7 @@ from dataclasses import replace
 from api.context.limits import TokenLimiter
 from api.context.shortening import Shortening
 from api.context.summaries import SummaryJobs
-from api.context.window import ContextWindow
+from api.context.window import ContextWindow, PromptTokens
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
@@ -16,7 +16,6 @@ from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
-from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
 from shared.postgres.job_store import NewJob
@@ -127,25 +126,20 @@ class Admission:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""
         self._registry[model]
 
-    async def count_tokens(self, model: str, request: GenerateRequest) -> int | None:
-        """Count the tokens of a prompt; None if only a worker of the model can.
+    async def count_tokens(self, model: str, request: GenerateRequest) -> PromptTokens | None:
+        """Count the tokens of a prompt, or estimate them if nobody can count them; None if only a worker can.
 
         Raises:
             NotFound: the model does not exist.
-            InvalidRequest: neither can, the model cannot serve the request, an image or a file is damaged or too large,
-                or the chat template rejects the prompt.
+            InvalidRequest: the model cannot serve the request, an image or a file is damaged or too large, or the chat
+                template rejects the prompt.
         """
         spec = self._registry[model]
         self._capabilities.check(model, request)
         await self._media.check(request)
-        tokens = await self._context.count(model, request)
-        if tokens is None and not spec.capabilities.token_counting:
-            raise InvalidRequest(
-                f"Cannot count tokens for `{model}`: its tokenizer is not available, and its upstream server would run"
-                " the request.",
-                param="model",
-            )
-        return tokens
+        if (tokens := await self._context.count(model, request)) is not None:
+            return PromptTokens(tokens)
+        return None if spec.capabilities.token_counting else self._context.estimate(model, request)
 
     async def _check_structure(self, spec: ModelSpec, request: GenerateRequest) -> None:
         """Check what the model's engine will compile, without blocking the event loop."""

@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import sys
 
+from api.context.learned_ratios import LearnedRatios
+from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.jobs.admission import Admission
 from api.keys.earlier_work import EarlierWork
@@ -51,7 +53,9 @@ async def run(arguments: argparse.Namespace) -> int:
         except RegistryError as error:
             print(error, file=sys.stderr)
             return 2
-        admission = Admission(registry, ContextWindow(registry))
+        context = ContextWindow(registry)
+        await LearnedRatios(registry, UsageStore(engine), context.estimates).read()
+        admission = Admission(registry, context)
         earlier_work = EarlierWork(ApiKeyStore(engine), cache_s=COMMAND_S)
         return max([await replay(store, admission, earlier_work, job_id) for job_id in arguments.job])
     finally:

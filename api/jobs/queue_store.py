@@ -19,9 +19,11 @@ from shared.postgres.tables import JobRow, WorkerRow
 # Positions up to this one are exact; beyond it, only every `STEP`th job is listed.
 EXACT = 1000
 STEP = 100
-# The service time of a model is the mean of its last `SAMPLE` successful jobs of the last `SAMPLE_S` seconds.
+# The service time of a model is the mean of its last `SAMPLE` jobs of the last `SAMPLE_S` seconds that succeeded.
 SAMPLE = 200
 SAMPLE_S = 3600
+# They are looked for among this many ended jobs: others never ran, such as those that the response cache has answered.
+SEARCHED = 20 * SAMPLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +154,17 @@ class QueueStore(Store):
         )
         slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.breaker_since.is_(None))
         running = select(JobRow.priority).where(JobRow.model == model, IS_RUNNING).cte("running")
-        recent = (
-            select(JobRow.status, (JobRow.finished_at - JobRow.attempt_started_at).label("took"))
+        ended = (
+            select(JobRow.status, JobRow.attempt_started_at, JobRow.finished_at)
             .where(JobRow.model == model, JobRow.finished_at > func.now() - seconds(SAMPLE_S))
             .order_by(JobRow.finished_at.desc())
+            .limit(SEARCHED)
+            .subquery()
+        )
+        recent = (
+            select(ended.c.status, (ended.c.finished_at - ended.c.attempt_started_at).label("took"))
+            .where(ended.c.attempt_started_at.is_not(None))
+            .order_by(ended.c.finished_at.desc())
             .limit(SAMPLE)
             .subquery()
         )

@@ -83,11 +83,13 @@ async def submit(
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
             async with asyncio.timeout(wait_s):
-                await jobs.wait_for_end(job.id)
+                if not job.status.terminal:
+                    await jobs.wait_for_end(job.id)
         except TimeoutError:
             pass
         return await _job_response(jobs, *await jobs.result(job.id, principal.project_id), headers)
-    estimate = jobs.queue_estimates.submitted if created else jobs.queue_estimates.waiting
+    is_new = created and not job.status.terminal
+    estimate = jobs.queue_estimates.submitted if is_new else jobs.queue_estimates.waiting
     return await _respond(job, job.output, *await estimate(job), headers)
 
 

@@ -85,8 +85,13 @@ class JobService:
         new = await self._admission.admit(principal, new, self)
         if self._cache is not None:
             new = await self._cache.admit(principal, new)
-            if (answered := await self._answer(self._cache, new, idempotency)) is not None:
-                return answered
+        with self.traces.submitting(new.model) as request_context:
+            return await self._create(replace(new, request_context=request_context), idempotency)
+
+    async def _create(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+        """Commit an admitted job; raises as `submit`."""
+        if (answered := await self._answer(new, idempotency)) is not None:
+            return answered
         try:
             reservation = await self._admission.reserve(new)
         except QuotaExceeded:
@@ -97,8 +102,7 @@ class JobService:
             return existing, False
         try:
             self._admission.require_model(new.model)
-            with self.traces.submitting(new.model) as request_context:
-                job, created = await self._insert(replace(new, request_context=request_context), idempotency)
+            job, created = await self._insert(new, idempotency)
         finally:
             reservation.release()
         if created and not job.status.terminal:
@@ -119,11 +123,11 @@ class JobService:
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
         """Commit a job that the response cache has no answer for: it runs, or follows a job with the same request."""
-        if new.cache_key is not None and self._cache is not None:
+        if new.cache_key is not None:
             for _ in range(COALESCE_TRIES):
                 if (coalesced := await self._store.coalesce(new, idempotency)) is not None:
                     return coalesced
-                if (answered := await self._answer(self._cache, new, idempotency)) is not None:
+                if (answered := await self._answer(new, idempotency)) is not None:
                     return answered
         return await self._store.insert(new, idempotency)
 
@@ -136,15 +140,12 @@ class JobService:
                 raise
             logger.warning("job=%s cannot check whether it has ended, the sweeper will: %s", leader, error)
 
-    async def _answer(
-        self, cache: ResponseCache, new: NewJob, idempotency: Idempotency | None
-    ) -> tuple[Job, bool] | None:
+    async def _answer(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool] | None:
         """Commit a job with the answer that the response cache has for it; None if there is none."""
-        if new.cache_key is None:
+        if self._cache is None or new.cache_key is None:
             return None
         self._admission.require_model(new.model)
-        with self.traces.submitting(new.model) as request_context:
-            answered = await cache.answer(replace(new, request_context=request_context), idempotency)
+        answered = await self._cache.answer(new, idempotency)
         if answered is not None and answered[1]:
             job = answered[0]
             self._metrics.submitted(job.model, job.priority)

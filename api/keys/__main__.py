@@ -22,27 +22,21 @@ from api.keys.option_arguments import (
 )
 from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
 from api.keys.store import ApiKey, ApiKeyStore, ProjectExists, generate_key, parse_id
-from api.settings import ApiSettings
+from api.settings import DatabaseCommandSettings
+from shared.config.durations import duration_s
 from shared.config.settings import settings_or_exit
 from shared.domain.answer_options import NO_KEY_OPTIONS
 from shared.domain.priorities import MAX_PRIORITY
 from shared.postgres.engine import connect
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 DEFAULT_OVERLAP = "24h"
 # A key that an operator chose must not be easy to guess.
 MIN_CHOSEN_KEY = 16
 MIN_CHOSEN_CHARACTERS = 8
 
 
-class KeySettings(ApiSettings):
-    """The command needs only the database."""
-
-    redis_url: str = "redis://unused"
-
-
 async def run(arguments: argparse.Namespace) -> int:
-    engine = connect(settings_or_exit(KeySettings).database_url, pool_size=1)
+    engine = connect(settings_or_exit(DatabaseCommandSettings).database_url, pool_size=1)
     try:
         return await ACTIONS[arguments.action](ApiKeyStore(engine), arguments)
     finally:
@@ -204,14 +198,6 @@ def tier_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
         raise argparse.ArgumentTypeError(f"must be a name such as free, of letters, digits and ._-, got {text!r}")
     return text
-
-
-def duration_s(text: str) -> float:
-    """Seconds of a duration such as `90d`, `24h`, `30m` or `45s`."""
-    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"must be a duration such as 90d, 24h, 30m or 45s, got {text!r}")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

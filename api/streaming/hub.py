@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 # Maximum number of events that are delivered together, and about their bytes: formatting them takes some milliseconds.
 BATCH = 256
+# Events of a replay that are delivered first.
+FIRST = 8
 BATCH_BYTES = 64 * 1024
 
 
@@ -112,7 +114,9 @@ class StreamHub:
             page = await self._stored.ended_page(job_id)
             while True:
                 metrics.read(page.events)
-                for portion in _portions([event for event in page.events if event.type.public]):
+                events = [event for event in page.events if event.type.public]
+                # The first ones are sent before the others are converted.
+                for portion in filter(None, (events[:FIRST], *_portions(events[FIRST:]))):
                     yield portion
                     await asyncio.sleep(0)
                 if not page.more:

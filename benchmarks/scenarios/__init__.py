@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.bench import Bench
 from benchmarks.scenarios import (
+    cache,
     cancel,
     engines,
     followers,
@@ -25,6 +26,7 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "engines": engines.run,
     "relay": relay.run,
     "submits": submits.run,
+    "cache": cache.run,
     "followers": followers.run,
     "growth": growth.run,
     "heavy": heavy.run,

@@ -17,6 +17,7 @@ COLUMNS = {
     "decisions": "jsonb",
     "cache_key": "bytea",
     "follows": 'text COLLATE "C"',
+    "prompt_bytes": "integer",
     "continues": 'text COLLATE "C"',
 }
 

@@ -29,7 +29,7 @@ class TextPart(BaseModel):
     @property
     def size(self) -> int:
         """About the bytes of the part as JSON."""
-        return len(self.text)
+        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
 
 
 class _MediaPart(BaseModel):

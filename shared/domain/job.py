@@ -301,6 +301,11 @@ class JobSummary:
         return self.decisions.cache.fingerprint if self.decisions.cache is not None else None
 
     @property
+    def may_lead(self) -> bool:
+        """Whether other jobs may follow it: it was admitted with a key of the response cache."""
+        return self.follows is None and self.decisions.cache is not None and self.decisions.cache.ttl_s is not None
+
+    @property
     def begins_with(self) -> str | None:
         """The job whose log is the beginning of this job's log, which it has followed."""
         return self.follows or self.continues

@@ -417,6 +417,14 @@ class GenerateRequest(BaseModel):
         return _utf8_size(prompt) if isinstance(prompt, str) else 6 * len(prompt)
 
     @property
+    def prompt_bytes(self) -> int | None:
+        """About the bytes of what the model reads, from which its tokens are estimated; None for token ids, and with
+        images or files, whose tokens do not depend on their bytes."""
+        if isinstance(self.prompt, list) or any(message.media for message in self.messages or ()):
+            return None
+        return self.size + self.options_size
+
+    @property
     def options_size(self) -> int:
         """About the bytes as JSON of what may be large beside the prompt: tools, documents, structured outputs and
         parameters of the provider."""

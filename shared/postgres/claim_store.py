@@ -20,7 +20,7 @@ from shared.domain.priorities import Hint
 from shared.domain.prompt_cache import cache_salt
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
-from shared.postgres.followers import Ended
+from shared.postgres.followers import FOLLOWS, Ended
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -100,7 +100,9 @@ _UNCLAIMED: dict[Any, Any] = {
     JobRow.attempt_started_at: None,
     JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
 }
-_FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text), IS_RUNNING))
+_OWNER = bindparam("owner", type_=Text)
+_FINISH = Prepared(end_statement(JobRow.worker == _OWNER, IS_RUNNING))
+_HAND_OVER = Prepared(end_statement(JobRow.worker == _OWNER, IS_RUNNING, claimant=_OWNER))
 
 
 # The columns of a worker that each heartbeat writes.
@@ -147,6 +149,23 @@ class ClaimStore(ReroutingStore):
     async def finish(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
         """End a job that this attempt owns. None: the attempt does not own it any more, and nothing was written."""
         return await self._results(result_record(job_id, attempt, result))
+
+    async def has_followers(self, job_id: str) -> bool:
+        """Whether open jobs follow a job."""
+        return await self._first(select(JobRow.id).where(JobRow.follows == job_id, FOLLOWS).limit(1)) is not None
+
+    async def hand_over(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
+        """As `finish`, for a job that was cancelled or is late: its oldest follower is claimed by this worker."""
+        return (await self._end(_HAND_OVER, [result_record(job_id, attempt, result)], owner=self._worker))[0]
+
+    async def claimed(self, job_id: str) -> Job | None:
+        """Return a running job that this worker owns.
+
+        Raises:
+            UnreadableRow: this version cannot read its row.
+        """
+        row = await self._first(select(*COLUMNS).where(JobRow.id == job_id, JobRow.worker == self._worker, IS_RUNNING))
+        return await read_job(row) if row is not None else None
 
     async def _claim_suspects(self, job_ids: Sequence[str]) -> list[Job | None]:
         return await self._claim(job_ids, suspects=True)

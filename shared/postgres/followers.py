@@ -53,7 +53,7 @@ COALESCED, _MISS = _literals((CacheOutcome.COALESCED, CacheOutcome.MISS))
 
 @dataclass(frozen=True, slots=True)
 class FollowerChange:
-    """What the end of its leader has meant for a follower: it has ended too, or it was released to the queue.
+    """What the end of its leader has meant for a follower: it has ended too, was released to the queue, or is run on.
 
     `status` is the one that it has now, `seconds` its age.
     """
@@ -65,10 +65,6 @@ class FollowerChange:
     status: JobStatus
     seconds: float
     request_id: str | None
-
-    @property
-    def released(self) -> bool:
-        return self.status is JobStatus.QUEUED
 
     @property
     def hint(self) -> Hint:
@@ -100,10 +96,15 @@ LEADER_COLUMNS = (
 )
 
 
-def follower_changes(leaders: CTE, *, promote: bool) -> tuple[CTE, CTE]:
+# Condition: the job follows another one. It is the one of an index.
+FOLLOWS = and_(JobRow.follows.is_not(None), JobRow.finished_at.is_(None))
+
+
+def follower_changes(leaders: CTE, *, promote: bool, claimant: Any = None) -> tuple[CTE, CTE]:
     """End or release the followers of ended jobs; `leaders` has their `LEADER_COLUMNS`.
 
-    Without `promote`, no follower takes the lead: another job may have it already. The result are the jobs that have
+    Without `promote`, no follower takes the lead: another job may have it already. With `claimant`, the one that takes
+    it is claimed, as its first attempt, by the worker that runs the generation on. The result are the jobs that have
     ended, and those that follow no more or another job; the columns of both are those of a `FollowerChange`. Those that
     have ended also have the columns of `_with_effects`, through which all jobs end.
     """
@@ -166,6 +167,15 @@ def follower_changes(leaders: CTE, *, promote: bool) -> tuple[CTE, CTE]:
     given_up = leaders.c.status.in_(_GIVEN_UP) if promote else literal_column("false")
     heirs = select(followers.c.leader, func.min(followers.c.id).label("id")).group_by(followers.c.leader).cte("heirs")
     stays = and_(given_up, JobRow.id != heirs.c.id)
+    if claimant is not None:
+        now = func.clock_timestamp()
+        claimed = {
+            JobRow.status: literal_column(f"'{JobStatus.IN_PROGRESS.value}'"),
+            JobRow.attempt: JobRow.attempt + 1,
+            JobRow.worker: claimant,
+            JobRow.attempt_started_at: now,
+        }
+        released_values |= {column: case((given_up, value), else_=column) for column, value in claimed.items()}
     values: dict[Any, Any] = {
         column: case((stays, column), else_=value) for column, value in released_values.items()
     } | {
@@ -222,8 +232,7 @@ def orphans(limit: int) -> Select[Any]:
     return (
         select(JobRow.follows)
         .where(
-            JobRow.follows.is_not(None),
-            JobRow.finished_at.is_(None),
+            FOLLOWS,
             ~exists().where(leader.id == JobRow.follows, leader.finished_at.is_(None), leader.cache_key.is_not(None)),
         )
         .distinct()

@@ -395,11 +395,11 @@ def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
     }
 
 
-def end_statement(*guards: ColumnElement[bool]) -> Any:
+def end_statement(*guards: ColumnElement[bool], claimant: Any = None) -> Any:
     """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
 
     Returns the ids of these jobs (a job that may have followers is its own `leader`), and the changes of followers,
-    which end with the same answer or are released (`shared.postgres.followers`).
+    which end with the same answer or are released (`shared.postgres.followers`; `claimant`: see `follower_changes`).
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
     as a CTE that inserts from the rows which the update returns: in the same transaction, without an extra round trip.
@@ -445,7 +445,7 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
         .cte("ended")
     )
     leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
-    followers_ended, released = follower_changes(leaders, promote=True)
+    followers_ended, released = follower_changes(leaders, promote=True, claimant=claimant)
     own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
     rows = union_all(
         select(*(own.get(name, null()).label(name) for name in CHANGE)),

@@ -29,7 +29,6 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
-    literal,
     literal_column,
     null,
     or_,
@@ -142,6 +141,7 @@ _NEW = Records(
     priority=SmallInteger,
     request=JSON,
     request_bytes=Integer,
+    prompt_bytes=Integer,
     choices=SmallInteger,
     metadata=JSON,
     start_within_s=Double,
@@ -161,6 +161,7 @@ _VALUES = {
     JobRow.end_user: _NEW.end_user,
     JobRow.priority: _NEW.priority,
     JobRow.request_bytes: _NEW.request_bytes,
+    JobRow.prompt_bytes: _NEW.prompt_bytes,
     JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
     JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
     JobRow.request_id: _NEW.request_id,
@@ -275,14 +276,18 @@ class ArchivePage:
     next_start: int | None
 
 
-def _archive_query(job_id: str, *, after: int, start: int, size: int) -> Any:
-    begin: Any = literal(start or 1)
-    if after and not start:
-        # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
-        begin = func.coalesce(func.strpos(JobRow.log, f"\n{after} "), 0) + 1
-    page = func.coalesce(func.substr(JobRow.log, begin, size), "")  # a deleted job has no log
+def _archive_query(start: Any) -> Prepared:
+    """Read a page of an archived log from a position."""
+    page = func.coalesce(func.substr(JobRow.log, start, bindparam("size", type_=Integer)), "")  # none if deleted
     ended = JobRow.status.in_(TERMINAL).label("ended")
-    return select(ended, JobRow.follows, page.label("page"), begin.label("start")).where(JobRow.id == job_id)
+    columns = (ended, JobRow.follows, page.label("page"), start.label("start"))
+    return Prepared(select(*columns).where(JobRow.id == bindparam("job", type_=Text)))
+
+
+_ARCHIVE_PAGE = _archive_query(bindparam("position", type_=Integer))
+# A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
+_CURSOR_LINE = func.strpos(JobRow.log, func.concat("\n", bindparam("after", type_=BigInteger), " "))
+_ARCHIVE_PAGE_AFTER = _archive_query(func.coalesce(_CURSOR_LINE, 0) + 1)
 
 
 class JobStore(JobRowStore):
@@ -426,11 +431,15 @@ class JobStore(JobRowStore):
         """As `archive_page`; of a job that has not ended, return the job that it follows."""
         size = ARCHIVE_PAGE
         while True:
-            row = await self._first(_archive_query(job_id, after=after, start=start, size=size))
-            if row is None or not row.ended:
-                leader: str | None = None if row is None else row.follows
+            values = {"job": job_id, "size": size}
+            if after and not start:
+                rows = await _ARCHIVE_PAGE_AFTER.run(self._engine, {**values, "after": after})
+            else:
+                rows = await _ARCHIVE_PAGE.run(self._engine, {**values, "position": start or 1})
+            if not rows or not rows[0].ended:
+                leader: str | None = rows[0].follows if rows else None
                 return leader
-            text: str = row.page
+            row, text = rows[0], str(rows[0].page)
             if len(text) < size:
                 return ArchivePage(text, None)
             if end := text.rfind("\n") + 1:
@@ -547,6 +556,7 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "priority": new.priority,
         "request": request,
         "request_bytes": len(request),
+        "prompt_bytes": new.request.prompt_bytes,
         "choices": new.request.sampling.n,
         "metadata": new.metadata,
         "start_within_s": new.start_within_s,

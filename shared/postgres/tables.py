@@ -100,6 +100,8 @@ class JobRow(Base):
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     # Size of `request`; NULL in rows of older versions and in those of batches.
     request_bytes: Mapped[int | None]
+    # `GenerateRequest.prompt_bytes`, from which the tokens of a byte are learned.
+    prompt_bytes: Mapped[int | None]
     # The number of choices that the request asks for. Recovery reads it without reading the request.
     choices: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
     # `metadata` is SQLAlchemy's own name on a declarative class.

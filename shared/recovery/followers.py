@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shared.domain.events import Event, EventType, parse_archive
-from shared.domain.job import JobSummary
+from shared.domain.job import JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.postgres.followers import FollowerChange
 from shared.postgres.job_statements import JobRowStore
@@ -21,18 +21,19 @@ def report_changes(changes: Iterable[FollowerChange], send: Callable[[Hint], Non
     """Count followers that have ended or were released, and send the messages of the latter."""
     for change in changes:
         metrics.follower_changed(change.model, change.priority, change.status)
-        if change.released:
-            logger.info(
-                "job=%s model=%s request=%s follows %s no more; queued",
-                change.job_id, change.model, change.request_id, change.leader,
-            )  # fmt: skip
-            send(change.hint)
-        else:
+        if change.status.terminal:
             logger.info(
                 "job=%s model=%s request=%s %s with the answer of %s ms=%d",
                 change.job_id, change.model, change.request_id, change.status.value, change.leader,
                 round(change.seconds * 1000),
             )  # fmt: skip
+            continue
+        logger.info(
+            "job=%s model=%s request=%s follows %s no more; %s",
+            change.job_id, change.model, change.request_id, change.leader, change.status.value,
+        )  # fmt: skip
+        if change.status is JobStatus.QUEUED:
+            send(change.hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -534,6 +534,22 @@ class Metrics:
             (),
             API,
         )
+        self.cache_evictions = new.counter(
+            "headrace_cache_evictions_total",
+            "Answers removed from the response cache because they had expired, or because the cache was full.",
+            (Label("reason", ("expired", "size")),),
+            API,
+        )
+        self.cache_entries = new.gauge(
+            "headrace_cache_entries", "Answers in the response cache.", (), API, aggregation=Aggregation.MAX
+        )
+        self.cache_bytes = new.gauge(
+            "headrace_cache_bytes",
+            "Size of the answers in the response cache.",
+            (),
+            API,
+            aggregation=Aggregation.MAX,
+        )
 
         # Coalescing
 
@@ -761,7 +777,7 @@ class Metrics:
         Tokens and durations are those of jobs that were run, so these of followers are not counted.
         """
         name = self.model_label(model)
-        self.followers.labels(name, "released" if status is JobStatus.QUEUED else "answered").inc()
+        self.followers.labels(name, "answered" if status.terminal else "released").inc()
         if status.terminal:
             self.jobs_finished.labels(name, priority_label(priority), status.value).inc()
 

@@ -261,8 +261,14 @@ async def test_count_tokens_equals_the_usage(client: anthropic.AsyncAnthropic) -
     counted = await client.messages.count_tokens(model="sim", system="You are a miller.", messages=HELLO)
     message = await client.messages.create(model="sim", max_tokens=1, system="You are a miller.", messages=HELLO)
     assert counted.input_tokens == message.usage.input_tokens
-    with pytest.raises(anthropic.BadRequestError, match="Cannot count tokens"):
-        await client.messages.count_tokens(model="up", messages=HELLO)
+
+
+async def test_tokens_that_nobody_can_count_are_estimated(client: anthropic.AsyncAnthropic) -> None:
+    estimated = await client.messages.with_raw_response.count_tokens(model="up", messages=HELLO)
+    assert estimated.headers["x-headrace-tokens-estimated"] == "true"
+    assert (await estimated.parse()).input_tokens > 0
+    counted = await client.messages.with_raw_response.count_tokens(model="sim", messages=HELLO)
+    assert "x-headrace-tokens-estimated" not in counted.headers
 
 
 async def test_the_tokens_of_an_image_that_the_model_does_not_take_are_not_counted(

@@ -12,15 +12,16 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from shared.domain.errors import ContextExceeded, ErrorCode, InvalidRequest
+from shared.domain.errors import ContextExceeded, ErrorCode, InvalidRequest, UnreadableRow
 from shared.domain.events import Delta, Event, EventType, UpstreamState, seq_before
 from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
-from shared.domain.result import CANCELLED, LATE, build_result, cannot_continue, exhausted
+from shared.domain.result import CANCELLED, LATE, JobResult, build_result, cannot_continue, exhausted
 from shared.domain.suspects import Verdict, kills_late
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
+from shared.postgres.followers import Ended
 from shared.postgres.rerouting import Move
 from shared.recovery.followers import read_beginning, report_changes
 from shared.redis.conversation_models import ConversationModels
@@ -66,6 +67,8 @@ class InterruptReason(StrEnum):
     CLAIM_LOST = "claim lost"
 
 
+# Jobs that were stopped for these reasons end, but not the generation if others follow them.
+_HANDED_OVER = (InterruptReason.CANCELLED, InterruptReason.DEADLINE_EXCEEDED)
 # Attempts that were stopped for these reasons return their jobs to the queue.
 _REQUEUE_OUTCOMES = {
     InterruptReason.REQUEUED: AttemptOutcome.HANDED_BACK,
@@ -118,9 +121,10 @@ class JobAttempt:
         context: AttemptContext,
         judge: Callable[[JobAttempt], Verdict],
         on_cleared: Callable[[], None],
+        on_handover: Callable[[JobAttempt, str], None] = lambda _attempt, _earlier: None,
     ) -> None:
         """`judge` decides what the death of the engine means for the job; `on_cleared` is called once it is no suspect
-        any more."""
+        any more, and `on_handover`, with the id of the earlier job, when the generation continues for another job."""
         self.job = replace(job, request=job.request.for_provider(context.provider))
         # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
         self.claimed_at = time.monotonic()
@@ -129,6 +133,9 @@ class JobAttempt:
         self._context = context
         self._judge = judge
         self._on_cleared = on_cleared
+        self._on_handover = on_handover
+        self._handover: asyncio.Task[JobStatus | None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._suspect = job.suspect
         self._clearing: asyncio.Task[None] | None = None
         self._abandoning: asyncio.Task[None] | None = None
@@ -206,15 +213,24 @@ class JobAttempt:
         if not await self._open_log():
             return None
         await self._generate()
+        if self._handover is not None:
+            ended = await self._handover
+            if ended is not None:
+                return ended
         return await self._finish()
 
     def stop(self, reason: InterruptReason) -> None:
-        """Stop the attempt: the engine aborts the request, and the output so far is kept. The first reason counts."""
+        """Stop the attempt: the engine aborts the request, and the output so far is kept. The first reason counts.
+
+        If other jobs follow a job that was cancelled or is late, the request continues for the oldest of them.
+        """
         if self.interrupt_reason is not None:
             return
-        self.interrupt_reason = reason
-        if self._generation is not None:
-            self._generation.cancel()
+        if reason in _HANDED_OVER and self.job.may_lead and self._generation is not None and self.active:
+            if not self.handing_over:
+                self._handover = asyncio.create_task(self._hand_over(reason), name=f"handover-{self.job.id}")
+            return
+        self._abort(reason)
 
     async def _open_log(self) -> bool:
         """Take over the log of earlier attempts, and resume after their last token if that is exact.
@@ -245,15 +261,18 @@ class JobAttempt:
                 self._resumes_request = mode is Resume.EXACT and self._transcript.upstream is not None
                 if mode <= Resume.RESTART and not self._stuck:
                     await self._restart()
-        started = {"attempt": job.attempt, "worker": self._context.worker}
-        if job.decisions.route is not None:
-            started["model"] = job.model
-        log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
+        log.event(EventType.STARTED, self._started(job.attempt))
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
             job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
         )  # fmt: skip
         return True
+
+    def _started(self, attempt: int) -> dict[str, object]:
+        started: dict[str, object] = {"attempt": attempt, "worker": self._context.worker}
+        if self.job.decisions.route is not None:
+            started["model"] = self.job.model
+        return started | {"fingerprint": self._context.engine.fingerprint}
 
     async def _begin_with_leader(self) -> list[Event]:
         """Begin the log with that of the job that this one followed, whose events its readers have received.
@@ -313,15 +332,18 @@ class JobAttempt:
         self._context.log_writer.schedule(self._log)
         if self._generation is None:
             return
-        deadline = None
+        self._watch_deadline()
+        await asyncio.wait([self._generation])
+
+    def _watch_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         if self.job.finish_before is not None:
             left_s = (self.job.finish_before - self._database_now()).total_seconds()
-            deadline = asyncio.get_running_loop().call_later(
+            self._deadline = asyncio.get_running_loop().call_later(
                 max(0.0, left_s), self.stop, InterruptReason.DEADLINE_EXCEEDED
             )
-        await asyncio.wait([self._generation])
-        if deadline is not None:
-            deadline.cancel()
 
     async def _publish_output(self) -> None:
         job = self.job
@@ -410,6 +432,8 @@ class JobAttempt:
     async def _finish(self) -> JobStatus | None:
         """End or requeue the job, depending on how the generation ended."""
         assert self._generation is None or self._generation.done()
+        if self._deadline is not None:
+            self._deadline.cancel()
         death = self._judge(self) if self._died and self._submitted_at else None
         for task in (self._clearing, self._abandoning):
             if task is not None:
@@ -478,45 +502,134 @@ class JobAttempt:
 
     async def _end(self, status: JobStatus, failure: Failure | None) -> JobStatus | None:
         """Write the result to the row, then append the last event. Returns None if a later attempt owns the job."""
-        job, context, usage = self.job, self._context, self._usage()
-        outcome = AttemptOutcome(status.value)
+        job, store = self.job, self._context.store
         self._log.seal()
-        result, last = await build_result(
-            job,
-            self._log.events,
-            self._log.seq + 1,
-            status=status,
-            output=self._transcript.choices(),
-            usage=usage,
-            failure=failure,
-            first_token_at=self._first_token_at,
-            finished_at=self._database_now(),
-            outcome=outcome,
-            tokens={**self._earlier_tokens, job.attempt: self._tokens},
-            upstream=self._running_upstream,
-            revision=context.revision,
-        )
-        finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
-        ended = await asyncio.shield(asyncio.ensure_future(finish))
-        if ended is None:
-            logger.warning("job=%s attempt=%d is no longer owned by this worker; result dropped", job.id, job.attempt)
-            self._metrics.result_fenced()
+        result, last = await self._result(self._log, status, failure, self._running_upstream)
+        finish = self._retry(lambda: store.finish(job.id, job.attempt, result), "result")
+        if not self._ended(self._log, result, last, await asyncio.shield(asyncio.ensure_future(finish))):
             return None
-        report_changes(ended.followers, context.send, context.metrics)
-        self._metrics.job_ended(result)
-        self._metrics.attempt_ended(outcome)
-        self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
-        self._log.close(last, context.log_ttl_s)
-        context.log_writer.schedule(self._log)
-        logger.info(
-            "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
-            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, status.value,
-            usage.prompt_tokens, usage.completion_tokens,
-            round((result.finished_at - job.created_at).total_seconds() * 1000),
-        )  # fmt: skip
         if result.upstream is not None:
             await self._cancel_upstreams()
         return status
+
+    def _result(
+        self, log: LogBuffer, status: JobStatus, failure: Failure | None, upstream: UpstreamState | None
+    ) -> Awaitable[tuple[JobResult, Event]]:
+        """The result of the output so far, with these events, and the log's last event."""
+        return build_result(
+            self.job,
+            log.events,
+            log.seq + 1,
+            status=status,
+            output=self._transcript.choices(),
+            usage=self._usage(),
+            failure=failure,
+            first_token_at=self._first_token_at,
+            finished_at=self._database_now(),
+            outcome=AttemptOutcome(status.value),
+            tokens={**self._earlier_tokens, self.job.attempt: self._tokens},
+            upstream=upstream,
+            revision=self._context.revision,
+        )
+
+    def _ended(self, log: LogBuffer, result: JobResult, last: Event, ended: Ended | None) -> bool:
+        """Report that the result was written, and append the last event. False: a later attempt owns the job."""
+        job, context, usage = self.job, self._context, result.usage
+        if ended is None:
+            logger.warning("job=%s attempt=%d is no longer owned by this worker; result dropped", job.id, job.attempt)
+            self._metrics.result_fenced()
+            return False
+        report_changes(ended.followers, context.send, context.metrics)
+        outcome = AttemptOutcome(result.status.value)
+        self._metrics.job_ended(result)
+        self._metrics.attempt_ended(outcome)
+        self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
+        log.close(last, context.log_ttl_s)
+        context.log_writer.schedule(log)
+        logger.info(
+            "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, result.status.value,
+            usage.prompt_tokens, usage.completion_tokens,
+            round((result.finished_at - job.created_at).total_seconds() * 1000),
+        )  # fmt: skip
+        return True
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether the generation is being handed over to another job."""
+        return self._handover is not None and not self._handover.done()
+
+    async def _hand_over(self, reason: InterruptReason) -> JobStatus | None:
+        """End a job that was cancelled or is late, and let its generation continue for its oldest follower.
+
+        Returns the job's status if it has ended and no follower continues. Otherwise None: a follower's job is this
+        attempt's then; or, without followers, this attempt is stopped as usual.
+        """
+        job, store = self.job, self._context.store
+        try:
+            if not await self._retry(lambda: store.has_followers(job.id), "row"):
+                self._abort(reason)
+                return None
+            log, upstream, tokens = self._log, self._running_upstream, self._transcript.tokens
+            failure = LATE if reason is InterruptReason.DEADLINE_EXCEEDED else CANCELLED
+            # What comes from now on is not the job's any more.
+            self._log = log.fork()
+            self._log.event(EventType.STARTED, self._started(attempt=1))
+            result, last = await self._result(log, JobStatus.CANCELLED, failure, None)
+            ended = await self._retry(lambda: store.hand_over(job.id, job.attempt, result), "result")
+            if not self._ended(log, result, last, ended):
+                self._abort(InterruptReason.CLAIM_LOST)
+                return None
+            successor = await self._successor(ended)
+        except BaseException:
+            self._abort(reason)
+            raise
+        if successor is None:  # they have all ended meanwhile
+            self._abort(reason)
+            if upstream is not None:
+                await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
+                await self._cancel_upstreams()
+            return JobStatus.CANCELLED
+        self._continue_for(successor, tokens)
+        self._on_handover(self, job.id)
+        return None
+
+    async def _successor(self, ended: Ended | None) -> Job | None:
+        """The follower that was claimed when its leader ended; None if there is none that can be read."""
+        store, changes = self._context.store, ended.followers if ended is not None else ()
+        claimed = next((change.job_id for change in changes if change.status is JobStatus.IN_PROGRESS), None)
+        if claimed is None:
+            return None
+        try:
+            return await self._retry(lambda: store.claimed(claimed), "row")
+        except UnreadableRow as error:
+            logger.error("job=%s cannot be read, releasing it: %s", claimed, error.reason)
+            await self._retry(lambda: store.release_claim(claimed, 1), "row")
+            return None
+
+    def _continue_for(self, job: Job, tokens: int) -> None:
+        """Continue for another job, whose log begins with the events so far, of `tokens`."""
+        context = self._context
+        self.job = replace(job, request=job.request.for_provider(context.provider))
+        self.claimed_at = time.monotonic()
+        self._suspect = False
+        self._prior_tokens, self._earlier_tokens = tokens, {}
+        self._metrics = JobMetrics(context.metrics, job)
+        self._trace = context.traces.claimed(job)
+        self._log.assign(job.id, job.attempt)
+        context.log_writer.schedule(self._log)
+        self._watch_deadline()
+        logger.info(
+            "job=%s model=%s attempt=%d worker=%s request=%s continues a generation, after %d tokens",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, tokens,
+        )  # fmt: skip
+
+    def _abort(self, reason: InterruptReason) -> None:
+        """Stop the generation; the first reason counts."""
+        if self.interrupt_reason is None:
+            self.interrupt_reason = reason
+        if self._generation is not None:
+            self._generation.cancel()
 
     async def _abandon(self, upstream: UpstreamState) -> None:
         """Note that a request of the upstream is to be cancelled, which the log does not name any more.

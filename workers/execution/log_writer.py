@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -39,6 +39,8 @@ class LogBuffer:
     seq: int = 0
     written: int = 0
     fenced: bool = False
+    # Whether its events are not written yet, because it is not known which job they belong to.
+    held: bool = False
     ttl_s: int = RUNNING_TTL_S
     # Whether delta events include their number of tokens.
     counted: bool = False
@@ -110,6 +112,22 @@ class LogBuffer:
             count += 1
         return self.events[len(self.events) - count :]
 
+    def fork(self) -> LogBuffer:
+        """Split the log: what comes from now on goes to the returned one, which begins with the same events.
+
+        It is held until its job is known. Tokens without text so far go there too.
+        """
+        self.seal()
+        rest = replace(self, events=list(self.events), written=0, held=True, urgent=True, opened=time.monotonic())
+        rest._pending, self._pending = self._pending, {}
+        rest._token_metrics = self._token_metrics
+        return rest
+
+    def assign(self, job_id: str, attempt: int) -> None:
+        """Let a held log be that of this attempt."""
+        self.job_id, self.attempt, self.held = job_id, attempt, False
+        self.opened = time.monotonic()
+
     def close(self, last: Event, ttl_s: int) -> None:
         """Add the last event, once the row is committed; Redis keeps the log for `ttl_s` seconds from then."""
         self.seq = last.seq
@@ -158,8 +176,8 @@ class LogWriter:
         self._flushed = asyncio.Event()
 
     def schedule(self, log: LogBuffer) -> None:
-        """Schedule a log's new events for writing; those of a fenced log are dropped."""
-        if not log.fenced:
+        """Schedule a log's new events for writing; those of a fenced log are dropped, those of a held one wait."""
+        if not (log.fenced or log.held):
             self._dirty[log] = None
             self._idle.clear()
             self._wake.set()

@@ -230,7 +230,9 @@ class Runner:
     def claimed_before(self, moment: float) -> list[tuple[str, int]]:
         """Running jobs, with their attempts' numbers, that were claimed before a moment of the monotonic clock."""
         return [
-            (job_id, attempt.job.attempt) for job_id, attempt in self._attempts.items() if attempt.claimed_at < moment
+            (job_id, attempt.job.attempt)
+            for job_id, attempt in self._attempts.items()
+            if attempt.claimed_at < moment and not attempt.handing_over
         ]
 
     @contextlib.contextmanager
@@ -333,7 +335,13 @@ class Runner:
         return any(not is_batch(attempt.job.priority) for attempt in self._attempts.values())
 
     def _attempt(self, job: Job, on_cleared: Callable[[], None] = lambda: None) -> JobAttempt:
-        return JobAttempt(job, self._context, self._judge, on_cleared)
+        return JobAttempt(job, self._context, self._judge, on_cleared, self._handed_over)
+
+    def _handed_over(self, attempt: JobAttempt, earlier_id: str) -> None:
+        """An attempt runs another job now."""
+        if self._attempts.get(earlier_id) is attempt:
+            del self._attempts[earlier_id]
+        self._attempts[attempt.job.id] = attempt
 
     def _judge(self, attempt: JobAttempt) -> Verdict:
         """What the death of the engine means for a job. The first attempt that reports a death decides for all."""
@@ -392,6 +400,7 @@ class Runner:
         try:
             yield attempt
         finally:
+            job_id = attempt.job.id  # another one, if it was handed over
             if self._attempts.get(job_id) is attempt:
                 del self._attempts[job_id]
             self._verdicts.pop(attempt, None)

@@ -13,6 +13,8 @@ from api.http.members import HEADER
 EXPOSED = (
     HEADER,
     "x-headrace-job-id",
+    "x-headrace-cache",
+    "age",
     "x-request-id",
     "request-id",
     "x-should-retry",

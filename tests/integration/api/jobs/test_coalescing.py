@@ -17,10 +17,10 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import CacheControl, CacheOptions, RequestOptions
 from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode, InvalidRequest
-from shared.domain.events import Event, EventType, parse_archive
+from shared.domain.events import Event, EventType, UpstreamState, parse_archive
 from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import Hint, to_front
-from shared.domain.request import GenerateRequest
+from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import Idempotency, NewJob
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, World, open_world
@@ -28,6 +28,8 @@ from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import EngineError
+from workers.engines.resume import Resume
+from workers.execution.attempt import InterruptReason
 
 ANSWER = RequestOptions(cache=CacheOptions())
 
@@ -100,7 +102,8 @@ async def finished(task: asyncio.Task[list[Event]]) -> list[Event]:
 
 
 def text_of(events: list[Event]) -> str:
-    return "".join(event.delta().text for event in events if event.type is EventType.DELTA)
+    deltas = (event.delta() for event in events if event.type is EventType.DELTA)
+    return "".join(delta.text for delta in deltas if delta.index == 0)
 
 
 async def test_a_hundred_identical_requests_are_one_generation(world: Coalescing) -> None:
@@ -160,7 +163,7 @@ async def test_a_cancelled_leader_that_waits_leaves_the_lead_to_the_oldest_follo
     assert text_of(await finished(stream)) == text_of_tokens(1)
 
 
-@pytest.mark.parametrize("end", ["cancelled", "failed", "lost"])
+@pytest.mark.parametrize("end", ["failed", "lost"])
 async def test_streams_of_followers_go_on_without_their_leader(world: Coalescing, end: str) -> None:
     """No token is lost or repeated, and each follower that continues does so after the leader's last token."""
     call, leader, followers = await world.lead(5, followers=2)
@@ -168,10 +171,7 @@ async def test_streams_of_followers_go_on_without_their_leader(world: Coalescing
     for job in followers:
         await world.until_read(job.id, 2)
     worker = world.workers[0]
-    if end == "cancelled":
-        await world.service.cancel(leader.id, world.owner.project_id)
-        await world.heartbeat(worker)
-    elif end == "failed":
+    if end == "failed":
         await world.fail(worker, call)
     else:
         await world.kill(0)
@@ -196,6 +196,59 @@ async def test_streams_of_followers_go_on_without_their_leader(world: Coalescing
         assert ended.usage is not None
         assert ended.usage.completion_tokens == 8
         assert [event.line() for event in await finished(world.stream(job))] == [event.line() for event in events]
+
+
+@pytest.mark.parametrize("why", ["cancelled", "late"])
+@pytest.mark.parametrize("resume", [Resume.EXACT, Resume.NONE])
+async def test_the_generation_of_a_cancelled_leader_continues_for_its_followers(
+    world: Coalescing, why: str, resume: Resume
+) -> None:
+    """It is the same request in the engine, so that it does not matter whether that could resume it."""
+    worker = world.workers[0]
+    worker.engine.several_choices = resume
+    request = GenerateRequest(prompt="x", sampling=Sampling(n=1 if resume is Resume.EXACT else 2))
+    leader = await world.ask(request=request, finish_within_s=3600)
+    call = await world.deliver(worker, leader.id, 5)
+    assert call is not None
+    call.accept(UpstreamState("resp_1"))
+    heir, other, _ = followers = [await world.ask(request=request) for _ in range(3)]
+    streams = [world.stream(job) for job in (leader, *followers)]
+    for job in followers:
+        await world.until_read(job.id, 3)
+    if why == "cancelled":
+        await world.service.cancel(leader.id, world.owner.project_id)
+        await worker.heartbeat.renew()
+    else:
+        worker.runner.stop(leader.id, InterruptReason.DEADLINE_EXCEEDED)
+    first = await finished(streams[0])
+    assert (first[-1].type, text_of(first)) == (EventType.CANCELLED, text_of_tokens(5))
+    ended = await world.read(leader)
+    assert ended.error is not None
+    assert ended.error.code == (ErrorCode.CANCELLED if why == "cancelled" else ErrorCode.DEADLINE_EXCEEDED)
+    assert [(await world.read(job)).follows for job in followers] == [None, heir.id, heir.id]
+
+    await world.tokens(worker, call, 2)
+    await worker.heartbeat.renew()
+    await worker.heartbeat.renew()
+    assert (await world.read(heir)).status is JobStatus.IN_PROGRESS, "its claim is that of a running job"
+    if why == "late":
+        await world.service.cancel(heir.id, world.owner.project_id)
+        await worker.heartbeat.renew()
+        assert (await finished(streams[1]))[-1].type is EventType.CANCELLED
+        assert (await world.read(other)).status is JobStatus.IN_PROGRESS
+        await world.tokens(worker, call, 1)
+    call.finish("stop")
+    expected = 8 if why == "cancelled" else 9
+    for job, stream in list(zip(followers, streams[1:], strict=True))[why == "late" :]:
+        events = await finished(stream)
+        assert text_of(events) == text_of_tokens(expected)
+        assert EventType.RESTARTED not in {event.type for event in events}
+        done = await world.read(job)
+        assert (done.status, done.output[0].text) == (JobStatus.COMPLETED, text_of_tokens(expected))
+        assert [event.line() for event in await finished(world.stream(job))] == [event.line() for event in events]
+    assert worker.engine.calls == {}, "it was one generation"
+    assert worker.engine.cancelled == [], "nor was the upstream's request cancelled"
+    assert worker.runner.idle
 
 
 async def test_followers_of_a_job_whose_worker_is_lost_wait_for_the_next(world: Coalescing) -> None:

@@ -157,6 +157,14 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
         statement = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"
         await connection.execute(text(statement))
     assert await queue_store.pace("m") == ServiceRate(2, 3, 1, 3.0, 1)
+    async with database.connect() as connection:
+        statement = """
+            INSERT INTO jobs (id, project_id, key_id, model, status, priority, request, metadata, finished_at)
+            SELECT 'job_' || number, project_id, key_id, model, 'completed', 3, '{}', '{}', now()
+            FROM jobs, generate_series(1, 300) AS number WHERE model = 'm' AND finished_at IS NOT NULL
+        """
+        await connection.execute(text(statement))
+    assert (await queue_store.pace("m")).service_s == 3.0, "jobs that the cache has answered say nothing"
 
     # Three jobs run, two of them in batches. An urgent job preempts those, except on an upstream model.
     assert await queue_estimates.waiting(await submit(store, owner, 3, "m")) == (0, 0.0)

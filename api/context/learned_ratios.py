@@ -1,0 +1,59 @@
+"""Learns how many tokens a byte of a prompt has, from the usage of recent jobs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from api.context.estimates import TokenEstimates
+from api.context.usage_store import UsageStore
+from shared.config.models.loader import Registry
+from shared.runtime.periodic import run_periodically
+from shared.telemetry.metrics import Metrics
+
+INTERVAL_S = 30.0
+# Fewer jobs teach nothing: the default ratio applies.
+MIN_JOBS = 5
+QUANTILE = 0.95
+# What a ratio can be, whatever a provider reports. A token has at least about a byte.
+LEAST, MOST = 0.05, 1.5
+
+
+class LearnedRatios:
+    """Reads the usage of recent jobs, in each API process, and updates the ratios of estimates."""
+
+    def __init__(
+        self, registry: Registry, store: UsageStore, estimates: TokenEstimates, metrics: Metrics | None = None
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._estimates = estimates
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Read it until cancelled."""
+        await run_periodically(
+            self.read, "reading the usage of prompts", interval_s=INTERVAL_S, jitter=0.2, immediately=True
+        )
+
+    async def read(self) -> None:
+        """Read it once."""
+        usage = await self._store.recent(sorted(self._registry.models))
+        ratios = {model: ratio for model, prompts in usage.items() if (ratio := tokens_per_byte(prompts)) is not None}
+        self._estimates.use(ratios)
+        if self._metrics is not None:
+            for model in usage:
+                label = self._metrics.model_label(model)
+                self._metrics.tokens_per_byte.labels(label).set(self._estimates.tokens_per_byte(model))
+
+
+def tokens_per_byte(prompts: Sequence[tuple[int, int]]) -> float | None:
+    """The tokens that a byte has at most in 95 of 100 prompts, of which the bytes and tokens are given.
+
+    Only the larger half counts, because in short prompts the chat template has a large share. None: too few prompts.
+    """
+    if len(prompts) < MIN_JOBS:
+        return None
+    median = sorted(size for size, _ in prompts)[len(prompts) // 2]
+    ratios = sorted(tokens / size for size, tokens in prompts if size >= median)
+    return min(MOST, max(LEAST, ratios[math.ceil(QUANTILE * len(ratios)) - 1]))
