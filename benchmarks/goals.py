@@ -108,6 +108,14 @@ GOALS = (
         "ms",
     ),
     Goal(
+        "first token of the first request after a start with warm_prompts, relative to later ones",
+        Key("warm", "warm", "first token of the first request"),
+        1.2,
+        False,
+        "x",
+        Key("warm", "warm", "first token of later requests"),
+    ),
+    Goal(
         "first token at 16, delay relative to the upstream, p50",
         Key("upstream", "headrace", "added to p50 at 16"),
         13,
@@ -155,7 +163,7 @@ GOALS = (
         Key("heavy", "headrace", "step p99 alone"),
     ),
     *(
-        Goal(f"CPU to judge a request, p99, {name}", Key("routing", name, "CPU per score p99"), 2, False, "ms")
+        Goal(f"CPU of a route's decision, p99, {name}", Key("routing", name, "CPU per decision p99"), 2, False, "ms")
         for name in ("heuristic", "classifier")
     ),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),

@@ -16,6 +16,8 @@ from launcher.home import kept_secret
 from launcher.settings import REPOSITORY, Settings
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import ModelSpec, Registry, load_registry
+from shared.config.models.vllm import VllmModel
+from workers.execution.warm_check import check_warm_prompts
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,13 @@ _SECRETS = {"HEADRACE_API_KEY", "HEADRACE_FLOWER_PASSWORD", "FLOWER_BASIC_AUTH"}
 def load_models(file: Path) -> Registry:
     """Load the models to serve; raises `SettingError` with the registry's message."""
     try:
-        return load_registry(file)
+        registry = load_registry(file)
+        for model in registry.models.values():
+            if isinstance(model, VllmModel):
+                check_warm_prompts(file, model)
     except RegistryError as error:
         raise SettingError(str(error)) from error
+    return registry
 
 
 def check_engine(settings: Settings, registry: Registry) -> None:

@@ -53,6 +53,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from shared.config.models.loader import load_registry
+    from shared.config.models.vllm import VllmModel
     from shared.config.settings import settings_or_exit
     from shared.domain.errors import HeadraceError
     from shared.postgres.schema_version import database_or_exit
@@ -68,6 +69,7 @@ def main() -> int:
     from workers.consumer.pool import EnginePool
     from workers.consumer.signals import HeadraceWorker
     from workers.consumer.transport import use_transport
+    from workers.execution.warm_check import check_warm_prompts
     from workers.metrics_server import serve_metrics
     from workers.runtime import WorkerRuntime
     from workers.settings import WorkerSettings
@@ -87,6 +89,13 @@ def main() -> int:
         known = ", ".join(registry.models)
         print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)
         return 2
+    model = registry[arguments.model]
+    if isinstance(model, VllmModel):
+        try:
+            check_warm_prompts(settings.models, model)
+        except HeadraceError as error:
+            print(error, file=sys.stderr)
+            return 2
     database_or_exit(settings.database_url)
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"

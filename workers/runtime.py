@@ -7,17 +7,20 @@ import logging
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import cast
 
 from celery import Celery
 from prometheus_client import CollectorRegistry
 
 from shared.config.models.loader import ModelSpec
 from shared.config.models.reload import ModelsReload
+from shared.config.models.vllm import VllmModel
 from shared.domain.job import JobStatus, WorkerState
 from shared.domain.result import CANCELLED
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
+from shared.postgres.prefix_store import PrefixStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
@@ -35,6 +38,7 @@ from shared.telemetry.logs import redact_errors
 from shared.telemetry.loop_lag import measure_loop_lag
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
+from workers.engines.base import PrefixEngine
 from workers.engines.factory import make_engine
 from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.compilations import compilations_of
@@ -42,6 +46,7 @@ from workers.execution.current_engine import CurrentEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
+from workers.execution.warm_up import WarmUp
 from workers.execution.worker_metrics import WorkerMetrics
 from workers.settings import WorkerSettings
 from workers.supervision.cancel_listener import CancelListener
@@ -143,11 +148,17 @@ class WorkerRuntime:
             traces=traces,
             compilations=compilations_of(model, metrics),
             provider=model.provider,
+            max_output=None if model.token_limits is None else model.token_limits.max_output,
             conversations=ConversationModels(redis),
             revision=model.revision,
         )
         runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
-        heartbeat = Heartbeat(runner, current, claims, model.name, settings)
+        warm_up = None
+        if isinstance(model, VllmModel):
+            warm_up = WarmUp(model, lambda: cast(PrefixEngine, current.engine), PrefixStore(database), metrics)
+        warms_up = warm_up is not None and warm_up.needed
+        state = WorkerState.WARMING if warms_up else WorkerState.READY
+        heartbeat = Heartbeat(runner, current, claims, model.name, settings, state)
         engine_supervisor = EngineSupervisor(
             current,
             engine_death,
@@ -158,6 +169,7 @@ class WorkerRuntime:
             metrics,
             model.name,
             back_off_max_s=settings.engine_back_off_max_s,
+            warm_up=warm_up,
         )
         sweeper = Sweeper(
             recovery_store,
@@ -177,6 +189,7 @@ class WorkerRuntime:
             self.consumer,
             metrics,
             lambda: self._shutdown.begin(0),
+            warm_up,
             grace_s=settings.removed_grace_s,
         )
         models_reload = ModelsReload(
@@ -195,6 +208,11 @@ class WorkerRuntime:
         run("log_writer", log_writer.run())
         run("hint_sender", hints.run())
         run("heartbeat", heartbeat.run())
+        if warm_up is not None and warms_up:  # before anything supervises the engine or takes jobs
+            runner.pause()
+            await warm_up.run()
+            runner.resume()
+            await heartbeat.set_state(WorkerState.READY)
         run("cancel_listener", CancelListener(redis, runner, self._worker, metrics).run())
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())

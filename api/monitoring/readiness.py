@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.config.models.loader import Registry
-from shared.domain.job import OpenBreaker
+from shared.domain.job import OpenBreaker, WorkerState
 from shared.postgres.job_store import JobStore
 from shared.redis.write_check import check_writes
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 OK = "ok"
 # Does not make the process unready.
 STARTING = "added, no worker yet"
+WARMING = "no live worker, one fills its prompt cache"
 # Nor does an upstream that fails: other models are served, and the jobs of this one wait.
 BREAKER_OPEN = "ok (upstream breaker open since "
 
@@ -58,10 +59,10 @@ class ReadinessCheck:
 
     async def _check(self) -> dict[str, str]:
         checks: dict[str, str] = {}
-        workers: dict[str, int] | None = None
+        workers: dict[tuple[str, str], int] | None = None
         breakers: dict[str, OpenBreaker] = {}
         try:
-            workers = await self._store.live_workers()
+            workers = await self._store.worker_states()
             breakers = await self._store.open_breakers()
             checks["database"] = OK if await self._store.is_writable() else "read-only"
         except (SQLAlchemyError, OSError) as error:
@@ -76,11 +77,13 @@ class ReadinessCheck:
         for name in self._registry.models:
             if workers is None:
                 checks[f"model {name}"] = "unknown"
-            elif workers.get(name):
+            elif workers.get((name, WorkerState.READY)):
                 self._starting.discard(name)
                 checks[f"model {name}"] = _state(breakers.get(name))
+            elif name in self._starting:
+                checks[f"model {name}"] = STARTING
             else:
-                checks[f"model {name}"] = STARTING if name in self._starting else "no live worker"
+                checks[f"model {name}"] = WARMING if workers.get((name, WorkerState.WARMING)) else "no live worker"
         return checks
 
 

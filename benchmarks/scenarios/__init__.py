@@ -18,10 +18,12 @@ from benchmarks.scenarios import (
     submits,
     upstream,
     vllm,
+    warm,
 )
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
+    "warm": warm.run,
     "upstream": upstream.run,
     "engines": engines.run,
     "relay": relay.run,

@@ -237,6 +237,8 @@ class WorkerState(StrEnum):
     """The state of a worker; only a `ready` one counts for readiness."""
 
     READY = "ready"
+    # Its engine runs and fills its prompt cache; it takes no jobs yet.
+    WARMING = "warming"
     RESTARTING = "restarting"
     DRAINING = "draining"
 

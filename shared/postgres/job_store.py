@@ -525,13 +525,18 @@ class JobStore(JobRowStore):
 
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""
+        states = await self.worker_states()
+        return {model: count for (model, state), count in states.items() if state == WorkerState.READY}
+
+    async def worker_states(self) -> dict[tuple[str, str], int]:
+        """Count the workers that are alive, by model and state."""
         statement = (
-            select(WorkerRow.model, func.count().label("workers"))
-            .where(WorkerRow.lease_expires_at > func.clock_timestamp(), WorkerRow.state == WorkerState.READY.value)
-            .group_by(WorkerRow.model)
+            select(WorkerRow.model, WorkerRow.state, func.count().label("workers"))
+            .where(WorkerRow.lease_expires_at > func.clock_timestamp())
+            .group_by(WorkerRow.model, WorkerRow.state)
         )
         async with self._engine.connect() as connection:
-            return {row.model: row.workers for row in await connection.execute(statement)}
+            return {(row.model, row.state): row.workers for row in await connection.execute(statement)}
 
     async def open_breakers(self) -> dict[str, OpenBreaker]:
         """The models of which a live worker's circuit breaker is open: since when on the first one, and why."""

@@ -509,6 +509,22 @@ class Metrics:
             API,
             WORKER,
         )
+        self.warmed_prefixes = new.counter(
+            "headrace_warmed_prefixes_total",
+            "Prefixes that a worker was to compute before it took jobs, by result.",
+            (MODEL, Label("result", ("warm", "failed"))),
+            WORKER,
+        )
+        self.warmed_tokens = new.counter(
+            "headrace_warmed_tokens_total", "Tokens of the prefixes that are warm.", (MODEL,), WORKER
+        )
+        self.warm_up_duration = new.gauge(
+            "headrace_warm_up_duration_seconds",
+            "Time that the worker last spent on warm_prompts before it took jobs.",
+            (MODEL,),
+            WORKER,
+            aggregation=Aggregation.MAX,
+        )
         self.reasoning_tokens = new.counter(
             "headrace_reasoning_tokens_total",
             "Completion tokens that are reasoning, from upstreams that report them.",
@@ -602,7 +618,7 @@ class Metrics:
         )
         self.worker_ready = new.scraped(
             "headrace_worker_ready",
-            "1 if the worker accepts jobs, 0 while it drains or restarts its engine.",
+            "1 if the worker accepts jobs, 0 while it drains, restarts its engine or fills its prompt cache.",
             (MODEL,),
             WORKER,
         )
@@ -770,6 +786,14 @@ class Metrics:
     def submitted(self, model: str, priority: int) -> None:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
+
+    def warmed_up(self, model: str, warm: int, failed: int, tokens: int, took_s: float) -> None:
+        """Record that a worker has filled its prompt cache."""
+        model = self.model_label(model)
+        self.warmed_prefixes.labels(model, "warm").inc(warm)
+        self.warmed_prefixes.labels(model, "failed").inc(failed)
+        self.warmed_tokens.labels(model).inc(tokens)
+        self.warm_up_duration.labels(model).set(took_s)
 
     def follower_changed(self, model: str, priority: int, status: JobStatus) -> None:
         """Count a follower that has ended with its leader's answer, or was released to the queue.

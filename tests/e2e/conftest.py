@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import httpx
 import pytest
@@ -13,6 +13,7 @@ from tests.support.database import create_database, drop_database, switch_databa
 from tests.support.stack import Stack, stack_template, write_models
 
 FAIL = "<<fail>>"
+ROUTE = "steady"
 # Options of the vLLM engine, and of vLLM's own server in the tests that compare the two.
 VLLM_OPTIONS: dict[str, object] = {
     "dtype": "float32",
@@ -21,6 +22,8 @@ VLLM_OPTIONS: dict[str, object] = {
     "max_num_seqs": 32,
     "kv_cache_memory_bytes": 1 << 30,
 }
+# A system message that is longer than a block of the prompt cache, which has 128 tokens on a CPU.
+WARM_TEXT = " ".join(f"Rule {number}: answer in {number} words." for number in range(20))
 
 
 def make_stack(
@@ -29,6 +32,7 @@ def make_stack(
     name: str,
     models: list[dict[str, object]],
     *,
+    routes: Sequence[dict[str, object]] = (),
     redis_db: int | None = None,
     **settings: object,
 ) -> Stack:
@@ -39,7 +43,7 @@ def make_stack(
     return Stack(
         switch_database(servers.postgres_url, database),
         servers.empty_redis(redis_db),
-        write_models(folder / "models.yaml", models),
+        write_models(folder / "models.yaml", models, routes),
         folder,
         **settings,
     )
@@ -47,7 +51,10 @@ def make_stack(
 
 @pytest.fixture(scope="session")
 def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker."""
+    """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker.
+
+    `ROUTE` leads to `sim`, and to `small` if that fails.
+    """
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -58,7 +65,16 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2},
     ]
-    stack = make_stack(servers, tmp_path_factory, "sim", models, redis_db=SIM_REDIS_DB, HEADRACE_MAX_BODY_BYTES=100_000)
+    routes: list[dict[str, object]] = [{"name": ROUTE, "otherwise": "sim", "fallbacks": {"sim": ["small"]}}]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "sim",
+        models,
+        routes=routes,
+        redis_db=SIM_REDIS_DB,
+        HEADRACE_MAX_BODY_BYTES=100_000,
+    )
     try:
         stack.start_api()
         stack.start_worker("sim")
@@ -86,6 +102,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
             "model": str(bundled_model_path("SmolLM2-135M-Instruct")),
             "options": VLLM_OPTIONS,
             "chat": {"tool_call_parser": "hermes"},
+            "warm_prompts": [{"text": WARM_TEXT}, {"top": 2, "hours": 1}],
         }
     ]
     stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_db=VLLM_REDIS_DB)

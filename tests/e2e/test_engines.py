@@ -341,6 +341,44 @@ async def test_geminis_thoughts_and_signatures(sdk: openai.AsyncOpenAI) -> None:
     }
 
 
+def cached_tokens_in(usage: Any) -> tuple[int, int]:
+    """The tokens of the prompt, and those of them that were cached, in the usage of any dialect."""
+    for details in ("prompt_tokens_details", "input_tokens_details"):
+        if details in usage:
+            return usage[details.replace("_details", "")], usage[details]["cached_tokens"]
+    if "cache_read_input_tokens" in usage:  # Anthropic counts them apart
+        return usage["input_tokens"] + usage["cache_read_input_tokens"], usage["cache_read_input_tokens"]
+    return usage["prompt_tokens"], usage["cached_tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["at once", "streamed"])
+async def test_cached_tokens_are_in_the_usage_of_every_dialect(client: httpx.AsyncClient, stream: bool) -> None:
+    common: dict[str, Any] = {"model": "openai", "stream": stream}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {**common, **options, "messages": MESSAGES},
+        "/v1/completions": {**common, **options, "prompt": "Hello", "max_tokens": 50},
+        "/v1/responses": {**common, "input": "Hello"},
+        "/v1/messages": {**common, "messages": MESSAGES, "max_tokens": 50},
+    }
+    async with OpenAIVendor().serve(PORTS["openai"]) as vendor:
+        vendor.default = replace(ANSWER, usage=Usage(7, 4, 3))
+        found = {}
+        for path, body in bodies.items():
+            if not stream:
+                found[path] = cached_tokens_in((await client.post(path, json=body)).json()["usage"])
+                continue
+            async with client.stream("POST", path, json=body) as response:
+                lines = [line async for line in response.aiter_lines()]
+            data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+            usages = [usage for item in data if (usage := item.get("usage") or item.get("response", {}).get("usage"))]
+            found[path] = cached_tokens_in(usages[-1])
+        job = (await client.post("/v1/jobs", json={"model": "openai", "messages": MESSAGES})).json()
+        events = await follow(client, job["id"])
+        usage = events[-1].data["usage"] if stream else (await wait_for_end(client, job["id"]))["usage"]
+    assert {**found, "/v1/jobs": cached_tokens_in(usage)} == dict.fromkeys([*bodies, "/v1/jobs"], (7, 4))
+
+
 async def test_parts_of_another_provider_are_dropped_and_counted(sdk: openai.AsyncOpenAI, stack: Stack) -> None:
     """A conversation continues with another provider's model, to which Gemini's thought signatures are not sent."""
     tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}

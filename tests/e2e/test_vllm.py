@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from chaos.sse import read_events
+from tests.e2e.conftest import WARM_TEXT
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.metrics import Samples, samples
 from tests.support.sse import follow, text_of
@@ -177,6 +179,27 @@ async def test_the_api_counts_tokens_as_the_engine_does(vllm: httpx.AsyncClient)
     fits = await vllm.post("/v1/jobs", json=body(1023), headers={"Prefer": "wait=60"})
     assert fits.json()["usage"]["prompt_tokens"] == 1023
     assert (await vllm.post("/v1/jobs", json=body(1024))).status_code == 400
+
+
+async def cached_tokens_of_the_warm_prompt(http: httpx.AsyncClient, question: str) -> int:
+    """Send a request with the system message of `warm_prompts`, and return how much of its prompt was cached."""
+    messages = [{"role": "system", "content": WARM_TEXT}, {"role": "user", "content": question}]
+    body = {"model": "smollm2", "messages": messages, "max_tokens": 1}
+    response = await http.post("/v1/chat/completions", json=body)
+    return int(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+async def test_warm_prompts_are_warm_for_the_projects_of_the_start_only(
+    vllm: httpx.AsyncClient, vllm_stack: Stack
+) -> None:
+    assert await cached_tokens_of_the_warm_prompt(vllm, "Why?") >= 128
+    assert (await samples(vllm_stack, "worker"))["headrace_warmed_prefixes_total", "smollm2", "warm"] >= 1
+    created = vllm_stack.command("api.keys", "create", "another-project")
+    (key,) = re.findall(r"hr_\S+", created.stdout)
+    async with vllm_stack.client() as other:
+        other.headers["Authorization"] = f"Bearer {key}"
+        assert await cached_tokens_of_the_warm_prompt(other, "Why?") == 0
+        assert await cached_tokens_of_the_warm_prompt(other, "And how?") >= 128
 
 
 async def test_the_engines_cache_and_stage_metrics_are_exported(vllm: httpx.AsyncClient, vllm_stack: Stack) -> None:
@@ -383,6 +406,8 @@ class TestFailover:
         complete = await wait_for_end(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
         job = await submit(vllm, "Tell me about mills.", **body)
         (worker,) = [process for name, process in vllm_stack.processes.items() if name.startswith("worker")]
+        warm = ("headrace_warmed_prefixes_total", "smollm2", "warm")
+        warmed = (await samples(vllm_stack, "worker"))[warm]
         killed = False
         events = []
         async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
@@ -408,6 +433,8 @@ class TestFailover:
         assert [attempt["outcome"] for attempt in done["attempts"]] == ["engine_lost", "incomplete"]
         assert sum(attempt["tokens"] for attempt in done["attempts"]) == 80
         assert (await vllm.get("/readyz")).status_code == 200
+        assert (await samples(vllm_stack, "worker"))[warm] > warmed
+        assert await cached_tokens_of_the_warm_prompt(vllm, "When?") >= 128
 
     async def test_a_job_resumes_in_the_same_stream_after_its_worker_is_killed(
         self, vllm_stack: Stack, vllm: httpx.AsyncClient, client: openai.AsyncOpenAI

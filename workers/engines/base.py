@@ -159,6 +159,30 @@ class ManagedEngine(Protocol):
         """Its current load."""
 
 
+class PrefixEngine(Protocol):
+    """An engine that reuses the prefixes of earlier prompts, and can compute some before requests need them."""
+
+    @property
+    def prefix_room(self) -> int:
+        """Number of tokens that its cache holds."""
+
+    async def prefix(self, requests: Sequence[GenerateRequest]) -> Sequence[int]:
+        """The tokens that the prompts of all these requests begin with.
+
+        Raises:
+            InvalidRequest: the engine cannot render a request, or it does not fit the context.
+        """
+
+    async def prefill(self, request_id: str, tokens: Sequence[int], salt: str) -> int:
+        """Compute a prefix for requests with this salt; returns how many of its tokens were in the cache already.
+
+        Raises:
+            InvalidRequest: the prefix does not fit the context.
+            EngineError: this prefix failed.
+            EngineDead: the engine has died.
+        """
+
+
 class Engine(ManagedEngine, Protocol):
     """Generates answers to many requests concurrently, on the event loop that called `start`."""
 

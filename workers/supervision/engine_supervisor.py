@@ -12,6 +12,7 @@ from shared.telemetry.metrics import Metrics
 from workers.engines.base import ManagedEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
+from workers.execution.warm_up import WarmUp
 from workers.supervision.consumer_control import ConsumerControl
 from workers.supervision.heartbeat import Heartbeat
 
@@ -38,8 +39,12 @@ class EngineSupervisor:
         model: str,
         *,
         back_off_max_s: float,
+        warm_up: WarmUp | None = None,
     ) -> None:
-        """`engine_death` is set by jobs that find the engine dead; the engine is polled as well."""
+        """`engine_death` is set by jobs that find the engine dead; the engine is polled as well.
+
+        `warm_up` fills the prompt cache of an engine that was restarted.
+        """
         self._restarts = metrics.engine_restarts.labels(metrics.model_label(model))
         self._engine = engine
         self._engine_death = engine_death
@@ -48,6 +53,7 @@ class EngineSupervisor:
         self._heartbeat = heartbeat
         self._consumer = consumer
         self._back_off_max_s = back_off_max_s
+        self._warm_up = warm_up
         self._delay_s = BACK_OFF_S
 
     async def run(self) -> None:
@@ -77,10 +83,16 @@ class EngineSupervisor:
             self._delay_s = min(2 * self._delay_s, self._back_off_max_s)
             try:
                 await self._engine.start()
-                break
             except Exception:
                 # The cause may be temporary, such as a GPU that is still in use or a full disk.
                 logger.exception("the engine failed to start")
+                continue
+            if self._warm_up is not None and self._warm_up.needed:
+                await self._heartbeat.set_state(WorkerState.WARMING)
+                await self._warm_up.run()
+            if not self._engine.dead:
+                break
+            await self._heartbeat.set_state(WorkerState.RESTARTING)
         self._runner.resume()
         await self._heartbeat.set_state(WorkerState.READY)
         self._consumer.resume()

@@ -34,6 +34,7 @@ class Heartbeat:
         store: ClaimStore,
         model: str,
         settings: WorkerSettings,
+        state: WorkerState = WorkerState.READY,
     ) -> None:
         self._runner = runner
         self._engine = engine
@@ -41,7 +42,7 @@ class Heartbeat:
         self._model = model
         self._settings = settings
         self._not_running: set[tuple[str, int]] = set()
-        self._state = WorkerState.READY
+        self._state = state
         self._file = HeartbeatFile(settings.heartbeat_file)
 
     async def run(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from shared.config.models.loader import ModelSpec
 from shared.config.models.reload import ReloadResult, needs_restart
+from shared.config.models.vllm import VllmModel
 from shared.postgres.recovery_store import RecoveryStore
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
@@ -16,6 +17,7 @@ from workers.engines.factory import make_engine
 from workers.execution.compilations import compilations_of
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.runner import Runner
+from workers.execution.warm_up import WarmUp
 from workers.supervision.consumer_control import ConsumerControl
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class ModelReload:
         consumer: ConsumerControl,
         metrics: Metrics,
         on_removed: Callable[[], None],
+        warm_up: WarmUp | None = None,
         *,
         grace_s: float,
     ) -> None:
@@ -53,6 +56,7 @@ class ModelReload:
         self._consumer = consumer
         self._metrics = metrics
         self._on_removed = on_removed
+        self._warm_up = warm_up
         self._grace_s = grace_s
         self._removed_at: float | None = None
 
@@ -97,6 +101,8 @@ class ModelReload:
         )
         self._runner.slot_pool.resize(new.slots)
         self._model = new
+        if self._warm_up is not None and isinstance(new, VllmModel):
+            self._warm_up.model = new  # from the engine's next start on
         self._consumer.poll()
         self._metrics.loaded([new.name])
         logger.info("model=%s reloaded; new requests use the new entry", new.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -150,6 +150,18 @@ def load_registry(path: Path) -> Registry:
     if problems:
         raise RegistryError("\n".join(problems))
     return Registry(models, parsed.routes)
+
+
+def errors_at(path: Path, model: str, problems: Iterable[tuple[tuple[int | str, ...], str]]) -> str:
+    """Messages about places of a model's entry, each with its line and field, for a file that `load_registry` read.
+
+    A problem is the place in the entry, and a message.
+    """
+    tree = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    entries = yaml.safe_load(path.read_text())["models"]
+    index = next(index for index, entry in enumerate(entries) if entry["name"] == model)
+    places = [(("models", index, *place), message) for place, message in problems]
+    return "\n".join(f"{path}, line {_line(tree, place)}: {_field(place)}: {message}" for place, message in places)
 
 
 # The least context with which a model can write summaries.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from shared.config.bundled_model import BUNDLED_PREFIX, bundled_model_path
 from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
 from shared.config.models.capabilities import EVERYTHING, Capabilities
 from shared.config.models.operational import Operational
+from shared.config.models.warm_prompts import MAX_WARM_PROMPTS, WarmPrompt
+from shared.domain.field_types import without_effect
 from shared.domain.structure_size import StructureBounds
 
 DEFAULT_SLOTS = 64
@@ -75,6 +77,22 @@ class VllmModel(Spec):
     options: Annotated[VllmOptions, AfterValidator(_engine_options)] = Field(default_factory=VllmOptions)
     chat: ChatSettings = Field(default_factory=ChatSettings)
     structured_outputs: Operational[StructureBounds] = Field(default_factory=StructureBounds)
+    warm_prompts: Operational[list[WarmPrompt]] = Field(
+        default_factory=list,
+        max_length=MAX_WARM_PROMPTS,
+        description="Prompts whose start is computed when the engine starts, before the worker takes jobs.",
+    )
+    warm_prompts_timeout_s: Operational[float] = Field(
+        60, gt=0, le=3600, description="How long that may take. The worker takes jobs after that in any case."
+    )
+
+    @model_validator(mode="after")
+    def _caches_what_is_warmed(self) -> Self:
+        if self.warm_prompts and self.options.get("enable_prefix_caching") is False:
+            raise without_effect("warm_prompts", "with options.enable_prefix_caching: false")
+        if "warm_prompts_timeout_s" in self.model_fields_set and not self.warm_prompts:
+            raise without_effect("warm_prompts_timeout_s", "without warm_prompts")
+        return self
 
     @property
     def capabilities(self) -> Capabilities:

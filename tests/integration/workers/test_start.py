@@ -47,6 +47,14 @@ def test_an_unknown_engine_option_is_named(servers: Servers, database_url: str, 
     assert f"m.options: vLLM has no {option}" in ended.stderr
 
 
+def test_a_missing_file_of_warm_prompts_is_named(servers: Servers, database_url: str, tmp_path: Path) -> None:
+    model = {"name": "m", "engine": "vllm", "model": str(tmp_path), "warm_prompts": [{"file": "missing.txt"}]}
+    models = write_models(tmp_path / "models.yaml", [model])
+    ended = run(servers, database_url, models, "workers", "m")
+    assert ended.returncode == 2
+    assert "models[0].warm_prompts[0].file: missing.txt cannot be read (No such file or directory)" in ended.stderr
+
+
 def test_a_missing_upstream_key_is_named(servers: Servers, database_url: str, tmp_path: Path) -> None:
     options = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "HEADRACE_TEST_NO_SUCH_KEY"}
     model = {"name": "m", "engine": "openai", "model": "x", "options": options}

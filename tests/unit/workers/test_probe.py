@@ -22,6 +22,8 @@ NOW = 1_000_000.0
         (WorkerState.READY, 1, True, True),
         (WorkerState.READY, STALE_S + 1, False, False),
         (WorkerState.DRAINING, 1, True, False),
+        (WorkerState.WARMING, 1, True, False),
+        (WorkerState.WARMING, STALE_S + 1, False, False),
         (WorkerState.RESTARTING, 1, True, False),
         (WorkerState.RESTARTING, 600, True, False),  # an engine may load for minutes and block the loop
     ],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.envs import enable_envs_cache
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -166,6 +168,35 @@ class VllmEngine:
                 await self._llm.is_sleeping()
             raise
 
+    @property
+    def prefix_room(self) -> int:
+        cache = self._llm.vllm_config.cache_config
+        return (cache.num_gpu_blocks or 0) * cache.block_size if cache.enable_prefix_caching else 0
+
+    async def prefix(self, requests: Sequence[GenerateRequest]) -> Sequence[int]:
+        prompts = [(await self._renderer.render("warm", request)).token_ids for request in requests]
+        return _common_prefix(prompts)
+
+    async def prefill(self, request_id: str, tokens: Sequence[int], salt: str) -> int:
+        params = SamplingParams(max_tokens=1, temperature=0, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = tokens_input(list(tokens), cache_salt=salt)
+        cached = 0
+        try:
+            async with aclosing(self._llm.generate(prompt, params, request_id)) as outputs:
+                async for output in outputs:
+                    cached = output.num_cached_tokens or 0
+                    if any(choice.finish_reason in ("abort", "error") for choice in output.outputs):
+                        raise EngineError("the engine gave up")
+        except EngineDeadError as error:
+            raise EngineDead from error
+        except EngineGenerateError as error:
+            if self._llm.errored:
+                raise EngineDead from error
+            raise EngineError(f"the engine failed: {error.__cause__ or error}") from error
+        except VALIDATION_ERRORS as error:
+            raise InvalidRequest(str(error), param="prompt") from error
+        return cached
+
     def _outputs(
         self, request_id: str, request: GenerateRequest, rendered: Rendered, resumed_tokens: list[int]
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -182,6 +213,12 @@ class VllmEngine:
             prompt, params, request_id, priority=request.priority, **rendered.reasoning
         )
         return outputs
+
+
+def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
+    shortest = min(prompts, key=len)
+    length = next((at for at, token in enumerate(shortest) if any(prompt[at] != token for prompt in prompts)), None)
+    return shortest[:length]
 
 
 def _check(output: RequestOutput, request: GenerateRequest) -> None:

@@ -9,8 +9,9 @@ from redis.asyncio import Redis
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.monitoring.readiness import OK, ReadinessCheck
+from api.monitoring.readiness import OK, WARMING, ReadinessCheck
 from shared.config.models.loader import load_registry
+from shared.domain.job import WorkerState
 from shared.postgres.job_store import JobStore
 from tests.conftest import Workers
 from tests.support.stack import write_models
@@ -27,6 +28,9 @@ async def test_concurrent_checks_share_their_queries(
 
     assert (await check.run())["model m"] == "no live worker"
     alone = len(statements)
+    await workers("w").heartbeat("m", slots=1, running=0, lease_s=60, state=WorkerState.WARMING)
+    assert (await check.run())["model m"] == WARMING
+    assert not check.is_ready(WARMING)
     await workers("w").heartbeat("m", slots=1, running=0, lease_s=60)
     statements.clear()
     results = await asyncio.gather(*(check.run() for _ in range(100)))

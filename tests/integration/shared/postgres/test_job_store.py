@@ -195,6 +195,8 @@ async def test_a_heartbeat_returns_the_claims(store: JobStore, workers: Workers,
     assert await store.live_workers() == {"m": 1}
     await workers("w").heartbeat("m", slots=4, running=0, lease_s=60, state=WorkerState.RESTARTING)
     assert await store.live_workers() == {}, "alive but not ready"
+    await workers("w").heartbeat("m", slots=4, running=0, lease_s=60, state=WorkerState.WARMING)
+    assert (await store.live_workers(), await store.worker_states()) == ({}, {("m", "warming"): 1})
     await workers("w").heartbeat("m", slots=4, running=0, lease_s=60)
     assert await store.live_workers() == {"m": 1}
     await workers("w").end_lease()

@@ -230,6 +230,7 @@ CHANGED_OPTIONS: dict[str, Any] = {
     "log_error_texts": True,
     "extra_body": ["beta"],
     "detect_max_model_len": False,
+    "cache_salt": True,
 }
 
 

@@ -16,7 +16,7 @@ CLASSES = {get_args(spec.model_fields["engine"].annotation)[0]: spec for spec in
 URL = "http://upstream.example.com/v1"
 UPSTREAM = {"base_url": URL, "api_key_env": "KEY", "health_path": "/ready"}
 ENTRIES: dict[str, dict[str, Any]] = {
-    "vllm": {"model": "folder"},
+    "vllm": {"model": "folder", "warm_prompts": [{"top": 3}]},
     "openai": {"model": "theirs", "preset": "vllm", "options": UPSTREAM},
     "anthropic": {"model": "claude-haiku-5-5", "options": UPSTREAM},
     "triton": {"model": "theirs", "options": UPSTREAM | {"backend": "vllm"}},
@@ -61,7 +61,8 @@ POLLED = MANAGED | {
     "options.price_per_second": 7,
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {
-    "vllm": SPECS | {"structured_outputs": {"max_bytes": 7}},
+    "vllm": SPECS
+    | {"structured_outputs": {"max_bytes": 7}, "warm_prompts": [{"text": "Be brief."}], "warm_prompts_timeout_s": 7},
     "openai": STREAMED | {"options.detect_max_model_len": False, "options.cache_salt": False},
     "anthropic": STREAMED | {"options.prompt_caching": "off", "options.min_cache_tokens": 7},
     "triton": STREAMED | {"options.api_key_header": "X-Key"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -144,6 +146,15 @@ def test_the_states_of_an_expression(text: str, states: int) -> None:
     assert size.states == states
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """Take what exists out of the garbage collection, as processes do: the modules and tests of the whole run."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize(
     "structure",
     [
@@ -165,7 +176,7 @@ def test_the_states_of_an_expression(text: str, states: int) -> None:
     ],
     ids=lambda structure: json.dumps(structure)[:40],
 )
-def test_no_step_blocks_the_event_loop(structure: dict[str, Any]) -> None:
+def test_no_step_blocks_the_event_loop(structure: dict[str, Any], frozen: None) -> None:
     """The largest inputs of each kind: the time of a step does not grow with them."""
     steps = structure_steps(request(structure), StructureBounds(max_states=10**15))
     longest = 0.0
