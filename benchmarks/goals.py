@@ -163,7 +163,7 @@ GOALS = (
         Key("heavy", "headrace", "step p99 alone"),
     ),
     *(
-        Goal(f"CPU to judge a request, p99, {name}", Key("routing", name, "CPU per score p99"), 2, False, "ms")
+        Goal(f"CPU of a route's decision, p99, {name}", Key("routing", name, "CPU per decision p99"), 2, False, "ms")
         for name in ("heuristic", "classifier")
     ),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),

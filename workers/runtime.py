@@ -148,6 +148,7 @@ class WorkerRuntime:
             traces=traces,
             compilations=compilations_of(model, metrics),
             provider=model.provider,
+            max_output=None if model.token_limits is None else model.token_limits.max_output,
             conversations=ConversationModels(redis),
             revision=model.revision,
         )

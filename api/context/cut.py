@@ -31,14 +31,12 @@ class Budget:
 class Cut:
     """What is left of a conversation: the positions of its messages, and the tokens of the prompt.
 
-    `rounds`: the positions of the messages that each cut since the start of the conversation dropped. `newest`: the
-    tokens of what is never dropped: the instructions, the newest part, and the rest of the prompt.
+    `rounds`: the positions of the messages that each cut since the start of the conversation dropped.
     """
 
     kept: tuple[int, ...]
     rounds: tuple[tuple[int, ...], ...]
     tokens: int
-    newest: int
 
 
 def cut(messages: Sequence[Message], tokens: Sequence[int], budget: Budget) -> Cut:
@@ -75,36 +73,38 @@ class _Replay:
         self._answered |= {part.turn: number + 1 for number, part in enumerate(self._parts) if part.asks}
         sizes = [sum(tokens[position] for position in part.positions) for part in self._parts]
         self._before = [0, *accumulate(sizes)]
-        # The prompt's tokens beside the parts when each of them arrives, with the instructions that follow it.
-        fixed = [
-            budget.fixed,
-            *accumulate(
-                (count if message.role in INSTRUCTIONS else 0 for message, count in zip(messages, tokens, strict=True)),
-                initial=budget.fixed,
-            ),
-        ][1:]
-        ends = [*(part.positions[0] for part in self._parts[1:]), len(messages)]
-        self._fixed = [fixed[end] for end in ends]
+        # The prompt's tokens beside the parts: when each of them has arrived, and at the end.
+        instructions = (
+            count if message.role in INSTRUCTIONS else 0 for message, count in zip(messages, tokens, strict=True)
+        )
+        fixed = list(accumulate(instructions, initial=budget.fixed))
+        self._fixed = [fixed[part.positions[-1] + 1] for part in self._parts]
         self._all_fixed = fixed[-1]
         self._messages = len(messages)
         self._place = _Place(0, 0, 0)
         self._last = 0
+        self._rounds: list[tuple[int, ...]] = []
 
     def run(self) -> Cut:
-        rounds: list[tuple[int, ...]] = []
         for last in range(len(self._parts)):
             self._last = last
-            if self._size(self._place) > self._budget.trigger and (place := self._next_place()) is not None:
-                gone = self._place.before(place.start) - place.before(place.start)
-                rounds.append(tuple(sorted(position for n in gone for position in self._parts[n].positions)))
-                self._place = place
-        dropped = {position for positions in rounds for position in positions}
+            self._cut_if_due()
+        if self._parts:
+            self._fixed[-1] = self._all_fixed  # with the instructions that follow the last part
+            self._cut_if_due()
+        dropped = {position for positions in self._rounds for position in positions}
         return Cut(
             kept=tuple(position for position in range(self._messages) if position not in dropped),
-            rounds=tuple(rounds),
+            rounds=tuple(self._rounds),
             tokens=self._size(self._place) if self._parts else self._all_fixed,
-            newest=self._all_fixed + (self._before[-1] - self._before[-2] if self._parts else 0),
         )
+
+    def _cut_if_due(self) -> None:
+        if self._size(self._place) <= self._budget.trigger or (place := self._next_place()) is None:
+            return
+        gone = self._place.before(place.start) - place.before(place.start)
+        self._rounds.append(tuple(sorted(position for number in gone for position in self._parts[number].positions)))
+        self._place = place
 
     def _size(self, place: _Place) -> int:
         """The tokens of the prompt that ends with the last part, if it is cut there."""

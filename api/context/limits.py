@@ -21,9 +21,6 @@ from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import Metrics, TokenLimitOutcome
 
-# The least thinking budget that a provider accepts.
-MIN_BUDGET = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
@@ -81,7 +78,7 @@ class TokenLimiter:
             return new
         if max_tokens is None or max_tokens == new.request.sampling.max_tokens:
             return new
-        sampling = _with_max_tokens(new.request.sampling, max_tokens)
+        sampling = new.request.sampling.limited(max_tokens)
         request = new.request.model_copy(update={"sampling": sampling})
         _require_room(spec, new.request, request, max_tokens)
         decision = TokenLimitsDecision(requested_max_tokens=requested, max_tokens=max_tokens)
@@ -192,16 +189,6 @@ def _owner(limits: Iterable[_Limits], max_input: int) -> str:
     return next(item.owner for item in limits if item.limits.max_input == max_input)
 
 
-def _with_max_tokens(sampling: Sampling, max_tokens: int) -> Sampling:
-    """Set max_tokens. A thinking budget that would use it up is lowered in proportion."""
-    update: dict[str, int] = {"max_tokens": max_tokens}
-    budget, old = sampling.thinking_token_budget, sampling.max_tokens
-    if budget is not None and budget >= max_tokens:
-        scaled = budget * max_tokens // old if old is not None and old > budget else max_tokens // 2
-        update["thinking_token_budget"] = max(scaled, min(MIN_BUDGET, max_tokens - 1))
-    return sampling.model_copy(update=update)
-
-
 def _param(missing: Unsupported, request: GenerateRequest) -> str:
     """The parameter that the client has sent and can change: not the max_tokens that was set here."""
     if missing.param != "max_tokens":
@@ -221,7 +208,7 @@ def _within(new: NewJob, room: int) -> NewJob:
     decision = new.decisions.token_limits
     if decision is None or decision.max_tokens <= room or room < new.request.sampling.min_tokens:
         return new
-    sampling = _with_max_tokens(new.request.sampling, room)
+    sampling = new.request.sampling.limited(room)
     return _decided(new, sampling, decision.model_copy(update={"max_tokens": room}))
 
 

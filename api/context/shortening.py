@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from api.context.cut import Budget, Cut, cut
+from api.context.limits import TokenLimiter
 from api.context.message_counts import MessageCounts, most_tokens
 from api.context.shortened import shortened
 from api.context.summaries import NoSummary, Order, Summaries, SummaryJobs
@@ -76,6 +77,7 @@ class Shortening:
         self._window = window
         self._summaries = summaries
         self._metrics = metrics
+        self._limits = TokenLimiter(registry, window)
         self._threads = asyncio.Semaphore(THREADS)
 
     async def shorten(
@@ -90,14 +92,15 @@ class Shortening:
             InvalidRequest: the request names a model for summaries that does not exist, or what cannot be dropped does
                 not fit the context.
         """
-        if new.kind is not None or new.request.messages is None:
+        only_counts = new.request.prompt_only and not new.request.echo
+        if new.kind is not None or new.request.messages is None or only_counts:
             return new
         spec = self._registry[new.model]
         self._check_summarizer(new.options.context)
         options = new.options.context or principal.options.context or spec.context
         strategy = options.strategy if options is not None else "error"
         clearing = new.options.tool_clearing
-        budget = self._budget(new, options) if options is not None and strategy != "error" else None
+        budget = self._budget(principal, new, options) if options is not None and strategy != "error" else None
         if strategy != "error" and budget is None and counted:
             self._count(new.model, strategy, "unknown_length")
         triggers = [budget.trigger] if budget is not None else []
@@ -106,10 +109,6 @@ class Shortening:
         if not triggers or most_tokens(new.request) <= min(triggers):
             return new
         plan = await self._plan(new.request, self._window.message_counts(new.model), budget, clearing)
-        if plan.changes:
-            new = await self._shortened(principal, new, jobs, options, budget, plan)
-            if counted:
-                self._count_shortened(new, strategy if plan.rounds else CLEAR_TOOL_USES)
         limit = self._window.length(new.model)
         if budget is not None and limit is not None and plan.counted and plan.left >= limit:
             self._window.note_refusal(new.model)
@@ -120,6 +119,10 @@ class Shortening:
                 f" and the newest turn, which are never dropped, have {plan.left}",
                 param="messages",
             )
+        if plan.changes:
+            new = await self._shortened(principal, new, jobs, options, budget, plan)
+            if counted:
+                self._count_shortened(new, strategy if plan.rounds else CLEAR_TOOL_USES)
         return new
 
     def _check_summarizer(self, requested: ContextOptions | None) -> None:
@@ -131,16 +134,17 @@ class Shortening:
                 param="context.model",
             )
 
-    def _budget(self, new: NewJob, options: ContextOptions) -> Budget | None:
-        """The trigger and the target in tokens; None if the model's context length is unknown."""
-        limit = self._window.length(new.model)
-        trigger = options.trigger_tokens
-        if limit is not None:
+    def _budget(self, principal: Principal, new: NewJob, options: ContextOptions) -> Budget | None:
+        """The trigger and the target in tokens; None if the length of the prompt is not known to be limited."""
+        triggers = [] if options.trigger_tokens is None else [options.trigger_tokens]
+        if (limit := self._window.length(new.model)) is not None:
             output = min(new.request.sampling.max_tokens or 0, int(limit * MAX_OUTPUT_SHARE))
-            share = max(1, int((limit - output) * options.trigger))
-            trigger = min(share, trigger or share)
-        if trigger is None:
+            triggers.append(int((limit - output) * options.trigger))
+        if (limit := self._limits.max_input(principal, new.model)) is not None:
+            triggers.append(int(limit * options.trigger))
+        if not triggers:
             return None
+        trigger = max(1, min(triggers))
         target = int(trigger * options.target / options.trigger)
         summary = max(MIN_SUMMARY_TOKENS, min(MAX_SUMMARY_TOKENS, int(target * SUMMARY_SHARE)))
         return Budget(trigger, target, summary=summary if options.strategy == "summarize" else 0)

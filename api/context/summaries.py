@@ -47,6 +47,9 @@ TASK_TOKENS = 256
 MIN_STAGE_BYTES = 300
 # A job that writes a summary is cancelled after this many times the time that a request waits for it.
 MAX_WAITS = 4
+# After a model has failed or was too slow, a project's requests do without new summaries for so long: each of them
+# would wait for the model again.
+PAUSE_S = 60.0
 
 
 class NoSummary(Exception):
@@ -86,14 +89,24 @@ class Summaries:
     """The summaries of conversations."""
 
     def __init__(
-        self, store: SummaryStore, registry: Registry, window: ContextWindow, metrics: Metrics, *, timeout_s: float
+        self,
+        store: SummaryStore,
+        registry: Registry,
+        window: ContextWindow,
+        metrics: Metrics,
+        *,
+        timeout_s: float,
+        pause_s: float = PAUSE_S,
     ) -> None:
-        """`timeout_s`: how long a request waits for a summary."""
+        """`timeout_s`: how long a request waits for a summary. `pause_s`: after a failure, none is requested."""
         self._store = store
         self._registry = registry
         self._window = window
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._pause_s = pause_s
+        # By project and model, until when none is requested, by the monotonic clock, and why.
+        self._paused: dict[tuple[int, str], tuple[float, str]] = {}
         # The summaries that are being written, by project, model and digest.
         self._writing: dict[tuple[int, str, bytes], asyncio.Task[StoredSummary]] = {}
 
@@ -117,18 +130,36 @@ class Summaries:
         stages = await off_loop(order.new.request.size, _stages, order, self._stage_bytes(order))
         key = (order.new.owner.project_id, order.model, stages[-1].sha256)
         writing = self._writing.get(key)
+        known: dict[bytes, StoredSummary] = {}
         if writing is None:
             known = await self._find(order, stages)
             if stages[-1].sha256 in known:
                 return known[stages[-1].sha256]
-            writing = self._writing.get(key) or self._start(key, self._write(jobs, principal, order, stages, known))
+            writing = self._writing.get(key)
+        self._check_pause(key[:2])
+        writing = writing or self._start(key, self._write(jobs, principal, order, stages, known))
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.shield(writing)
+                summary = await asyncio.shield(writing)
         except TimeoutError:
-            raise NoSummary(f"the summary was not written within {self._timeout_s:g} s") from None
+            reason = f"the summary was not written within {self._timeout_s:g} s"
+            raise self._pause(key[:2], NoSummary(reason)) from None
+        except NoSummary as error:
+            raise self._pause(key[:2], error) from None
         except (SQLAlchemyError, RedisError, OSError) as error:
             raise NoSummary(f"the summary's job cannot be run: {type(error).__name__}") from error
+        return summary
+
+    def _check_pause(self, asked: tuple[int, str]) -> None:
+        """Raise `NoSummary` if a summary for the project by the model has failed, or was too slow, a moment ago."""
+        until, reason = self._paused.get(asked, (0.0, ""))
+        if time.monotonic() < until:
+            raise NoSummary(f"there was none for an earlier request either: {reason}")
+        self._paused.pop(asked, None)
+
+    def _pause(self, asked: tuple[int, str], error: NoSummary) -> NoSummary:
+        self._paused[asked] = (time.monotonic() + self._pause_s, str(error))
+        return error
 
     def _start(
         self, key: tuple[int, str, bytes], writing: Coroutine[Any, Any, StoredSummary]
@@ -167,6 +198,7 @@ class Summaries:
                 raise NoSummary("the conversation takes too long to summarize")
             earlier = await self._extend(jobs, principal, order, stage, earlier)
         assert earlier is not None
+        self._paused.pop((order.new.owner.project_id, order.model), None)
         self._metrics.summary_time.labels(self._metrics.model_label(order.model)).observe(time.monotonic() - began)
         return earlier
 

@@ -25,7 +25,7 @@ _WEIGHTS = "weights/l2_supercat_256.safetensors"
 _TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
 # Bytes of a text that are read. A rare character is a token per byte, so a bound in characters would not bound the
 # time.
-_BYTES = 800
+_BYTES = 600
 # The vector of this text shows whether another installation has the same vectors and the same tokenizer.
 _PROBE = "Compare 12 résumés, 三つの計画 and def main(): step by step."
 _PROBE_VALUES = 8
@@ -60,9 +60,10 @@ class Embedding:
         ids = self._tokenizer.encode(clipped, add_special_tokens=False).ids if clipped else []
         if not ids:
             return np.zeros(DIMENSIONS, dtype=np.float32)
-        mean: Vector = self._vectors[ids].mean(axis=0, dtype=np.float32)
-        length = float(np.linalg.norm(mean))
-        return mean / length if length else mean
+        different, counts = np.unique(ids, return_counts=True)  # a token that repeats is read once
+        total: Vector = counts.astype(np.float32) @ self._vectors[different].astype(np.float32)
+        length = float(np.linalg.norm(total))
+        return total / length if length else total
 
     def fingerprint(self) -> list[float]:
         """A few numbers that are the same for all installations with the same vectors and tokenizer."""

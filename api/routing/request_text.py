@@ -8,7 +8,7 @@ from shared.domain.content import TextPart
 from shared.domain.request import GenerateRequest, Message
 
 # Characters of the task that are read: the first and the last ones, where instructions are.
-TASK_CHARACTERS = 2000
+TASK_CHARACTERS = 1200
 # Messages that are read, from the conversation's end, and parts at each end of a message.
 _MESSAGES = 64
 _PARTS = 16

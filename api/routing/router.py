@@ -247,7 +247,8 @@ class Router:
             choice,
             model=model,
             tried=tuple(chain[: chain.index(model)]),
-            fallbacks=tuple(name for name in usable[usable.index(model) + 1 :]),
+            # Ids of tokens mean something else to another model.
+            fallbacks=() if request.new.request.names_tokens else tuple(usable[usable.index(model) + 1 :]),
         )
 
     async def _refusal(self, request: _Request, model: str) -> Refusal | None:

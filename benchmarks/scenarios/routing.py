@@ -1,18 +1,35 @@
-"""CPU to judge a request's complexity, by the shipped heuristic and by a trained classifier, in this process."""
+"""CPU of a route's decision, with the shipped heuristic and with a trained classifier, in this process.
+
+What a decision asks Redis and PostgreSQL is answered from memory.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from api.context.window import PromptTokens
+from api.keys.principal import Principal
+from api.routing.candidates import Refusal
 from api.routing.classifier import Classifier
 from api.routing.complexity import Complexity, Heuristic
+from api.routing.conversations import Conversations
 from api.routing.examples import Example
 from api.routing.fit import fit, write
+from api.routing.router import Router
 from benchmarks.bench import Bench
 from benchmarks.statistics import percentile
+from shared.config.models.loader import Registry
+from shared.config.models.routes import Route
+from shared.config.models.simulated import SimulatedModel
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
+from shared.postgres.job_store import NewJob
+from shared.redis.conversation_models import ConversationModels
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.metrics import Metrics
 
 # Beginnings of tasks, which are labelled, and texts that follow them.
 SIMPLE = ("What is the population of", "Who wrote about", "Translate into German:", "Which colour has")
@@ -29,6 +46,14 @@ TEXTS = (
 )
 CHARACTERS = (20, 200, 2000, 20_000, 200_000)
 TURNS = (1, 11, 101)
+
+MODELS = ("small", "middle", "large")
+RULES = (
+    {"name": "images", "if": {"images": True}, "model": "large"},
+    {"name": "tools", "if": {"tools": True}, "model": "middle"},
+    {"name": "legal", "if": {"keywords": ["contract", "liability", "court"]}, "model": "large"},
+    {"name": "free", "if": {"tier": ["free"]}, "model": "small"},
+)
 
 
 def requests(seed: int) -> Iterator[GenerateRequest]:
@@ -53,18 +78,64 @@ def examples() -> list[Example]:
     ]
 
 
-def measure(bench: Bench, name: str, complexity: Complexity, rounds: int) -> None:
-    """Score each kind of request `rounds` times, and add the figures."""
-    used = []
+class _Memory(ConversationModels):
+    """In place of Redis."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, str] = {}
+
+    async def read(self, conversations: Sequence[str]) -> list[str | None]:
+        return [self._models.get(conversation) for conversation in conversations]
+
+    async def remember(self, conversations: Sequence[str], model: str, ttl_s: int) -> None:
+        self._models |= dict.fromkeys(conversations, model)
+
+
+class _AllCanServe:
+    """Candidates that can serve each request at once."""
+
+    async def refusal(self, model: str, principal: Principal, new: NewJob) -> Refusal | None:
+        return None
+
+    async def overload(self, model: str, new: NewJob) -> Refusal | None:
+        return None
+
+    async def wait_s(self, model: str, priority: int) -> float | None:
+        return 0.0
+
+    async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:
+        return None
+
+
+def new_router(complexity: Complexity) -> Router:
+    """A router for a route with rules, of which none applies."""
+    registry = Registry(
+        {name: SimulatedModel(name=name, engine="simulated") for name in MODELS},
+        [Route.model_validate({"name": "auto", "models": MODELS, "rules": RULES, "otherwise": "complexity"})],
+    )
+    metrics = Metrics(Exporter.API, registry.models)
+    return Router(registry, _AllCanServe(), Conversations(_Memory(), metrics), complexity, metrics)
+
+
+async def measure(bench: Bench, name: str, complexity: Complexity, rounds: int) -> None:
+    """Score and route each kind of request `rounds` times, and add the figures."""
+    router = new_router(complexity)
+    owner = Owner(1, 1)
+    principal = Principal.of(owner)
+    scores, decisions = [], []
     for seed in range(rounds):
         for request in requests(seed):
             before = time.thread_time_ns()
             complexity.score(request)
-            used.append((time.thread_time_ns() - before) / 1e6)
-    used.sort()
-    bench.add(name, "CPU per score p50", percentile(used, 0.5), "ms")
-    bench.add(name, "CPU per score p99", percentile(used, 0.99), "ms")
-    bench.add(name, "CPU per score, maximum", used[-1], "ms")
+            scored = time.thread_time_ns()
+            await router.route(principal, NewJob(owner, "auto", 3, request))
+            scores.append((scored - before) / 1e6)
+            decisions.append((time.thread_time_ns() - scored) / 1e6)
+    for what, used in (("score", scores), ("decision", decisions)):
+        used.sort()
+        bench.add(name, f"CPU per {what} p50", percentile(used, 0.5), "ms")
+        bench.add(name, f"CPU per {what} p99", percentile(used, 0.99), "ms")
+        bench.add(name, f"CPU per {what}, maximum", used[-1], "ms")
 
 
 def run(bench: Bench) -> None:
@@ -77,5 +148,5 @@ def run(bench: Bench) -> None:
         before = time.process_time()
         classifier = Classifier.read(path)
         bench.add("classifier", "CPU to load", 1000 * (time.process_time() - before), "ms")
-        measure(bench, "heuristic", Heuristic(), rounds)
-        measure(bench, "classifier", classifier, rounds)
+        asyncio.run(measure(bench, "heuristic", Heuristic(), rounds))
+        asyncio.run(measure(bench, "classifier", classifier, rounds))

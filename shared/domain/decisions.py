@@ -110,6 +110,11 @@ class Decisions(_Decision):
         """Whether another model may still take over the job."""
         return self.route is not None and bool(self.route.fallbacks)
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether the job has left the model that it was admitted for."""
+        return self.route is not None and bool(self.route.left)
+
     def stored(self) -> dict[str, Any] | None:
         """The form that is stored in the job's row; None if nothing was decided."""
         return self.model_dump(mode="json", exclude_defaults=True) or None

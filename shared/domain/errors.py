@@ -41,6 +41,10 @@ class ContextExceeded(InvalidRequest):
     """The prompt does not fit the model's context."""
 
 
+class ContentRefused(InvalidRequest):
+    """A provider's filter refuses what the request says."""
+
+
 class Unavailable(HeadraceError):
     """A required service is unavailable."""
 

@@ -49,5 +49,5 @@ def may_have_output(job: JobSummary, events: Sequence[Event]) -> bool:
     if job.first_token_at is not None:
         return True
     if not events:
-        return any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts)
+        return bool(job.begins_with) or any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts)
     return any(event.type in (EventType.DELTA, EventType.RESTARTED) for event in events)

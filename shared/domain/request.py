@@ -36,6 +36,8 @@ MAX_TOKEN_IDS = 1024
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1000
 MAX_EXTRA_PARAMETERS = 100
+# The least thinking budget that a provider accepts.
+MIN_BUDGET = 1024
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -154,6 +156,15 @@ class Sampling(BaseModel):
     def requested_max_tokens(self) -> int | None:
         """The max_tokens that the client has sent; None if it is the default of an API, or absent."""
         return self.max_tokens if "max_tokens" in self.model_fields_set else None
+
+    def limited(self, max_tokens: int) -> Sampling:
+        """These parameters with this max_tokens. A thinking budget that would use it up is lowered in proportion."""
+        update: dict[str, int] = {"max_tokens": max_tokens}
+        budget, old = self.thinking_token_budget, self.max_tokens
+        if budget is not None and budget >= max_tokens:
+            scaled = budget * max_tokens // old if old is not None and old > budget else max_tokens // 2
+            update["thinking_token_budget"] = max(scaled, min(MIN_BUDGET, max_tokens - 1))
+        return self.model_copy(update=update)
 
     def checked(self) -> Self:
         """Return these parameters, or raise an error if they contradict each other."""
@@ -395,6 +406,12 @@ class GenerateRequest(BaseModel):
                 ]
             }
         )
+
+    def with_output_of(self, max_tokens: int) -> GenerateRequest:
+        """The request with at most this many output tokens."""
+        if self.prompt_only or (self.sampling.max_tokens or math.inf) <= max_tokens:
+            return self
+        return self.model_copy(update={"sampling": self.sampling.limited(max_tokens)})
 
     @property
     def names_tokens(self) -> bool:

@@ -20,7 +20,7 @@ from shared.domain.priorities import Hint
 from shared.domain.prompt_cache import cache_salt
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
-from shared.postgres.followers import FOLLOWS, Ended
+from shared.postgres.followers import FOLLOWS, Ended, FollowerChange
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -265,8 +265,10 @@ class ClaimStore(ReroutingStore):
         )
         return await self._changes(statement)
 
-    async def reroute(self, move: Move) -> bool:
-        """Move a job that this worker runs to another model's queue. False: as in `requeue`."""
+    async def reroute(self, move: Move) -> list[FollowerChange] | None:
+        """Move a job that this worker runs to another model's queue. Returns the followers that this has released; None
+        if the job is not owned, or is being cancelled.
+        """
         owner = owned(move.job.id, move.job.attempt, self._worker)
         return await self._reroute(move, owner, JobRow.status == JobStatus.IN_PROGRESS.value)
 

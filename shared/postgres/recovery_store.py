@@ -35,7 +35,7 @@ from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
-from shared.postgres.followers import Ended, orphans
+from shared.postgres.followers import Ended, FollowerChange, orphans
 from shared.postgres.job_statements import (
     COLUMNS,
     IS_QUEUED,
@@ -152,18 +152,22 @@ class RecoveryStore(ReroutingStore):
         """End a job whose claim was revoked. None: it was ended meanwhile."""
         return (await self._end(_END_LOST, [result_record(job_id, attempt, result)]))[0]
 
-    async def reroute_queued(self, move: Move) -> bool:
-        """Move a queued job to another model's queue. False: it has changed since it was read."""
+    async def reroute_queued(self, move: Move) -> list[FollowerChange] | None:
+        """Move a queued job to another model's queue. Returns the followers that this has released; None if the job has
+        changed since it was read.
+        """
         return await self._reroute(move, IS_QUEUED)
 
-    async def reroute_lost(self, move: Move) -> bool:
-        """Move a job whose claim was revoked to another model's queue. False: it has changed since it was read."""
+    async def reroute_lost(self, move: Move) -> list[FollowerChange] | None:
+        """Move a job whose claim was revoked to another model's queue; as `reroute_queued`."""
         lost = JobRow.worker.endswith(LOST)
         return await self._reroute(move, JobRow.status == JobStatus.IN_PROGRESS.value, lost)
 
-    async def stranded(self, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
-        """Return queued jobs with fallbacks that have waited for more than half of the time until `start_before`, and
-        whose model has no live worker.
+    async def stranded(
+        self, limit: int, available: Collection[str], *, without: Collection[str] = ()
+    ) -> list[JobSummary]:
+        """Return queued jobs that have waited for more than half of the time until `start_before`, and whose model has
+        no live worker, but that can move to an available model.
 
         `without` are the ids of jobs to leave out.
         """
@@ -179,17 +183,22 @@ class RecoveryStore(ReroutingStore):
                 JobRow.start_before > func.now(),
                 func.now() - JobRow.created_at > JobRow.start_before - func.now(),
                 JobRow.started_at.is_(None),
-                is_movable(),
+                is_movable(available),
             )
             .limit(limit)
         )
         return await self._summaries(statement)
 
-    async def movable(self, model: str, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
-        """Return the next queued jobs of a model that have fallbacks. `without` are the ids of jobs to leave out."""
+    async def movable(
+        self, model: str, limit: int, available: Collection[str], *, without: Collection[str] = ()
+    ) -> list[JobSummary]:
+        """Return the next queued jobs of a model that can move to an available one.
+
+        `without` are the ids of jobs to leave out.
+        """
         statement = (
             select(*SUMMARY_COLUMNS)
-            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable())
+            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable(available))
             .order_by(JobRow.priority, JobRow.id)
             .limit(limit)
         )

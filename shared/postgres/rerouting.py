@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, bindparam, case, func, insert, literal, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    select,
+    true,
+    update,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from shared.domain.events import UpstreamState
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary, WorkerState
+from shared.postgres.followers import FollowerChange
 from shared.postgres.job_statements import JobRowStore, ended_attempt
 from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
@@ -36,33 +48,31 @@ class Move:
         return None if self.job.decisions.route is None else self.job.decisions.route.conversation
 
 
-def is_movable() -> ColumnElement[bool]:
-    """Condition: the job has fallbacks left, and no token that its row knows of."""
-    first = JobRow.decisions.op("#>")(sql_cast(["route", "fallbacks", "0"], ARRAY(Text)))
-    return first.is_not(None) & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
+def is_movable(to: Collection[str]) -> ColumnElement[bool]:
+    """Condition: one of these models may take over the job, which has no token that its row knows of."""
+    fallbacks: Any = JobRow.decisions["route"]["fallbacks"]
+    takes_over: ColumnElement[bool] = fallbacks.has_any(sql_cast(list(to), ARRAY(Text)))
+    return takes_over & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
 
 
 class ReroutingStore(JobRowStore):
     """The base class of stores that move jobs to other models."""
 
-    async def available(self, models: Sequence[str]) -> set[str]:
-        """Those of the models that have a worker which accepts jobs."""
-        if not models:
-            return set()
+    async def available(self) -> set[str]:
+        """The models that have a worker which accepts jobs."""
         statement = select(WorkerRow.model).where(
-            WorkerRow.model.in_(models),
             WorkerRow.lease_expires_at > func.clock_timestamp(),
             WorkerRow.state == WorkerState.READY.value,
             WorkerRow.breaker_since.is_(None),
         )
         return set(await self._all(statement.distinct(), lambda row: str(row.model)))
 
-    async def _reroute(self, move: Move, *guards: ColumnElement[bool]) -> bool:
-        """Move a job if the guards hold and it has not changed since it was read: then return True.
+    async def _reroute(self, move: Move, *guards: ColumnElement[bool]) -> list[FollowerChange] | None:
+        """Move a job if the guards hold and it has not changed since it was read; None if not.
 
         The running attempt, if there is one, ends. The next model starts without the deaths of the former one; but if
         these used up its attempts, the job runs alone there first. The answer is not that of the former model, so the
-        response cache does not get it.
+        response cache does not get it, and the job's followers, which are returned, are released.
         """
         job, route = move.job, move.job.decisions.route
         assert route is not None
@@ -92,7 +102,7 @@ class ReroutingStore(JobRowStore):
                 JobRow.attempt == job.attempt,
                 JobRow.model == job.model,
                 JobRow.status.in_([JobStatus.QUEUED.value, JobStatus.IN_PROGRESS.value]),
-                is_movable(),
+                is_movable([move.to]),
                 *guards,
             )
             .values(values)
@@ -104,4 +114,7 @@ class ReroutingStore(JobRowStore):
             request = select(moved.c.id, literal(job.model), bindparam("state", state, JSONB))
             cancellation = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], request)
             statement = statement.add_cte(cancellation.cte("cancellation"))
-        return await self._first(statement) is not None
+        if await self._first(statement) is None:
+            return None
+        # Before the next model's worker gets the message. If this process dies first, a sweep releases them.
+        return await self.settle([job.id]) if job.decisions.cache is not None else []

@@ -11,6 +11,7 @@ from shared.domain.priorities import Hint, to_front
 from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.rerouting import Move
+from shared.recovery.followers import report_changes
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.faulty_items import FaultyItems
@@ -42,29 +43,31 @@ class Fallbacks:
 
     async def move_stranded(self) -> None:
         """Move jobs that no worker of their model can start in time any more, because none lives."""
-        for job in await self._store.stranded(LIMIT, without=self._faulty.ids()):
+        available = await self._store.available()
+        for job in await self._store.stranded(LIMIT, available, without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
-                await self.move(job, FallbackReason.NO_WORKER, or_wait=False)
+                await self._move(job, next_model(job, available, or_wait=False), FallbackReason.NO_WORKER)
 
     async def move_waiting(self, model: str) -> None:
         """Move queued jobs of a model whose upstream is unavailable."""
-        for job in await self._store.movable(model, LIMIT, without=self._faulty.ids()):
+        available = await self._store.available()
+        for job in await self._store.movable(model, LIMIT, available, without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
-                await self.move(job, FallbackReason.UPSTREAM_BUSY, or_wait=False)
+                await self._move(job, next_model(job, available, or_wait=False), FallbackReason.UPSTREAM_BUSY)
 
-    async def move(self, job: JobSummary, reason: FallbackReason, *, or_wait: bool = True) -> bool:
-        """Move a job that is queued, or whose worker is dead, and send the hint.
+    async def move(self, job: JobSummary, reason: FallbackReason) -> bool:
+        """Move a job that would fail otherwise, and that is queued or whose worker is dead; send the hint.
 
-        False: it stays, because it has no fallback that is available, or may have output, or has changed since it was
-        read. `or_wait` is as in `next_model`.
+        False: it stays, because it has no fallback, or may have output, or has changed since it was read.
 
         Raises:
             redis.exceptions.RedisError: whether it has output cannot be read.
         """
-        candidates = candidates_of(job)
-        if not candidates or job.status is JobStatus.CANCELLING:
+        if not candidates_of(job) or job.status is JobStatus.CANCELLING:
             return False
-        to = next_model(job, await self._store.available(candidates), or_wait=or_wait)
+        return await self._move(job, next_model(job, await self._store.available(), or_wait=True), reason)
+
+    async def _move(self, job: JobSummary, to: str | None, reason: FallbackReason) -> bool:
         running = job.status is not JobStatus.QUEUED
         # As in `JobTerminator.end`, the row first.
         if to is None or (running and not await self._store.revoke_claim(job.id, job.attempt)):
@@ -77,8 +80,10 @@ class Fallbacks:
             return False
         transcript = await Transcript.of(events, job.choices, model=job.model)
         move = Move(job, to, reason, transcript.upstream)
-        if not await (self._store.reroute_lost if running else self._store.reroute_queued)(move):
+        followers = await (self._store.reroute_lost if running else self._store.reroute_queued)(move)
+        if followers is None:
             return False
+        report_changes(followers, self._send, self._metrics)
         if running:
             self._metrics.attempts.labels(self._metrics.model_label(job.model), AttemptOutcome.REROUTED).inc()
         self._metrics.job_fallbacks.labels(job.model, to, reason).inc()

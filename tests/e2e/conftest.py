@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import httpx
 import pytest
@@ -13,6 +13,7 @@ from tests.support.database import create_database, drop_database, switch_databa
 from tests.support.stack import Stack, stack_template, write_models
 
 FAIL = "<<fail>>"
+ROUTE = "steady"
 # Options of the vLLM engine, and of vLLM's own server in the tests that compare the two.
 VLLM_OPTIONS: dict[str, object] = {
     "dtype": "float32",
@@ -31,6 +32,7 @@ def make_stack(
     name: str,
     models: list[dict[str, object]],
     *,
+    routes: Sequence[dict[str, object]] = (),
     redis_db: int | None = None,
     **settings: object,
 ) -> Stack:
@@ -41,7 +43,7 @@ def make_stack(
     return Stack(
         switch_database(servers.postgres_url, database),
         servers.empty_redis(redis_db),
-        write_models(folder / "models.yaml", models),
+        write_models(folder / "models.yaml", models, routes),
         folder,
         **settings,
     )
@@ -49,7 +51,10 @@ def make_stack(
 
 @pytest.fixture(scope="session")
 def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker."""
+    """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker.
+
+    `ROUTE` leads to `sim`, and to `small` if that fails.
+    """
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -60,7 +65,16 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2},
     ]
-    stack = make_stack(servers, tmp_path_factory, "sim", models, redis_db=SIM_REDIS_DB, HEADRACE_MAX_BODY_BYTES=100_000)
+    routes: list[dict[str, object]] = [{"name": ROUTE, "otherwise": "sim", "fallbacks": {"sim": ["small"]}}]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "sim",
+        models,
+        routes=routes,
+        redis_db=SIM_REDIS_DB,
+        HEADRACE_MAX_BODY_BYTES=100_000,
+    )
     try:
         stack.start_api()
         stack.start_worker("sim")

@@ -144,8 +144,15 @@ CORPUS: dict[str, bytes] = {
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     models: list[dict[str, object]] = [{"name": "sim", "engine": "simulated"}]
-    timeouts = {"HEADRACE_HEADER_TIMEOUT_S": 2, "HEADRACE_BODY_TIMEOUT_S": 2, "HEADRACE_KEEP_ALIVE_S": 2}
-    stack = make_stack(servers, tmp_path_factory, "fuzz_sockets", models, **timeouts)
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "fuzz_sockets",
+        models,
+        HEADRACE_HEADER_TIMEOUT_S=2,
+        HEADRACE_BODY_TIMEOUT_S=2,
+        HEADRACE_KEEP_ALIVE_S=2,
+    )
     try:
         stack.start_api()
         yield stack

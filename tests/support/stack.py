@@ -197,9 +197,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-def write_models(path: Path, models: Sequence[Mapping[str, Any]]) -> Path:
+def write_models(path: Path, models: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write a models.yaml; its content is JSON, which is valid YAML."""
     import json
 
-    path.write_text(json.dumps({"models": list(models)}))
+    path.write_text(json.dumps({"models": list(models)} | ({"routes": list(routes)} if routes else {})))
     return path

@@ -35,6 +35,7 @@ class Call:
     def __init__(self, job_id: str, attempt: int, request: GenerateRequest, prior: Prior) -> None:
         self.job_id = job_id
         self.attempt = attempt
+        self.request = request
         self.upstream = prior.upstream
         self.prior = "".join(delta.text for delta in prior.deltas if delta.index == 0)
         self.generated = sum(len(delta.token_ids) for delta in prior.deltas if delta.index == 0)

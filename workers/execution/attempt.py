@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from shared.domain.errors import ContextExceeded, ErrorCode, InvalidRequest, UnreadableRow
+from shared.domain.errors import ContentRefused, ContextExceeded, ErrorCode, InvalidRequest, UnreadableRow
 from shared.domain.events import Delta, Event, EventType, UpstreamState, seq_before
 from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
@@ -91,8 +91,9 @@ class AttemptContext:
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
-    `provider`. `conversations` get to know which model takes over a job. `revision` is that of the model's entry
-    (`Spec.revision`).
+    `provider`, and of a job that has moved here, at most `max_output` tokens are generated: admission has applied the
+    limits of its first model. `conversations` get to know which model takes over a job. `revision` is that of the
+    model's entry (`Spec.revision`).
     """
 
     worker: str
@@ -108,6 +109,7 @@ class AttemptContext:
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
     provider: str | None = None
+    max_output: int | None = None
     conversations: ConversationModels | None = None
     revision: str | None = None
 
@@ -125,7 +127,10 @@ class JobAttempt:
     ) -> None:
         """`judge` decides what the death of the engine means for the job; `on_cleared` is called once it is no suspect
         any more, and `on_handover`, with the id of the earlier job, when the generation continues for another job."""
-        self.job = replace(job, request=job.request.for_provider(context.provider))
+        request = job.request.for_provider(context.provider)
+        if context.max_output is not None and job.decisions.has_moved:
+            request = request.with_output_of(context.max_output)
+        self.job = replace(job, request=request)
         # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
         self.claimed_at = time.monotonic()
         self.interrupt_reason: InterruptReason | None = None
@@ -146,8 +151,8 @@ class JobAttempt:
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
         self._metrics = JobMetrics(context.metrics, job)
-        if self.job.request is not job.request:
-            self._metrics.parts_dropped(job.request.opaque_parts - self.job.request.opaque_parts)
+        if request is not job.request:
+            self._metrics.parts_dropped(job.request.opaque_parts - request.opaque_parts)
         self._generation: asyncio.Task[None] | None = None
         self._prompt = PromptInfo(0)
         self._reported_usage: Usage | None = None
@@ -253,7 +258,7 @@ class JobAttempt:
             if not events:
                 # Attempts that were deferred, which are not in the history, and those of other models had no output.
                 had_output = any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts[:-1])
-                if had_output or job.continues is not None:
+                if had_output or job.continues:
                     await self._restart()  # the log is lost, with its output and its readers
             elif not (self._transcript.empty or self._complete):
                 mode = self._context.engine.resume_mode(job.request, self._prior)
@@ -471,9 +476,10 @@ class JobAttempt:
         match error:
             case ContextExceeded():
                 return FallbackReason.CONTEXT_LENGTH
+            case ContentRefused():
+                return None
             case InvalidRequest():
-                route = self.job.decisions.route
-                return FallbackReason.REFUSED if route is not None and route.left else None
+                return FallbackReason.REFUSED if self.job.decisions.has_moved else None
             case UpstreamBusy():
                 return FallbackReason.UPSTREAM_BUSY
             case UpstreamError():
@@ -694,20 +700,21 @@ class JobAttempt:
         False: it stays, because it has no fallback or may have output, or is being cancelled, or is not owned any more.
         """
         job, context = self.job, self._context
-        candidates = candidates_of(job)
-        if not candidates or job.request.names_tokens or self._first_token_at is not None:
+        if not candidates_of(job) or job.request.names_tokens or self._first_token_at is not None:
             return False
         if may_have_output(job, self._log.events):
             return False
-        available = await self._retry(lambda: context.store.available(candidates), "row")
+        available = await self._retry(context.store.available, "row")
         to = next_model(job, available, or_wait=or_wait)
         if to is None:
             return False
         self._log.seal()
         context.log_writer.schedule(self._log)
         move = Move(job, to, reason, self._running_upstream)
-        if not await self._retry(lambda: context.store.reroute(move), "row"):
+        followers = await self._retry(lambda: context.store.reroute(move), "row")
+        if followers is None:
             return False
+        report_changes(followers, context.send, context.metrics)
         self._metrics.rerouted(to, reason)
         self._trace.ended(self._database_now(), AttemptOutcome.REROUTED, self._prompt.prompt_tokens, 0)
         logger.warning(

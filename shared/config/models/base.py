@@ -7,14 +7,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.operational import Operational, without_operational
 from shared.domain.answer_options import CacheOptions, ContextOptions, TokenLimits
 from shared.domain.errors import HeadraceError
+from shared.domain.field_types import without_effect
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import StructureBounds
 
@@ -92,6 +93,18 @@ class Spec(BaseModel):
     token_limits: Operational[TokenLimits | None] = Field(
         None, description="Limits of the tokens of a request. Keys may have further limits."
     )
+
+    @model_validator(mode="after")
+    def _limits_have_an_effect(self) -> Self:
+        limits = self.token_limits
+        if limits is None:
+            return self
+        if "on_exceed" in limits.model_fields_set and limits.max_output is None:
+            raise without_effect("token_limits.on_exceed", "without max_output")
+        for name in ("default_output", "max_output"):
+            if getattr(limits, name) is not None and not self.capabilities.max_tokens:
+                raise without_effect(f"token_limits.{name}", "because the model takes no max_tokens")
+        return self
 
     @property
     def capabilities(self) -> Capabilities:

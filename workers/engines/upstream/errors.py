@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
-from shared.domain.errors import ContextExceeded, InvalidRequest
+from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
 from workers.engines.base import BusyReason, EngineError, UpstreamError
 from workers.engines.upstream.error_phrases import (
     is_about_content,
@@ -177,7 +177,10 @@ def reported_error(body: ErrorBody, default_param: str) -> Failure:
 
 
 def _refusal(message: str, body: ErrorBody, default_param: str) -> InvalidRequest:
-    kind = ContextExceeded if body.too_long or refuses_length(body.message) else InvalidRequest
+    if body.of_content or is_about_content(body.message):
+        kind: type[InvalidRequest] = ContentRefused
+    else:
+        kind = ContextExceeded if body.too_long or refuses_length(body.message) else InvalidRequest
     return kind(message, param=body.param or default_param)
 
 

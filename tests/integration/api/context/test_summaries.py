@@ -71,7 +71,9 @@ class Writer:
 class Setup:
     """A step of admission, with models of 400 and `cheap` tokens of context."""
 
-    def __init__(self, database: AsyncEngine, owner: Owner, writer: Writer, *, cheap: int, timeout_s: float) -> None:
+    def __init__(
+        self, database: AsyncEngine, owner: Owner, writer: Writer, *, cheap: int, timeout_s: float, pause_s: float = 0
+    ) -> None:
         self.owner = owner
         self.writer = writer
         models = {
@@ -82,7 +84,9 @@ class Setup:
         }
         registry, metrics = Registry(models), Metrics(Exporter.API, models)
         window = ContextWindow(registry)
-        self.summaries = Summaries(SummaryStore(database), registry, window, metrics, timeout_s=timeout_s)
+        self.summaries = Summaries(
+            SummaryStore(database), registry, window, metrics, timeout_s=timeout_s, pause_s=pause_s
+        )
         self._shortening = Shortening(registry, window, self.summaries, metrics)
 
     async def shorten(self, turns: int, *, owner: Owner | None = None, store: bool | None = None) -> NewJob:
@@ -202,6 +206,20 @@ async def test_without_a_summary_messages_are_dropped(
     assert note in decision.note
     writer.error = None
     assert "q0 m0" in first_text(await setup.shorten(9))  # tried again
+
+
+async def test_after_a_failure_requests_do_not_wait_for_the_model(
+    database: AsyncEngine, owner: Owner, writer: Writer
+) -> None:
+    setup = Setup(database, owner, writer, cheap=8192, timeout_s=20, pause_s=3600)
+    await setup.shorten(9)
+    writer.error = Failure(ErrorCode.ENGINE_ERROR, "broken")
+    for turns in (15, 16):
+        decision = (await setup.shorten(turns)).decisions.context
+        assert decision is not None
+        assert "failed: broken" in (decision.note or "")
+    assert len(writer.written) == 2
+    assert "q0 m0" in first_text(await setup.shorten(9))  # an existing one is used
 
 
 @pytest.mark.parametrize(("written", "note"), [("", "wrote nothing"), ("long " * 500, "is too long")])

@@ -15,7 +15,7 @@ from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import CacheControl, CacheOptions, RequestOptions
-from shared.domain.decisions import CacheOutcome
+from shared.domain.decisions import CacheOutcome, Decisions, RouteDecision
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive
 from shared.domain.job import Job, JobStatus
@@ -378,3 +378,40 @@ async def test_a_log_that_redis_has_lost(world: Coalescing) -> None:
     assert [event.seq for event in events] == sorted({event.seq for event in events})
     after = [event.type for event in events].index(EventType.RESTARTED)
     assert text_of(events[after:]) == text_of_tokens(3)
+
+
+async def test_followers_of_a_job_that_moves_to_another_model_are_jobs_of_their_own(world: Coalescing) -> None:
+    """They receive nothing of the other model's answer, and can move too."""
+    routed = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=("n",)))
+    leader = await world.ask(decisions=routed)
+    call = await world.workers[0].deliver(leader.id)
+    assert call is not None
+    first, second = await world.ask(), await world.ask(decisions=routed)
+    assert {job.follows for job in (first, second)} == {leader.id}
+    streams = [world.stream(job) for job in (leader, first, second)]
+    await world.until_read(leader.id, 1)
+    await world.fail(world.workers[0], call)
+    assert (await world.read(leader)).model == "n"
+    for job in (first, second):
+        assert await world.is_released(job)
+        assert await world.key_of(job) is None
+    assert (await world.read(first)).model == MODEL
+    late = await world.ask()
+    assert late.follows is None, "the answer will be another model's"
+
+    for job, tokens in ((leader, 5), (first, 2)):
+        run = await world.workers[0].deliver(job.id)
+        assert run is not None
+        await world.tokens(world.workers[0], run, tokens)
+        await world.finish(world.workers[0], run, "stop")
+    run = await world.workers[1].deliver(second.id)
+    assert run is not None
+    await world.fail(world.workers[1], run)
+    assert (await world.read(second)).model == "n"
+    run = await world.workers[1].deliver(second.id)
+    assert run is not None
+    await world.finish(world.workers[1], run, "stop")
+    answers = [await finished(stream) for stream in streams]
+    assert [text_of(events) for events in answers] == [text_of_tokens(6), text_of_tokens(3), text_of_tokens(1)]
+    assert not any(event.type is EventType.RESTARTED for events in answers for event in events)
+    assert (await world.ask()).follows == late.id, "nothing was stored"

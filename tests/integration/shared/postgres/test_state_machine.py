@@ -254,7 +254,7 @@ class World:
         runs = [(worker, call) for worker in self.workers for call in worker.engine.calls.values()]
         if runs:
             return runs[number % len(runs)]
-        await self.submit(1, None, None)
+        await self.submit(1, None, None, routed=number % 2 == 0)
         worker = self.workers[number % WORKERS]
         call = await self.deliver(worker, self.jobs[-1], 1 + number % 5)
         assert call is not None, "a new job is claimed"
@@ -335,6 +335,11 @@ class World:
     async def fail(self, worker: Worker, call: Call) -> None:
         call.fail(EngineError("it failed"))
         await worker.wait_ended(call, "its engine failed")
+
+    async def fail_at_once(self, worker: Worker, job_id: str) -> None:
+        """Deliver a message; if it starts a run, that fails before another token."""
+        if (call := await self.deliver(worker, job_id)) is not None and not call.ended.is_set():
+            await self.fail(worker, call)
 
     async def stop(self, worker: Worker, call: Call, why: InterruptReason) -> None:
         worker.runner.stop(call.job_id, why, call.attempt)
@@ -622,7 +627,7 @@ class Jobs(RuleBasedStateMachine):
         choices=st.sampled_from([1, 1, 1, 2]),
         key=st.sampled_from([None, None, "a", "b"]),
         late=st.sampled_from([None, None, "start", "finish"]),
-        routed=st.booleans(),
+        routed=st.sampled_from([True, False]),
     )
     def submit(self, choices: int, key: str | None, late: str | None, routed: bool) -> None:
         if len(self.world.open_jobs) < JOBS or key in self.world.by_key:
@@ -646,6 +651,10 @@ class Jobs(RuleBasedStateMachine):
             self._to_run(run, self.world.fail)
         else:
             self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
+
+    @rule(job=a_job, worker=a_worker)
+    def fail_at_once(self, job: int, worker: int) -> None:
+        self._do(self.world.fail_at_once(self.world.workers[worker], self.world.job(job)))
 
     @rule(run=a_run, why=st.sampled_from([InterruptReason.REQUEUED, InterruptReason.DEADLINE_EXCEEDED]))
     def stop(self, run: int, why: InterruptReason) -> None:

@@ -93,6 +93,7 @@ CALLS: dict[str, tuple[Call, set[str]]] = {
         {"jobs_queued"},
     ),
     "deferred": (recovery(lambda store: store.deferred_for("m", 60, limit=10, without=["job_1"])), {"jobs_deferred"}),
+    "movable": (recovery(lambda store: store.movable("m", 10, ["n"], without=["job_1"])), {"jobs_queued"}),
     "abandoned": (recovery(lambda store: store.abandon_cancellations(3600)), {"upstream_cancellations_created"}),
     "claims": (lambda database: ClaimStore(database, "w").list_claims(), {"jobs_running"}),
     "unreadable": (lambda database: JobStore(database).unreadable(), {"jobs_unreadable"}),

@@ -21,13 +21,14 @@ from api.openai.completions import CHAT
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.domain.decisions import CacheDecision, Decisions, RouteDecision
-from shared.domain.errors import ContextExceeded, InvalidRequest
+from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
 from shared.domain.events import EventType, UpstreamState
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job, JobStatus
+from shared.domain.opaque import OpaquePart
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
-from shared.domain.request import GenerateRequest, Message
+from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
@@ -288,8 +289,33 @@ async def test_errors_of_the_client_and_cancels_do_not_move_a_job(models: Models
     run, call = await models.start("a", late)
     models.workers["a"].runner.stop(late.id, InterruptReason.DEADLINE_EXCEEDED)
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.CANCELLED
+    filtered = await models.submit("b", "c")
+    assert await models.fail("a", filtered, UpstreamError("down")) is None
+    assert await models.fail("b", filtered, ContentRefused("no", param="prompt")) is JobStatus.FAILED
     ids = await models.submit("b", request=GenerateRequest(prompt=[1, 2]))
     assert await models.fail("a", ids, UpstreamError("down")) is JobStatus.FAILED, "b has other tokens"
+
+
+async def test_a_request_is_adapted_to_the_model_that_takes_over(models: Models) -> None:
+    """It gets no more tokens than that one allows, and none of the former provider's parts."""
+    worker = models.workers["b"]
+    worker.runner._context = replace(worker.runner._context, provider="vendor-b", max_output=5)
+    own, foreign = (OpaquePart(origin, "thinking", {"s": 1}) for origin in ("vendor-b", "vendor-a"))
+    request = GenerateRequest(
+        messages=[Message(role="user", content="x"), Message(role="assistant", content="y", opaque=[own, foreign])],
+        sampling=Sampling(max_tokens=9),
+    )
+    moved, admitted = await models.submit("b", request=request), NewJob(models.owner, "b", 3, request)
+    assert await models.fail("a", moved, UpstreamError("down")) is None
+    run, call = await models.start("b", moved)
+    assert call.request.sampling.max_tokens == 5
+    assert [list(message.opaque or ()) for message in call.request.messages or ()] == [[], [own]]
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    run, call = await models.start("b", (await models.store.insert(admitted))[0])
+    assert call.request.sampling.max_tokens == 9, "its limits were applied when it was admitted"
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
 
 
 async def test_the_conversation_continues_with_the_model_that_took_over(models: Models) -> None:

@@ -106,6 +106,7 @@ def _belongs(messages: Sequence[Message], position: int, newest: int) -> bool:
 
 
 @HISTORIES
+@hypothesis.example(seed=306, trigger=303, share=0.5)  # instructions follow a question that nothing has answered
 @hypothesis.given(seed=SEEDS, trigger=some.integers(20, 1500), share=some.floats(0.1, 0.9))
 def test_the_beginning_stays_the_same_between_two_cuts(seed: int, trigger: int, share: float) -> None:
     grown = history(seed, usual=True)
@@ -143,6 +144,12 @@ def test_instructions_amid_the_conversation_are_kept_in_order() -> None:
     assert kept(messages, 50, 40) == (1, 3, 4, 5)
 
 
+def test_instructions_at_the_end_count_too() -> None:
+    messages = asks() + answers() + asks() + said("developer", 2)
+    assert kept(messages, 40, 30) == (2, 3, 4)
+    assert kept(messages, 50, 30) == (0, 1, 2, 3, 4)
+
+
 def test_the_steps_of_a_long_turn_are_dropped_but_not_its_question() -> None:
     messages = said("system") + asks() + step("a") + step("b") + step("c") + step("d")
     assert kept(messages, 80, 60) == (0, 1, 6, 7, 8, 9)
@@ -177,7 +184,7 @@ def test_an_id_that_is_used_again_belongs_to_the_newest_call() -> None:
 def test_sizes_of_what_cannot_be_dropped() -> None:
     messages = said("system") + asks() + answers() + asks() + step("a")
     result = cut(messages, [10] * 6, Budget(20, 10, fixed=5))
-    assert (result.newest, result.kept) == (5 + 10 + 20, (0, 3, 4, 5))
+    assert (result.tokens, result.kept) == (5 + 40, (0, 3, 4, 5))
 
 
 @pytest.mark.parametrize("messages", [asks(1000), answers(1000), (asks() + answers()) * 500])

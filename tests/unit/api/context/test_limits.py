@@ -20,18 +20,20 @@ from api.jobs.admission import Admission
 from api.keys.principal import Principal
 from api.openai.schemas import CompletionRequest
 from shared.config.models.anthropic import AnthropicModel
-from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.base import RegistryError
+from shared.config.models.loader import ModelSpec, Registry, load_registry
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
-from shared.domain.answer_options import KeyOptions, TokenLimits
+from shared.domain.answer_options import ContextOptions, KeyOptions, TokenLimits
 from shared.domain.errors import InvalidRequest
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.postgres.job_store import NewJob
 from tests.support.examples import example_count
 from tests.support.metrics import api_metrics
+from tests.support.stack import write_models
 from tests.support.transcripts import run_now
 from tests.unit.api.jobs.test_capability_check import Dialect, chat, messages, native, responses
 
@@ -313,6 +315,56 @@ def test_token_ids_are_counted_for_any_model() -> None:
     assert "has 11. Send a shorter prompt" in error.message
 
 
+async def test_a_conversation_is_shortened_to_the_limit_of_input() -> None:
+    model = spec({"max_input": 100}, max_model_len=100_000).model_copy(
+        update={"context": ContextOptions(strategy="sliding_window")}
+    )
+    registry = Registry({"m": model})
+    admission = Admission(registry, ContextWindow(registry))
+
+    async def kept(messages: list[Message], **limits: Any) -> list[Message]:
+        new = NewJob(OWNER, "m", 3, GenerateRequest(messages=messages))
+        return (await admission.admit(principal(**limits), new)).request.messages or []
+
+    turns = [("assistant" if number % 2 else "user", f"{number} " + "word " * 8) for number in range(41)]
+    messages = [Message.model_validate({"role": role, "content": content}) for role, content in turns]
+    ten = await kept(messages)
+    assert ten[-1] == messages[-1]
+    assert len(await kept(messages, max_input=50)) < len(ten) <= 10
+    with pytest.raises(InvalidRequest, match="allows prompts of at most 100 tokens"):
+        await kept([*messages[:-1], Message(role="user", content="word " * 200)])
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (
+            {"engine": "simulated", "token_limits": {"on_exceed": "clamp"}},
+            "on_exceed: has no effect without max_output",
+        ),
+        (
+            {
+                "engine": "triton",
+                "model": "m",
+                "options": {"base_url": "http://localhost:1", "backend": "python", "parameters": {"max_tokens": None}},
+                "token_limits": {"max_output": 10},
+            },
+            "max_output: has no effect because the model takes no max_tokens",
+        ),
+        (
+            {"engine": "simulated", "token_limits": {"default_output": 20, "max_output": 10}},
+            "default_output: default_output must be at most max_output=10",
+        ),
+        ({"engine": "simulated", "token_limits": {"max_output": 0}}, "max_output: Input should be greater than"),
+    ],
+)
+def test_limits_without_effect_are_errors_at_start(tmp_path: Path, entry: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RegistryError) as caught:
+        load_registry(write_models(tmp_path / "models.yaml", [{"name": "m", **entry}]))
+    assert "models[0].token_limits." + problem in str(caught.value)
+    assert ", line " in str(caught.value)
+
+
 def test_jobs_of_the_server_have_no_limits() -> None:
     registry = Registry({"m": spec({"max_output": 10, "max_input": 10})})
     admission = Admission(registry, ContextWindow(registry))
@@ -348,8 +400,16 @@ def test_outcomes_are_counted() -> None:
     assert metrics.token_estimates.labels("m")._value.get() == 4
 
 
-LIMITS: some.SearchStrategy[dict[str, Any]] = some.builds(
-    dict,
+def given(limits: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def limits_of(**limits: Any) -> dict[str, Any]:
+    return given(limits if limits["max_output"] else {**limits, "on_exceed": None})
+
+
+LIMITS = some.builds(
+    limits_of,
     default_output=some.none() | some.integers(1, 50),
     max_output=some.none() | some.integers(50, 200),
     on_exceed=some.sampled_from(["clamp", "reject"]),
@@ -368,7 +428,7 @@ def test_no_request_exceeds_a_limit(
 ) -> None:
     if requested is not None:
         min_tokens = min(min_tokens, requested)
-    ceilings = [limits["max_output"] for limits in (of_model, of_key) if limits["max_output"] is not None]
+    ceilings = [limits["max_output"] for limits in (of_model, of_key) if "max_output" in limits]
     ceiling = min(ceilings, default=None)
     request = conversation(max_tokens=requested, min_tokens=min_tokens)
     try:

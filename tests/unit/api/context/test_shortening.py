@@ -14,7 +14,7 @@ from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions
+from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions, TokenLimits
 from shared.domain.errors import InvalidRequest
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
@@ -109,6 +109,15 @@ async def test_a_trigger_in_tokens_applies_without_a_known_length() -> None:
     assert len((await shorten(job(conversation(9)), model(), far)).request.messages or ()) == 9
 
 
+async def test_a_limit_of_the_prompt_limits_the_room() -> None:
+    registry = Registry({"sim": model(context=WINDOW, limit=8192)})
+    options = KeyOptions(token_limits=TokenLimits(max_input=100))
+    admission = Admission(registry, ContextWindow(registry))
+    new = await admission.admit(replace(Principal.of(OWNER), options=options), job(conversation(9)))
+    assert new.decisions.context is not None
+    assert (new.decisions.context.tokens_after or 0) <= 80
+
+
 async def test_a_newest_turn_that_does_not_fit_is_an_error() -> None:
     messages = [*conversation(2), Message(role="assistant", content="x"), Message(role="user", content="long " * 300)]
     with pytest.raises(InvalidRequest, match=r"context is 200 tokens.*never dropped, have 302") as caught:
@@ -125,6 +134,12 @@ async def test_an_oldest_turn_that_does_not_fit_is_dropped() -> None:
 async def test_a_text_prompt_is_not_a_conversation() -> None:
     new = NewJob(OWNER, "sim", 3, GenerateRequest(prompt="x " * 1000))
     assert await shorten(new, key=WINDOW) is new
+
+
+async def test_a_request_that_only_counts_tokens_counts_all() -> None:
+    new = job(conversation(9))
+    counting = replace(new, request=new.request.model_copy(update={"prompt_only": True}))
+    assert await shorten(counting, key=WINDOW) is counting
 
 
 async def test_a_model_for_summaries_that_does_not_exist() -> None:

@@ -171,6 +171,20 @@ async def test_the_models_that_can_serve_the_request_may_take_over(fallbacks: Ro
     assert fallbacks.queues.asked == ["small", "large"], "the load of a model that cannot serve it does not matter"
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GenerateRequest(prompt=[1, 2]),
+        chat(SIMPLE, sampling=Sampling(logit_bias={"1": -1})),
+        chat(SIMPLE, sampling=Sampling(stop_token_ids=[1])),
+        chat(SIMPLE, sampling=Sampling(allowed_token_ids=[1])),
+    ],
+    ids=["prompt", "bias", "stop", "allowed"],
+)
+async def test_no_model_takes_over_a_request_with_ids_of_tokens(fallbacks: Routing, request_: GenerateRequest) -> None:
+    assert await fallbacks.decided(request_) == ("small", (), ())
+
+
 async def test_overload(fallbacks: Routing) -> None:
     fallbacks.queues.stop("small")
     assert await fallbacks.decided(chat(SIMPLE)) == ("middle", ("small",), ("large", "backup"))

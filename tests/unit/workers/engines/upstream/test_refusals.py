@@ -1,4 +1,4 @@
-"""Refusals of a prompt that is too long are distinguished from others: another model of a route may have more room."""
+"""Refusals that another model of a route may not repeat, or must not be asked about, are distinguished from others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from shared.domain.errors import ContextExceeded, InvalidRequest
+from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
 from workers.engines.upstream.error_body import parse_error
 from workers.engines.upstream.errors import reported_error, status_error
 
@@ -43,6 +43,11 @@ TOO_LONG = [
     # A gateway that passes on the error of the server behind it.
     of(None, orjson.dumps(of("invalid_request_error", "no", code="context_length_exceeded")).decode(), code=400),
 ]
+CONTENT = [
+    of(None, "The request was rejected.", code="content_policy_violation"),
+    of(None, "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."),
+    of("invalid_request_error", "Your input was flagged", metadata={"flagged_input": "x"}),
+]
 OTHERS = [
     of("invalid_request_error", "messages: at least one message is required"),
     of("invalid_request_error", "max_tokens: must be at least 1"),
@@ -53,10 +58,14 @@ OTHERS = [
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [*((error, ContextExceeded) for error in TOO_LONG), *((error, InvalidRequest) for error in OTHERS)],
+    [
+        *((error, ContextExceeded) for error in TOO_LONG),
+        *((error, ContentRefused) for error in CONTENT),
+        *((error, InvalidRequest) for error in OTHERS),
+    ],
     ids=lambda value: str(value)[:60],
 )
-def test_prompts_that_are_too_long(error: dict[str, Any], kind: type[InvalidRequest]) -> None:
+def test_kinds_of_refusals(error: dict[str, Any], kind: type[InvalidRequest]) -> None:
     body = parse_error(orjson.dumps(error))
     assert type(status_error(400, {}, body, "messages")) is kind
 
