@@ -264,6 +264,8 @@ def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> A
     return statement if project_id is None else statement.where(JobRow.project_id == project_id)
 
 
+# What a cached answer counts in a group of commits, whatever its size: it is known only when it is copied.
+ANSWER_BYTES = 64 * 1024
 # Characters of the archived log in one page.
 ARCHIVE_PAGE = 128 * 1024
 
@@ -299,7 +301,7 @@ class JobStore(JobRowStore):
             insertion: GroupCommit(partial(self._insert, insertion), weigh=_weight)
             for insertion in (_INSERT, _LEAD, _FOLLOW)
         }
-        self._answers = GroupCommit(self._answer, weigh=_weight)
+        self._answers = GroupCommit(self._answer, weigh=lambda record: _weight(record) + ANSWER_BYTES)
 
     async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Commit a new `queued` job; return it, and True. When this returns, the job is durable.
