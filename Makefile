@@ -3,7 +3,7 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker reload env test test-long chaos soak bench lint fmt lock clean dev
+.PHONY: help up worker reload env demo test test-long chaos soak bench lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
@@ -20,6 +20,9 @@ worker:  ## add a worker to a running `make up`: make worker MODEL=smollm2
 
 reload:  ## apply changes of models.yaml to a running `make up`, without dropping a stream
 	@exec sh launcher/reload.sh
+
+demo:  ## show routes, the response cache and coalescing with two local models; needs no account
+	@exec $(BOOTSTRAP) -m demo $(ARGS)
 
 env:  ## write .env with new secrets, for `docker compose up`
 	@sh launcher/compose_env.sh

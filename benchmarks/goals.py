@@ -64,6 +64,12 @@ def _loops() -> Iterator[Goal]:
         yield Goal(f"{name} beside heavy requests", Key("heavy", "headrace", name), 0, False, "%")
 
 
+def _routes() -> Iterator[Goal]:
+    for kind in ("question", "code and tools", "20 turns", "16 KB"):
+        key = Key("routes", "headrace", f"CPU per decision p99, {kind}")
+        yield Goal(f"CPU of a routing decision, p99, {kind}", key, 2, False, "ms")
+
+
 def _vllm(streams: Iterable[int]) -> Iterator[Goal]:
     for count in streams:
         key, baseline = (Key("vllm", system, f"tokens/s at {count}") for system in ("headrace", "vllm"))
@@ -140,6 +146,7 @@ GOALS = (
     *_engines(("responses", "anthropic", "triton", "replicate", "runpod")),
     Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
+    *_routes(),
     Goal(
         "first token of a cached answer at 1, delay relative to a submit",
         Key("cache", "headrace", "hit, added to p50 at 1"),

@@ -33,10 +33,10 @@ class Conversations:
         found = await self._tolerant(self._models.read(ids)) if ids and self._available() else None
         return found if found is not None else [None] * len(ids)
 
-    async def remember(self, ids: Sequence[str], model: str, ttl_s: int) -> None:
-        """Note the model of a conversation."""
+    async def remember(self, ids: Sequence[str], model: str, ttl_s: int, *, better: Sequence[str]) -> None:
+        """Note the model of a conversation, unless one of the better ones has answered the same request before."""
         if ids and self._available():
-            await self._tolerant(self._models.remember(ids, model, ttl_s))
+            await self._tolerant(self._models.remember(ids, model, ttl_s, better=better))
 
     def _available(self) -> bool:
         if time.monotonic() >= self._paused_until:

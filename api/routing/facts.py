@@ -113,4 +113,9 @@ class Facts:
         return estimate or PromptTokens(self.request.size // BYTES_PER_TOKEN, estimated=True)
 
     def _has(self, kind: str) -> bool:
-        return any(part.type == kind for message in self.request.messages or () for part in message.media)
+        return any(
+            part.type == kind
+            for message in self.request.messages or ()
+            if isinstance(message.content, list)
+            for part in message.content
+        )

@@ -93,20 +93,15 @@ class Router:
     async def route(self, principal: Principal, new: NewJob) -> NewJob:
         """The job with a model in place of the route that it names; the job itself if it names a model."""
         requested = self._registry.route(new.model)
-        if requested is None:
+        if requested is None or new.kind is not None:  # such as a summary, whose model the operator names
             return new
         route, history = requested.route, Conversation(new.request)
         ids = history.ids(route.name, principal.owner) if route.sticky_s else None
         previous, own = (ids.previous if history.continues else (), ids.own) if ids is not None else ((), ())
-        models = await self._conversations.models([*previous, *own])
-        known = self._first_known(models[: len(previous)])
+        known = self._first_known(await self._conversations.models(previous))
         request = self._request(principal, new, requested, history, known)
         choice = await self._choose(request)
-        if ids is not None:
-            # The same request may have been answered before, by a better model.
-            answered = self._first_known(models[len(previous) :])
-            if answered is None or (route.tier(answered) or 0) <= (route.tier(choice.model) or 0):
-                await self._conversations.remember(own, choice.model, route.sticky_s)
+        await self._conversations.remember(own, choice.model, route.sticky_s, better=route.above(choice.model))
         self._count(request, choice)
         decision = RouteDecision(
             route=route.name,

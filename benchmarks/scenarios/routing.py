@@ -87,8 +87,10 @@ class _Memory(ConversationModels):
     async def read(self, conversations: Sequence[str]) -> list[str | None]:
         return [self._models.get(conversation) for conversation in conversations]
 
-    async def remember(self, conversations: Sequence[str], model: str, ttl_s: int) -> None:
-        self._models |= dict.fromkeys(conversations, model)
+    async def remember(
+        self, conversations: Sequence[str], model: str, ttl_s: int, *, better: Sequence[str] = ()
+    ) -> None:
+        self._models |= {name: model for name in conversations if self._models.get(name) not in better}
 
 
 class _AllCanServe:

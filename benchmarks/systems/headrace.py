@@ -37,6 +37,11 @@ class Headrace(System):
     redis_url: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def models_file(self) -> Path:
+        """The file with its models and routes."""
+        return Path(self.settings["HEADRACE_MODELS"])
+
     def environment(self) -> dict[str, str]:
         """Return the environment for another Headrace process."""
         return {**os.environ, **self.settings}
@@ -70,6 +75,7 @@ def headrace(
     models: Sequence[Mapping[str, Any]],
     workers: Sequence[str] = (),
     *,
+    routes: Sequence[Mapping[str, Any]] = (),
     name: str = "headrace",
     **settings: object,
 ) -> Iterator[Headrace]:
@@ -81,7 +87,7 @@ def headrace(
         valkey = start_valkey(folder / "valkey")
         stack.callback(valkey.stop)
         models_file = folder / "models.yaml"
-        models_file.write_text(json.dumps({"models": list(models)}))  # JSON is valid YAML
+        models_file.write_text(json.dumps({"models": list(models), "routes": list(routes)}))  # JSON is valid YAML
         key = f"hr_bench_{secrets.token_hex(16)}"
         port = free_port()
         environment = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from importlib.resources import files
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -12,24 +13,27 @@ from shared.redis import keys
 
 logger = logging.getLogger(__name__)
 
+_REMEMBER = files("shared.redis").joinpath("conversation_models_remember.lua").read_text(encoding="utf-8")
+
 
 class ConversationModels:
     """The model that answered each conversation last, by the conversation's id (`RouteDecision.conversation`)."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._remember = redis.register_script(_REMEMBER)
 
     async def read(self, conversations: Sequence[str]) -> list[str | None]:
         """The models of these conversations, in order; None if unknown."""
         values = await self._redis.mget([keys.conversation_model(conversation) for conversation in conversations])
         return [value.decode() if isinstance(value, bytes) else value for value in values]
 
-    async def remember(self, conversations: Sequence[str], model: str, ttl_s: int) -> None:
-        """Note which model answers a conversation, under each of its ids."""
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for conversation in conversations:
-                pipeline.set(keys.conversation_model(conversation), model, ex=ttl_s)
-            await pipeline.execute()
+    async def remember(
+        self, conversations: Sequence[str], model: str, ttl_s: int, *, better: Sequence[str] = ()
+    ) -> None:
+        """Note which model answers a conversation, under each of its ids, unless one of the `better` ones is noted."""
+        names = [keys.conversation_model(conversation) for conversation in conversations]
+        await self._remember(keys=names, args=[model, ttl_s, *better])
 
     async def move(self, conversation: str | None, model: str) -> None:
         """Note that another model than the chosen one answers a conversation, if it is remembered.

@@ -53,6 +53,7 @@ def make_stack(
 def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker.
 
+    The route `auto` prefers `sim` and `small`, or for requests with a certain word, `orphan`.
     `ROUTE` leads to `sim`, and to `small` if that fails.
     """
     models: list[dict[str, object]] = [
@@ -65,7 +66,15 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2},
     ]
-    routes: list[dict[str, object]] = [{"name": ROUTE, "otherwise": "sim", "fallbacks": {"sim": ["small"]}}]
+    routes: list[dict[str, object]] = [
+        {
+            "name": "auto",
+            "models": ["sim", "small"],
+            "rules": [{"name": "scarce", "if": {"keywords": ["orphan"]}, "model": "orphan"}],
+            "fallbacks": {"orphan": ["small", "sim"]},
+        },
+        {"name": ROUTE, "otherwise": "sim", "fallbacks": {"sim": ["small"]}},
+    ]
     stack = make_stack(
         servers,
         tmp_path_factory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         drop_database(servers.postgres_url, "stack_reload")
 
 
-def replace_models(stack: Stack, models: list[dict[str, object]]) -> None:
+def replace_models(stack: Stack, models: list[dict[str, object]], routes: Sequence[dict[str, object]] = ()) -> None:
     """Replace the file at once, as editors and Kubernetes do."""
     path = Path(stack.environment["HEADRACE_MODELS"])
-    os.replace(write_models(path.with_suffix(".new"), models), path)
+    os.replace(write_models(path.with_suffix(".new"), models, routes), path)
 
 
 def write(path: str, text: str) -> None:
@@ -139,6 +139,15 @@ async def test_reload_under_load(stack: Stack) -> None:
         }
         assert slots == {"kept": 2 * SLOTS, "new": SLOTS}
         await check_invalid_file(stack, client, workers["kept"])
+        route: dict[str, object] = {"name": "auto", "otherwise": "new"}
+        replace_models(stack, [model("kept", **changed), model("new")], [route])
+        send_hup(stack)
+
+        async def routed() -> bool:
+            return await names(client) == ["kept", "new", "auto"]
+
+        await eventually(routed, "the route is served")
+        assert (await client.post("/v1/route", json={"model": "auto", "prompt": "Hi"})).json()["model"] == "new"
     removed = stack.processes.pop(workers["removed"])
     assert await asyncio.to_thread(removed.wait, 30) == 0, "the worker of the removed model has ended by itself"
     assert "model=removed was removed" in (stack.folder / f"{workers['removed']}.log").read_text()

@@ -91,7 +91,7 @@ class Queues:
 class Memory(ConversationModels):
     """In place of Redis."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # without a connection
         self.models: dict[str, str] = {}
         self.error: Exception | None = None
 
@@ -99,9 +99,11 @@ class Memory(ConversationModels):
         self._fail()
         return [self.models.get(conversation) for conversation in conversations]
 
-    async def remember(self, conversations: Sequence[str], model: str, ttl_s: int) -> None:
+    async def remember(
+        self, conversations: Sequence[str], model: str, ttl_s: int, *, better: Sequence[str] = ()
+    ) -> None:
         self._fail()
-        self.models |= dict.fromkeys(conversations, model)
+        self.models |= {name: model for name in conversations if self.models.get(name) not in better}
 
     async def move(self, conversation: str | None, model: str) -> None:
         self._fail()

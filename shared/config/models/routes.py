@@ -96,6 +96,10 @@ class Route(BaseModel):
         """The tier of a model, from 0; None if it is none of `models`."""
         return self.models.index(model) if model in self.models else None
 
+    def above(self, model: str) -> tuple[str, ...]:
+        """The tiers above a model; none if it is no tier."""
+        return self.models[self.models.index(model) + 1 :] if model in self.models else ()
+
     def fallbacks_of(self, model: str) -> tuple[str, ...]:
         """The models that take over from a model, in order: its own fallbacks, then theirs."""
         found = [model]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as ConnectionLost
 
 from shared.domain.opaque import OpaquePart
 from shared.domain.request import FunctionCall, GenerateRequest, Message, MessageToolCall
+from tests.support.examples import example_count
 from tests.support.routing import COMPLEX, IMAGE, SIMPLE, Routing, user
 
 MODELS = """\
@@ -31,7 +32,7 @@ routes:
       - {name: trial, if: {keywords: [poem]}, split: {small: 50, trial: 50}}
       - {name: short, if: {keywords: [short]}, model: small}
       - {name: busy, if: {predicted_wait_over_s: 10}, model: middle}
-    fallbacks: {small: [middle], middle: [large, backup], trial: [small]}
+    fallbacks: {small: [middle], large: [middle, backup], trial: [small]}
   - {name: other, models: [small, middle, large]}
   - {name: stateless, models: [small, middle, large], sticky_s: 0}
 """
@@ -211,27 +212,28 @@ class Talk:
         self.messages.append(said(text, calls=calls, opaque=spec.provider if signed else None))
 
 
-TEXTS = st.sampled_from([SIMPLE, COMPLEX, "short", "poem", "hi", IMAGE])
+TEXTS = st.sampled_from([SIMPLE, COMPLEX, IMAGE, "poem"])
 STEPS = st.lists(
     st.tuples(
-        st.integers(0, 2),  # whose turn it is
+        st.integers(0, 1),  # whose turn it is
         TEXTS,
         st.sets(st.sampled_from(["small", "middle", "large", "trial", "backup"])),  # without a worker
         st.sampled_from([0, 0, 1]),  # tool calls
-        st.sampled_from([False, False, True]),  # signed reasoning
+        st.booleans(),  # signed reasoning
     ),
-    max_size=15,
+    min_size=3,
+    max_size=12,
 )
 
 
 @given(steps=STEPS)
-@settings(max_examples=60)
+@example_count(100, long=3000)
 def test_conversations_keep_the_rules(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     """Never down a tier, never another model inside a tool loop or with opaque parts in the history."""
 
     async def run() -> None:
         routing = Routing(tmp_path_factory.getbasetemp(), MODELS)
-        talks = [Talk(routing, name) for name in ("a", "b", None)]
+        talks = [Talk(routing, name) for name in ("a", None)]
         for whose, text, stopped, calls, signed in steps:
             for name in routing.registry.models:
                 (routing.queues.stop if name in stopped else routing.queues.start)(name)

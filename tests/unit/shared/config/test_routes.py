@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from shared.config.models.base import RegistryError
+from shared.config.models.conditions import Conditions
 from shared.config.models.loader import Registry, load_registry
 from shared.config.models.routes import Mode
+from shared.config.settings import REPOSITORY
 
 GOOD = """\
 models:
@@ -170,6 +172,18 @@ def test_a_route_may_have_only_rules_or_only_a_default(tmp_path: Path) -> None:
     )
     registry = load(tmp_path, models + routes)
     assert [route.candidates for route in registry.routes] == [("small", "new"), ("small",)]
+
+
+def test_the_examples_are_valid(tmp_path: Path) -> None:
+    """The example file, and the routes in the documentation."""
+    example = load_registry(REPOSITORY / "examples" / "routes.yaml")
+    assert [route.name for route in example.routes] == ["auto", "trial"]
+    page = (REPOSITORY / "docs" / "routing.md").read_text()
+    routes = page.partition("```yaml\n")[2].partition("```")[0]
+    (route,) = load(tmp_path, GOOD[: GOOD.index("routes:")] + routes).routes
+    assert {name for rule in route.rules for name in rule.conditions.names} <= Conditions.model_fields.keys()
+    for name in Conditions.model_fields:
+        assert f"`{name}" in page, f"docs/routing.md does not describe the condition {name}"
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:

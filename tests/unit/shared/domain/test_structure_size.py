@@ -14,10 +14,10 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.regex_states import RegexSize, measure
 from shared.domain.request import ChatOptions, Function, GenerateRequest, StructuredOutputs, Tool
 from shared.domain.structure_size import StructureBounds, structure_steps
+from tests.support.step_limit import MAX_STEP_MS
 from tests.support.structures import HOSTILE, LARGEST, ORDINARY, api, nested, record
 
 BOUNDS = StructureBounds()
-STEP_S = 0.02
 
 
 def request(structure: dict[str, Any]) -> GenerateRequest:
@@ -188,4 +188,4 @@ def test_no_step_blocks_the_event_loop(structure: dict[str, Any], frozen: None) 
             break
         finally:
             longest = max(longest, time.thread_time() - began)
-    assert longest <= STEP_S
+    assert longest <= MAX_STEP_MS / 1000

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from shared.runtime import chunked_json
 from shared.runtime.chunked_json import LazyList, Mapped, dump_pieces, loads
+from tests.support.step_limit import MAX_STEP_MS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -113,7 +114,7 @@ def test_no_piece_takes_long(text: str, monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("_scan", "_string", "_items"):
         monkeypatch.setattr(chunked_json, name, timed(getattr(chunked_json, name)))
     assert loads(text) == json.loads(text)
-    assert longest < 0.02
+    assert longest < MAX_STEP_MS / 1000
 
 
 @pytest.mark.usefixtures("small_windows")

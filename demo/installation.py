@@ -1,0 +1,103 @@
+"""A Headrace of its own for the demonstration: another folder, other ports, its own models."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import readiness
+from launcher.settings import load_settings
+
+FOLDER = Path(__file__).resolve().parent
+STOP_TIMEOUT_S = 60
+
+
+class DemoFailed(Exception):
+    """The demonstration cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The address of the running API, and a key for it."""
+
+    url: str
+    key: str
+
+
+@contextlib.contextmanager
+def running(*, verbose: bool) -> Iterator[Installation]:
+    """Start everything as `make up` does, in a temporary folder, and stop it at the end.
+
+    Raises:
+        DemoFailed: it did not start.
+    """
+    settings = load_settings()
+    models = FOLDER / ("models.simulated.yaml" if settings.engine == "simulated" else "models.yaml")
+    folder = tempfile.TemporaryDirectory(prefix="headrace-demo-", ignore_cleanup_errors=True)
+    log = Path(folder.name) / "demo.log"
+    key = f"hr_demo_{secrets.token_urlsafe(24)}"
+    port, flower_port = _free_ports(2)
+    environment = {
+        **os.environ,
+        "HEADRACE_HOME": folder.name,
+        "HEADRACE_MODELS": str(models),
+        "HEADRACE_HOST": "127.0.0.1",
+        "HEADRACE_PORT": str(port),
+        "HEADRACE_FLOWER_ADDRESS": "127.0.0.1",
+        "HEADRACE_FLOWER_PORT": str(flower_port),
+        "HEADRACE_API_KEY": key,
+    }
+    for name in ("DATABASE_URL", "REDIS_URL"):  # the demonstration never writes to an installation's own servers
+        environment.pop(name, None)
+    with log.open("wb") as output:
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "launcher"],
+            cwd=FOLDER.parent,
+            env=environment,
+            stdout=None if verbose else output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the launcher
+        )
+    try:
+        _wait(launcher, f"http://127.0.0.1:{port}", log, settings.start_timeout_s)
+        yield Installation(f"http://127.0.0.1:{port}", key)
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        try:
+            launcher.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            launcher.kill()
+            launcher.wait()
+        folder.cleanup()
+
+
+def _wait(launcher: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
+    began = time.monotonic()
+    while not readiness.ask(url).ready:
+        if launcher.poll() is not None:
+            raise DemoFailed(f"Headrace did not start. The end of its output:\n{_end(log)}")
+        if time.monotonic() - began > timeout_s:
+            raise DemoFailed(f"Headrace was not ready after {timeout_s:g} s. The end of its output:\n{_end(log)}")
+        time.sleep(0.3)
+
+
+def _end(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:]
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
