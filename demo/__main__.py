@@ -86,10 +86,10 @@ async def show_cache(client: httpx.AsyncClient) -> None:
         )
 
 
-async def show_coalescing(client: httpx.AsyncClient) -> None:
-    print(f"\n3. Coalescing: {IDENTICAL} identical requests at once\n")
+async def show_coalescing(client: httpx.AsyncClient, identical: int) -> None:
+    print(f"\n3. Coalescing: {identical} identical requests at once\n")
     began = time.perf_counter()
-    answers = await asyncio.gather(*(ask(client, POPULAR) for _ in range(IDENTICAL)))
+    answers = await asyncio.gather(*(ask(client, POPULAR) for _ in range(identical)))
     outcomes = Counter(answer.headers.get("x-headrace-cache", "-") for answer in answers)
     texts = {answer.text for answer in answers}
     print(f"  {', '.join(f'{count} {outcome}' for outcome, count in outcomes.most_common())}")
@@ -117,22 +117,27 @@ def _print_tokens(title: str, counts: dict[str, Any]) -> None:
     )
 
 
-async def show(installation: Installation) -> None:
-    limits = httpx.Limits(max_connections=IDENTICAL)
+async def show(installation: Installation, identical: int) -> None:
+    limits = httpx.Limits(max_connections=identical)
     headers = {"Authorization": f"Bearer {installation.key}"}
     async with httpx.AsyncClient(base_url=installation.url, headers=headers, limits=limits, timeout=300) as client:
-        for part in (show_routes, show_cache, show_coalescing, show_savings):
-            await part(client)
+        await show_routes(client)
+        await show_cache(client)
+        await show_coalescing(client, identical)
+        await show_savings(client)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--verbose", action="store_true", help="show the output of the start")
+    parser.add_argument(
+        "--identical", type=int, default=IDENTICAL, help=f"identical requests at once (default: {IDENTICAL})"
+    )
     arguments = parser.parse_args()
     try:
         print("Starting two models on this machine; the first start takes a minute or two.", flush=True)
         with running(verbose=arguments.verbose) as installation:
-            asyncio.run(show(installation))
+            asyncio.run(show(installation, arguments.identical))
             print("\nStopping. Try it with your own models: docs/routing.md, docs/caching.md, docs/context.md")
     except (DemoFailed, LaunchError) as error:
         print(f"\n{error}", file=sys.stderr)

@@ -180,9 +180,16 @@ class AttemptView(BaseModel):
     ended_at: datetime | None
     tokens: int
     outcome: str | None = Field(description="Null while it runs.")
-    model: str | None = Field(description="Null if an earlier version has recorded the attempt.")
+    model: str | None = Field(
+        None,
+        description="The model that ran. Absent if an earlier version has recorded the attempt.",
+        exclude_if=lambda model: model is None,
+    )
     error: str | None = Field(
-        description="Why the model could not serve the job, if another one took over (outcome `rerouted`)."
+        None,
+        description="Why the model could not serve the job, if another one took over (outcome `rerouted`). Absent"
+        " otherwise.",
+        exclude_if=lambda error: error is None,
     )
 
 

@@ -15,7 +15,12 @@ def test_the_demonstration_shows_every_part(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     environment |= {"ENGINE": "simulated", "TMPDIR": str(tmp_path)}
     shown = subprocess.run(
-        [sys.executable, "-m", "demo"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "demo", "--identical", "8"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "auto; rule=tools" in shown.stdout

@@ -17,9 +17,9 @@ WIDE = Bounds(database=1_000_000, files=10_000)
 @pytest.mark.timeout(90)
 async def test_a_short_run(tmp_path: Path) -> None:
     lines: list[str] = []
-    result = await run(Plan(6, rate=10, interval_s=0.5, bounds=WIDE), tmp_path, lines.append)
+    result = await run(Plan(8, rate=10, interval_s=0.25, bounds=WIDE), tmp_path, lines.append)
     assert result.failures == []
-    assert result.jobs >= 57
+    assert result.jobs >= 76
     for sample in result.samples:
         assert set(sample.parts) == {"api", "flower", "postgres", "valkey", "worker"}
         assert all(part.memory > 0 and part.files > 0 for part in sample.parts.values())
