@@ -191,22 +191,26 @@ class StreamHub:
                     await reader.wake.wait()
         finally:
             reader.closed()
-            await self._use_leader(reader, None)
-            await self._remove(job_id, reader, end_was_live=end_was_live)
+            # Both before the first await: a cancelled stream may be cancelled again at each one.
+            left = [self._discard(job_id, reader, end_was_live=end_was_live)]
+            if reader.leader is not None:
+                left.append(self._discard(reader.leader, reader, end_was_live=False))
+            for unread in filter(None, left):
+                await self._stored.unsubscribe(unread)
 
     async def _use_leader(self, reader: Reader, leader: str | None) -> None:
         """Register a reader with the job that its own job follows now, instead of the one that it followed."""
         earlier, reader.leader = reader.leader, leader
         if leader is not None:
             self._readers.setdefault(leader, set()).add(reader)
-        if earlier is not None:
-            await self._remove(earlier, reader, end_was_live=False)
+        if earlier is not None and (unread := self._discard(earlier, reader, end_was_live=False)):
+            await self._stored.unsubscribe(unread)
 
     async def _settle(self, leader: str) -> None:
         report_changes(await self._store.settle([leader]), self._send, self._metrics)
 
-    async def _remove(self, job_id: str, reader: Reader, *, end_was_live: bool) -> None:
-        """Remove a reader, and unsubscribe from the job after the last one.
+    def _discard(self, job_id: str, reader: Reader, *, end_was_live: bool) -> str | None:
+        """Remove a reader. Returns the job if it was the last one, and this process is to unsubscribe from the job.
 
         Publishing a job's end removes its subscribers, so readers that received it live need no unsubscribe.
         """
@@ -215,11 +219,12 @@ class StreamHub:
         readers = self._readers[job_id]
         readers.discard(reader)
         if readers:
-            return
+            return None
         del self._readers[job_id]
-        if job_id in self._to_unsubscribe:
-            self._to_unsubscribe.discard(job_id)
-            await self._stored.unsubscribe(job_id)
+        if job_id not in self._to_unsubscribe:
+            return None
+        self._to_unsubscribe.discard(job_id)
+        return job_id
 
     def _receive(self, message: bytes) -> None:
         """Dispatch a message. One that is malformed is dropped: readers that miss its events read them from the log."""
