@@ -136,9 +136,5 @@ def _check(path: Path, file: ClassifierFile) -> None:
             raise _unusable(path, f"thresholds.{mode.value}: low is greater than high")
 
 
-def _is_same(fingerprint: list[float], other: list[float]) -> bool:
-    return len(fingerprint) == len(other) and np.allclose(fingerprint, other, rtol=0, atol=_TOLERANCE)
-
-
 def _unusable(path: Path, reason: str) -> RoutingModelError:
     return RoutingModelError(f"HEADRACE_ROUTING_MODEL: {path} is not a usable routing model: {reason}; {_FIT_AGAIN}")
