@@ -19,12 +19,13 @@ from sqlalchemy import Row
 from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import Job, JobStatus
 from shared.postgres.recovery_store import RecoveryStore
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.integration.api.jobs.test_coalescing import Coalescing, text_of
-from tests.integration.shared.postgres.test_state_machine import WITHIN_S, WORKERS, Worker, open_world
+from tests.integration.shared.postgres.test_state_machine import STEP_S, WITHIN_S, WORKERS, Worker, open_world
 from tests.support.examples import LONG, example_count
 from tests.support.steered_engine import Call, text_of_tokens
-from tests.support.waiting import eventually
+from tests.support.waiting import completed, eventually
 
 T = TypeVar("T")
 OPEN = 5
@@ -59,14 +60,13 @@ class Requests(RuleBasedStateMachine):
             if self._holds:
                 self._do(self._end_all())
         finally:
-            for stream in self.streams.values():
-                stream.cancel()
+            self._loop.run(cancel_and_wait(*self.streams.values()))
             self._loop.run(self.world.close())
             self._loop.close()
 
     def _do(self, action: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._loop.run(action)
+            return self._loop.run(completed(action, STEP_S))
         except BaseException:
             self._holds = False
             raise
