@@ -18,8 +18,8 @@ _CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class RequestText:
-    """`task`: the user's newest message or the prompt, at most `TASK_CHARACTERS` characters. `task_size` and `size`: the
-    characters of the whole task, and of the prompt with the latest messages."""
+    """`task`: the user's newest message or the prompt, at most `TASK_CHARACTERS` characters. `task_size` and `size`:
+    the characters of the whole task, and of the prompt with the latest messages."""
 
     task: str
     task_size: int
