@@ -136,7 +136,7 @@ async def count_tokens(
     new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=request, metadata={})
     try:
         model = await admission.model_of(principal, new)
-        if (tokens := await admission.count_tokens(model, request)) is not None:
+        if (tokens := await admission.count_tokens(model, request, principal.project_id)) is not None:
             decisions = Decisions(tokens_estimated=tokens.estimated)
             return JSONResponse(TokensCount(input_tokens=tokens.number).model_dump(), headers=decisions.headers())
         counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})

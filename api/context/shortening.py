@@ -108,7 +108,9 @@ class Shortening:
             triggers.append(clearing.trigger_tokens or 0)
         if not triggers or most_tokens(new.request) <= min(triggers):
             return new
-        plan = await self._plan(new.request, self._window.message_counts(new.model), budget, clearing)
+        plan = await self._plan(
+            new.request, self._window.message_counts(new.model, principal.project_id), budget, clearing
+        )
         limit = self._window.length(new.model)
         if budget is not None and limit is not None and plan.counted and plan.left >= limit:
             self._window.note_refusal(new.model)
@@ -138,7 +140,7 @@ class Shortening:
         """The trigger and the target in tokens; None if the length of the prompt is not known to be limited."""
         triggers = [] if options.trigger_tokens is None else [options.trigger_tokens]
         if (limit := self._window.length(new.model)) is not None:
-            output = min(new.request.sampling.max_tokens or 0, int(limit * MAX_OUTPUT_SHARE))
+            output = min(_max_tokens(new), int(limit * MAX_OUTPUT_SHARE))
             triggers.append(int((limit - output) * options.trigger))
         if (limit := self._limits.max_input(principal, new.model)) is not None:
             triggers.append(int(limit * options.trigger))
@@ -241,6 +243,14 @@ class Shortening:
     def _count(self, model: str, strategy: str, outcome: str) -> None:
         if self._metrics is not None:
             self._metrics.conversations_shortened.labels(self._metrics.model_label(model), strategy, outcome).inc()
+
+
+def _max_tokens(new: NewJob) -> int:
+    """The output tokens that the client asks for. What a limit has set in their place fits the room that is left."""
+    limits = new.decisions.token_limits
+    if limits is not None and limits.requested_max_tokens is None:
+        return 0
+    return new.request.sampling.max_tokens or 0
 
 
 def _plan(

@@ -118,6 +118,19 @@ async def test_a_limit_of_the_prompt_limits_the_room() -> None:
     assert (new.decisions.context.tokens_after or 0) <= 80
 
 
+@pytest.mark.parametrize("limits", [{"max_output": 300}, {"default_output": 300}])
+async def test_a_max_tokens_that_a_limit_has_set_does_not_shorten_the_conversation(limits: dict[str, int]) -> None:
+    registry = Registry({"sim": model(context=WINDOW, limit=300)})
+    admission = Admission(registry, ContextWindow(registry))
+    options = KeyOptions(token_limits=TokenLimits(**limits))
+    principal = replace(Principal.of(OWNER), options=options)
+    new = await admission.admit(principal, job(conversation(9)))
+    assert new.decisions.context is None
+    assert new.request.sampling.max_tokens == 300 - 191
+    requested = await admission.admit(principal, job(conversation(9), max_tokens=150))
+    assert requested.decisions.context is not None
+
+
 async def test_a_newest_turn_that_does_not_fit_is_an_error() -> None:
     messages = [*conversation(2), Message(role="assistant", content="x"), Message(role="user", content="long " * 300)]
     with pytest.raises(InvalidRequest, match=r"context is 200 tokens.*never dropped, have 302") as caught:
