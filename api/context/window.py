@@ -132,6 +132,10 @@ class ContextWindow:
                 param=param,
             )
 
+    def has_counter(self, model: str) -> bool:
+        """Whether the tokens of texts are counted, not estimated."""
+        return self._window(model).count is not None
+
     def length(self, model: str) -> int | None:
         """The model's context length in tokens; None if it is unknown."""
         window = self._window(model)

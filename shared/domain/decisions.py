@@ -66,6 +66,7 @@ class CacheDecision(_Decision):
 class ContextDecision(_Decision):
     """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured.
 
+    `conversation` identifies the summaries that were written of the conversation: they are deleted with the job.
     `cleared_tool_uses`: calls of tools of which the result was cleared, and `cleared_tokens` what that saved.
     """
 
@@ -73,6 +74,7 @@ class ContextDecision(_Decision):
     dropped_messages: int = 0
     summarized_messages: int = 0
     summary_job: str | None = None
+    conversation: str | None = None
     cleared_tool_uses: int = 0
     cleared_tokens: int = 0
     tokens_before: int | None = None

@@ -166,6 +166,29 @@ async def test_a_model_for_summaries_that_does_not_exist() -> None:
     assert new.decisions.context.note is not None
 
 
+async def test_a_request_names_only_models_for_summaries_that_the_operator_allows() -> None:
+    models = {name: model(name) for name in ("large", "cheap", "other")}
+    models["sim"] = model(context=ContextOptions(model="cheap"))
+    registry = Registry(models)
+    shortening = Shortening(registry, ContextWindow(registry))
+
+    async def check(name: str, key: ContextOptions | None = None) -> None:
+        options = RequestOptions(context=ContextOptions(strategy="summarize", model=name))
+        principal = replace(Principal.of(OWNER), options=KeyOptions(context=key))
+        await shortening.shorten(principal, job(conversation(1), options=options))
+
+    await check("sim")
+    await check("cheap")
+    await check("large", ContextOptions(strategy="summarize", model="large"))
+    with pytest.raises(InvalidRequest) as caught:
+        await check("large")
+    assert caught.value.param == "context.model"
+    assert caught.value.message == (
+        "context.model: the model `large` may not write summaries for this request. Name one of `cheap`, `sim`,"
+        " or leave it out"
+    )
+
+
 async def test_the_checks_of_admission_see_the_shortened_conversation() -> None:
     registry = Registry({"sim": model(context=WINDOW)})
     admission = Admission(registry, ContextWindow(registry))
