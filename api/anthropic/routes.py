@@ -111,6 +111,10 @@ async def messages(
     )
 
 
+# The kind of jobs that only count tokens.
+COUNTING = "count_tokens"
+
+
 def _release(body: MessagesRequest) -> None:
     """Free the blocks of a converted request, one message after the other: a hundred thousand at once stall a loop."""
     while body.messages:
@@ -140,7 +144,7 @@ async def count_tokens(
             decisions = Decisions(tokens_estimated=tokens.estimated)
             return JSONResponse(TokensCount(input_tokens=tokens.number).model_dump(), headers=decisions.headers())
         counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
-        job, _ = await jobs.submit(principal, replace(new, model=model, request=counting))
+        job, _ = await jobs.submit(principal, replace(new, model=model, request=counting, kind=COUNTING))
     except InvalidRequest as error:
         raise rename_param(body, error) from None
 

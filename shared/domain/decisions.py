@@ -131,6 +131,8 @@ class Decisions(_Decision):
             headers["x-headrace-cache"] = cache.outcome
             if cache.age_s is not None:
                 headers["Age"] = str(cache.age_s)
+        if (context := self.context) is not None and context.note is not None:
+            headers["x-headrace-context"] = f"{context.strategy}; requested=summarize"
         if (limits := self.token_limits) is not None:
             headers["x-headrace-max-tokens"] = str(limits.max_tokens)
         if self.tokens_estimated:

@@ -145,7 +145,7 @@ class JobRow(Base):
 
     # The model or route that the client named, if another model serves it.
     requested_model: Mapped[str | None] = mapped_column(Text)
-    # What the job is for, if it is not a client's request: `summary`.
+    # What the job is for, if it is not a client's request: `summary`, `count_tokens`.
     kind: Mapped[str | None] = mapped_column(Text)
     # `shared.domain.decisions.Decisions`.
     decisions: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
@@ -196,7 +196,7 @@ class JobRow(Base):
         Index(
             "jobs_summaries",
             "project_id",
-            text("(decisions -> 'context' ->> 'conversation')"),
+            text("((decisions -> 'context'::text) ->> 'conversation'::text)"),  # as PostgreSQL shows it
             postgresql_where=text("kind = 'summary'"),
         ),
         Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),

@@ -304,6 +304,7 @@ async def test_a_request_lets_a_bounded_number_of_jobs_run(database: AsyncEngine
         if decision.strategy == "summarize":
             break
         assert "later requests continue" in (decision.note or "")
+    assert decision is not None
     assert decision.strategy == "summarize"
     assert jobs[:-1] == [MAX_STAGES] * (len(jobs) - 1)
     assert 0 < jobs[-1] <= MAX_STAGES

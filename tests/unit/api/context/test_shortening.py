@@ -160,7 +160,9 @@ async def test_a_model_for_summaries_that_does_not_exist() -> None:
     with pytest.raises(InvalidRequest, match=r"context\.model: the model `other` does not exist") as caught:
         await shorten(job(conversation(1), options=RequestOptions(context=options)))
     assert caught.value.param == "context.model"
+    assert (await shorten(job(conversation(1)), key=options)).decisions.headers() == {}
     new = await shorten(job(conversation(9)), key=options)  # of a key, it may have been removed later
+    assert new.decisions.headers() == {"x-headrace-context": "sliding_window; requested=summarize"}
     assert new.decisions.context is not None
     assert new.decisions.context.strategy == "sliding_window"
     assert new.decisions.context.note is not None
