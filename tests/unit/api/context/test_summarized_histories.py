@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import hypothesis
 import hypothesis.strategies as some
 import pytest
 
-from api.context import shortening, window
+from api.context import shortening
 from api.context.shortening import Shortening
 from api.context.summaries import NoSummary, Order, Summaries, SummaryJobs
 from api.context.summary_store import StoredSummary
@@ -96,9 +96,14 @@ def marked(request: GenerateRequest, summary: str | None) -> list[tuple[int | No
 @pytest.fixture(autouse=True, scope="module")
 def inline() -> Iterator[None]:
     """Count without threads: the examples run without an event loop."""
+
+    async def count(_: ContextWindow, count: Any, request: GenerateRequest, limit: int | None) -> int | None:
+        found: int | None = count(request, limit)
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
-        for module in (shortening, window):
-            patch.setattr(module, "INLINE_BYTES", 10**9)
+        patch.setattr(shortening, "INLINE_BYTES", 10**9)
+        patch.setattr(ContextWindow, "_in_thread", count)
         yield
 
 
