@@ -53,7 +53,10 @@ def generated(seed: int, *, usual: bool) -> GenerateRequest:
     """A conversation of which each message has a number, with markers for caches and failed results of tools."""
     chance = random.Random(seed)
     messages, points = [], []
-    for number, message in enumerate(history(seed, usual=usual).messages):
+    found = history(seed, usual=usual).messages
+    if chance.random() < 0.15:  # a conversation that the user has not begun
+        found = [message for message in found if message.role != "user"]
+    for number, message in enumerate(found):
         text = f"#{number} {message.content}"
         if message.role == "user" and chance.random() < 0.3:
             parts = [TextPart(type="text", text=part) for part in (text, "more")]
@@ -157,7 +160,7 @@ def test_a_stored_request_is_whole(
     numbers = [number_of(message, summary) for message in kept]
     left = [number for number in numbers if number is not None]
     assert left == sorted(set(left))
-    assert left[-1] == len(given) - 1, "the newest message is the last"
+    assert left[-1:] == [*range(len(given))][-1:], "the newest message is the last"
     for message, number in zip(kept, numbers, strict=True):
         if number is not None:
             same = message.model_copy(update={"content": given[number].content})
@@ -168,6 +171,13 @@ def test_a_stored_request_is_whole(
     assert len(dropped) == (decision.summarized_messages if summary else decision.dropped_messages)
     _check_links(given, left)
     _check_summary(kept, summary)
+    if summary is not None:
+        own = given[next(number for number in left if given[number].role not in INSTRUCTIONS)].role != "user"
+        hypothesis.event(f"a message of its own: {own}")
+        assert numbers.count(None) == own
+        before = kept[: next(n for n, message in enumerate(kept) if summary in message.text)]
+        assert all(message.role in INSTRUCTIONS for message in before)
+        assert len(before) == next(n for n, number in enumerate(left) if given[number].role not in INSTRUCTIONS)
     if summaries.orders:
         assert sorted(int(message.text[1:].split()[0]) for message in summaries.orders[0].messages) == dropped
 
