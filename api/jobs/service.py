@@ -252,18 +252,19 @@ class JobService:
         return job
 
     async def delete(self, job_id: str, project_id: int) -> None:
-        """Delete an ended job's input and output.
+        """Delete an ended job's input and output, and the summaries of its conversation.
 
         Raises:
             Conflict: the job has not ended.
         """
         job = await self.summary(job_id, project_id)
-        if not await self._store.delete(job_id, project_id):
+        if not (deleted := await self._store.delete(job_id, project_id)):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
-        try:
-            await self._logs.delete(job_id)
-        except (RedisError, OSError) as error:
-            logger.warning("job=%s cannot delete its log; it remains until it expires: %s", job_id, error)
+        for name in deleted:
+            try:
+                await self._logs.delete(name)
+            except (RedisError, OSError) as error:
+                logger.warning("job=%s cannot delete its log; it remains until it expires: %s", name, error)
 
     async def _notify_worker(self, worker: str, job_id: str) -> None:
         try:

@@ -58,6 +58,7 @@ def upgrade() -> None:
                 messages integer NOT NULL,
                 summary text NOT NULL,
                 job_id text COLLATE "C" NOT NULL,
+                conversation text COLLATE "C" NOT NULL,
                 created_at timestamptz NOT NULL DEFAULT now(),
                 used_at timestamptz NOT NULL DEFAULT now(),
                 PRIMARY KEY (project_id, model, sha256)
@@ -65,11 +66,15 @@ def upgrade() -> None:
             """
         )
         execute("CREATE INDEX IF NOT EXISTS summaries_used ON summaries (used_at)")
-        execute("CREATE INDEX IF NOT EXISTS summaries_job ON summaries (job_id)")
+        execute("CREATE INDEX IF NOT EXISTS summaries_conversation ON summaries (project_id, conversation)")
         create_index(
             "jobs_leading",
             "ON jobs (cache_key) WHERE cache_key IS NOT NULL AND follows IS NULL AND finished_at IS NULL",
             unique=True,
+        )
+        create_index(
+            "jobs_summaries",
+            "ON jobs (project_id, (decisions -> 'context' ->> 'conversation')) WHERE kind = 'summary'",
         )
         create_index("jobs_following", "ON jobs (follows) WHERE follows IS NOT NULL AND finished_at IS NULL")
         create_index("jobs_decided", "ON jobs (project_id, id) WHERE decisions IS NOT NULL")
@@ -78,7 +83,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
-        for name in ("jobs_leading", "jobs_following", "jobs_decided"):
+        for name in ("jobs_leading", "jobs_summaries", "jobs_following", "jobs_decided"):
             execute(f"DROP INDEX IF EXISTS {name}")
         execute("DROP TABLE IF EXISTS cached_answers")
         execute("DROP TABLE IF EXISTS secrets")

@@ -75,7 +75,6 @@ from shared.postgres.tables import (
     CachedAnswerRow,
     JobRow,
     ResponseRow,
-    SummaryRow,
     Timestamp,
     UpstreamCancellationRow,
     WorkerRow,
@@ -541,11 +540,10 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
 
 
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
-    """Delete the input and output of ended jobs for which the guards hold; returns the ids.
+    """Delete the input and output of ended jobs for which the guards hold.
 
-    Their responses, their entries in the response cache, and the summaries that they used are deleted too.
-
-    The rows remain, for accounting.
+    Their responses and their entries in the response cache are deleted too. The rows remain, for accounting. Returns
+    the ids, and the conversations of which there are summaries (`shared.postgres.summary_deletion`).
     """
     purged = (
         update(JobRow)
@@ -559,15 +557,12 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
             error_param=None,
             deleted_at=func.now(),
         )
-        .returning(JobRow.id, JobRow.decisions["context"]["summary_job"].astext.label("summary_job"))
+        .returning(JobRow.id, JobRow.decisions["context"]["conversation"].astext.label("conversation"))
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
     entry = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(purged.c.id)))
-    # The summary of its conversation that the job was answered with, or wrote.
-    writers = select(purged.c.id).union_all(select(purged.c.summary_job))
-    summary = delete(SummaryRow).where(SummaryRow.job_id.in_(writers))
-    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"), summary.cte("summary"))
+    return select(purged.c.id, purged.c.conversation).add_cte(response.cte("response"), entry.cte("entry"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:

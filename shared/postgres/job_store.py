@@ -77,6 +77,7 @@ from shared.postgres.job_statements import (
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, json_text, readable, seconds
+from shared.postgres.summary_deletion import delete_summaries
 from shared.postgres.tables import CachedAnswerRow, IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.runtime.offload import off_loop
 
@@ -488,10 +489,18 @@ class JobStore(JobRowStore):
             statement = statement.where(JobRow.model == model)
         return await self._page(statement, JobRow.id, to_summary, limit=limit, after=after)
 
-    async def delete(self, job_id: str, project_id: int) -> bool:
-        """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""
-        statement = purge_statement(JobRow.id == job_id, JobRow.project_id == project_id)
-        return await self._first(statement) is not None
+    async def delete(self, job_id: str, project_id: int) -> Sequence[str]:
+        """Delete the input and output of a job that has ended; the row remains, for accounting.
+
+        The summaries of its conversation are deleted too, with those of the jobs that wrote them. Returns the ids of
+        the jobs, this one's first; none if there is no such job.
+        """
+        async with transaction(self._engine) as connection:
+            statement = purge_statement(JobRow.id == job_id, JobRow.project_id == project_id)
+            row = (await connection.execute(statement)).first()
+            if row is None or row.conversation is None:
+                return [job_id] if row is not None else []
+            return [job_id, *await delete_summaries(connection, project_id, row.conversation)]
 
     async def mark_cancelling(self, job_id: str) -> str | None:
         """Request the cancellation of a running job. Returns its worker, or None if it is not running."""

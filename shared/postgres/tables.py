@@ -145,7 +145,7 @@ class JobRow(Base):
 
     # The model or route that the client named, if another model serves it.
     requested_model: Mapped[str | None] = mapped_column(Text)
-    # What the job is for, if it is not a client's request: `summary`.
+    # What the job is for, if it is not a client's request: `summary`, `count_tokens`.
     kind: Mapped[str | None] = mapped_column(Text)
     # `shared.domain.decisions.Decisions`.
     decisions: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
@@ -193,6 +193,12 @@ class JobRow(Base):
             unique=True,
             postgresql_where=text("cache_key IS NOT NULL AND follows IS NULL AND finished_at IS NULL"),
         ),
+        Index(
+            "jobs_summaries",
+            "project_id",
+            text("((decisions -> 'context'::text) ->> 'conversation'::text)"),  # as PostgreSQL shows it
+            postgresql_where=text("kind = 'summary'"),
+        ),
         Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),
         Index("jobs_decided", "project_id", "id", postgresql_where=text("decisions IS NOT NULL")),
     )
@@ -232,7 +238,11 @@ class SecretRow(Base):
 
 
 class SummaryRow(Base):
-    """A summary of the first `messages` messages of a conversation; `sha256` is their digest."""
+    """A summary of the first `messages` messages of a conversation; `sha256` is their digest.
+
+    `conversation` identifies the summaries that were made of each other: it is in the decisions of the jobs that wrote
+    or used them.
+    """
 
     __tablename__ = "summaries"
 
@@ -242,10 +252,14 @@ class SummaryRow(Base):
     messages: Mapped[int]
     summary: Mapped[str] = mapped_column(Text)
     job_id: Mapped[str] = mapped_column(Text(collation="C"))
+    conversation: Mapped[str] = mapped_column(Text(collation="C"))
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     used_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
-    __table_args__ = (Index("summaries_used", "used_at"), Index("summaries_job", "job_id"))
+    __table_args__ = (
+        Index("summaries_used", "used_at"),
+        Index("summaries_conversation", "project_id", "conversation"),
+    )
 
 
 class UpstreamCancellationRow(Base):
