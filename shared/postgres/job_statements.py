@@ -28,6 +28,7 @@ from sqlalchemy import (
     case,
     column,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -129,9 +130,32 @@ SUMMARY_COLUMNS = (
     JobRow.follows,
     JobRow.continues,
 )
+# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
+# are looked for in this many of its last characters.
+_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
+_NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
+_LAST_LINE = 400
+
+# The job whose answer the response cache has given to this one, if it has answered this one.
+_ANSWER = aliased(JobRow, name="answer")
+
+
+def _answered(own: Any, of_answer: Any) -> Any:
+    """A job's own value, or that of the job that has its answer; NULL once the job was deleted."""
+    shared = select(of_answer).where(_ANSWER.id == JobRow.answered_by).correlate(JobRow).scalar_subquery()
+    return case((JobRow.deleted_at.is_not(None), null()), (JobRow.answered_by.is_(None), own), else_=shared)
+
+
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
-OUTPUT = sql_cast(JobRow.output, Text).label("output")
+OUTPUT = _answered(sql_cast(JobRow.output, Text), sql_cast(_ANSWER.output, Text)).label("output")
+# The archived log of an ended job. That of an answered one has the times of a job that did not wait.
+LOG = _answered(
+    JobRow.log,
+    func.left(_ANSWER.log, -_LAST_LINE).concat(
+        func.regexp_replace(func.right(_ANSWER.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
+    ),
+)
 COLUMNS = (*SUMMARY_COLUMNS, REQUEST, OUTPUT)
 
 
@@ -291,11 +315,6 @@ _RESULTS = Records(
     cacheable=Boolean,
     answer_bytes=Integer,
 )
-# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
-# are looked for in this many of its last characters.
-_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
-_NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
-_LAST_LINE = 400
 
 
 # Whether a job may have followers.
@@ -318,23 +337,31 @@ def insert_queued(
     return upsert(JobRow).from_select(list(columns), narrow(select(*columns.values())))
 
 
+def cached_answers(records: Records) -> Select[Any]:
+    """Select the size in bytes of the cached answer of each record that has one, and its id.
+
+    A record has an id, a `cache_key`, a project, a model and, if it is not None, the largest age of the answer,
+    `max_age_s`.
+    """
+    return _found(select(records.id, CachedAnswerRow.bytes), records, aliased(JobRow, name="source"))
+
+
 def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
     """The only SQL that creates jobs which have ended: inserts a `completed` job per record that has a cached answer.
 
-    Records and `values` are as in `insert_queued`, with a `cache_key`, the project and, if it is not None, the largest
-    age of the answer, `max_age_s`. The answer is copied from the job that the entry names; if that was deleted, there
-    is none. Returns the inserted rows, for further parts of the statement, and the statement, which returns their
-    columns. Whatever joins `end_statement` joins this one too.
+    Records and `values` are as in `insert_queued`, and records also as in `cached_answers`. Output and log stay in the
+    row of the job that the entry names, which is locked: a later deletion of that job finds the inserted one. If it was
+    deleted before, there is no answer. Returns the inserted rows, for further parts of the statement, and the
+    statement, which returns their columns. Whatever joins `end_statement` joins this one too.
     """
-    entry, source = CachedAnswerRow, aliased(JobRow, name="source")
-    age_s = func.extract("epoch", func.now() - source.finished_at)
+    source = aliased(JobRow, name="source")
     decision = func.jsonb_build_object(
         "outcome",
         literal(CacheOutcome.HIT.value, Text),
         "source",
         source.id,
         "age_s",
-        func.greatest(0, func.floor(age_s)),
+        func.greatest(0, func.floor(_age_s(source))),
         "fingerprint",
         func.coalesce(source.attempts[-1]["fingerprint"], source.decisions["cache"]["fingerprint"]),
     )
@@ -346,31 +373,16 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
         JobRow.started_at: func.now(),
         JobRow.first_token_at: func.now(),
         JobRow.finished_at: func.now(),
-        JobRow.output: source.output,
         JobRow.usage: source.usage,
-        JobRow.log: func.left(source.log, -_LAST_LINE).concat(
-            func.regexp_replace(func.right(source.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
-        ),
+        JobRow.answered_by: source.id,
     }
-    found = select(*columns.values()).where(
-        entry.key == new.cache_key,
-        entry.project_id == new.project_id,
-        entry.model == new.model,
-        entry.expires_at > func.now(),
-        source.id == entry.job_id,
-        source.project_id == new.project_id,
-        source.model == new.model,
-        source.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
-        source.deleted_at.is_(None),
-        source.log.is_not(None),
-        or_(new.max_age_s.is_(None), age_s <= new.max_age_s),
-    )
+    found = _found(select(*columns.values()), new, source).with_for_update(of=source, read=True)
     ended = (
         insert(JobRow)
         .from_select(list(columns), found)
         .returning(
             *SUMMARY_COLUMNS,
-            OUTPUT,
+            JobRow.answered_by,
             JobRow.cache_key,
             null().cast(JSONB).label("upstream"),
             literal_column("false", Boolean).label("cacheable"),
@@ -378,7 +390,30 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
         )
         .cte("ended")
     )
-    return ended, _with_effects(select(*ended.c), ended)
+    output = select(sql_cast(_ANSWER.output, Text)).where(_ANSWER.id == ended.c.answered_by).scalar_subquery()
+    return ended, _with_effects(select(*ended.c, output.label("output")), ended)
+
+
+def _found(query: Select[Any], records: Records, source: Any) -> Select[Any]:
+    """Join the entry of the response cache that answers a record, and the job that it names."""
+    entry = CachedAnswerRow
+    return query.where(
+        entry.key == records.cache_key,
+        entry.project_id == records.project_id,
+        entry.model == records.model,
+        entry.expires_at > func.now(),
+        source.id == entry.job_id,
+        source.project_id == records.project_id,
+        source.model == records.model,
+        source.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
+        source.deleted_at.is_(None),
+        source.log.is_not(None),
+        or_(records.max_age_s.is_(None), _age_s(source) <= records.max_age_s),
+    )
+
+
+def _age_s(source: Any) -> Any:
+    return func.extract("epoch", func.now() - source.finished_at)
 
 
 def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -435,7 +470,7 @@ def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: An
         .returning(
             JobRow.project_id,
             JobRow.model,
-            JobRow.cache_key,
+            func.coalesce(JobRow.cache_key, JobRow.entry_key).label("cache_key"),
             result.upstream.label("upstream"),
             result.cacheable.label("cacheable"),
             result.answer_bytes.label("answer_bytes"),
@@ -512,6 +547,8 @@ def _with_effects(rows: Select[Any], *ends: CTE, keyed: bool = True) -> Select[A
             "hits": 0,
             "used_at": func.now(),
         },
+        # The newest job has the newest answer, even if an older one ends after it.
+        where=or_(CachedAnswerRow.job_id < entries.excluded.job_id, CachedAnswerRow.expires_at <= func.now()),
     )
     return rows.add_cte(entries.cte("entries"))
 
@@ -543,7 +580,9 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
     """Delete the input and output of ended jobs for which the guards hold; returns the ids.
 
-    Their responses, their entries in the response cache, and the summaries that they used are deleted too.
+    Their responses, their entries in the response cache, and the summaries that they used are deleted too. Output and
+    log of a job that the response cache may have given to others stay in its row, where nobody can read them but those
+    others, until `release_statement` removes them.
 
     The rows remain, for accounting.
     """
@@ -553,8 +592,8 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         .values(
             request={},
             job_metadata={},
-            output=None,
-            log=None,
+            output=case((MAY_BE_SHARED, JobRow.output)),
+            log=case((MAY_BE_SHARED, JobRow.log)),
             error_message=None,
             error_param=None,
             deleted_at=func.now(),
@@ -563,11 +602,44 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
-    entry = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(purged.c.id)))
     # The summary of its conversation that the job was answered with, or wrote.
     writers = select(purged.c.id).union_all(select(purged.c.summary_job))
     summary = delete(SummaryRow).where(SummaryRow.job_id.in_(writers))
-    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"), summary.cte("summary"))
+    return select(purged.c.id).add_cte(
+        response.cte("response"), delete_entries(purged).cte("entry"), summary.cte("summary")
+    )
+
+
+# Condition: the response cache may have given the job's answer to others.
+MAY_BE_SHARED = and_(
+    JobRow.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
+    or_(JobRow.cache_key.is_not(None), JobRow.entry_key.is_not(None)),
+)
+_HIT = aliased(JobRow, name="hit")
+# Condition: no other job has the job's answer. Decisive only if an earlier statement has deleted the job: before, a
+# statement that gives its answer to another one may be in progress.
+IS_UNSHARED = ~exists().where(_HIT.answered_by == JobRow.id, _HIT.deleted_at.is_(None)).correlate(JobRow)
+
+
+def release_statement(*guards: ColumnElement[bool]) -> Any:
+    """Delete output and log of deleted jobs for which the guards hold, if no other job has their answer any more."""
+    return (
+        update(JobRow)
+        .where(*guards, JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), IS_UNSHARED)
+        .values({JobRow.output: None, JobRow.log: None})
+    )
+
+
+def delete_entries(jobs: CTE) -> Any:
+    """Delete the entries of these jobs (`id`) in the response cache, in the order of other statements."""
+    locked = (
+        select(CachedAnswerRow.key)
+        .where(CachedAnswerRow.job_id.in_(select(jobs.c.id)))
+        .order_by(CachedAnswerRow.key)
+        .with_for_update()
+        .cte("locked_entries")
+    )
+    return delete(CachedAnswerRow).where(CachedAnswerRow.key.in_(select(locked.c.key)))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
@@ -641,5 +713,5 @@ class JobRowStore(Store):
 
     async def archived_log(self, job_id: str) -> str | None:
         """Return the events of a job that has ended, as lines; None if it has not ended."""
-        statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+        statement = select(LOG.label("log")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
         return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log

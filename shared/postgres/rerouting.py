@@ -91,6 +91,7 @@ class ReroutingStore(JobRowStore):
             JobRow.not_before: None,
             JobRow.deferred_since: None,
             JobRow.cache_key: None,
+            JobRow.entry_key: None,
             JobRow.decisions: func.jsonb_set(
                 JobRow.decisions, sql_cast(["route"], ARRAY(Text)), sql_cast(literal(changed, JSONB), JSONB)
             ),

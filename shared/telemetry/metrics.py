@@ -817,17 +817,23 @@ class Metrics:
             self.jobs_finished.labels(*labels).inc()
 
     def job_ended(self, job: JobSummary, result: JobResult) -> None:
-        """Count a job's end. Called only by the process that wrote it to the row."""
+        """Count a job's end. Called only by the process that wrote it to the row.
+
+        Tokens are counted for the job that they were generated for, and durations for jobs that had a turn: neither for
+        a follower that ends by itself.
+        """
         model, priority = self.model_label(job.model), priority_label(job.priority)
         self.jobs_finished.labels(model, priority, result.status.value).inc()
         if result.error is not None:
             self.job_errors.labels(model, result.error.code).inc()
-        self.job_duration.labels(model, priority).observe((result.finished_at - job.created_at).total_seconds())
-        self.prompt_tokens.labels(model).inc(result.usage.prompt_tokens)
-        self.cached_tokens.labels(model).inc(result.usage.cached_tokens)
-        self.completion_tokens.labels(model).inc(result.usage.completion_tokens)
-        self.reasoning_tokens.labels(model).inc(result.usage.reasoning_tokens)
-        self.cache_write_tokens.labels(model).inc(result.usage.cache_write_tokens)
+        if job.follows is None:
+            self.job_duration.labels(model, priority).observe((result.finished_at - job.created_at).total_seconds())
+        usage = job.charged(result.usage)
+        self.prompt_tokens.labels(model).inc(usage.prompt_tokens)
+        self.cached_tokens.labels(model).inc(usage.cached_tokens)
+        self.completion_tokens.labels(model).inc(usage.completion_tokens)
+        self.reasoning_tokens.labels(model).inc(usage.reasoning_tokens)
+        self.cache_write_tokens.labels(model).inc(usage.cache_write_tokens)
         if (estimate := job.decisions.estimated_tokens) is not None and result.usage.prompt_tokens:
             self.estimated_prompt_tokens.labels(model, "estimate").inc(estimate)
             self.estimated_prompt_tokens.labels(model, "usage").inc(result.usage.prompt_tokens)

@@ -343,12 +343,37 @@ async def test_a_job_follows_none_that_it_would_wait_for_longer(world: Coalescin
     assert (await world.ask(priority=1)).follows == leader.id, "it runs"
 
 
-async def test_a_request_for_a_new_answer_follows_none(world: Coalescing) -> None:
-    await world.ask()
-    again = await world.ask(options=replace(ANSWER, cache_control=CacheControl(no_cache=True)))
-    assert again.follows is None
-    assert again.decisions.cache is not None
-    assert again.decisions.cache.outcome == CacheOutcome.MISS
+NEW_ANSWER = replace(ANSWER, cache_control=CacheControl(no_cache=True))
+
+
+async def test_jobs_that_run_beside_a_leader_store_the_newer_answer(
+    world: Coalescing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are inserted at the first try."""
+    tries: list[NewJob] = []
+    coalesce = world.store.coalesce
+
+    async def counted(new: NewJob, *others: Any) -> tuple[Job, bool] | None:
+        tries.append(new)
+        return await coalesce(new, *others)
+
+    monkeypatch.setattr(world.store, "coalesce", counted)
+    leader = await world.ask(priority=5)
+    new, urgent = beside = [await world.ask(options=NEW_ANSWER), await world.ask(priority=1)]
+    assert len(tries) == 3
+    for job in beside:
+        assert job.follows is None
+        assert job.decisions.cache is not None
+        assert job.decisions.cache.outcome == CacheOutcome.MISS
+    assert (await world.ask(priority=5)).follows == leader.id
+    for tokens, (job, newest) in enumerate([(new, new), (urgent, urgent), (leader, urgent)]):
+        call = await world.deliver(world.workers[0], job.id, tokens)
+        assert call is not None
+        await world.finish(world.workers[0], call, "stop")
+        hit = await world.ask()
+        assert hit.decisions.cache is not None
+        assert (hit.status, hit.decisions.cache.source) == (JobStatus.COMPLETED, newest.id)
+        assert hit.output == (await world.read(newest)).output
 
 
 async def test_followers_with_an_idempotency_key(world: Coalescing) -> None:
