@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore
+from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.schema_version import SchemaMismatch, check_schema
 from shared.postgres.tables import Base
@@ -271,6 +272,26 @@ async def test_a_downgrade_gives_no_key_more_rights(database: AsyncEngine, datab
     async with database.connect() as connection:
         valid = await connection.execute(text("SELECT name FROM api_keys WHERE revoked_at IS NULL ORDER BY id"))
         assert list(valid.scalars()) == ["plain", "later"]
+
+
+async def test_a_downgrade_copies_shared_answers(database: AsyncEngine, database_url: str, owner: Owner) -> None:
+    """Jobs that the response cache has answered keep their answers; those of deleted jobs are removed."""
+    async with database.begin() as connection:
+        statement = text(
+            """
+            INSERT INTO jobs (id, project_id, key_id, model, status, priority, request, metadata, output, log,
+                              answered_by, deleted_at)
+            VALUES ('source', :project, :key, 'm', 'completed', 3, '{}', '{}', '[1]', 'log', NULL, now()),
+                   ('hit', :project, :key, 'm', 'completed', 3, '{}', '{}', NULL, NULL, 'source', NULL),
+                   ('deleted hit', :project, :key, 'm', 'completed', 3, '{}', '{}', NULL, NULL, 'source', now())
+            """
+        )
+        await connection.execute(statement, {"project": owner.project_id, "key": owner.key_id})
+    migrate(database_url, "downgrade", "0015")
+    async with database.connect() as connection:
+        rows = await connection.execute(text("SELECT id, output::text, log FROM jobs"))
+        found = {row.id: (row.output, row.log) for row in rows}
+    assert found == {"source": (None, None), "hit": ("[1]", "log"), "deleted hit": (None, None)}
 
 
 async def test_project_names_are_never_shared_by_accident(database: AsyncEngine, database_url: str) -> None:
