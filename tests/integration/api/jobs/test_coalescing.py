@@ -30,6 +30,7 @@ from tests.support.waiting import eventually
 from workers.engines.base import EngineError
 from workers.engines.resume import Resume
 from workers.execution.attempt import InterruptReason
+from workers.execution.model_context import with_model
 
 ANSWER = RequestOptions(cache=CacheOptions())
 
@@ -350,6 +351,8 @@ async def test_jobs_that_run_beside_a_leader_store_the_newer_answer(
     world: Coalescing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are inserted at the first try."""
+    runner = world.workers[0].runner
+    runner.use(with_model(runner.context, SimulatedModel(name=MODEL, engine="simulated")))  # so that answers are stored
     tries: list[NewJob] = []
     coalesce = world.store.coalesce
 
@@ -366,7 +369,7 @@ async def test_jobs_that_run_beside_a_leader_store_the_newer_answer(
         assert job.decisions.cache is not None
         assert job.decisions.cache.outcome == CacheOutcome.MISS
     assert (await world.ask(priority=5)).follows == leader.id
-    for tokens, (job, newest) in enumerate([(new, new), (urgent, urgent), (leader, urgent)]):
+    for tokens, (job, newest) in enumerate([(new, new), (urgent, urgent), (leader, urgent)], 2):
         call = await world.deliver(world.workers[0], job.id, tokens)
         assert call is not None
         await world.finish(world.workers[0], call, "stop")
