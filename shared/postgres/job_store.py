@@ -58,7 +58,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
-from shared.postgres.followers import COALESCED, decided
+from shared.postgres.followers import COALESCED, with_cache_decision
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -230,6 +230,8 @@ def _may_follow(records: Select[Any]) -> Select[Any]:
     """Those records whose key an open job has. One that waits must be as urgent: it would delay its followers."""
     return records.where(
         _LEADER.cache_key == _NEW.cache_key,
+        _LEADER.project_id == _NEW.project_id,
+        _LEADER.model == _NEW.model,
         _LEADER.follows.is_(None),
         _LEADER.finished_at.is_(None),
         or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
@@ -249,7 +251,7 @@ _FOLLOW = _Insertion(
             JobRow.cache_key: _NEW.cache_key,
             JobRow.follows: _LEADER.id,
             JobRow.dispatched_at: null(),
-            JobRow.decisions: decided(_NEW.decisions, outcome=COALESCED, source=_LEADER.id),
+            JobRow.decisions: with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id),
         },
         _may_follow,
     )
