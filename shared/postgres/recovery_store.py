@@ -411,7 +411,7 @@ class RecoveryStore(ReroutingStore):
         return await self._released(
             model,
             JobRow.priority.between(priorities[0], priorities[-1]),
-            JobRow.dispatched_at < func.now() - seconds(older_than_s),
+            JobRow.created_at < func.now() - seconds(older_than_s),
             due(older_than_s),
             limit=limit,
         )

@@ -13,13 +13,14 @@ from sqlalchemy.exc import OperationalError
 
 from api.jobs.removed_models import RemovedModels
 from shared.config.models.loader import Registry
+from shared.config.models.simulated import SimulatedModel
 from shared.domain.events import Event, EventType, event
 from shared.domain.job import Attempt, JobStatus, JobSummary, Usage
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult, exhausted
-from shared.postgres import followers
+from shared.postgres import job_statements
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_statements import JobRowStore
 from shared.postgres.job_store import JobStore
@@ -65,13 +66,16 @@ def ended_with(log: str) -> JobResult:
     )
 
 
-async def test_the_answers_of_many_followers_are_copied_in_portions(world: Coalescing) -> None:
+async def test_the_answers_of_many_followers_are_copied_in_portions(
+    world: Coalescing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The leader ends at once, and so do followers with a reader; sweeps end the others."""
+    monkeypatch.setattr(job_statements, "PORTION_BYTES", 30_000)
     leader, *followed = [await world.ask() for _ in range(8)]
     worker = ClaimStore(world.database, "w")
     assert await worker.claim(leader.id) is not None
-    # The answer does not compress well, so that a portion is less than three followers.
-    random_text = random.Random(1).randbytes(followers.PORTION_BYTES // 4).hex()
+    # It does not compress well, so that a portion is two or three followers.
+    random_text = random.Random(1).randbytes(10_000).hex()
     last = event(3, EventType.COMPLETED, {})
     log = f'1 started {{"attempt":1}}\n2 delta {{"index":0,"text":"{random_text}"}}\n{last.line().decode()}'
     waiting = asyncio.create_task(world.service.wait_for_end(followed[-1].id))
@@ -184,8 +188,11 @@ async def test_followers_are_released_in_the_statement_that_moves_their_leader(w
 async def test_followers_of_a_removed_model_move_too(world: Coalescing) -> None:
     leader, follower = await world.ask(decisions=ROUTED), await world.ask(decisions=ROUTED)
     assert follower.follows == leader.id
+    for worker in world.workers:
+        await worker.store.end_lease()
     sweeper = world.sweeper
-    removed = RemovedModels(Registry({}), sweeper._store, sweeper._terminator, world.redis, grace_s=0)
+    kept = Registry({FALLBACK: SimulatedModel(name=FALLBACK, engine="simulated")})
+    removed = RemovedModels(kept, sweeper._store, sweeper._terminator, world.redis, grace_s=0)
     await removed.check()
     await removed.check()
     rows = [await world.read(job) for job in (leader, follower)]
@@ -271,7 +278,7 @@ async def test_few_of_many_cancelled_followers_read_the_log_of_their_leader_at_a
     world: Coalescing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, leader, followed = await world.lead(1, followers=COPIES + 4)
-    reading, most = 0, 0
+    reading, most, full = 0, 0, asyncio.Event()
     terminator = world.sweeper._terminator
     read = terminator._beginning
 
@@ -279,7 +286,10 @@ async def test_few_of_many_cancelled_followers_read_the_log_of_their_leader_at_a
         nonlocal reading, most
         reading += 1
         most = max(most, reading)
+        if reading == COPIES:
+            full.set()
         try:
+            await asyncio.wait_for(full.wait(), WITHIN_S)
             return await read(job)
         finally:
             reading -= 1
