@@ -92,6 +92,17 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
+        # The previous version sends messages of released jobs only, and does not know that others wait for an answer.
+        execute("UPDATE jobs SET dispatched_at = now() WHERE follows IS NOT NULL AND finished_at IS NULL")
+        # Keys with limits that the previous version does not know must not have more rights there.
+        execute(
+            """
+            UPDATE api_keys SET revoked_at = now()
+            WHERE revoked_at IS NULL
+                AND (options #>> '{token_limits,max_output}' IS NOT NULL
+                    OR options #>> '{token_limits,max_input}' IS NOT NULL)
+            """
+        )
         execute(COPY_ANSWERS)
         execute("UPDATE jobs SET output = NULL, log = NULL WHERE deleted_at IS NOT NULL AND log IS NOT NULL")
         for name in ("jobs_leading", "jobs_following", "jobs_answered_by", "jobs_kept"):

@@ -7,8 +7,9 @@ jobs that the response cache answers. A test checks that no other SQL does eithe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -62,13 +63,18 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.followers import (
+    ANSWER_COLUMNS,
     CHANGE,
     LEADER_COLUMNS,
+    PORTION_BYTES,
+    SUCCEEDED_BY_FOLLOWER,
     Ended,
     FollowerChange,
-    changed_rows,
-    follower_changes,
+    ended_rows,
+    promote_followers,
     read_change,
+    released_rows,
+    settle_followers,
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
@@ -84,6 +90,9 @@ from shared.postgres.tables import (
 from shared.postgres.upstream_cancellations import stored_state
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
+from shared.runtime.outages import is_database_outage
+
+logger = logging.getLogger(__name__)
 
 # With literals: if the status were a parameter, the generic plan, which PostgreSQL may use from the sixth execution on,
 # could not use the partial indexes of queued and of running jobs.
@@ -319,7 +328,6 @@ _RESULTS = Records(
 
 # Whether a job may have followers.
 _LEADS = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None))
-_LARGE = ("output", "log")
 
 
 def insert_queued(
@@ -433,8 +441,9 @@ def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
 def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: Any = None) -> Any:
     """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
 
-    Returns the ids of these jobs (a job that may have followers is its own `leader`), and the changes of followers,
-    which end with the same answer or are released (`shared.postgres.followers`; `claimant`: see `follower_changes`).
+    Returns the ids of these jobs (a job that may have followers is its own `leader`), and the followers that continue
+    for jobs that were cancelled or have expired (`claimant`: see `promote_followers`). All other followers are settled
+    afterwards (`settle_statement`): there may be any number of them.
     Without `keyed`, none of the jobs is expected to have a key of the response cache: the statement takes less time.
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
@@ -475,8 +484,8 @@ def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: An
             result.cacheable.label("cacheable"),
             result.answer_bytes.label("answer_bytes"),
             _LEADS.label("leads"),
-            # The large values are those of leaders only: the rows are kept until the followers have got theirs.
-            *(case((_LEADS, one)).label(one.key) if one.key in _LARGE else one for one in LEADER_COLUMNS if keyed),
+            JobRow.decisions,
+            *(one for one in LEADER_COLUMNS if keyed and one.key != "cache_key"),
             *([] if keyed else [JobRow.id]),
         )
         .cte("ended")
@@ -485,39 +494,37 @@ def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: An
     jobs = select(*(own.get(name, null()).label(name) for name in CHANGE))
     if not keyed:
         return _with_effects(jobs, ended, keyed=False)
-    leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
-    followers_ended, released = follower_changes(leaders, promote=True, claimant=claimant)
-    rows = union_all(jobs, *changed_rows(followers_ended, released))
-    return _with_effects(select(rows.subquery()), ended, followers_ended)
+    leaders = (
+        select(*(ended.c[one.key] for one in LEADER_COLUMNS))
+        .where(ended.c.leads, ended.c.status.in_(SUCCEEDED_BY_FOLLOWER))
+        .cte("leaders")
+    )
+    rows = union_all(jobs, released_rows(promote_followers(leaders, claimant)))
+    return _with_effects(select(rows.subquery()), ended)
 
 
-def settle_statement() -> Any:
-    """Make the `follower_changes` of those of the jobs `ids` that have ended, lead no more, or do not exist."""
+def settle_statement(**portion: Any) -> Any:
+    """Run `settle_followers` for those of the jobs `ids` that have ended, lead no more, or do not exist."""
     wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
     leader = aliased(JobRow)
-    columns = [getattr(leader, name.key) for name in LEADER_COLUMNS if name.key != "id"]
+    columns = [getattr(leader, one.key) for one in (*LEADER_COLUMNS, *ANSWER_COLUMNS) if one.key != "id"]
     leaders = (
         select(wanted.c.id, *columns)
         .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
         .where(or_(leader.id.is_(None), leader.finished_at.is_not(None), leader.cache_key.is_(None)))
         .cte("leaders")
     )
-    ended, released = follower_changes(leaders, promote=False)
-    return _with_effects(select(union_all(*changed_rows(ended, released)).subquery()), ended)
+    ended, released = settle_followers(leaders, **portion)
+    return _with_effects(select(union_all(ended_rows(ended), released_rows(released)).subquery()), ended)
 
 
-_EFFECTS = ("id", "project_id", "model", "cache_key", "decisions", "upstream", "cacheable", "answer_bytes")
-
-
-def _with_effects(rows: Select[Any], *ends: CTE, keyed: bool = True) -> Select[Any]:
+def _with_effects(rows: Select[Any], ended: CTE, *, keyed: bool = True) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
     These are the upstream's request, if it is still to be cancelled, and, if `keyed`, the entry of the response cache.
-    `ends` are the jobs that end, with the columns `_EFFECTS`.
+    `ended` are the jobs that end: `id`, `project_id`, `model`, `cache_key`, `decisions`, `upstream`, `cacheable`,
+    `answer_bytes`.
     """
-    ended, *others = ends
-    if others:
-        ended = union_all(*(select(*(one.c[name] for name in _EFFECTS)) for one in ends)).cte("all_ended")
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
     rows = rows.add_cte(cancellations.cte("cancellations"))
@@ -528,21 +535,21 @@ def _with_effects(rows: Select[Any], *ends: CTE, keyed: bool = True) -> Select[A
     answers = (
         select(
             ended.c.cache_key, ended.c.project_id, ended.c.model, ended.c.id, ended.c.answer_bytes,
-            func.now() + seconds(ttl_s),
+            func.now() + seconds(ttl_s), func.clock_timestamp(),
         )
         .ext(distinct_on(ended.c.cache_key))
         .where(ended.c.cacheable, ended.c.cache_key.is_not(None), ttl_s.is_not(None))
         .order_by(ended.c.cache_key, ended.c.id.desc())
     )  # fmt: skip
     entries = upsert(CachedAnswerRow).from_select(
-        ["key", "project_id", "model", "job_id", "bytes", "expires_at"], answers
+        ["key", "project_id", "model", "job_id", "bytes", "expires_at", "created_at"], answers
     )
     entries = entries.on_conflict_do_update(
         index_elements=[CachedAnswerRow.key],
         set_={
             "job_id": entries.excluded.job_id,
             "bytes": entries.excluded.bytes,
-            "created_at": func.now(),
+            "created_at": entries.excluded.created_at,
             "expires_at": entries.excluded.expires_at,
             "hits": 0,
             "used_at": func.now(),
@@ -683,7 +690,8 @@ class EndStatements:
         return self.keyed if any(item["keyed"] for item in results) else self.plain
 
 
-_SETTLE = Prepared(settle_statement())
+_SETTLE = Prepared(settle_statement(portion_bytes=bindparam("portion_bytes", type_=Integer)))
+_SETTLE_FOLLOWER = Prepared(settle_statement(follower=bindparam("follower", type_=Text)))
 
 
 class JobRowStore(Store):
@@ -696,20 +704,51 @@ class JobRowStore(Store):
     async def _end(
         self, statements: EndStatements, results: Sequence[dict[str, Any]], **values: object
     ) -> list[Ended | None]:
-        """Run an `end_statement`; return for each result what its end has changed, or None if it was not written."""
+        """Run an `end_statement`; return for each result what its end has changed, or None if it was not written.
+
+        The caller has to pass these to `_settled`: not here, because an error would mean that nothing was written.
+        """
         rows = await statements.of(results).run(self._engine, {**_RESULTS.parameters(results), **values})
-        ended = {row.id for row in rows if row.status is None}
+        leads = {row.id: row.leader is not None for row in rows if row.status is None}
         changes = [read_change(row) for row in rows if row.status is not None]
-        if leaders := [row.id for row in rows if row.id == row.leader]:
-            changes += await self.settle(leaders)
         return [
-            Ended(tuple(change for change in changes if change.leader == item["id"])) if item["id"] in ended else None
+            Ended(tuple(change for change in changes if change.leader == item["id"]), leads[item["id"]])
+            if item["id"] in leads
+            else None
             for item in results
         ]
 
+    async def _settled(self, job_id: str, ended: Ended | None) -> Ended | None:
+        """Settle the first portion of the followers of a job that has ended, and add their changes.
+
+        An outage is no error: the job has ended, and readers and sweeps settle the others.
+        """
+        if ended is None or not ended.leads:
+            return ended
+        return replace(ended, followers=(*ended.followers, *await self._settle_after_commit(job_id)))
+
+    async def _settle_after_commit(self, leader: str) -> list[FollowerChange]:
+        """As `settle`; after an outage, without changes."""
+        try:
+            return await self._settle_portion(leader)
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            logger.warning("job=%s cannot settle the jobs that follow it, a sweep will: %s", leader, error)
+            return []
+
+    async def _settle_portion(self, leader: str) -> list[FollowerChange]:
+        return await self.settle([leader])
+
     async def settle(self, leaders: Sequence[str]) -> list[FollowerChange]:
-        """End or release the followers of those of these jobs that have ended. Returns the changes."""
-        return [read_change(row) for row in await _SETTLE.run(self._engine, {"ids": list(leaders)})]
+        """End or release a portion of the followers of those of these jobs that have ended. Returns the changes."""
+        parameters = {"ids": list(leaders), "portion_bytes": PORTION_BYTES // max(1, len(leaders))}
+        return [read_change(row) for row in await _SETTLE.run(self._engine, parameters)]
+
+    async def settle_follower(self, leader: str, follower: str) -> list[FollowerChange]:
+        """End or release one follower of a job, if that has ended. Returns the change, if there is one."""
+        rows = await _SETTLE_FOLLOWER.run(self._engine, {"ids": [leader], "follower": follower})
+        return [replace(read_change(row), first=False) for row in rows]
 
     async def archived_log(self, job_id: str) -> str | None:
         """Return the events of a job that has ended, as lines; None if it has not ended."""

@@ -61,7 +61,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
-from shared.postgres.followers import COALESCED, decided
+from shared.postgres.followers import COALESCED, with_cache_decision
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -268,7 +268,8 @@ _JOIN = _Insertion(
             JobRow.follows: case((_FOLLOWS, _LEADER.id)),
             JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
             JobRow.decisions: case(
-                (_FOLLOWS, decided(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)), else_=_NEW.decisions
+                (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
+                else_=_NEW.decisions,
             ),
         },
         _with_leader,

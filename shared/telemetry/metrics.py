@@ -571,9 +571,9 @@ class Metrics:
 
         self.followers = new.counter(
             "headrace_followers_total",
-            "Jobs that waited for the answer of an identical one, by what became of them at its end: `answered`, or"
-            " `released` to the queue because there was no answer.",
-            (MODEL, Label("outcome", ("answered", "released"))),
+            "Jobs that waited for the answer of an identical one, by outcome: `answered`, `failed` because the request"
+            " had used up its attempts, or `released` to the queue because there was no answer.",
+            (MODEL, Label("outcome", ("answered", "failed", "released"))),
             API,
             WORKER,
         )
@@ -796,14 +796,17 @@ class Metrics:
         self.warm_up_duration.labels(model).set(took_s)
 
     def follower_changed(self, model: str, priority: int, status: JobStatus) -> None:
-        """Count a follower that has ended with its leader's answer, or was released to the queue.
+        """Count a follower that has ended with its leader, or was released to the queue.
 
         Tokens and durations are those of jobs that were run, so these of followers are not counted.
         """
         name = self.model_label(model)
-        self.followers.labels(name, "answered" if status.terminal else "released").inc()
+        outcome = "answered" if status.succeeded else "failed" if status.terminal else "released"
+        self.followers.labels(name, outcome).inc()
         if status.terminal:
             self.jobs_finished.labels(name, priority_label(priority), status.value).inc()
+        if status is JobStatus.FAILED:
+            self.job_errors.labels(name, ErrorCode.ATTEMPTS_EXHAUSTED).inc()
 
     def cache_decided(self, job: JobSummary) -> None:
         """Count what the response cache did for a submitted job.

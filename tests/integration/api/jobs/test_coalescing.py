@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +21,7 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import Idempotency, NewJob
-from tests.conftest import TEST_REDIS_DB, Servers
-from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, World, open_world
+from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, World
 from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
@@ -51,12 +49,12 @@ class Coalescing(World):
         assert created
         return job
 
-    async def lead(self, tokens: int = 0, followers: int = 1) -> tuple[Call, Job, list[Job]]:
+    async def lead(self, tokens: int = 0, followers: int = 1, **changes: Any) -> tuple[Call, Job, list[Job]]:
         """A running leader with some tokens, and its followers."""
-        leader = await self.ask()
+        leader = await self.ask(**changes)
         call = await self.workers[0].deliver(leader.id)
         assert call is not None
-        followed = [await self.ask() for _ in range(followers)]
+        followed = [await self.ask(**changes) for _ in range(followers)]
         assert {job.follows for job in followed} <= {leader.id}
         await self.tokens(self.workers[0], call, tokens)
         return call, leader, followed
@@ -73,6 +71,12 @@ class Coalescing(World):
     async def is_released(self, job: Job) -> bool:
         return (await self.read(job)).follows is None
 
+    async def until_status(self, job: Job, status: JobStatus) -> None:
+        async def has_status() -> bool:
+            return (await self.read(job)).status is status
+
+        await eventually(has_status, f"it is {status}")
+
     async def key_of(self, job: Job) -> bytes | None:
         key: bytes | None = (await self.row(job.id)).cache_key
         return key
@@ -88,14 +92,6 @@ class Coalescing(World):
     async def detach(self, job_ids: list[str], leader: str = "job_other") -> None:
         """Let jobs follow another job, although that may have ended."""
         await self._change("UPDATE jobs SET follows = :leader WHERE id = ANY(:ids)", ids=job_ids, leader=leader)
-
-
-@pytest.fixture
-async def world(servers: Servers, database_url: str) -> AsyncIterator[Coalescing]:
-    world = await open_world(database_url, servers.redis(TEST_REDIS_DB), Coalescing)
-    world.prepare()
-    yield world
-    await world.close()
 
 
 async def finished(task: asyncio.Task[list[Event]]) -> list[Event]:
