@@ -17,11 +17,11 @@ from shared.domain.answer_options import CacheControl, CacheOptions, RequestOpti
 from shared.domain.decisions import CacheOutcome, Decisions, RouteDecision
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import Idempotency, NewJob
-from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, World
+from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, Worker, World
 from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
@@ -101,6 +101,16 @@ async def finished(task: asyncio.Task[list[Event]]) -> list[Event]:
 def text_of(events: list[Event]) -> str:
     deltas = (event.delta() for event in events if event.type is EventType.DELTA)
     return "".join(delta.text for delta in deltas if delta.index == 0)
+
+
+def counted_tokens(worker: Worker) -> tuple[float, float]:
+    """The tokens of prompts and completions in a worker's metrics."""
+    metrics = worker.runner.context.metrics
+    prompt, completion = (
+        sum(sample.value for sample in next(iter(counter.collect())).samples if sample.name.endswith("_total"))
+        for counter in (metrics.prompt_tokens, metrics.completion_tokens)
+    )
+    return prompt, completion
 
 
 async def test_a_hundred_identical_requests_are_one_generation(world: Coalescing) -> None:
@@ -193,6 +203,8 @@ async def test_streams_of_followers_go_on_without_their_leader(world: Coalescing
         assert ended.usage is not None
         assert ended.usage.completion_tokens == 8
         assert [event.line() for event in await finished(world.stream(job))] == [event.line() for event in events]
+    if end == "failed":
+        assert (counted_tokens(worker), counted_tokens(world.workers[1])) == ((3, 5), (6, 6))
 
 
 @pytest.mark.parametrize("why", ["cancelled", "late"])
@@ -243,6 +255,14 @@ async def test_the_generation_of_a_cancelled_leader_continues_for_its_followers(
         done = await world.read(job)
         assert (done.status, done.output[0].text) == (JobStatus.COMPLETED, text_of_tokens(expected))
         assert [event.line() for event in await finished(world.stream(job))] == [event.line() for event in events]
+    choices = request.sampling.n
+    assert counted_tokens(worker) == (3, expected * choices), "once, although each job reports its own"
+    continued = await world.read(heir if why == "cancelled" else other)
+    assert continued.decisions.cache is not None
+    assert (continued.usage, continued.decisions.cache.inherited) == (
+        Usage(3, 0, expected * choices),
+        Usage(3, 0, (5 if why == "cancelled" else 7) * choices).stored(),
+    )
     assert worker.engine.calls == {}, "it was one generation"
     assert worker.engine.cancelled == [], "nor was the upstream's request cancelled"
     assert worker.runner.idle
