@@ -141,7 +141,9 @@ PREPARED = {
     "followers": job_statements._SETTLE,
     "a follower": job_statements._SETTLE_FOLLOWER,
     "lead": job_store._LEAD._plain,
-    "follow": job_store._FOLLOW._plain,
+    "follow": job_store._JOIN._plain,
+    "cached answer": job_store._LOOKUP,
+    "hit": job_store._ANSWER,
 }
 
 
