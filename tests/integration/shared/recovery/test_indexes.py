@@ -142,8 +142,6 @@ PREPARED = {
     "a follower": job_statements._SETTLE_FOLLOWER,
     "lead": job_store._LEAD._plain,
     "follow": job_store._JOIN._plain,
-    "cached answer": job_store._LOOKUP,
-    "hit": job_store._ANSWER,
 }
 
 
