@@ -112,7 +112,7 @@ class ResponseCache:
                 self._uses[key] += count
 
     async def _key(self, options: CacheOptions, new: NewJob, revision: str) -> bytes | None:
-        """The key of the answer; None if it cannot be computed now, or if the request belongs to nobody's partition."""
+        """The key of the answer; None if it cannot be computed now, or the request names no end user."""
         owner = new.owner
         member = {"project": None, "key": owner.key_id, "user": owner.end_user}[options.scope]
         # A name that may have been cut can stand for several users.

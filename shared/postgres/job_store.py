@@ -162,7 +162,7 @@ _NEW = Records(
     decisions=JSONB,
     cache_key=LargeBinary,
     max_age_s=Integer,
-    anew=Boolean,
+    demands_new=Boolean,
 )
 _VALUES = {
     JobRow.project_id: _NEW.project_id,
@@ -232,7 +232,7 @@ def _may_lead(records: Select[Any]) -> Select[Any]:
         .limit(literal_column("1"))
         .scalar_subquery()
     )
-    return records.where(or_(_NEW.anew, stored.is_(None))).order_by(_NEW.cache_key)
+    return records.where(or_(_NEW.demands_new, stored.is_(None))).order_by(_NEW.cache_key)
 
 
 def _with_leader(records: Select[Any]) -> Select[Any]:
@@ -248,7 +248,7 @@ def _with_leader(records: Select[Any]) -> Select[Any]:
 
 # A new job does not follow one that waits with a lower priority, which would delay it, nor if it demands a new answer.
 _FOLLOWS = and_(
-    ~_NEW.anew,
+    ~_NEW.demands_new,
     or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
 )
 # A job that neither leads nor follows. Without a key, it stores no answer either.
@@ -620,7 +620,7 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "decisions": new.decisions.stored(),
         "cache_key": new.cache_key,
         "max_age_s": new.options.cache_control.max_age_s,
-        "anew": new.options.cache_control.no_cache,
+        "demands_new": new.options.cache_control.no_cache,
         "response": None if new.response is None else _response_record(job_id, new.response),
     }
 
