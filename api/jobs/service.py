@@ -118,7 +118,7 @@ class JobService:
                 self._hints.put(Hint(job.id, job.model, job.priority))
                 await asyncio.sleep(0)  # send the hint before building the response
             else:
-                await self._settle(job.follows)
+                await self._settle(job.follows, job.id)
         return job, created
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
@@ -131,10 +131,10 @@ class JobService:
                     return answered
         return await self._store.insert(new, idempotency)
 
-    async def _settle(self, leader: str) -> None:
-        """Release or end the followers of a job, if it has ended before they were committed."""
+    async def _settle(self, leader: str, follower: str) -> None:
+        """End or release a new follower of a job, if that has ended before the follower was committed."""
         try:
-            report_changes(await self._store.settle([leader]), self._hints.put, self._metrics)
+            report_changes(await self._store.settle_follower(leader, follower), self._hints.put, self._metrics)
         except Exception as error:
             if not is_database_outage(error):
                 raise

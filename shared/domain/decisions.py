@@ -56,6 +56,7 @@ class CacheDecision(_Decision):
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
     run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
+    `inherited`: the part of the usage, by its names, that was generated for `source` before this job continued it.
     """
 
     outcome: str
@@ -64,6 +65,7 @@ class CacheDecision(_Decision):
     fingerprint: str | None = None
     ttl_s: int | None = None
     revision: str | None = None
+    inherited: dict[str, int] | None = None
 
 
 class ContextDecision(_Decision):
