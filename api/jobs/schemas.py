@@ -249,6 +249,12 @@ class JobSummaryView(BaseModel):
         description="How a limit or default has changed `max_tokens`. Absent if it has not.",
         exclude_if=lambda part: part is None,
     )
+    estimated_tokens: int | None = Field(
+        None,
+        description="The estimate of the prompt's tokens, if a limit or the context needed them and they could not be"
+        " counted. Absent otherwise.",
+        exclude_if=lambda tokens: tokens is None,
+    )
     usage: UsageView | None
     timings: TimingsView
     error: JobErrorView | None
@@ -306,6 +312,7 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
         cache=job.decisions.cache,
         context=job.decisions.context,
         token_limits=job.decisions.token_limits,
+        estimated_tokens=job.decisions.estimated_tokens,
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

@@ -27,7 +27,7 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
 from shared.postgres.job_store import NewJob
-from shared.redis.conversation_models import ConversationModels
+from shared.redis.conversation_models import ConversationModels, KnownModel
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
 
@@ -82,24 +82,22 @@ class _Memory(ConversationModels):
     """In place of Redis."""
 
     def __init__(self) -> None:
-        self._models: dict[str, str] = {}
+        pass
 
-    async def read(self, conversations: Sequence[str]) -> list[str | None]:
-        return [self._models.get(conversation) for conversation in conversations]
-
-    async def remember(
-        self, conversations: Sequence[str], model: str, ttl_s: int, *, better: Sequence[str] = ()
-    ) -> None:
-        self._models |= {name: model for name in conversations if self._models.get(name) not in better}
+    async def find(self, names: Sequence[str], conversation: str | None = None) -> list[KnownModel | None]:
+        return []
 
 
 class _AllCanServe:
     """Candidates that can serve each request at once."""
 
-    async def refusal(self, model: str, principal: Principal, new: NewJob) -> Refusal | None:
+    async def refusal(self, model: str, principal: Principal, new: NewJob, *, shortens: bool = True) -> Refusal | None:
         return None
 
-    async def overload(self, model: str, new: NewJob) -> Refusal | None:
+    async def overload(self, model: str, new: NewJob, max_wait_s: float | None = None) -> Refusal | None:
+        return None
+
+    def length(self, model: str) -> int | None:
         return None
 
     async def wait_s(self, model: str, priority: int) -> float | None:
