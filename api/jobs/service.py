@@ -140,6 +140,11 @@ class JobService:
                 raise
             logger.warning("job=%s cannot check whether it has ended, the sweeper will: %s", leader, error)
 
+    async def _settle_all(self, leader: str) -> None:
+        """End or release all followers of a job that has ended."""
+        while changes := await self._store.settle([leader]):
+            report_changes(changes, self._hints.put, self._metrics)
+
     async def _answer(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool] | None:
         """Commit a job with the answer that the response cache has for it; None if there is none."""
         if self._cache is None or new.cache_key is None:
@@ -258,6 +263,8 @@ class JobService:
             Conflict: the job has not ended.
         """
         job = await self.summary(job_id, project_id)
+        if job.may_lead and job.status.terminal:
+            await self._settle_all(job_id)  # without its answer, they would all be run
         if not (deleted := await self._store.delete(job_id, project_id)):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         for name in deleted:

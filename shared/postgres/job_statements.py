@@ -718,20 +718,20 @@ class JobRowStore(Store):
     async def _settled(self, job_id: str, ended: Ended | None) -> Ended | None:
         """Settle the first portion of the followers of a job that has ended, and add their changes.
 
-        An outage is no error: the job has ended, and readers and sweeps settle the others.
+        A failure of that is no error: the job has ended, and readers and sweeps settle the others.
         """
         if ended is None or not ended.leads:
             return ended
         return replace(ended, followers=(*ended.followers, *await self._settle_after_commit(job_id)))
 
     async def _settle_after_commit(self, leader: str) -> list[FollowerChange]:
-        """As `settle`; after an outage, without changes."""
+        """As `settle`; without changes if that fails: the end of the leader has been written."""
         try:
             return await self._settle_portion(leader)
         except Exception as error:
-            if not is_database_outage(error):
-                raise
-            logger.warning("job=%s cannot settle the jobs that follow it, a sweep will: %s", leader, error)
+            trace = None if is_database_outage(error) else error
+            message = "job=%s cannot settle the jobs that follow it, a sweep will: %s"
+            logger.warning(message, leader, error, exc_info=trace)
             return []
 
     async def _settle_portion(self, leader: str) -> list[FollowerChange]:

@@ -132,6 +132,18 @@ async def test_an_outage_after_the_hand_over(world: Coalescing) -> None:
     assert (await world.read(heir)).deaths == 0
 
 
+async def test_followers_get_their_answer_before_it_is_deleted(
+    world: Coalescing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, leader, followed = await world.lead(followers=3)
+    monkeypatch.setattr(job_statements, "PORTION_BYTES", 1)
+    await world.finish(world.workers[0], call, "stop")
+    assert [(await world.read(job)).status for job in followed].count(JobStatus.COMPLETED) == 1
+    await world.service.delete(leader.id, world.owner.project_id)
+    for job in followed:
+        assert (await world.read(job)).output[0].text == text_of_tokens(1)
+
+
 async def test_a_settlement_that_always_fails_stops_neither_the_sweep_nor_other_settlements(
     world: Coalescing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
