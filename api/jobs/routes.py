@@ -14,7 +14,7 @@ from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import json_response
-from api.http.openapi import ERRORS, NOT_FOUND
+from api.http.openapi import ERRORS, JOB, NOT_FOUND, SUBMITTED_JOB
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
@@ -43,7 +43,12 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
     responses={
         **ERRORS,
         **NOT_FOUND,
-        200: {"model": JobView, "description": "The job has ended within `Prefer: wait=N`."},
+        200: {
+            "model": JobView,
+            "description": "The job has ended: within `Prefer: wait=N`, or because the response cache had its answer.",
+            **SUBMITTED_JOB,
+        },
+        202: SUBMITTED_JOB,
         413: {"model": ErrorResponse, "description": "The body is too large."},
         422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with a different request."},
     },
@@ -116,7 +121,12 @@ async def list_jobs(
 @router.get(
     "/{job_id}",
     response_model=JobView,
-    responses={**ERRORS, **NOT_FOUND, 202: {"model": JobView, "description": "The job has not ended."}},
+    responses={
+        **ERRORS,
+        **NOT_FOUND,
+        200: JOB,
+        202: {"model": JobView, "description": "The job has not ended.", **JOB},
+    },
 )
 async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
     """Get a job. Status 200 if it has ended, 202 before."""
