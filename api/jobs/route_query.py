@@ -31,7 +31,14 @@ class RouteRequest(JobCreate):
     member_rules: ClassVar[MemberRules] = dialects.ROUTE
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"model": "smollm2", "messages": [{"role": "user", "content": "Name three rivers."}]}]
+            "examples": [
+                {"model": "auto", "messages": [{"role": "user", "content": "Name three rivers."}]},
+                {
+                    "model": "auto:quality",
+                    "messages": [{"role": "user", "content": "Name three rivers."}],
+                    "response_format": {"type": "json_object"},
+                },
+            ]
         }
     )
 

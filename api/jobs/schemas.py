@@ -51,6 +51,14 @@ class JobCreate(ChatParameters):
                     "temperature": 0,
                 },
                 {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 32, "seed": 7},
+                {
+                    "model": "smollm2",
+                    "messages": [{"role": "user", "content": "Name three bridges."}],
+                    "max_tokens": 32,
+                    "user": "user-17",
+                    "cache": {"ttl": 86400, "scope": "user"},
+                    "context": {"strategy": "sliding_window", "trigger": 0.9, "target": 0.5},
+                },
             ]
         }
     )
