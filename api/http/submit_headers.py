@@ -11,6 +11,7 @@ import orjson
 from fastapi import Depends, Header
 from pydantic import BaseModel, Field
 
+from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
     NO_CACHE_CONTROL,
     CacheControl,
@@ -22,7 +23,6 @@ from shared.domain.answer_options import (
 from shared.domain.errors import InvalidRequest
 from shared.postgres.job_store import Idempotency
 
-_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 MAX_DURATION_S = 30 * 24 * 3600
 
 
@@ -145,9 +145,8 @@ def _seconds(name: str, value: str | None) -> float | None:
     """Parse a duration in the format of fal and RunPod: `90s`, `1.5m`, `500ms`, `2h`; a bare number is seconds."""
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|)", value.strip())
-    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if not 0 < seconds <= MAX_DURATION_S:
+    seconds = seconds_of(value.strip(), ("", "ms", "s", "m", "h"), fractions=True)
+    if seconds is None or not 0 < seconds <= MAX_DURATION_S:
         raise InvalidRequest(
             f"{name}: must be a duration such as 90s or 5m (at most 30 days), got {value!r}", param=name
         )

@@ -19,7 +19,6 @@ from api.keys.auth import CurrentPrincipal
 from api.routing.router import Explanation
 from shared.config.models.routes import Mode
 from shared.domain.errors import InvalidRequest
-from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import SkipReason
 
 router = APIRouter(prefix="/v1/route", tags=["routes"], route_class=JsonRoute)
@@ -102,14 +101,7 @@ async def explain_route(
 ) -> RouteAnswer:
     """Show which model would run a request, and why, without running it."""
     principal = principal.acting_for(body.user)
-    new = NewJob(
-        owner=principal.owner,
-        model=body.model,
-        priority=body.priority,
-        request=await work.run(body.generate_request),
-        start_within_s=submission.start_within_s,
-        options=submission.options(body),
-    )
+    new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     try:
         return _answer(new.model, await admission.explain(principal, new))
     except InvalidRequest as error:

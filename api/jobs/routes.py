@@ -27,7 +27,6 @@ from api.keys.auth import CurrentPrincipal, CurrentRequest
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Choice, JobStatus, JobSummary
-from shared.postgres.job_store import NewJob
 
 MAX_WAIT_S = 60
 POLL_AFTER_S = "1"
@@ -67,16 +66,7 @@ async def submit(
     """Submit a job. Status 202 means that it is committed and will run."""
     wait_s = _wait(prefer)
     principal = principal.acting_for(body.user)
-    new = NewJob(
-        owner=principal.owner,
-        model=body.model,
-        priority=body.priority,
-        request=await work.run(body.generate_request),
-        metadata=body.metadata,
-        start_within_s=submission.start_within_s,
-        finish_within_s=submission.finish_within_s,
-        options=submission.options(body),
-    )
+    new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
     try:
         job, created = await jobs.submit(principal, new, idempotency)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
     MAX_CACHE_TTL_S,
     CacheOptions,
@@ -19,7 +20,6 @@ from shared.domain.answer_options import (
 Group = TypeVar("Group", bound=BaseModel)
 
 NONE = "none"
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 # The command's names of the fields of options.
 _LIMITS = {
@@ -173,10 +173,9 @@ def _ttl(text: str) -> int | str:
     """Seconds of a duration, or `none`."""
     if text == NONE:
         return NONE
-    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
-    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not 1 <= seconds <= MAX_CACHE_TTL_S:
+    seconds = seconds_of(text, ("", "s", "m", "h", "d"))
+    if seconds is None or not 1 <= seconds <= MAX_CACHE_TTL_S:
         raise argparse.ArgumentTypeError(
             f"must be a duration such as 1h or 90s, at most {MAX_CACHE_TTL_S // 86400}d, or `{NONE}`, got {text!r}"
         )
-    return seconds
+    return int(seconds)
