@@ -1,4 +1,4 @@
-"""A Headrace of its own for the demonstration: another folder, other ports, its own models."""
+"""A separate Headrace installation for the demonstration, with its own folder, ports and models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launcher.settings import load_settings
 
 FOLDER = Path(__file__).resolve().parent
 STOP_TIMEOUT_S = 60
-# Settings of the user's own installation that also apply here: where converted models are, and the time to start.
+# Settings of the user's own installation that also apply here: the folder of converted models and the start timeout.
 SHARED = ("HEADRACE_CACHE", "HEADRACE_START_TIMEOUT_S")
 
 

@@ -20,7 +20,7 @@ def question(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 32, **more}
 
 
-# What a terminal shows of each, and the request.
+# The title of each in the terminal, and the request.
 MIXED: list[tuple[str, dict[str, Any]]] = [
     (text, question(text))
     for text in (

@@ -48,7 +48,7 @@ class SubmitHeaders:
             "body": body.model_dump(mode="json", exclude_unset=True),
             "times": [self.start_within_s, self.finish_within_s],
         }
-        # Cache-Control is no part of it: a retry that may not be answered from the cache is the same request.
+        # Without Cache-Control: a retry that bypasses the cache is still the same request.
         text = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         return Idempotency(self.idempotency_key, hashlib.sha256(text).hexdigest())
 
@@ -100,14 +100,14 @@ def replay_headers(created: bool) -> dict[str, str]:
 
 
 class AnswerParameters(BaseModel):
-    """The parameters of all dialects that say how a request may be answered."""
+    """The parameters that all dialects have to control how a request may be answered."""
 
     cache: CacheOptions | None = Field(
         None, description="Answer the request from the response cache, and store its answer there."
     )
     store: bool | None = Field(None, description="If false, the answer is not kept in the response cache.")
     context: ContextOptions | None = Field(
-        None, description="What happens to a conversation that outgrows the model's context."
+        None, description="How a conversation that outgrows the model's context is handled."
     )
 
     @property

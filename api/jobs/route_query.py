@@ -49,7 +49,7 @@ class RouteRequest(JobCreate):
 
     @model_validator(mode="after")
     def _as_job(self) -> Self:
-        """Use the names of a job for what chat completions call otherwise."""
+        """Translate the parameter names of chat completions into those of jobs."""
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
         if isinstance(self.logprobs, bool):
@@ -78,15 +78,15 @@ class RouteAnswer(BaseModel):
     mode: Mode | None = None
     rule: str | None = Field(
         None,
-        description="The rule that applies; `complexity` or `otherwise` if none does, and `conversation` if the model"
-        " that answered before stays.",
+        description="The rule that applies; `complexity` or `otherwise` if none does, and `conversation` if the"
+        " conversation keeps its model.",
     )
     score: float | None = Field(
         None, description="The complexity of the request, from 0 to 1. It decides if no rule applies."
     )
     input_tokens: int | None = None
     tokens_estimated: bool = Field(False, description="Whether `input_tokens` is an estimate.")
-    tried: list[str] = Field([], description="Models that would come first, but cannot serve the request.")
+    tried: list[str] = Field([], description="Models that were skipped because they cannot serve the request.")
     fallbacks: list[str] = Field([], description="Models that would take over if the model failed, in order.")
     candidates: list[CandidateView] = []
 

@@ -205,7 +205,7 @@ class AttemptView(BaseModel):
     ended_at: datetime | None
     tokens: int
     outcome: str | None = Field(description="Null while it runs.")
-    model: str | None = _optional("The model that ran. Absent if an earlier version has recorded the attempt.")
+    model: str | None = _optional("The model that ran. Absent if an earlier version recorded the attempt.")
     error: str | None = _optional(
         "Why the model could not serve the job, if another one took over (outcome `rerouted`). Absent otherwise."
     )
@@ -238,12 +238,14 @@ class JobSummaryView(BaseModel):
     requested_model: str | None = _optional(
         "The route that the request named, if one chose the model. Absent otherwise."
     )
-    kind: str | None = _optional("What the job is for, if it is not a request of yours: `summary`. Absent otherwise.")
+    kind: str | None = _optional("The purpose of a job that the server submitted itself: `summary`. Absent otherwise.")
     route: RouteDecision | None = _optional("Why the route chose this model. Absent without a route.")
-    cache: CacheDecision | None = _optional("The part of the response cache in the answer. Absent if the cache is off.")
+    cache: CacheDecision | None = _optional(
+        "How the response cache took part in the answer. Absent if the cache is off."
+    )
     context: ContextDecision | None = _optional("How the conversation was shortened. Absent if it was not.")
     token_limits: TokenLimitsDecision | None = _optional(
-        "How a limit or default has changed `max_tokens`. Absent if it has not."
+        "How a limit or a default changed `max_tokens`. Absent if none did."
     )
     usage: UsageView | None
     timings: TimingsView

@@ -138,7 +138,7 @@ class JobService:
         except Exception as error:
             if not is_database_outage(error):
                 raise
-            logger.warning("job=%s cannot check whether it has ended, the sweeper will: %s", leader, error)
+            logger.warning("job=%s cannot release its followers, leaving them to the sweeper: %s", leader, error)
 
     async def _answer(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool] | None:
         """Commit a job with the answer that the response cache has for it; None if there is none."""

@@ -34,7 +34,7 @@ _NAMES = {**_LIMITS, **_CACHE, **_CONTEXT}
 
 
 class OptionsInvalid(Exception):
-    """The arguments contradict each other, or the options that the key has; the message names the argument."""
+    """The arguments contradict each other or the key's options; the message names the argument."""
 
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,20 +48,20 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_choices(TokenLimits, "on_exceed"),
         help="lower a max_tokens above the limit, or refuse the request (default: reject)",
     )
-    cache = parser.add_argument_group("response cache", "without these, that of the model applies")
+    cache = parser.add_argument_group("response cache", "if none is given, the model's settings apply")
     cache.add_argument(
         "--cache-ttl",
         type=_ttl,
         metavar="DURATION",
-        help=f"answer repeated requests for this long, such as 1h; `{NONE}`: as the model",
+        help=f"answer repeated requests for this long, such as 1h; `{NONE}`: use the model's setting",
     )
-    cache.add_argument("--cache-scope", choices=_choices(CacheOptions, "scope"), help="whose requests share answers")
+    cache.add_argument("--cache-scope", choices=_choices(CacheOptions, "scope"), help="which requests share answers")
     cache.add_argument("--no-cache", action="store_true", help="do not use the cache unless a request asks for it")
-    context = parser.add_argument_group("context", "without these, that of the model applies")
+    context = parser.add_argument_group("context", "if none is given, the model's settings apply")
     context.add_argument(
         "--context",
         choices=[*_choices(ContextOptions, "strategy"), NONE],
-        help=f"what happens to conversations that outgrow the context; `{NONE}`: as for the model",
+        help=f"how conversations that outgrow the context are handled; `{NONE}`: use the model's setting",
     )
     context.add_argument("--context-model", metavar="MODEL", help="the model that writes summaries")
 

@@ -18,7 +18,7 @@ from shared.postgres.tables import JobRow
 class UsageRow:
     """The jobs of one day (UTC) with the same model, route and part of the response cache, and their tokens together.
 
-    `route` is None if the client named the model; `outcome` is None if the response cache was not asked.
+    `route` is None if the client named the model; `outcome` is None if the response cache was off.
     """
 
     day: date

@@ -45,4 +45,4 @@ class ConversationModels:
         try:
             await self._redis.set(keys.conversation_model(conversation), model, xx=True, keepttl=True)
         except (RedisError, OSError) as error:
-            logger.warning("cannot note that model %s answers a conversation: %s", model, error)
+            logger.warning("model=%s cannot record that it answers a conversation: %s", model, error)

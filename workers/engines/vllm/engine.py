@@ -190,7 +190,7 @@ class VllmEngine:
         return cached
 
     def _failure(self, error: Exception) -> EngineDead | EngineError:
-        """What vLLM's error means: the end of the engine, or of one request."""
+        """Classify an error of vLLM: either the engine is dead, or one request has failed."""
         if isinstance(error, EngineDeadError) or self._llm.errored:
             return EngineDead()
         return EngineError(f"the engine failed: {error.__cause__ or error}")
