@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.bench import Figures, Key
-from benchmarks.prompts import KINDS
+from benchmarks.prompts import ALL_KINDS, KINDS
 from benchmarks.statistics import number
 
 
@@ -67,6 +67,8 @@ def _loops() -> Iterator[Goal]:
 
 def _routes() -> Iterator[Goal]:
     for complexity in ("heuristic", "classifier"):
+        key = Key("routes", complexity, f"CPU per decision without counting p99, {ALL_KINDS}")
+        yield Goal(f"CPU of a routing decision, p99, {complexity}, without counting of tokens", key, 2, False, "ms")
         for kind in KINDS:
             key = Key("routes", complexity, f"CPU per decision p99, {kind}")
             yield Goal(f"CPU of a routing decision, p99, {complexity}, {kind}", key, 2, False, "ms")

@@ -25,6 +25,7 @@ CHARACTERS = (20, 200, 2000, 20_000, 200_000)
 MESSAGES = (1, 11, 101)
 TOOLS = "code and 20 tools"
 TURNS = "20 turns"
+ALL_KINDS = "all kinds"
 KINDS = (*(f"{characters:,} characters" for characters in CHARACTERS), TOOLS, TURNS)
 
 
@@ -46,7 +47,7 @@ def requests(kind: str, count: int) -> Iterator[GenerateRequest]:
 
 
 def examples() -> list[Example]:
-    """Labelled requests to train a classifier on. How good it is does not change what it costs."""
+    """Labelled requests to train a classifier on, whose quality does not change its cost."""
     return [
         Example(GenerateRequest(prompt=f"{beginning} {text} {number}"), label)
         for label, beginnings in ((0.0, SIMPLE), (1.0, COMPLEX))

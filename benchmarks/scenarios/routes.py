@@ -7,6 +7,8 @@ The rules ask for the tokens of each prompt, which a real tokenizer counts.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -23,7 +25,7 @@ from api.routing.fit import fit, write
 from api.routing.router import Router
 from benchmarks.bench import Bench
 from benchmarks.load.plan import NUMBER, Plan
-from benchmarks.prompts import KINDS, examples, requests
+from benchmarks.prompts import ALL_KINDS, KINDS, examples, requests
 from benchmarks.scenarios.submits import JOBS
 from benchmarks.statistics import percentile
 from benchmarks.systems.headrace import Headrace, headrace
@@ -40,7 +42,7 @@ from shared.telemetry.metrics import Metrics
 
 # The route's models, in ascending order, and their context lengths. No worker of them is started.
 LENGTHS = {"small": 8192, "middle": 32_768, "large": 131_072}
-# The first model that is not a tier of the route: it reads images, as the others do not.
+# Not a tier of the route. Unlike the tiers, it reads images.
 VISION: dict[str, Any] = {"name": "vision", "engine": "simulated", "modalities": ["image"]}
 ROUTE: dict[str, Any] = {
     "name": "auto",
@@ -68,6 +70,7 @@ def run(bench: Bench) -> None:
     with headrace(bench.folder, [*models, VISION], routes=[ROUTE]) as system:
         complexities = {"heuristic": Heuristic(), "classifier": _trained(bench.folder / "classifier.json")}
         for repeat in bench.repeats():
+            system.delete_jobs()
             for name in bench.rotated(list(complexities), repeat):
                 asyncio.run(_decisions(bench, system, name, complexities[name]))
             for model in ("auto", "small"):
@@ -110,26 +113,35 @@ async def _decisions(bench: Bench, system: Headrace, name: str, complexity: Comp
     router = Router(registry, candidates, Conversations(ConversationModels(redis), metrics), complexity, metrics)
     owner = Owner(1, 1)
     principal = Principal.of(owner)
+    everything: defaultdict[str, list[float]] = defaultdict(list)
     try:
         for kind in KINDS:
-            decisions, others, scores = [], [], []
-            for request in requests(kind, bench.pick(240, 48) + WARM_UP):
+            seconds: defaultdict[str, list[float]] = defaultdict(list)
+            for number, request in enumerate(requests(kind, bench.pick(240, 48) + WARM_UP)):
                 new = NewJob(owner, "auto", 3, request)
                 window.seconds, began = 0.0, process_time()
                 await router.route(principal, new)
                 decided = process_time()
                 complexity.score(request)
-                scores.append(process_time() - decided)
-                decisions.append(decided - began)
-                others.append(decided - began - window.seconds)
-            for what, seconds in (("decision", decisions), ("decision without counting", others), ("score", scores)):
-                used = sorted(seconds[WARM_UP:])
-                for share in (50, 99):
-                    figure = f"CPU per {what} p{share}, {kind}"
-                    bench.add(name, figure, 1000 * percentile(used, share / 100), "ms")
+                scored = process_time()
+                if number >= WARM_UP:
+                    seconds["decision"].append(decided - began)
+                    seconds["decision without counting"].append(decided - began - window.seconds)
+                    seconds["score"].append(scored - decided)
+            _add(bench, name, seconds, kind)
+            for what in seconds:
+                everything[what] += seconds[what]
+        _add(bench, name, everything, ALL_KINDS)
     finally:
         await redis.aclose()
         await database.dispose()
+
+
+def _add(bench: Bench, name: str, measured: Mapping[str, Sequence[float]], kind: str) -> None:
+    for what, seconds in measured.items():
+        used = sorted(seconds)
+        for share in (50, 99):
+            bench.add(name, f"CPU per {what} p{share}, {kind}", 1000 * percentile(used, share / 100), "ms")
 
 
 def _submits(bench: Bench, system: Headrace, model: str) -> None:
