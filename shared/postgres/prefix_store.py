@@ -106,7 +106,7 @@ class PrefixStore(Store):
     async def most_reused(
         self, model: str, *, hours: float, limit: int, project_ids: Sequence[int] | None = None
     ) -> list[ReusedPrefix]:
-        """The prefixes that saved most tokens in the last `hours` hours, first those that saved most.
+        """The prefixes that saved the most tokens in the last `hours` hours, first those that saved most.
 
         Jobs count as having the same prefix if they found the same number of tokens, and their requests begin alike.
         Jobs that were answered without an engine do not count.
