@@ -32,7 +32,6 @@ from benchmarks.systems.headrace import Headrace, headrace
 from benchmarks.systems.vllm_model import vllm_model
 from shared.config.models.loader import load_registry
 from shared.domain.owner import Owner
-from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
 from shared.postgres.job_store import NewJob
 from shared.redis.connection import connect_redis
@@ -89,17 +88,17 @@ class _Counting(ContextWindow):
 
     seconds = 0.0
 
-    async def check(self, model: str, request: GenerateRequest) -> None:
+    async def check(self, *args: Any, **kwargs: Any) -> None:
         began = process_time()
         try:
-            await super().check(model, request)
+            await super().check(*args, **kwargs)
         finally:
             self.seconds += process_time() - began
 
-    async def measure(self, model: str, request: GenerateRequest, limit: int | None = None) -> PromptTokens:
+    async def measure(self, *args: Any, **kwargs: Any) -> PromptTokens:
         began = process_time()
         try:
-            return await super().measure(model, request, limit)
+            return await super().measure(*args, **kwargs)
         finally:
             self.seconds += process_time() - began
 
