@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from api.context.count_memo import current_memo
 from api.context.estimates import TokenEstimates
 from api.context.message_counts import EstimatedCounts, MessageCounts, TemplateCounts, WordCounts
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
@@ -122,7 +123,7 @@ class ContextWindow:
         size = _bytes(request)
         if size + TEMPLATE_TOKENS < limit:
             return
-        tokens = count(request, limit) if size <= INLINE_BYTES else await self._in_thread(count, request, limit)
+        tokens = await self._counted(model, request, limit, inline=size <= INLINE_BYTES)
         if tokens is not None and tokens >= limit:
             self.note_refusal(model)
             at_least = "at least " if isinstance(tokens, AtLeast) else ""
@@ -147,12 +148,10 @@ class ContextWindow:
         Raises:
             InvalidRequest: the chat template rejects the prompt.
         """
-        limit, count = self.length(model), self._window(model).count
-        if count is None or not is_plain(request):
+        limit = self.length(model)
+        if self._window(model).count is None or not is_plain(request):
             return None
-        if _bytes(request) <= INLINE_BYTES:
-            return count(request, limit)
-        return await self._in_thread(count, request, limit)
+        return await self._counted(model, request, limit, inline=_bytes(request) <= INLINE_BYTES)
 
     async def count(self, model: str, request: GenerateRequest) -> int | None:
         """Count the tokens of a prompt; None if only its engine can.
@@ -160,8 +159,7 @@ class ContextWindow:
         Raises:
             InvalidRequest: the chat template rejects the prompt.
         """
-        count = self._window(model).count
-        return await self._in_thread(count, request, None) if count is not None else None
+        return await self._counted(model, request, None, inline=False)
 
     async def measure(self, model: str, request: GenerateRequest, limit: int | None = None) -> PromptTokens:
         """Count the tokens of a prompt with the model's tokenizer and template; if that is not possible, estimate them.
@@ -173,9 +171,9 @@ class ContextWindow:
         """
         if isinstance(request.prompt, list):
             return PromptTokens(len(request.prompt))
-        if (count := self._window(model).count) is not None and _is_countable(request):
+        if self._window(model).count is not None and _is_countable(request):
             is_small = is_plain(request) and _bytes(request) <= INLINE_BYTES
-            tokens = count(request, limit) if is_small else await self._in_thread(count, request, limit)
+            tokens = await self._counted(model, request, limit, inline=is_small)
             if tokens is not None:
                 return PromptTokens(tokens, at_least=isinstance(tokens, AtLeast))
         return self.estimate(model, request)
@@ -199,9 +197,19 @@ class ContextWindow:
     def _window(self, model: str) -> Window:
         return self._windows.get(model, _UNKNOWN)
 
-    async def _in_thread(self, count: _Count, request: GenerateRequest, limit: int | None) -> int | None:
-        async with self._threads:
-            return await asyncio.to_thread(count, request, limit)
+    async def _counted(self, model: str, request: GenerateRequest, limit: int | None, *, inline: bool) -> int | None:
+        """Count a prompt, unless this was done before for the same request; None if that is not possible."""
+        window, memo = self._window(model), current_memo()
+        if window.count is None:
+            return None
+        if not memo.has(window.tokenizer, request, limit):
+            if inline:
+                number = window.count(request, limit)
+            else:
+                async with self._threads:
+                    number = await asyncio.to_thread(window.count, request, limit)
+            memo.put(window.tokenizer, request, number)
+        return memo.get(window.tokenizer, request)
 
 
 def _counter(tokenizer: PromptTokenizer | None) -> tuple[_Count | None, MessageCounts | None]:
@@ -223,6 +231,13 @@ def _is_countable(request: GenerateRequest) -> bool:
 
 
 def _bytes(request: GenerateRequest) -> int:
+    memo = current_memo()
+    if not memo.has(_bytes, request):
+        memo.put(_bytes, request, _size(request))
+    return memo.get(_bytes, request) or 0
+
+
+def _size(request: GenerateRequest) -> int:
     if isinstance(request.prompt, list):
         return len(request.prompt)
     if request.messages is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from api.context.count_memo import counting_once
 from api.context.limits import TokenLimiter
 from api.context.shortening import Shortening
 from api.context.summaries import SummaryJobs
@@ -66,12 +67,19 @@ class Admission:
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
-        if self._router is not None:
-            new = await self._router.route(principal, new)
+        with counting_once():
+            return await self._admitted(principal, new, jobs)
+
+    async def _admitted(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None) -> NewJob:
+        routed = await self._router.route(principal, new) if self._router is not None else None
+        if routed is not None:
+            new = routed.job
         new = self._token_limiter.limit_output(principal, new)
         new = await self._shortening.shorten(principal, new, jobs)
         new = await self._token_limiter.check_input(principal, new)
         await self.check(new.model, new.request)
+        if self._router is not None and routed is not None:
+            new = await self._router.settle(principal, routed, new)
         return new
 
     async def reserve(self, new: NewJob) -> Reservation:
@@ -112,15 +120,17 @@ class Admission:
         """
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
-        explanation = await self._router.explain(principal, new) if self._router is not None else None
+        with counting_once():
+            explanation = await self._router.explain(principal, new) if self._router is not None else None
         if explanation is None:
             self.require_model(new.model)
         return explanation
 
     async def model_of(self, principal: Principal, new: NewJob) -> str:
         """The model that would run a job: the one that it names, or that of the route. Nothing is remembered."""
-        explanation = await self._router.explain(principal, new) if self._router is not None else None
-        return new.model if explanation is None else explanation.choice.model
+        with counting_once():
+            chosen = await self._router.model_of(principal, new) if self._router is not None else None
+        return chosen or new.model
 
     def require_model(self, model: str) -> None:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""

@@ -32,7 +32,7 @@ class RouteCandidates:
         self._token_limiter = TokenLimiter(registry, context)
         self._estimates = estimates
 
-    async def refusal(self, model: str, principal: Principal, new: NewJob) -> Refusal | None:
+    async def refusal(self, model: str, principal: Principal, new: NewJob, *, shortens: bool = True) -> Refusal | None:
         """As in `Candidates`. A model whose conversations are shortened is not refused because of their length."""
         reason = SkipReason.CAPABILITY
         try:
@@ -42,7 +42,7 @@ class RouteCandidates:
             reason = SkipReason.LIMIT
             limited = self._token_limiter.limit_output(principal, replace(new, model=model), counted=False)
             options = new.options.context or principal.options.context or self._registry[model].context
-            if options is None or options.strategy == "error":
+            if not shortens or options is None or options.strategy == "error":
                 await self._token_limiter.check_input(principal, limited, counted=False)
                 reason = SkipReason.CONTEXT_LENGTH
                 await self._context.check(model, limited.request)
@@ -52,7 +52,7 @@ class RouteCandidates:
             return Refusal(reason, error.message)
         return None
 
-    async def overload(self, model: str, new: NewJob) -> Refusal | None:
+    async def overload(self, model: str, new: NewJob, max_wait_s: float | None = None) -> Refusal | None:
         """As in `Candidates`."""
         try:
             rate = await self._estimates.rate(model)
@@ -60,14 +60,19 @@ class RouteCandidates:
                 return Refusal(SkipReason.NO_WORKER, "it has no ready worker")
             if not rate.slots:
                 return Refusal(SkipReason.BREAKER_OPEN, "its upstream is failing, and its circuit breaker is open")
-            if new.start_within_s is None:
+            if new.start_within_s is None and max_wait_s is None:
                 return None
             wait_s = await self._estimates.new_job_wait_s(model, new.priority)
         except Exception as error:
             self._tolerate(model, error)
             return None
-        if wait_s is not None and wait_s > new.start_within_s:
+        if wait_s is None:
+            return None
+        if new.start_within_s is not None and wait_s > new.start_within_s:
             message = f"a job would wait about {wait_s:g} s, and this one must start within {new.start_within_s:g} s"
+            return Refusal(SkipReason.WAIT, message)
+        if max_wait_s is not None and wait_s > max_wait_s:
+            message = f"a job would wait about {wait_s:g} s, more than the route's fallback_wait_s, {max_wait_s:g} s"
             return Refusal(SkipReason.WAIT, message)
         return None
 
@@ -79,6 +84,10 @@ class RouteCandidates:
         except Exception as error:
             self._tolerate(model, error)
             return None
+
+    def length(self, model: str) -> int | None:
+        """As in `Candidates`."""
+        return self._context.length(model)
 
     async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:
         """As in `Candidates`."""

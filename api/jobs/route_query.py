@@ -84,7 +84,9 @@ class RouteAnswer(BaseModel):
     score: float | None = Field(
         None, description="The complexity of the request, from 0 to 1. It decides if no rule applies."
     )
-    input_tokens: int | None = None
+    input_tokens: int | None = Field(
+        None, description="The prompt's tokens; at least so many, if it is longer than the context of each candidate."
+    )
     tokens_estimated: bool = Field(False, description="Whether `input_tokens` is an estimate.")
     tried: list[str] = Field([], description="Models that were skipped because they cannot serve the request.")
     fallbacks: list[str] = Field([], description="Models that would take over if the model failed, in order.")

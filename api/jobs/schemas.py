@@ -247,6 +247,12 @@ class JobSummaryView(BaseModel):
     token_limits: TokenLimitsDecision | None = _optional(
         "How a limit or a default changed `max_tokens`. Absent if none did."
     )
+    estimated_tokens: int | None = Field(
+        None,
+        description="The estimate of the prompt's tokens, if a limit or the context needed them and they could not be"
+        " counted. Absent otherwise.",
+        exclude_if=lambda tokens: tokens is None,
+    )
     usage: UsageView | None
     timings: TimingsView
     error: JobErrorView | None
@@ -304,6 +310,7 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
         cache=job.decisions.cache,
         context=job.decisions.context,
         token_limits=job.decisions.token_limits,
+        estimated_tokens=job.decisions.estimated_tokens,
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

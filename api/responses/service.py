@@ -22,6 +22,7 @@ from api.responses.schemas import ResponseCreate
 from api.responses.store import ResponseStore
 from api.responses.stored_media import is_stored, with_data
 from api.responses.view import STATUS, view
+from shared.domain.conversation import EarlierAnswer
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import Event, parse_archive
 from shared.domain.job import Job
@@ -82,6 +83,7 @@ class ResponseService:
             finish_within_s=submission.finish_within_s,
             options=submission.options(body),
             response=facts,
+            continues=_continued(previous),
         )
         idempotency = await work.run(submission.idempotency, "/v1/responses", body)
         try:
@@ -218,6 +220,14 @@ class ResponseService:
             )
         job = await self._jobs.get(previous.job.id, project_id)
         return PreviousTurns(job, has_instructions="instructions" in previous.facts.request_params)
+
+
+def _continued(previous: PreviousTurns | None) -> EarlierAnswer | None:
+    """The answer that a response continues, if a route chose its model."""
+    if previous is None or (route := previous.job.decisions.route) is None:
+        return None
+    job = previous.job
+    return EarlierAnswer(route.route, job.model, route.conversation, job.created_at)
 
 
 def _not_found(what: str) -> NotFound:

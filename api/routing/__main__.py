@@ -9,7 +9,7 @@ from pathlib import Path
 
 from api.routing.errors import RoutingModelError
 
-DEFAULT_TIERS = "simple,middle,complex"
+DEFAULT_LEVELS = "simple,middle,complex"
 DEFAULT_QUALITY = 0.95
 
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cannot write {parsed.output}: it must be a file in an existing directory", file=sys.stderr)
         return 1
     try:
-        examples = read_examples(parsed.file, parsed.tiers)
+        examples = read_examples(parsed.file, parsed.levels)
         file, report = fit(examples, parsed.quality)
         size = write(file, parsed.output)
     except RoutingModelError as error:
@@ -49,14 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         type=Path,
         metavar="FILE",
-        help="JSON lines with `prompt` or `messages`, and `label`: a tier, or a number from 0 (simple) to 1",
+        help="JSON lines with `prompt` or `messages`, and `label`: a level, or a number from 0 (simple) to 1",
     )
     command.add_argument("--output", type=Path, required=True, metavar="MODEL.json", help="file to write")
     command.add_argument(
-        "--tiers",
-        type=_tiers,
-        default=_tiers(DEFAULT_TIERS),
-        help=f"names that labels may have, simplest first, such as the models of a route (default: {DEFAULT_TIERS})",
+        "--levels",
+        type=_levels,
+        default=_levels(DEFAULT_LEVELS),
+        help=f"names that labels may have, simplest first, such as the models of a route (default: {DEFAULT_LEVELS})",
     )
     command.add_argument(
         "--quality",
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tiers(text: str) -> tuple[str, ...]:
+def _levels(text: str) -> tuple[str, ...]:
     names = tuple(name.strip().casefold() for name in text.split(","))
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
         raise argparse.ArgumentTypeError("must be at least two different names, such as small,large")

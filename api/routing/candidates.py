@@ -1,4 +1,4 @@
-"""What a route needs to know about the models that it may choose: whether they can serve a request, and how soon."""
+"""The properties of models that routes depend on: whether they can serve a request, and how soon."""
 
 from __future__ import annotations
 
@@ -21,18 +21,26 @@ class Refusal:
 
 
 class Candidates(Protocol):
-    """Answers questions about models. Nothing is asked that a route does not need."""
+    """Tells a router about models. A property is determined only if a route needs it."""
 
-    async def refusal(self, model: str, principal: Principal, new: NewJob) -> Refusal | None:
-        """Why a model can never serve a request; None if it can."""
+    async def refusal(self, model: str, principal: Principal, new: NewJob, *, shortens: bool = True) -> Refusal | None:
+        """Why a model can never serve a request; None if it can.
+
+        `shortens`: the conversation will be shortened, if that is configured for the model, the key or the request.
+        """
         ...
 
-    async def overload(self, model: str, new: NewJob) -> Refusal | None:
-        """Why a model cannot serve a job soon: no worker, or a wait beyond its `Start-Before`; None if it can."""
+    async def overload(self, model: str, new: NewJob, max_wait_s: float | None = None) -> Refusal | None:
+        """Why a model cannot serve a job soon: no worker, or a wait beyond its `Start-Before` or beyond `max_wait_s`;
+        None if it can."""
         ...
 
     async def wait_s(self, model: str, priority: int) -> float | None:
         """The seconds that a new job would wait; None if unknown, infinity if no worker takes jobs."""
+        ...
+
+    def length(self, model: str) -> int | None:
+        """The model's context length in tokens; None if it is unknown."""
         ...
 
     async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:

@@ -24,7 +24,7 @@ from shared.domain.request import GenerateRequest
 # Increase it when features change: weights of other features are useless.
 FORMAT: Final = 1
 FEATURES = DIMENSIONS + INDICATORS
-# A larger file is not one of ours.
+# `fit` writes smaller files.
 MAX_FILE_BYTES = 1 << 20
 # Rounding differs slightly between processors.
 _TOLERANCE = 0.002
@@ -34,7 +34,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CutPoints(BaseModel):
-    """The scores from which on a request is not for the first tier (`low`), and is for the last (`high`)."""
+    """The scores from which on a request is not for the first level (`low`), and is for the last (`high`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,14 +86,14 @@ class Classifier:
         """The probability that a request is complex."""
         return sigmoid(self._bias + float(features(request, self._vectors) @ self._weights))
 
-    def thresholds(self, mode: Mode, tiers: int) -> tuple[float, ...]:
+    def thresholds(self, mode: Mode, levels: int) -> tuple[float, ...]:
         """As in `Complexity`."""
         cuts = self._thresholds[mode]
-        return spread(cuts.low, cuts.high, tiers)
+        return spread(cuts.low, cuts.high, levels)
 
 
 def features(request: GenerateRequest, vectors: Embedding) -> npt.NDArray[np.float64]:
-    """What the classifier sees of a request. Shape: (FEATURES,)."""
+    """The features of a request. Shape: (FEATURES,)."""
     found = np.empty(FEATURES)
     found[:DIMENSIONS] = vectors.vector(RequestText.of(request).task)
     found[DIMENSIONS:] = indicators(request)

@@ -1,4 +1,4 @@
-"""How much a request asks of a model: a score, and the cut points between the tiers of a route.
+"""The complexity of a request: a score, and the cut points between the levels of a route.
 
 The shipped score is a heuristic. `python -m api.routing fit` trains a classifier on labelled requests instead.
 """
@@ -23,41 +23,41 @@ class Complexity(Protocol):
         """The complexity of a request, from 0 (simple) to 1."""
         ...
 
-    def thresholds(self, mode: Mode, tiers: int) -> tuple[float, ...]:
-        """The scores from which on each of the tiers after the first serves a request: `tiers - 1` ascending values."""
+    def thresholds(self, mode: Mode, levels: int) -> tuple[float, ...]:
+        """The scores from which on each level after the first serves a request: `levels - 1` ascending values."""
         ...
 
 
-def tier(complexity: Complexity, score: float, mode: Mode, tiers: int) -> int:
-    """The tier for a score, from 0 (the cheapest) to `tiers - 1`."""
-    return bisect_right(complexity.thresholds(mode, tiers), score)
+def level(complexity: Complexity, score: float, mode: Mode, levels: int) -> int:
+    """The level for a score, from 0 (the cheapest) to `levels - 1`."""
+    return bisect_right(complexity.thresholds(mode, levels), score)
 
 
-def spread(low: float, high: float, tiers: int) -> tuple[float, ...]:
-    """Cut points between this number of tiers.
+def spread(low: float, high: float, levels: int) -> tuple[float, ...]:
+    """Cut points between this number of levels.
 
-    Below `low` is the first tier, from `high` on the last one, and the others share what is between. Two tiers are
+    Below `low` is the first level, from `high` on the last one, and the others share what is between. Two levels are
     separated at `low`: what is not simple needs the better model.
     """
-    cuts = tiers - 1
+    cuts = levels - 1
     if cuts <= 1:
         return (low,) * cuts
     return tuple(low + (high - low) * cut / (cuts - 1) for cut in range(cuts))
 
 
-# Cut points of the heuristic. Balanced: a short question is simple; a summary or an explanation is not; what needs
-# several steps of thought, code or a long text is complex.
+# Cut points of the heuristic. Balanced: a short question is simple; a summary or an explanation is not; a task that
+# needs several steps of reasoning, code or a long text is complex.
 _CUTS = {Mode.COST: (0.55, 0.85), Mode.BALANCED: (0.37, 0.70), Mode.QUALITY: (0.20, 0.42)}
 
 _EFFORT = {"none": -0.4, "minimal": -0.4, "low": -0.4, "medium": 0.4, "high": 1.2, "xhigh": 1.2, "max": 1.2}
-# Chinese, Japanese and Korean: a character says as much as three Latin ones.
+# Chinese, Japanese and Korean: a character has as much meaning as three Latin ones.
 _DENSE = re.compile(r"[぀-ヿ㐀-鿿가-힯豈-﫿]")
 _CODE_LINE = re.compile(r"```|[;{}]\n|\n(?:def|class|import|function|SELECT|public|const|let) ")
 _LIST_ITEM = re.compile(r"\n *(?:[-*•]|\d{1,2}[.)]) ")
 _QUESTION = re.compile(r"[?？؟]")
 _FORMULA = re.compile(r"[∑∏∫√∂∇≤≥≠≈∀∃∈]|\\(?:frac|int|sum|sqrt|begin)|\$\$")
 
-# Characters up to which a task is short, and the latest messages together are.
+# A task, and the latest messages together, are short up to this number of characters.
 _SHORT_TASK = 150
 _SHORT_CONVERSATION = 2000
 _LONG_ANSWER_TOKENS, _SHORT_ANSWER_TOKENS = 2000, 16
@@ -70,9 +70,9 @@ class Heuristic:
         """The complexity of a request, from 0 (simple) to 1."""
         return 1 - 2 ** -max(0.0, sum(indicators(request)))
 
-    def thresholds(self, mode: Mode, tiers: int) -> tuple[float, ...]:
+    def thresholds(self, mode: Mode, levels: int) -> tuple[float, ...]:
         """As in `Complexity`."""
-        return spread(*_CUTS[mode], tiers)
+        return spread(*_CUTS[mode], levels)
 
 
 # The number of indicators. Classifiers are trained on them: after a change, increase `api.routing.classifier.FORMAT`.
@@ -80,7 +80,7 @@ INDICATORS = 10
 
 
 def indicators(request: GenerateRequest) -> tuple[float, ...]:
-    """Points of complexity by what indicates it: words, structure, length, options. More are more complex."""
+    """Points for each indicator of complexity: words, structure, length, options. More points are more complex."""
     text = RequestText.of(request)
     return (*_word_points(text.task), *_structure_points(text.task), *_length_points(text), *_option_points(request))
 
@@ -117,7 +117,7 @@ def _length_points(text: RequestText) -> tuple[float, float]:
 
 
 def _option_points(request: GenerateRequest) -> tuple[float, float]:
-    """Points for how the answer is to be reasoned about, and for its form."""
+    """Points for the reasoning and the form that the request demands of the answer."""
     sampling, chat = request.sampling, request.chat
     effort = _EFFORT.get(chat.reasoning_effort or "", 0.0) if chat is not None else 0.0
     if sampling.thinking_token_budget:

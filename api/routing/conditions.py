@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from api.routing.facts import Facts
+from api.routing.keywords import keywords_of
 from shared.config.models.conditions import Conditions
 
-# Each gets the condition's value, all conditions of the rule with the route's first tier as the default of `of`, and
+# Each gets the condition's value, all conditions of the rule with the route's first level as the default of `of`, and
 # the facts.
 _Check = Callable[[Any, str, Facts], Awaitable[bool]]
 
@@ -38,16 +39,7 @@ async def _tier(tiers: tuple[str, ...], of: str, facts: Facts) -> bool:
 
 
 async def _keywords(keywords: tuple[str, ...], of: str, facts: Facts) -> bool:
-    return any(_has_keyword(facts, keyword.casefold()) for keyword in keywords)
-
-
-def _has_keyword(facts: Facts, keyword: str) -> bool:
-    # Chinese, Japanese and Korean do not separate words, and signs are no words.
-    if all((character.isalnum() and character < "\u2e80") or character.isspace() for character in keyword):
-        words = keyword.split()
-        # That a text has not even the letters is found much faster than its words are.
-        return all(word in facts.text for word in words) and f" {' '.join(words)} " in facts.words
-    return keyword in facts.text
+    return keywords_of(keywords).are_in(facts.text)
 
 
 async def _input_tokens_over(tokens: int, of: str, facts: Facts) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
-from shared.redis.conversation_models import ConversationModels
+from shared.redis.conversation_models import ConversationModels, KnownModel
 from shared.runtime.outages import is_redis_outage
 from shared.telemetry.metrics import Metrics
 
@@ -21,22 +21,26 @@ PAUSE_S = 1.0
 
 
 class Conversations:
-    """The models of conversations, by their ids."""
+    """The models of conversations, by the ids and names of their requests."""
 
     def __init__(self, models: ConversationModels, metrics: Metrics) -> None:
         self._models = models
         self._metrics = metrics
         self._paused_until = 0.0
 
-    async def models(self, ids: Sequence[str]) -> list[str | None]:
-        """The models of these conversations; None if unknown."""
-        found = await self._tolerant(self._models.read(ids)) if ids and self._available() else None
-        return found if found is not None else [None] * len(ids)
+    async def find(self, names: Sequence[str], conversation: str | None = None) -> list[KnownModel]:
+        """The known models of the request with this id, and of those to which the names lead, in this order."""
+        if not (names or conversation is not None) or not self._available():
+            return []
+        found = await self._tolerant(self._models.find(names, conversation)) or []
+        return [known for known in found if known is not None]
 
-    async def remember(self, ids: Sequence[str], model: str, ttl_s: int, *, better: Sequence[str]) -> None:
-        """Note the model of a conversation, unless one of the better ones has answered the same request before."""
-        if ids and self._available():
-            await self._tolerant(self._models.remember(ids, model, ttl_s, better=better))
+    async def remember(
+        self, conversation: str, names: Sequence[str], known: KnownModel, ttl_s: int, *, levels: Sequence[str]
+    ) -> None:
+        """Store the model of a request, and let names lead to it; as in `ConversationModels`."""
+        if self._available():
+            await self._tolerant(self._models.remember(conversation, names, known, ttl_s, levels=levels))
 
     def _available(self) -> bool:
         if time.monotonic() >= self._paused_until:

@@ -1,4 +1,4 @@
-"""Reads labelled requests, of which `python -m api.routing fit` learns."""
+"""Reads labelled requests, from which `python -m api.routing fit` learns."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Example:
     label: float
 
 
-def read_examples(path: Path, tiers: Sequence[str]) -> list[Example]:
-    """Read a file with a JSON object per line: `prompt` or `messages`, and `label`, a tier or a number from 0 to 1.
+def read_examples(path: Path, levels: Sequence[str]) -> list[Example]:
+    """Read a file with a JSON object per line: `prompt` or `messages`, and `label`, a level or a number from 0 to 1.
 
     Raises:
         ExamplesError: the file cannot be read, or a line cannot be used; it names lines, fields and the reason.
@@ -42,7 +42,7 @@ def read_examples(path: Path, tiers: Sequence[str]) -> list[Example]:
     try:
         for number, line in _lines(path):
             try:
-                examples.append(_example(line, tiers))
+                examples.append(_example(line, levels))
             except ValueError as error:
                 errors.append(f"{path}:{number}: {error}")
             if len(errors) == _MAX_ERRORS or len(examples) > MAX_EXAMPLES:
@@ -64,7 +64,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, stripped
 
 
-def _example(line: bytes, tiers: Sequence[str]) -> Example:
+def _example(line: bytes, levels: Sequence[str]) -> Example:
     try:
         fields = json.loads(line)
     except UnicodeDecodeError:
@@ -73,17 +73,17 @@ def _example(line: bytes, tiers: Sequence[str]) -> Example:
         raise ValueError(f"must be a JSON object: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError("must be a JSON object")  # noqa: TRY004  reported with the others
-    label = _label(fields.get("label"), tiers)
+    label = _label(fields.get("label"), levels)
     return Example(_request(fields), label)
 
 
-def _label(label: Any, tiers: Sequence[str]) -> float:
-    if isinstance(label, str) and label.strip().casefold() in tiers:
-        return tiers.index(label.strip().casefold()) / (len(tiers) - 1)
+def _label(label: Any, levels: Sequence[str]) -> float:
+    if isinstance(label, str) and label.strip().casefold() in levels:
+        return levels.index(label.strip().casefold()) / (len(levels) - 1)
     if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label) and 0 <= label <= 1:
         return float(label)
     found = "nothing" if label is None else json.dumps(label, ensure_ascii=False)[:100]
-    raise ValueError(f"label: must be {', '.join(tiers)}, or a number from 0 to 1; got {found}")
+    raise ValueError(f"label: must be {', '.join(levels)}, or a number from 0 to 1; got {found}")
 
 
 def _request(fields: dict[str, Any]) -> GenerateRequest:
@@ -109,7 +109,7 @@ def _request(fields: dict[str, Any]) -> GenerateRequest:
 
 
 def _message(item: Any) -> Message:
-    """A message of the chat completions API. What is neither a text nor a tool call is left out."""
+    """A message of the chat completions API. Parts other than texts and tool calls are left out."""
     if not isinstance(item, dict):
         raise ValueError("messages: each message must be an object")  # noqa: TRY004  reported with the others
     known = {name: value for name, value in item.items() if name in Message.model_fields and value is not None}

@@ -1,18 +1,17 @@
-"""What the rules of routes ask about a request. Each fact is determined when a rule asks for it, and once."""
+"""The facts about a request that rules of routes compare. Each is determined once, when a rule needs it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 
 from api.context.window import PromptTokens
 from api.routing.candidates import Candidates
+from api.routing.keywords import SearchedText
 from shared.domain.request import GenerateRequest
 
-_WORD = re.compile(r"\w+")
 # Characters of the user's newest message that are searched for keywords: half of them at each end.
-SEARCHED = 20_000
+SEARCHED = 8000
 # If no model of the route can render the prompt.
 BYTES_PER_TOKEN = 4
 # Tokens that a chat template adds, at most, to a request whose tokens are not counted because it is so short.
@@ -29,11 +28,11 @@ class Facts:
         tier: str | None,
         priority: int,
         models: Sequence[str],
-        count_up_to: int | None,
+        count_up_to: int,
         candidates: Candidates,
     ) -> None:
-        """`models`: those with whose tokenizers tokens may be counted, the first that can. `count_up_to`: whether a
-        prompt has more tokens than this makes no difference."""
+        """`models`: the first one whose tokenizer is known counts the tokens. `count_up_to`: no rule compares with a
+        larger number of tokens."""
         self.request = request
         self.tier = tier
         self._priority = priority
@@ -41,6 +40,11 @@ class Facts:
         self._count_up_to = count_up_to
         self._candidates = candidates
         self._tokens: PromptTokens | None = None
+
+    @property
+    def measured(self) -> PromptTokens | None:
+        """The prompt's tokens, if a rule needed them and they were counted or estimated."""
+        return self._tokens
 
     async def input_tokens(self) -> PromptTokens:
         """The prompt's tokens, or an estimate if no model of the route can count them."""
@@ -79,8 +83,8 @@ class Facts:
         return self.request.structured_outputs is not None
 
     @cached_property
-    def text(self) -> str:
-        """The user's newest message, or the prompt, in lower case; of a long one the beginning and the end."""
+    def text(self) -> SearchedText:
+        """The user's newest message, or the prompt; of a long one the beginning and the end."""
         if self.request.messages is None:
             text = self.request.prompt if isinstance(self.request.prompt, str) else ""
         else:
@@ -88,12 +92,7 @@ class Facts:
             text = "" if newest is None else newest.text
         if len(text) > SEARCHED:
             text = f"{text[: SEARCHED // 2]}\n{text[-SEARCHED // 2 :]}"
-        return text.casefold()
-
-    @cached_property
-    def words(self) -> str:
-        """The words of `text`, each between two spaces."""
-        return " " + " ".join(_WORD.findall(self.text)) + " "
+        return SearchedText(text)
 
     @cached_property
     def _most_tokens(self) -> int:
@@ -103,10 +102,9 @@ class Facts:
         return request.size + request.options_size + TEMPLATE_TOKENS
 
     async def _measure(self) -> PromptTokens:
-        limit = None if self._count_up_to is None else self._count_up_to + 1
         estimate = None
         for model in self._models:
-            tokens = await self._candidates.measure(model, self.request, limit)
+            tokens = await self._candidates.measure(model, self.request, self._count_up_to + 1)
             if tokens is not None and not tokens.estimated:
                 return tokens
             estimate = estimate or tokens

@@ -13,7 +13,7 @@ Folds = npt.NDArray[np.int64]
 _ITERATIONS = 50
 _HALVINGS = 20
 _PRECISION = 1e-7
-# A column that is constant tells nothing.
+# A constant column has no information.
 _CONSTANT = 1e-9
 
 

@@ -1,4 +1,4 @@
-"""The part of a request that its complexity is judged by: bounded, whatever the request's length."""
+"""The part of a request from which its complexity is determined: bounded, whatever the request's length."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class RequestText:
-    """`task`: what the user asks for, at most `TASK_CHARACTERS` characters. `task_size` and `size`: characters of the
-    whole task, and of the prompt with the latest messages."""
+    """`task`: the user's newest message or the prompt, at most `TASK_CHARACTERS` characters. `task_size` and `size`:
+    the characters of the whole task, and of the prompt with the latest messages."""
 
     task: str
     task_size: int

@@ -1,4 +1,4 @@
-"""Words that tell how much a task asks for, in several languages.
+"""Words that indicate how complex a task is, in several languages.
 
 The lists are short on purpose: a task in another language is judged by its length and structure.
 """
@@ -13,7 +13,7 @@ _WORD = re.compile(r"[^\W\d_][^\W_]*[+#]*")
 class Terms:
     """A case-folded text, and its different words and characters.
 
-    A text has not even the first character of most phrases, so these need not be searched for.
+    Most phrases begin with a character that the text does not have, and need not be searched for.
     """
 
     def __init__(self, text: str) -> None:
@@ -28,7 +28,7 @@ class Vocabulary:
     def __init__(self, words: str, phrases: str = "") -> None:
         """Read `words`, separated by spaces, and `phrases`, separated by `|`.
 
-        A word stands for all that begin with it, unless a `$` follows.
+        A word stands for all words that begin with it, unless a `$` follows.
         """
         listed = words.split()
         self._whole = frozenset(word[:-1] for word in listed if word.endswith("$"))

@@ -20,7 +20,8 @@ class RouteDecision(_Decision):
 
     `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left`
     are those of `tried` that the job was queued for before it moved to the next one. `conversation` identifies the
-    conversation, whose later requests are not answered by a cheaper model.
+    request in its conversation, whose later requests are not answered by a cheaper model. `input_tokens` are those that
+    rules compared; a prompt that is longer than all rules say has at least so many.
     """
 
     route: str
@@ -31,6 +32,8 @@ class RouteDecision(_Decision):
     fallbacks: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     conversation: str | None = None
+    input_tokens: int | None = None
+    tokens_estimated: bool = Field(False, description="Whether `input_tokens` is an estimate.")
 
     def moved(self, model: str, to: str) -> RouteDecision:
         """The decision after a job of `model` has moved to the fallback `to`."""
@@ -131,7 +134,7 @@ class Decisions(_Decision):
                 headers["Age"] = str(cache.age_s)
         if (limits := self.token_limits) is not None:
             headers["x-headrace-max-tokens"] = str(limits.max_tokens)
-        if self.tokens_estimated:
+        if self.tokens_estimated or (route is not None and route.tokens_estimated):
             headers["x-headrace-tokens-estimated"] = "true"
         return headers
 

@@ -41,6 +41,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
+from shared.domain.conversation import EarlierAnswer
 from shared.domain.decisions import NO_DECISIONS, CacheOutcome, Decisions
 from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import (
@@ -85,7 +86,8 @@ class NewJob:
     """A job to create. `start_within_s` and `finish_within_s` count from its creation.
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
-    by a model, and sets the fields from `requested_model` on.
+    by a model, and sets the fields from `requested_model` on. `continues` is the answer that the request continues, if
+    it names one.
     """
 
     owner: Owner
@@ -98,6 +100,7 @@ class NewJob:
     request_context: RequestContext = field(default_factory=REQUEST_CONTEXT.get)
     response: ResponseFacts | None = None
     options: RequestOptions = NO_REQUEST_OPTIONS
+    continues: EarlierAnswer | None = None
     requested_model: str | None = None
     kind: str | None = None
     decisions: Decisions = NO_DECISIONS

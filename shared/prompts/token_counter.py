@@ -47,7 +47,10 @@ class TokenCounter:
             if fewest >= limit:
                 return AtLeast(fewest)
         tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
-        for piece in _pieces(text):
+        size = PIECE
+        if limit is not None and self._longest_token is not None:
+            size = min(PIECE, max(SHORT_PIECE, limit))  # hardly more is encoded than the limit needs
+        for piece in _pieces(text, size):
             # `encode` would hold the interpreter's lock for half a second per megabyte.
             tokens += len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
             if limit is not None and tokens >= limit and piece is not text:
@@ -61,20 +64,35 @@ class AtLeast(int):
 
 # Characters that are encoded in one piece, because an encoded text takes up to 100 times its size.
 PIECE = 64 * 1024
+SHORT_PIECE = 4096
 # Every byte-level pre-tokenizer splits here.
 _WORD_END = re.compile(r"[^\W\d_](?=[ \n,.;:!?，。、；：！？])")
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text after words; a word that is longer than a piece is cut too, and then counted inexactly."""
-    start = 0
-    while len(text) - start > PIECE:
-        end = start + PIECE
-        for match in _WORD_END.finditer(text, end - PIECE // 16, end + 1):
-            end = match.end()
+def _pieces(text: str, size: int | None = None) -> Iterator[str]:
+    """Cut a long text after words, into pieces of about a size, and of at most `PIECE` if a word is longer.
+
+    A word that is longer than `PIECE` is cut too, and then counted inexactly.
+    """
+    start, size = 0, size or PIECE
+    while len(text) - start > size:
+        end = _word_end(text, start + size, size)
+        if end is None and size < PIECE:
+            if len(text) - start <= PIECE:
+                break
+            end = _word_end(text, start + PIECE, PIECE)
+        end = end or start + PIECE
         yield text[start:end]
         start = end
     yield text[start:] if start else text
+
+
+def _word_end(text: str, before: int, size: int) -> int | None:
+    """The end of the last word in the last part of a piece that ends before a position; None if no word ends there."""
+    end = None
+    for match in _WORD_END.finditer(text, before - size // 16, before + 1):
+        end = match.end()
+    return end
 
 
 def _longest_token(tokenizer: Tokenizer) -> int | None:

@@ -50,5 +50,10 @@ def context_refusal(source: str) -> str:
 
 
 def conversation_model(conversation: str) -> str:
-    """String: the model that answered a conversation last, of those that a route chose."""
+    """Hash: the `model` that a route chose for a request of a conversation, and the `floor` of the conversation."""
     return f"hr:conversation:{conversation}"
+
+
+def conversation_name(name: str) -> str:
+    """String: the id of the request with this name, for `conversation_model`."""
+    return f"hr:conversation_name:{name}"

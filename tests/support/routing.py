@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ from api.context.window import ContextWindow, PromptTokens
 from api.jobs.queue_store import ServiceRate
 from api.jobs.route_candidates import RouteCandidates
 from api.keys.principal import Principal
+from api.routing.candidates import Refusal
 from api.routing.complexity import Heuristic
 from api.routing.conversations import Conversations
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import load_registry
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
-from shared.domain.content import ImagePart, TextPart
+from shared.domain.content import FilePart, ImagePart, TextPart
+from shared.domain.conversation import Conversation, EarlierAnswer
 from shared.domain.decisions import RouteDecision
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
 from shared.postgres.job_store import NewJob
-from shared.redis.conversation_models import ConversationModels
+from shared.redis.conversation_models import ConversationModels, KnownModel
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics, SkipReason
 
@@ -33,7 +36,7 @@ COMPLEX = (
 IMAGE = ImagePart(type="image", media_type="image/png", data="iVBORw0KGgo=")
 
 
-def user(*content: str | ImagePart) -> Message:
+def user(*content: str | ImagePart | FilePart) -> Message:
     """A message of the user."""
     if len(content) == 1 and isinstance(content[0], str):
         return Message(role="user", content=content[0])
@@ -92,23 +95,41 @@ class Memory(ConversationModels):
     """In place of Redis."""
 
     def __init__(self) -> None:  # without a connection
-        self.models: dict[str, str] = {}
+        self.models: dict[str, KnownModel] = {}
+        self.names: dict[str, str] = {}
+        self.ttls: dict[str, int] = {}
         self.error: Exception | None = None
+        self._levels: dict[str, Sequence[str]] = {}
 
-    async def read(self, conversations: Sequence[str]) -> list[str | None]:
+    async def find(self, names: Sequence[str], conversation: str | None = None) -> list[KnownModel | None]:
         self._fail()
-        return [self.models.get(conversation) for conversation in conversations]
+        ids = [self.names.get(name, "") for name in names]
+        return [self.models.get(item) for item in ([] if conversation is None else [conversation]) + ids]
 
     async def remember(
-        self, conversations: Sequence[str], model: str, ttl_s: int, *, better: Sequence[str] = ()
+        self, conversation: str, names: Sequence[str], known: KnownModel, ttl_s: int, *, levels: Sequence[str] = ()
     ) -> None:
         self._fail()
-        self.models |= {name: model for name in conversations if self.models.get(name) not in better}
+        self.models[conversation], self.ttls[conversation] = known, ttl_s
+        self._levels[conversation] = levels
+        await self.name(conversation, names)
+
+    async def name(self, conversation: str, names: Sequence[str]) -> None:
+        self._fail()
+        if conversation in self.models:
+            level = self._level(conversation)
+            self.names |= {name: conversation for name in names if self._level(self.names.get(name, "")) <= level}
 
     async def move(self, conversation: str | None, model: str) -> None:
         self._fail()
         if conversation in self.models:
-            self.models[conversation] = model
+            self.models[conversation] = replace(self.models[conversation], model=model)
+
+    def _level(self, conversation: str) -> int:
+        if (known := self.models.get(conversation)) is None:
+            return 0
+        levels = self._levels[conversation]
+        return max([0, *(levels.index(name) + 1 for name in (known.model, known.floor) if name in levels)])
 
     def _fail(self) -> None:
         if self.error is not None:
@@ -132,11 +153,15 @@ class Routing:
         self.folder = folder
         (folder / "models.yaml").write_text(models)
         self.registry = load_registry(folder / "models.yaml")
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all requests."""
         self.queues, self.memory = Queues(), Memory()
         self._metrics = Metrics(Exporter.API, self.registry.models)
-        window = _Counting(self.registry)
+        self.window = window = _Counting(self.registry)
         self.counted = window.counted = []
-        candidates = RouteCandidates(self.registry, window, self.queues)  # type: ignore[arg-type]
+        self._candidates = candidates = RouteCandidates(self.registry, window, self.queues)  # type: ignore[arg-type]
         conversations = Conversations(self.memory, self._metrics)
         self.router = Router(self.registry, candidates, conversations, Heuristic(), self._metrics)
         self.job = NewJob(OWNER, "", 3, GenerateRequest(prompt=""))
@@ -155,11 +180,16 @@ class Routing:
         principal: Principal | None = None,
         start_within_s: float | None = None,
         options: RequestOptions = NO_REQUEST_OPTIONS,
+        continues: EarlierAnswer | None = None,
     ) -> RouteDecision:
-        """Route a request."""
+        """Route a request, as admission does if all its checks pass."""
         acting = (principal or Principal.of(OWNER)).acting_for(user)
-        new = NewJob(acting.owner, name, 3, request, start_within_s=start_within_s, options=options)
-        self.job = await self.router.route(acting, new)
+        new = NewJob(
+            acting.owner, name, 3, request, start_within_s=start_within_s, options=options, continues=continues
+        )
+        routed = await self.router.route(acting, new)
+        assert routed is not None
+        self.job = await self.router.settle(acting, routed, routed.job)
         assert self.job.decisions.route is not None
         return self.job.decisions.route
 
@@ -174,6 +204,18 @@ class Routing:
         """Route a request. Returns the model, those that were tried before, and those that may take over."""
         decision = await self.decide(request, name, **arguments)
         return self.model, decision.tried, decision.fallbacks
+
+    async def answer(self, *messages: Message) -> None:
+        """End the job that was routed last with this output, as a worker does."""
+        route = self.job.decisions.route
+        if route is not None and route.conversation is not None:
+            answers = [(item.text, [call.id for call in item.tool_calls or ()]) for item in messages]
+            names = Conversation(self.job.request).answered(route.route, self.job.owner, answers)
+            await self.memory.name(route.conversation, names)
+
+    async def refusal(self, model: str) -> Refusal | None:
+        """Why a model cannot serve the job that was routed last."""
+        return await self._candidates.refusal(model, Principal.of(OWNER), self.job)
 
     async def explain(self, request: GenerateRequest, *, start_within_s: float | None = None) -> Explanation:
         """How the route `auto` would serve a request."""

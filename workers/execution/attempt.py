@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
+from shared.domain.conversation import Conversation
 from shared.domain.errors import ContentRefused, ContextExceeded, ErrorCode, InvalidRequest, UnreadableRow
 from shared.domain.events import Delta, Event, EventType, UpstreamState, seq_before
 from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_S = (0.1, 2.0)
+# Answers of a job by which its conversation is recognized.
+MAX_NAMED = 8
 
 
 class InterruptReason(StrEnum):
@@ -92,8 +95,8 @@ class AttemptContext:
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
     `provider`, and of a job that has moved here, at most `max_output` tokens are generated: admission has applied the
-    limits of its first model. `conversations` get to know which model takes over a job. `revision` is that of the
-    model's entry (`Spec.revision`).
+    limits of its first model. `conversations` get to know which model takes over a job, and its answer. `revision` is
+    that of the model's entry (`Spec.revision`).
     """
 
     worker: str
@@ -511,12 +514,28 @@ class JobAttempt:
         job, store = self.job, self._context.store
         self._log.seal()
         result, last = await self._result(self._log, status, failure, self._running_upstream)
+        route = job.decisions.route
+        named = None
+        if status.succeeded and route is not None and route.conversation is not None:
+            named = asyncio.create_task(self._note_answer(route.route, route.conversation))
         finish = self._retry(lambda: store.finish(job.id, job.attempt, result), "result")
-        if not self._ended(self._log, result, last, await asyncio.shield(asyncio.ensure_future(finish))):
+        ended = await asyncio.shield(asyncio.ensure_future(finish))
+        if named is not None:
+            await named  # before the client gets the last event, and continues the conversation
+        if not self._ended(self._log, result, last, ended):
             return None
         if result.upstream is not None:
             await self._cancel_upstreams()
         return status
+
+    async def _note_answer(self, route: str, conversation: str) -> None:
+        """Let the next request of a route's conversation find the model by this answer."""
+        job, conversations = self.job, self._context.conversations
+        choices = self._transcript.choices()[:MAX_NAMED]
+        answers = [(choice.text, [call.id for call in choice.tool_calls]) for choice in choices]
+        names = Conversation(job.request).answered(route, job.owner, answers)
+        if names and conversations is not None:
+            await conversations.name(conversation, names)
 
     def _result(
         self, log: LogBuffer, status: JobStatus, failure: Failure | None, upstream: UpstreamState | None

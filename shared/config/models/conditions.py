@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from shared.config.models.base import NAME, Spec
 from shared.config.models.capabilities import Capabilities
 
+# Keywords of all rules of a route.
 MAX_KEYWORDS = 1000
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -42,7 +43,10 @@ class Conditions(BaseModel):
         description="A job of this priority would wait longer for the model `of`, or it has no worker.",
     )
     of: str | None = Field(
-        None, min_length=1, pattern=NAME, description="The model of `predicted_wait_over_s`; by default the first tier."
+        None,
+        min_length=1,
+        pattern=NAME,
+        description="The model of `predicted_wait_over_s`; by default the first level.",
     )
 
     @property
@@ -64,7 +68,7 @@ class Conditions(BaseModel):
         return all(_covers(name, self, other) for name in self.names)
 
     def unserved(self, model: Spec) -> Iterator[str]:
-        """The requests with these conditions that a model cannot serve."""
+        """The requests with these conditions that a model cannot serve without shortening conversations."""
         capabilities: Capabilities = model.capabilities
         if self.images and "image" not in capabilities.modalities:
             yield "requests with images"
@@ -75,7 +79,13 @@ class Conditions(BaseModel):
         if self.structured_output and not capabilities.structures:
             yield "requests with a structured output"
         length: int | None = getattr(model, "max_model_len", None)
-        if self.input_tokens_over is not None and length is not None and self.input_tokens_over + 1 >= length:
+        shortens = model.context is not None and model.context.strategy != "error"
+        if (
+            self.input_tokens_over is not None
+            and not shortens
+            and length is not None
+            and self.input_tokens_over + 1 >= length
+        ):
             yield f"prompts of more than {self.input_tokens_over} tokens, because its max_model_len is {length}"
 
 

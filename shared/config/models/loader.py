@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, NamedTuple, get_args
 
 import yaml
 import yaml.reader
@@ -16,7 +16,7 @@ from shared.config.models.base import RegistryError
 from shared.config.models.conditions import Conditions
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.replicate import ReplicateModel
-from shared.config.models.routes import RequestedRoute, Route, requested_names, route_problems
+from shared.config.models.routes import Mode, RequestedRoute, Route, requested_names, route_problems
 from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
@@ -43,6 +43,14 @@ class _File(BaseModel):
     routes: list[Route] = Field(default_factory=list)
 
 
+class _Served(NamedTuple):
+    """What a process serves at a time."""
+
+    models: Mapping[str, ModelSpec]
+    routes: Sequence[Route]
+    route_names: Mapping[str, RequestedRoute]
+
+
 class Registry:
     """The models that this process serves, by name, in the order of the file, and the routes to them.
 
@@ -56,48 +64,53 @@ class Registry:
     @property
     def models(self) -> Mapping[str, ModelSpec]:
         """The current models; a later `replace` does not change this mapping."""
-        return self._models
+        return self._served.models
 
     @property
     def routes(self) -> Sequence[Route]:
         """The current routes."""
-        return self._routes
+        return self._served.routes
 
     def replace(self, models: Mapping[str, ModelSpec], routes: Sequence[Route] = ()) -> None:
         """Serve these models and routes from now on."""
-        self._models = models
-        self._routes = tuple(routes)
-        self._route_names = dict(item for route in routes for item in requested_names(route))
+        names = dict(item for route in routes for item in requested_names(route))
+        self._served = _Served(models, tuple(routes), names)  # one assignment, because other threads read
 
     def route(self, name: str) -> RequestedRoute | None:
         """The route that a request's model names, with its mode; None if it names none."""
-        return self._route_names.get(name)
+        return self._served.route_names.get(name)
 
     def may_be_requested(self, name: str) -> bool:
         """Whether a request may name this as its model: a model or a route."""
-        return name in self._models or name in self._route_names
+        served = self._served
+        return name in served.models or name in served.route_names
 
     def extra_body_names(self, name: str) -> Collection[str]:
         """The provider's parameters that requests for a model may have, or for a route, for one of its models."""
-        requested = self.route(name)
+        served = self._served
+        requested = served.route_names.get(name)
         candidates = (name,) if requested is None else requested.route.candidates
-        specs = [self._models[candidate] for candidate in candidates if candidate in self._models]
+        specs = [served.models[candidate] for candidate in candidates if candidate in served.models]
         return frozenset().union(*(spec.capabilities.extra_body for spec in specs))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._models
+        return name in self._served.models
 
     def __getitem__(self, name: str) -> ModelSpec:
         """The model of this name; raises `NotFound` with the names of all models and routes."""
-        models = self._models
-        if name not in models:
-            routes = f"; routes: {', '.join(route.name for route in self._routes)}" if self._routes else ""
+        served = self._served
+        if name not in served.models:
+            route, _, mode = name.rpartition(":")
+            if route in served.route_names and mode in tuple(Mode):
+                reason = f"The route `{route}` has no modes, because it does not choose by complexity; use `{route}`."
+                raise NotFound(reason, param="model", code="model_not_found")
+            routes = f"; routes: {', '.join(route.name for route in served.routes)}" if served.routes else ""
             raise NotFound(
-                f"The model `{name}` does not exist; available models: {', '.join(models)}{routes}.",
+                f"The model `{name}` does not exist; available models: {', '.join(served.models)}{routes}.",
                 param="model",
                 code="model_not_found",
             )
-        return models[name]
+        return served.models[name]
 
 
 def load_registry(path: Path) -> Registry:

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.config.models.base import MAX_NAME, NAME, Spec
-from shared.config.models.conditions import NO_CONDITIONS, Conditions
+from shared.config.models.conditions import MAX_KEYWORDS, NO_CONDITIONS, Conditions
 
 # The value of `otherwise` that chooses by complexity. Decisions then name it as the rule.
 COMPLEXITY = "complexity"
@@ -49,13 +49,13 @@ class Rule(BaseModel):
 
 
 class Route(BaseModel):
-    """A route. `models` are its tiers, the cheapest first; a conversation never goes down a tier for `sticky_s`."""
+    """A route. `models` are its levels, the cheapest first; a conversation never goes down a level for `sticky_s`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: _ModelName
     description: str = ""
-    models: tuple[_ModelName, ...] = Field((), description="The tiers, the cheapest model first.")
+    models: tuple[_ModelName, ...] = Field((), description="The levels: the cheapest model first.")
     rules: tuple[Rule, ...] = Field((), description="The first rule that applies decides.")
     otherwise: _ModelName | None = Field(
         None, description="If no rule applies: a model, or `complexity`, which is the default if there are `models`."
@@ -63,14 +63,19 @@ class Route(BaseModel):
     fallbacks: dict[_ModelName, tuple[_ModelName, ...]] = Field(
         default_factory=dict, description="The models that take over from a model, in order."
     )
+    fallback_wait_s: float | None = Field(
+        None,
+        ge=0,
+        description="A model for which a job would wait longer is skipped for a fallback with a shorter wait.",
+    )
     baseline: _ModelName | None = Field(
-        None, description="The model that savings are reported against; by default the last tier."
+        None, description="The model that savings are reported against; by default the last level."
     )
     sticky_s: int = Field(DAY_S, ge=0, le=30 * DAY_S, description="0: each request is routed by itself.")
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """All models that the route may choose: the tiers, then the others in the order of the file."""
+        """All models that the route may choose: the levels, then the others in the order of the file."""
         names = [*self.models]
         for rule in self.rules:
             names += rule.models
@@ -82,7 +87,7 @@ class Route(BaseModel):
 
     @property
     def uses_complexity(self) -> bool:
-        """Whether requests that no rule applies to are served by the tier for their complexity."""
+        """Whether requests that no rule applies to are served by the level for their complexity."""
         decided = any(not rule.conditions.names for rule in self.rules)
         return not decided and self.otherwise in (None, COMPLEXITY)
 
@@ -92,13 +97,9 @@ class Route(BaseModel):
         conditions = [rule.conditions for rule in self.rules]
         return max((max(item.input_tokens_over or 0, item.input_tokens_under or 0) for item in conditions), default=0)
 
-    def tier(self, model: str) -> int | None:
-        """The tier of a model, from 0; None if it is none of `models`."""
+    def level(self, model: str) -> int | None:
+        """The level of a model, from 0; None if it is none of `models`."""
         return self.models.index(model) if model in self.models else None
-
-    def above(self, model: str) -> tuple[str, ...]:
-        """The tiers above a model; none if it is no tier."""
-        return self.models[self.models.index(model) + 1 :] if model in self.models else ()
 
     def fallbacks_of(self, model: str) -> tuple[str, ...]:
         """The models that take over from a model, in order: its own fallbacks, then theirs."""
@@ -124,9 +125,9 @@ class RouteProblem(NamedTuple):
 
 
 def requested_names(route: Route) -> Iterator[tuple[str, RequestedRoute]]:
-    """The names by which requests choose a route, with what they stand for."""
+    """The names by which requests choose a route, with what they stand for. Modes are about complexity only."""
     yield route.name, RequestedRoute(route)
-    for mode in Mode:
+    for mode in Mode if route.uses_complexity else ():
         yield f"{route.name}:{mode.value}", RequestedRoute(route, mode)
 
 
@@ -178,11 +179,16 @@ def _named_models(route: Route) -> Iterator[tuple[tuple[int | str, ...], str]]:
 def _problems(route: Route, models: Mapping[str, Spec]) -> Iterator[RouteProblem]:
     for index, name in enumerate(route.models):
         if name in route.models[:index]:
-            yield RouteProblem(("models", index), f"{name!r} is already a tier")
+            yield RouteProblem(("models", index), f"{name!r} is already a level")
     for index, rule in enumerate(route.rules):
         for location, message in _rule_problems(route, index, rule, models):
             yield RouteProblem(("rules", index, *location), message)
     yield from _end_problems(route)
+    if (keywords := sum(len(rule.conditions.keywords or ()) for rule in route.rules)) > MAX_KEYWORDS:
+        message = f"the rules of a route may have {MAX_KEYWORDS} keywords in all; these have {keywords}"
+        yield RouteProblem(("rules",), message)
+    if route.fallback_wait_s is not None and not route.fallbacks:
+        yield RouteProblem(("fallback_wait_s",), "needs `fallbacks`, which take over from a model with a longer wait")
     if (cycle := _cycle(route.fallbacks)) is not None:
         message = f"a cycle: {' -> '.join(cycle)}; a request would never end"
         yield RouteProblem(("fallbacks", cycle[0]), message)
@@ -204,8 +210,10 @@ def _rule_problems(route: Route, index: int, rule: Rule, models: Mapping[str, Sp
         yield RouteProblem(("if", "predicted_wait_over_s"), "needs `of`, the model that a job would wait for")
     for name in rule.models:
         for what in rule.conditions.unserved(models[name]):
-            location = ("model",) if rule.split is None else ("split", name)
-            yield RouteProblem(location, f"{name!r} cannot serve {what}, so this rule can never apply")
+            if rule.split is None:
+                yield RouteProblem(("model",), f"{name!r} cannot serve {what}, so this rule can never apply")
+            else:
+                yield RouteProblem(("split", name), f"{name!r} cannot serve {what}, so it would never get its share")
     for number, other in enumerate(earlier):
         if other.conditions.covers(rule.conditions):
             why = "applies to all requests" if not other.conditions.names else "applies to the same requests first"

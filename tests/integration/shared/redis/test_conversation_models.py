@@ -10,23 +10,60 @@ from api.routing import conversations as module
 from api.routing.conversations import Conversations
 from shared.redis import keys
 from shared.redis.connection import connect_redis
-from shared.redis.conversation_models import ConversationModels
+from shared.redis.conversation_models import ConversationModels, KnownModel
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
+
+SMALL, LARGE = KnownModel("small", "small"), KnownModel("large", "large")
+LEVELS = ["small", "middle", "large"]
 
 
 async def test_models_are_remembered_for_a_time(redis: Redis) -> None:
     models = ConversationModels(redis)
-    await models.remember(["a", "b"], "large", 100)
-    assert await models.read(["b", "unknown", "a"]) == ["large", None, "large"]
-    assert 90 < await redis.ttl(keys.conversation_model("a")) <= 100
-    await models.remember(["a", "c"], "small", 200, better=["middle", "large"])
-    assert await models.read(["a", "b", "c"]) == ["large", "large", "small"], "a better model stays"
-    assert 190 < await redis.ttl(keys.conversation_model("a")) <= 200
-    await models.move("a", "middle")
-    await models.move("unknown", "middle")
-    assert await models.read(["a", "unknown"]) == ["middle", None], "only a remembered conversation moves"
-    assert 190 < await redis.ttl(keys.conversation_model("a")) <= 200
+    await models.remember("1", ["a", "b"], KnownModel("large"), 100)
+    assert await models.find(["b", "unknown", "a"], "1") == [
+        KnownModel("large"),
+        KnownModel("large"),
+        None,
+        KnownModel("large"),
+    ]
+    assert await models.find([], "2") == [None]
+    for key in (keys.conversation_model("1"), keys.conversation_name("a")):
+        assert 90 < await redis.ttl(key) <= 100
+    await models.name("1", ["answer"])
+    await models.name("unknown", ["nothing"])
+    assert await models.find(["answer", "nothing"]) == [KnownModel("large"), None]
+    assert 90 < await redis.ttl(keys.conversation_name("answer")) <= 100
+
+
+async def test_a_move_applies_to_all_names(redis: Redis) -> None:
+    models = ConversationModels(redis)
+    await models.remember("1", ["instructed", "rough"], SMALL, 100, levels=LEVELS)
+    await models.move("1", "trial")
+    await models.move("unknown", "trial")
+    await models.move(None, "trial")
+    moved = KnownModel("trial", "small")
+    assert await models.find(["instructed", "rough"]) == [moved, moved]
+    assert await models.find([], "unknown") == [None], "only a remembered request moves"
+    assert 90 < await redis.ttl(keys.conversation_model("1")) <= 100
+
+
+async def test_a_name_leads_to_the_highest_level(redis: Redis) -> None:
+    """It does so for no longer than the request of that level is remembered."""
+    models = ConversationModels(redis)
+    await models.remember("1", ["opening"], SMALL, 200, levels=LEVELS)
+    await models.remember("2", ["opening"], LARGE, 100, levels=LEVELS)
+    await models.remember("3", ["opening", "other"], SMALL, 200, levels=LEVELS)
+    assert await models.find(["opening", "other"], "3") == [SMALL, LARGE, SMALL]
+    assert await redis.ttl(keys.conversation_name("opening")) <= 100
+    await models.move("3", "large")
+    await models.name("3", ["opening"])
+    assert await redis.get(keys.conversation_name("opening")) == b"3"
+    await models.remember("4", ["opening"], KnownModel("trial", "middle"), 200, levels=LEVELS)
+    assert await redis.get(keys.conversation_name("opening")) == b"3"
+    await redis.delete(keys.conversation_model("3"))
+    await models.remember("5", ["opening"], SMALL, 200, levels=LEVELS)
+    assert await models.find(["opening"]) == [SMALL]
 
 
 async def test_a_server_that_does_not_answer_delays_no_request_for_long() -> None:
@@ -37,11 +74,11 @@ async def test_a_server_that_does_not_answer_delays_no_request_for_long() -> Non
     conversations = Conversations(ConversationModels(redis), Metrics(Exporter.API, []))
     try:
         async with asyncio.timeout(20 * module.TIMEOUT_S):
-            assert await conversations.models(["a", "b"]) == [None, None]
+            assert await conversations.find(["a", "b"]) == []
         async with asyncio.timeout(module.TIMEOUT_S / 2):  # it is not asked again for now
             for _ in range(100):
-                await conversations.remember(["a"], "m", 10, better=())
-                assert await conversations.models(["a"]) == [None]
+                await conversations.remember("1", ["a"], SMALL, 10, levels=())
+                assert await conversations.find(["a"]) == []
     finally:
         await redis.aclose()
         for writer in accepted:

@@ -20,6 +20,7 @@ from api.openai.chunks import DONE, frames
 from api.openai.completions import CHAT
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
+from shared.domain.conversation import Conversation
 from shared.domain.decisions import CacheDecision, Decisions, RouteDecision
 from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
 from shared.domain.events import EventType, UpstreamState
@@ -35,7 +36,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
-from shared.redis.conversation_models import ConversationModels
+from shared.redis.conversation_models import ConversationModels, KnownModel
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
@@ -319,12 +320,23 @@ async def test_a_request_is_adapted_to_the_model_that_takes_over(models: Models)
 
 
 async def test_the_conversation_continues_with_the_model_that_took_over(models: Models) -> None:
-    await models.conversations.remember(["conv"], "a", 60)
+    await models.conversations.remember("conv", ["name"], KnownModel("a"), 60)
     job = await models.submit("b", "c")
     assert await models.fail("a", job, UpstreamError("down")) is None
-    assert await models.conversations.read(["conv"]) == ["b"]
+    assert await models.conversations.find(["name"]) == [KnownModel("b")]
     assert await models.fallbacks.move(await models.read(job), FallbackReason.MODEL_REMOVED)
-    assert await models.conversations.read(["conv"]) == ["c"]
+    assert await models.conversations.find(["name"]) == [KnownModel("c")]
+
+
+async def test_the_answer_leads_to_the_model_of_its_conversation(models: Models) -> None:
+    """By its text. One that the client has not received yet leads to nothing."""
+    await models.conversations.remember("conv", ["name"], KnownModel("a"), 60)
+    request = GenerateRequest(messages=[Message(role="user", content="Hi")])
+    job = await models.submit("b", request=request)
+    assert await models.fail("a", job, UpstreamError("down")) is None
+    answered = await models.complete("b", job)
+    found = Conversation(request).answered("auto", models.owner, [(answered.output[0].text, []), ("another", [])])
+    assert await models.conversations.find(found) == [KnownModel("b"), None]
 
 
 async def test_a_job_without_a_route_has_no_fallback(models: Models) -> None:

@@ -245,6 +245,21 @@ def test_a_text_that_is_cut_after_words_is_counted_exactly(tmp_path: Path) -> No
     assert TokenCounter(folder).count(GenerateRequest(prompt=text)) == whole
 
 
+@pytest.mark.parametrize(
+    "text", ["the river, the mill wheel. " * 3000, "the水车mill" * 3000, "mill" * 12_000 + " the" * 3000]
+)
+def test_a_text_is_counted_exactly_up_to_a_limit(tmp_path: Path, text: str) -> None:
+    """In pieces that are about as long as the limit, unless a word is longer."""
+    folder = byte_level(tmp_path)
+    whole = len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch_fast([text])[0])
+    counter = TokenCounter(folder)
+    assert counter.count_text(text, whole + 1) == whole
+    assert 5000 <= counter.count_text(text, 5000) < whole
+    pieces = list(token_counter._pieces(text, token_counter.SHORT_PIECE))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= (token_counter.SHORT_PIECE if text.startswith("the river") else len(text))
+
+
 @pytest.mark.parametrize("request_", [chat("the mill " * 200_000), GenerateRequest(prompt="the mill " * 200_000)])
 async def test_a_prompt_with_too_many_bytes_is_rejected_without_being_encoded(
     tmp_path: Path, request_: GenerateRequest, monkeypatch: pytest.MonkeyPatch

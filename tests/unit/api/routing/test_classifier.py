@@ -14,7 +14,7 @@ import pytest
 
 from api.routing.__main__ import main
 from api.routing.classifier import Classifier
-from api.routing.complexity import Heuristic, Mode, indicators, tier
+from api.routing.complexity import Heuristic, Mode, indicators, level
 from api.routing.complexity_loader import load_complexity
 from api.routing.embedding import DIMENSIONS, Embedding
 from api.routing.errors import RoutingModelError
@@ -44,15 +44,15 @@ def test_it_learns_what_the_heuristic_cannot_know(classifier: Classifier) -> Non
     assert indicators(SIMPLE) == indicators(COMPLEX)
     assert classifier.score(SIMPLE) < 0.3
     assert classifier.score(COMPLEX) > 0.7
-    assert tier(classifier, classifier.score(SIMPLE), Mode.COST, 2) == 0
-    assert tier(classifier, classifier.score(COMPLEX), Mode.COST, 2) == 1
+    assert level(classifier, classifier.score(SIMPLE), Mode.COST, 2) == 0
+    assert level(classifier, classifier.score(COMPLEX), Mode.COST, 2) == 1
 
 
 @pytest.mark.parametrize("mode", Mode)
 def test_thresholds_ascend(classifier: Classifier, mode: Mode) -> None:
-    for tiers in range(1, 6):
-        cuts = classifier.thresholds(mode, tiers)
-        assert len(cuts) == tiers - 1
+    for levels in range(1, 6):
+        cuts = classifier.thresholds(mode, levels)
+        assert len(cuts) == levels - 1
         assert list(cuts) == sorted(cuts)
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     "options",
-    [["--tiers", "small"], ["--tiers", "a,a"], ["--tiers", "a,,b"], ["--quality", "95"], ["--quality", "high"]],
+    [["--levels", "small"], ["--levels", "a,a"], ["--levels", "a,,b"], ["--quality", "95"], ["--quality", "high"]],
     ids=" ".join,
 )
 def test_wrong_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,10 @@
-"""The shipped score: simple requests go to the first tier, demanding ones to the last."""
+"""The shipped score: simple requests go to the first level, demanding ones to the last."""
 
 from __future__ import annotations
 
 import pytest
 
-from api.routing.complexity import Heuristic, Mode, indicators, tier
+from api.routing.complexity import Heuristic, Mode, indicators, level
 from api.routing.request_text import TASK_CHARACTERS, RequestText
 from shared.domain.content import TextPart
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
@@ -20,8 +20,8 @@ def chat(*texts: str, **options: object) -> GenerateRequest:
     return GenerateRequest.model_validate({"messages": messages, **options})
 
 
-def chosen(request: GenerateRequest, mode: Mode = Mode.BALANCED, tiers: int = 3) -> int:
-    return tier(HEURISTIC, HEURISTIC.score(request), mode, tiers)
+def chosen(request: GenerateRequest, mode: Mode = Mode.BALANCED, levels: int = 3) -> int:
+    return level(HEURISTIC, HEURISTIC.score(request), mode, levels)
 
 
 SIMPLE = [
@@ -78,22 +78,22 @@ COMPLEX = [
 
 
 @pytest.mark.parametrize("text", SIMPLE)
-def test_a_short_question_goes_to_the_first_tier(text: str) -> None:
+def test_a_short_question_goes_to_the_first_level(text: str) -> None:
     assert chosen(chat(text)) == SMALL
-    assert chosen(chat(text), tiers=2) == 0
+    assert chosen(chat(text), levels=2) == 0
     assert chosen(GenerateRequest(prompt=text)) == SMALL
 
 
 @pytest.mark.parametrize("text", NOT_SIMPLE)
-def test_a_summary_or_an_explanation_does_not_go_to_the_first_tier(text: str) -> None:
+def test_a_summary_or_an_explanation_does_not_go_to_the_first_level(text: str) -> None:
     assert chosen(chat(text)) == MIDDLE
-    assert chosen(chat(text), tiers=2) == 1
+    assert chosen(chat(text), levels=2) == 1
 
 
 @pytest.mark.parametrize("text", COMPLEX)
-def test_a_demanding_task_goes_to_the_last_tier(text: str) -> None:
+def test_a_demanding_task_goes_to_the_last_level(text: str) -> None:
     assert chosen(chat(text)) == LARGE
-    assert chosen(chat(text), tiers=2) == 1
+    assert chosen(chat(text), levels=2) == 1
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_code_lists_and_formulas_count() -> None:
 
 
 @pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("tiers", range(1, 7))
-def test_thresholds_ascend_and_separate_the_tiers(mode: Mode, tiers: int) -> None:
-    cuts = HEURISTIC.thresholds(mode, tiers)
-    assert len(cuts) == tiers - 1
+@pytest.mark.parametrize("levels", range(1, 7))
+def test_thresholds_ascend_and_separate_the_levels(mode: Mode, levels: int) -> None:
+    cuts = HEURISTIC.thresholds(mode, levels)
+    assert len(cuts) == levels - 1
     assert list(cuts) == sorted(set(cuts))
     assert all(0 < cut < 1 for cut in cuts)
-    assert tier(HEURISTIC, 0, mode, tiers) == 0
-    assert tier(HEURISTIC, 1, mode, tiers) == tiers - 1
+    assert level(HEURISTIC, 0, mode, levels) == 0
+    assert level(HEURISTIC, 1, mode, levels) == levels - 1
 
 
 def test_modes_prefer_cheaper_or_better_models() -> None:

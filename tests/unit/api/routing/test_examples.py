@@ -9,13 +9,13 @@ import pytest
 
 from api.routing.examples import Example, ExamplesError, read_examples
 
-TIERS = ("simple", "middle", "complex")
+LEVELS = ("simple", "middle", "complex")
 
 
-def read(tmp_path: Path, content: str | bytes, tiers: tuple[str, ...] = TIERS) -> list[Example]:
+def read(tmp_path: Path, content: str | bytes, levels: tuple[str, ...] = LEVELS) -> list[Example]:
     path = tmp_path / "examples.jsonl"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_examples(path, tiers)
+    return read_examples(path, levels)
 
 
 def test_prompts_and_conversations(tmp_path: Path) -> None:
@@ -96,6 +96,6 @@ def test_ten_errors_are_reported_at_once(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ExamplesError, match=r"none\.jsonl: No such file or directory"):
-        read_examples(tmp_path / "none.jsonl", TIERS)
+        read_examples(tmp_path / "none.jsonl", LEVELS)
     with pytest.raises(ExamplesError, match="Is a directory"):
-        read_examples(tmp_path, TIERS)
+        read_examples(tmp_path, LEVELS)

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from api.context import window
+from api.jobs.admission import Admission
 from api.keys.principal import Principal
+from api.routing.keywords import Keywords, SearchedText
 from shared.config.models.loader import load_registry
 from shared.domain.answer_options import ContextOptions, RequestOptions
+from shared.domain.content import FilePart
+from shared.domain.conversation import Conversation
 from shared.domain.decisions import RouteDecision
-from shared.domain.request import ChatOptions, Function, GenerateRequest, Sampling, StructuredOutputs, Tool
+from shared.domain.errors import NotFound
+from shared.domain.request import (
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Sampling,
+    StructuredOutputs,
+    Tool,
+)
 from shared.postgres.job_store import NewJob
+from shared.prompts.token_counter import count_words
 from shared.telemetry.metrics import SkipReason
 from tests.support.routing import COMPLEX, IMAGE, OWNER, SIMPLE, Routing, chat, user
 
@@ -78,7 +98,7 @@ async def test_the_first_rule_that_applies_decides(
 
 async def test_a_model_is_no_route(routing: Routing) -> None:
     new = NewJob(OWNER, "small", 3, chat(SIMPLE))
-    assert await routing.router.route(Principal.of(OWNER), new) is new
+    assert await routing.router.route(Principal.of(OWNER), new) is None
     assert await routing.router.explain(Principal.of(OWNER), new) is None
 
 
@@ -216,7 +236,7 @@ async def test_a_database_outage_is_no_overload(fallbacks: Routing) -> None:
         await fallbacks.choose(chat(SIMPLE), start_within_s=1)
 
 
-async def test_another_tier_serves_what_neither_the_model_nor_its_fallbacks_can(fallbacks: Routing) -> None:
+async def test_another_level_serves_what_neither_the_model_nor_its_fallbacks_can(fallbacks: Routing) -> None:
     assert await fallbacks.decided(chat([IMAGE])) == ("large", ("small", "middle"), ())
     assert fallbacks.skipped("small", SkipReason.CAPABILITY) == 1
     up = FALLBACKS.replace("    fallbacks: {small: [middle], middle: [large, backup]}\n", "")
@@ -292,8 +312,216 @@ def test_the_decision_is_stored_and_reported() -> None:
     assert RouteDecision.model_validate(decision.model_dump(mode="json")) == decision
 
 
-async def test_the_hash_of_large_requests_is_bounded(routing: Routing) -> None:
-    """A conversation of megabytes is recognized by the beginning and the length of its newest messages."""
-    huge = [user("x" * 1_000_000)]
-    await routing.decide(GenerateRequest(messages=huge))
-    assert len(routing.memory.models) == 2
+class _Hash:
+    """In place of a hash. Counts the bytes that are hashed."""
+
+    hashed = 0
+
+    def __init__(self, digest_size: int) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, data: bytes) -> None:
+        _Hash.hashed += len(data)
+        self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+LARGE_MESSAGES = {
+    "text": [user("x" * 1_000_000)] * 3,
+    "parts": [user(*["x" * 400] * 9000)] * 3,
+    "images": [user(*[IMAGE] * 9000)] * 3,
+    "calls": [
+        Message(
+            role="assistant",
+            tool_calls=[
+                MessageToolCall(id="c", function=FunctionCall(name="f", arguments='{"a": "' + "x" * 9000 + '"}'))
+            ]
+            * 100,
+        ),
+        user("Go on."),
+    ],
+    "instructions": [*[Message(role="system", content="x" * 100_000)] * 20, user("hi")],
+}
+
+
+@pytest.mark.parametrize("messages", LARGE_MESSAGES.values(), ids=LARGE_MESSAGES)
+def test_the_hash_of_large_requests_is_bounded(messages: list[Message], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation of megabytes is recognized by the ends and the sizes of its newest messages."""
+    monkeypatch.setattr(_Hash, "hashed", 0)
+    monkeypatch.setattr(hashlib, "blake2b", _Hash)
+    names = Conversation(GenerateRequest(messages=messages)).names("auto", OWNER)
+    assert names.own
+    assert _Hash.hashed < 500_000
+    longer = [*messages[:-1], messages[-1].model_copy(update={"content": f"{messages[-1].text}!"})]
+    assert Conversation(GenerateRequest(messages=longer)).names("auto", OWNER) != names
+
+
+BUSY = """\
+models:
+  - {name: small, engine: simulated}
+  - {name: middle, engine: simulated}
+  - {name: large, engine: simulated}
+routes:
+  - name: auto
+    models: [small, middle, large]
+    fallbacks: {small: [middle], middle: [large]}
+    fallback_wait_s: 10
+"""
+
+
+async def test_a_busy_model_is_skipped_for_its_fallback(tmp_path: Path) -> None:
+    """Only requests for the busy model move, to the first fallback that is not busy: complex ones stay."""
+    routing = Routing(tmp_path, BUSY)
+    routing.queues.wait("small", 10)
+    assert await routing.choose(chat(SIMPLE)) == "small"
+    routing.queues.wait("small", 11)
+    assert await routing.decided(chat(SIMPLE)) == ("middle", ("small",), ("large",))
+    assert routing.skipped("small", SkipReason.WAIT) == 1
+    assert await routing.choose(chat(COMPLEX)) == "large"
+    routing.queues.wait("middle", 11)
+    assert await routing.choose(chat(SIMPLE)) == "large"
+    routing.queues.wait("large", 11)
+    assert await routing.decided(chat(SIMPLE)) == ("small", (), ("middle", "large")), "all are busy"
+    refusal = (await routing.explain(chat(SIMPLE))).refusals["small"]
+    assert refusal is not None
+    assert "11 s, more than the route's fallback_wait_s, 10 s" in refusal.message
+
+
+async def test_other_models_of_a_split_come_before_the_levels(tmp_path: Path) -> None:
+    file = """\
+models:
+  - {name: a, engine: simulated}
+  - {name: b, engine: simulated, modalities: [image]}
+  - {name: c, engine: simulated, modalities: [image]}
+  - {name: d, engine: simulated, modalities: [file]}
+routes:
+  - {name: auto, models: [a, b], rules: [{name: all, split: {a: 99.9, c: 0.1}}], fallbacks: {c: [d]}}
+"""
+    routing = Routing(tmp_path, file)
+    assert await routing.decided(chat([IMAGE])) == ("c", ("a",), ())
+    file_part = FilePart(type="file", media_type="application/pdf", data="JVBERi0=")
+    assert await routing.choose(GenerateRequest(messages=[user(file_part)])) == "d", "no other model can serve it"
+
+
+async def test_a_fallback_takes_over_only_what_fits_its_context(tmp_path: Path) -> None:
+    """A conversation is shortened for the chosen model, and not again for those that take over."""
+    file = """\
+models:
+  - {name: big, engine: simulated, options: {max_model_len: 8000}}
+  - {name: tiny, engine: simulated, options: {max_model_len: 300}, context: {strategy: sliding_window}}
+routes:
+  - {name: auto, models: [tiny, big], otherwise: big, fallbacks: {big: [tiny]}}
+"""
+    routing = Routing(tmp_path, file)
+    assert await routing.decided(chat("word " * 900)) == ("big", (), ())
+    assert await routing.decided(chat("word " * 90)) == ("big", (), ("tiny",))
+    routing.queues.stop("big")
+    assert await routing.decided(chat("word " * 900)) == ("tiny", ("big",), ())
+
+
+async def test_a_prompt_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although a rule, the limits and the contexts of all models ask for its tokens."""
+    file = """\
+models:
+  - {name: a, engine: simulated, options: {max_model_len: 200}, token_limits: {max_input: 100}}
+  - {name: b, engine: simulated, options: {max_model_len: 300}, token_limits: {max_input: 150}}
+  - {name: c, engine: simulated, options: {max_model_len: 1000}, token_limits: {max_input: 900}}
+routes:
+  - {name: auto, models: [a, b, c], rules: [{name: long, if: {input_tokens_over: 900}, model: c}], otherwise: a}
+"""
+    counts: list[int | None] = []
+
+    def count(request: GenerateRequest, limit: int | None = None) -> int:
+        counts.append(limit)
+        return count_words(request, limit)
+
+    monkeypatch.setattr(window, "count_words", count)
+    routing = Routing(tmp_path, file)
+    admission = Admission(routing.registry, routing.window, router=routing.router)
+    for number in (1, 2):
+        job = await admission.admit(Principal.of(OWNER), NewJob(OWNER, "auto", 3, chat("longer " * 800)))
+        assert (job.model, len(counts)) == ("c", number)
+    await admission.explain(Principal.of(OWNER), NewJob(OWNER, "auto", 3, chat("longer " * 800)))
+    assert counts[2:] == [1001], "and no further than a rule or a context needs"
+
+
+async def test_the_model_of_a_route_is_found_without_counting(fallbacks: Routing) -> None:
+    new = NewJob(OWNER, "auto", 3, chat("x" * 300))
+    assert await fallbacks.router.model_of(Principal.of(OWNER), new) == "small"
+    assert fallbacks.counted == []
+    assert await fallbacks.router.model_of(Principal.of(OWNER), replace(new, model="small")) is None
+
+
+async def test_a_decision_by_estimated_tokens_says_so(tmp_path: Path) -> None:
+    file = """\
+models:
+  - {name: up, engine: openai, model: m, options: {base_url: "http://up/v1"}}
+  - {name: counted, engine: simulated}
+routes:
+  - {name: auto, models: [up], rules: [{name: long, if: {input_tokens_over: 50}, model: up}]}
+  - {name: exact, models: [up, counted], rules: [{name: long, if: {input_tokens_over: 600}, model: up}]}
+"""
+    routing = Routing(tmp_path, file)
+    decision = await routing.decide(chat("word " * 300))
+    assert (decision.rule, decision.tokens_estimated) == ("long", True)
+    assert 300 <= (decision.input_tokens or 0) <= 600
+    assert routing.job.decisions.headers()["x-headrace-tokens-estimated"] == "true"
+    decision = await routing.decide(chat("word " * 700), "exact")
+    assert (decision.input_tokens, decision.tokens_estimated) == (702, False)
+    assert "x-headrace-tokens-estimated" not in routing.job.decisions.headers()
+    none = RouteDecision.model_validate((await routing.decide(chat("hi"), "exact")).model_dump())
+    assert (none.input_tokens, none.tokens_estimated) == (None, False)
+
+
+KEYWORDS = ["translate", "In  French", "to be or not to be", "翻译", "c++", "Straße", "node.js", "한국어", "x1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Please TRANSLATE this", True),
+        ("a mistranslated word", False),
+        ("Say it in\nFrench.", True),
+        ("in the French way, in French's", True),
+        ("in the french", False),
+        ("To be, or not to be", True),
+        ("to be or not to", False),
+        ("请翻译这个", True),
+        ("翻 译", False),
+        ("Is C++ old?", True),
+        ("c+ +", False),
+        ("die STRASSE", True),
+        ("use Node.js now", True),
+        ("nodexjs", False),
+        ("한국어로", True),
+        ("x1", True),
+        ("x 1", False),
+        ("", False),
+    ],
+)
+def test_keywords(text: str, found: bool) -> None:
+    assert Keywords(KEYWORDS).are_in(SearchedText(text)) is found
+
+
+def test_keywords_are_found_as_if_one_was_searched_after_the_other() -> None:
+    """Whatever they share."""
+    parts = ["ab", "abc", "bca", "a+", "+a", "a", "ab bc", "bc ab", "中文", "文本", "中"]
+    texts = [" ".join(item) for item in product(["ab", "bc", "abc", "中文本", "a+"], repeat=3)]
+    for keyword in parts:
+        expected = [_has(text, keyword) for text in texts]
+        assert [Keywords([keyword]).are_in(SearchedText(text)) for text in texts] == expected
+        assert [Keywords([keyword, "zz", "z z", "z+"]).are_in(SearchedText(text)) for text in texts] == expected
+
+
+def _has(text: str, keyword: str) -> bool:
+    if keyword.replace(" ", "").isascii() and keyword.replace(" ", "").isalnum():
+        return re.search(rf"(?<!\w){keyword}(?!\w)", text) is not None
+    return keyword in text
+
+
+async def test_a_mode_of_a_route_that_does_not_choose_by_complexity_does_not_exist(routing: Routing) -> None:
+    assert routing.registry.route("plain:quality") is None
+    with pytest.raises(NotFound, match="`plain` has no modes, because it does not choose by complexity; use `plain`"):
+        _ = routing.registry["plain:quality"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as ConnectionLost
 
+from api.keys.principal import Principal
+from api.routing.router import TOOL_LOOP_S
+from shared.domain.conversation import EarlierAnswer
 from shared.domain.opaque import OpaquePart
-from shared.domain.request import FunctionCall, GenerateRequest, Message, MessageToolCall
+from shared.domain.request import (
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Tool,
+)
+from shared.postgres.job_store import NewJob
 from tests.support.examples import example_count
-from tests.support.routing import COMPLEX, IMAGE, SIMPLE, Routing, user
+from tests.support.routing import COMPLEX, IMAGE, OWNER, SIMPLE, Routing, user
 
 MODELS = """\
 models:
@@ -23,7 +36,10 @@ models:
   - {name: middle, engine: anthropic, model: claude-haiku-4-5, options: {api_key_env: KEY}}
   - {name: large, engine: anthropic, model: claude-opus-4-5, options: {api_key_env: KEY}}
   - {name: trial, engine: simulated}
+  - {name: middle2, engine: simulated}
+  - {name: large2, engine: simulated}
   - {name: backup, engine: simulated, modalities: [image]}
+  - {name: vision, engine: simulated, modalities: [image]}
 routes:
   - name: auto
     models: [small, middle, large]
@@ -33,6 +49,11 @@ routes:
       - {name: short, if: {keywords: [short]}, model: small}
       - {name: busy, if: {predicted_wait_over_s: 10}, model: middle}
     fallbacks: {small: [middle], large: [middle, backup], trial: [small]}
+  - name: pictures
+    models: [small, middle2, large2]
+    rules:
+      - {name: images, if: {images: true}, model: vision}
+    fallbacks: {small: [middle2]}
   - {name: other, models: [small, middle, large]}
   - {name: stateless, models: [small, middle, large], sticky_s: 0}
 """
@@ -41,6 +62,11 @@ routes:
 @pytest.fixture
 def routing(tmp_path: Path) -> Routing:
     return Routing(tmp_path, MODELS)
+
+
+@pytest.fixture(scope="module")
+def shared_routing(tmp_path_factory: pytest.TempPathFactory) -> Routing:
+    return Routing(tmp_path_factory.mktemp("routing"), MODELS)
 
 
 def said(text: str, *, calls: int = 0, opaque: str | None = None) -> Message:
@@ -149,11 +175,168 @@ async def test_a_model_on_trial_keeps_its_conversations(routing: Routing) -> Non
 
 
 async def test_a_fallback_that_answered_keeps_the_conversation(routing: Routing) -> None:
-    """A worker notes it under the id in the decision."""
-    decision = await routing.decide(request(user("short")))
+    """A worker notes it under the id in the decision, whatever the client does to its system prompt."""
+    decision = await routing.decide(request(user("short"), system="It is 10:00."))
     assert decision.conversation is not None
     await routing.memory.move(decision.conversation, "large")
-    assert await routing.choose(request(user("short"), said("Yes."), user("short"))) == "large"
+    for system in ("It is 10:00.", "It is 10:01."):
+        loop = [user("short"), said("step", calls=1), result("step")]
+        decision = await routing.decide(request(*loop, system=system))
+        assert (routing.model, decision.rule) == ("large", "conversation")
+        assert await routing.choose(request(user("short"), said("Yes."), user("short"), system=system)) == "large"
+
+
+async def test_an_image_later_in_a_conversation_goes_to_the_model_that_reads_it(routing: Routing) -> None:
+    """Also if that model is none of the levels. It then keeps the conversation, which does not go down afterwards."""
+    turns = [user(COMPLEX)]
+    assert await routing.choose(request(*turns), "pictures") == "large2"
+    turns += [said("1"), user("What is this?", IMAGE)]
+    decision = await routing.decide(request(*turns), "pictures")
+    assert (routing.model, decision.rule, decision.tried) == ("vision", "images", ("large2",))
+    for number in range(3):
+        turns += [said(f"answer {number}"), user(f"{SIMPLE} {number}")]
+        assert await routing.choose(request(*turns), "pictures") == "vision"
+    later = [*turns[4:], said("more"), user(SIMPLE)]
+    decision = await routing.decide(request(*later), "pictures")
+    assert (routing.model, decision.rule) == ("vision", "conversation"), "the client has dropped the image"
+    routes = [
+        route.model_copy(update={"rules": ()}) if route.name == "pictures" else route
+        for route in routing.registry.routes
+    ]
+    routing.registry.replace(routing.registry.models, routes)
+    assert await routing.choose(request(*later, said("and more"), user(SIMPLE)), "pictures") == "large2"
+
+
+async def test_the_displaced_model_of_a_split_serves_what_the_conversations_model_cannot(tmp_path: Path) -> None:
+    file = """\
+models: [{name: a, engine: simulated}, {name: b, engine: simulated}, {name: c, engine: simulated, modalities: [image]}]
+routes: [{name: auto, models: [a], rules: [{name: all, split: {a: 50, b: 25, c: 25}}]}]
+"""
+    routing = Routing(tmp_path, file)
+    for number in range(20):
+        name = f"user{number}"
+        first = await routing.choose(request(user("hi")), user=name)
+        later = await routing.choose(request(user("hi"), said("Hello!"), user(IMAGE)), user=name)
+        assert (first in "abc", later) == (True, "c")
+
+
+async def test_a_conversation_does_not_go_down_as_a_last_resort(tmp_path: Path) -> None:
+    """If only a lower level can serve a request, it is refused: the conversation may not go down."""
+    file = """\
+models: [{name: a, engine: simulated, modalities: [image]}, {name: b, engine: simulated}]
+routes: [{name: auto, models: [a, b]}]
+"""
+    routing = Routing(tmp_path, file)
+    assert await routing.choose(request(user(COMPLEX))) == "b"
+    assert await routing.choose(request(user(COMPLEX), said("1"), user(IMAGE))) == "b"
+    assert await routing.refusal("b") is not None
+    assert await routing.choose(request(user(IMAGE))) == "a"
+
+
+async def test_answers_tell_conversations_with_the_same_opening_apart(routing: Routing) -> None:
+    """A model that was busy when one client said hello does not get the conversations of all others."""
+    routing.queues.stop("small")
+    assert await routing.choose(request(user("hi"))) == "middle"
+    await routing.answer(said("Hello from middle."))
+    routing.queues.start("small")
+    for number in range(3):
+        assert await routing.choose(request(user("hi"))) == "small"
+        await routing.answer(said(f"Hello {number}."))
+        assert await routing.choose(request(user("hi"), said(f"Hello {number}.\n"), user(SIMPLE))) == "small"
+    assert await routing.choose(request(user("hi"), said("Hello from middle."), user(SIMPLE))) == "middle"
+    assert await routing.choose(request(user("hi"), said("Edited."), user(SIMPLE))) == "middle", "it may be that one"
+
+
+async def test_calls_tell_conversations_with_the_same_opening_apart(routing: Routing) -> None:
+    assert await routing.choose(request(user("short"))) == "small"
+    await routing.answer(said("first", calls=1))
+    routing.queues.stop("small")
+    assert await routing.choose(request(user("short"))) == "middle"
+    await routing.answer(said("second", calls=1))
+    for text, model in {"first": "small", "second": "middle"}.items():
+        assert await routing.choose(request(user("short"), said(text, calls=1), result(text))) == model
+
+
+def shortened(request: GenerateRequest) -> GenerateRequest:
+    """A request of which only the system prompt and the newest message are left."""
+    messages = request.messages or []
+    return request.model_copy(update={"messages": [messages[0], messages[-1]]})
+
+
+async def settle_shortened(routing: Routing, full: GenerateRequest) -> GenerateRequest:
+    """Route a request and shorten it, as admission does. Returns what the job stores."""
+    principal = Principal.of(OWNER)
+    routed = await routing.router.route(principal, NewJob(OWNER, "auto", 3, full))
+    assert routed is not None
+    routing.job = await routing.router.settle(
+        principal, routed, replace(routed.job, request=shortened(routed.job.request))
+    )
+    return routing.job.request
+
+
+@pytest.mark.parametrize("remembers", [True, False], ids=["redis", "without"])
+async def test_a_conversation_is_recognized_after_a_cut(routing: Routing, remembers: bool) -> None:
+    """With the full history and with what the server has kept of it, in a tool loop as well; with
+    `previous_response_id` even without Redis."""
+    turns = [user(SIMPLE), said("Lima."), user(COMPLEX)]
+    kept = (await settle_shortened(routing, request(*turns))).messages or []
+    assert routing.model == "large"
+    route = routing.job.decisions.route
+    assert route is not None
+    earlier = EarlierAnswer("auto", "large", route.conversation, datetime.now(UTC))
+    continued = ([said("done"), user(SIMPLE)], [said("step", calls=1), result("step")])
+    if not remembers:
+        routing.memory.error = ConnectionLost("refused")
+    for more in continued:
+        chain = GenerateRequest(messages=[*kept, *more])
+        decision = await routing.decide(chain, continues=earlier)
+        assert (routing.model, decision.rule) == ("large", "conversation")
+        if remembers:
+            assert await routing.choose(chain) == "large"
+            assert await routing.choose(request(*turns, *more)) == "large"
+    assert await routing.choose(GenerateRequest(messages=[*kept, *continued[0]]), "other", continues=earlier) == "small"
+    old = replace(earlier, created_at=datetime.now(UTC) - timedelta(days=2), conversation=None)
+    if not remembers:
+        assert await routing.choose(GenerateRequest(messages=[*kept, *continued[0]]), continues=old) == "small"
+
+
+async def test_a_refused_request_binds_no_conversation(routing: Routing) -> None:
+    principal = Principal.of(OWNER)
+    assert await routing.router.route(principal, NewJob(OWNER, "auto", 3, request(user(COMPLEX)))) is not None
+    assert routing.memory.models == {}
+    assert await routing.choose(request(user(COMPLEX), said("1"), user(SIMPLE))) == "small"
+
+
+async def test_a_route_that_remembers_nothing_keeps_tool_loops(routing: Routing) -> None:
+    tools = ChatOptions(tools=[Tool(function=Function(name="f"))])
+    opening = [user("short")]
+    first = request(*opening).model_copy(update={"chat": tools})
+    routing.queues.stop("small")
+    assert await routing.choose(first, "stateless") == "small"
+    assert set(routing.memory.ttls.values()) == {TOOL_LOOP_S}
+    opening += [said("step", calls=1), result("step")]
+    decision = await routing.decide(request(*opening), "stateless")
+    assert (routing.model, decision.rule) == ("small", "conversation")
+    opening += [said("done"), user(COMPLEX), said("more"), user(SIMPLE)]
+    assert await routing.choose(request(*opening), "stateless") == "small"
+    assert await routing.choose(request(user(SIMPLE)), "stateless") == "small"
+    assert len(routing.memory.models) == 2, "only requests with tools are remembered"
+
+
+async def test_a_reload_takes_a_model_from_its_conversations(routing: Routing) -> None:
+    """Outside of tool loops, and if the route has another model that reads their opaque parts. They do not go down."""
+    assert await routing.choose(request(user(IMAGE))) == "middle"
+    loop = [user(IMAGE), said("step", calls=1, opaque="anthropic"), result("step")]
+    await routing.answer(loop[1])
+    signed = [user(IMAGE), said("A cat.", opaque="anthropic"), user(SIMPLE)]
+    await routing.answer(signed[1])
+    routes = [
+        route.model_copy(update={"models": ("small", "large"), "rules": (), "fallbacks": {}})
+        for route in routing.registry.routes
+    ]
+    routing.registry.replace(routing.registry.models, routes)
+    assert await routing.choose(request(*loop)) == "middle"
+    assert await routing.choose(request(*signed)) == "large"
 
 
 async def test_prompts_are_no_conversations(routing: Routing) -> None:
@@ -184,7 +367,9 @@ class Talk:
     """A conversation with the models of a route, as a client has it."""
 
     routing: Routing
+    route: str
     user: str | None
+    number: int
     messages: list[Message] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
 
@@ -192,32 +377,41 @@ class Talk:
         last = next((item for item in reversed(self.messages) if item.role == "assistant"), None)
         in_loop = last is not None and bool(last.tool_calls)
         self.messages.append(result(str(last.content)) if in_loop and last is not None else user(text))
-        decision = await self.routing.decide(request(*self.messages), user=self.user)
-        model, (route, *_) = self.routing.model, self.routing.registry.routes
+        decision = await self.routing.decide(request(*self.messages), self.route, user=self.user)
+        model = self.routing.model
+        requested = self.routing.registry.route(self.route)
+        assert requested is not None
+        route = requested.route
         allowed = (model, *decision.fallbacks)
-        if self.models:
-            before = self.models[-1]
-            bound = any(item.opaque for item in self.messages)
-            if in_loop or bound:
-                assert allowed == (before,), "it keeps its model, and nothing may take over"
-            elif (floor := route.tier(before)) is not None:
-                assert all((route.tier(name) or 0) >= floor for name in allowed if name in route.models)
+        floor = max((position for name in self.models if (position := route.level(name)) is not None), default=0)
+        bound = any(item.opaque for item in self.messages)
+        if self.models and (in_loop or bound):
+            assert allowed == (self.models[-1],), "it keeps its model, and nothing may take over"
+        elif self.models:
+            assert all((route.level(name) or 0) >= floor for name in allowed if name in route.models)
+        if not (self.models and in_loop) and not bound and await self.routing.refusal(model) is not None:
+            for name in route.candidates:
+                lower = name in route.models and (route.level(name) or 0) < floor
+                assert lower or await self.routing.refusal(name) is not None, "this one would serve the request"
         assert not set(decision.tried) & set(allowed)
         self.models.append(model)
 
-    def answer(self, calls: int, signed: bool) -> None:
+    async def answer(self, calls: int, signed: bool) -> None:
         """The model's answer. Only a provider's models sign."""
         spec = self.routing.registry[self.models[-1]]
-        text = f"answer {len(self.messages)} to {self.user}"
+        text = f"answer {len(self.messages)} in {self.number}"
         self.messages.append(said(text, calls=calls, opaque=spec.provider if signed else None))
+        await self.routing.answer(self.messages[-1])
 
 
 TEXTS = st.sampled_from([SIMPLE, COMPLEX, IMAGE, "poem"])
 STEPS = st.lists(
     st.tuples(
-        st.integers(0, 1),  # whose turn it is
+        st.integers(0, 2),  # whose turn it is
         TEXTS,
-        st.sets(st.sampled_from(["small", "middle", "large", "trial", "backup"])),  # without a worker
+        st.sets(
+            st.sampled_from(["small", "middle", "large", "trial", "backup", "middle2", "vision"])
+        ),  # without worker
         st.sampled_from([0, 0, 1]),  # tool calls
         st.booleans(),  # signed reasoning
     ),
@@ -226,19 +420,20 @@ STEPS = st.lists(
 )
 
 
-@given(steps=STEPS)
+@given(route=st.sampled_from(["auto", "pictures"]), steps=STEPS)
 @example_count(100, long=3000)
-def test_conversations_keep_the_rules(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
-    """Never down a tier, never another model inside a tool loop or with opaque parts in the history."""
+def test_conversations_keep_the_rules(shared_routing: Routing, route: str, steps: list[Any]) -> None:
+    """Never down a level, never another model inside a tool loop or with opaque parts in the history, and never
+    refused if a model may serve the request. Two of the clients are the same to the server."""
 
     async def run() -> None:
-        routing = Routing(tmp_path_factory.getbasetemp(), MODELS)
-        talks = [Talk(routing, name) for name in ("a", None)]
+        shared_routing.restart()
+        talks = [Talk(shared_routing, route, name, number) for number, name in enumerate(("a", None, None))]
         for whose, text, stopped, calls, signed in steps:
-            for name in routing.registry.models:
-                (routing.queues.stop if name in stopped else routing.queues.start)(name)
+            for name in shared_routing.registry.models:
+                (shared_routing.queues.stop if name in stopped else shared_routing.queues.start)(name)
             talk = talks[whose]
             await talk.ask(text)
-            talk.answer(calls, signed)
+            await talk.answer(calls, signed)
 
     asyncio.run(run())

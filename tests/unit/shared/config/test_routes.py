@@ -44,7 +44,7 @@ def test_routes_and_their_names(tmp_path: Path) -> None:
     registry = load(tmp_path, GOOD)
     (route,) = registry.routes
     assert route.candidates == ("small", "middle", "large", "new")
-    assert [route.tier(name) for name in route.candidates] == [0, 1, 2, None]
+    assert [route.level(name) for name in route.candidates] == [0, 1, 2, None]
     assert route.fallbacks_of("small") == ("middle", "large", "new")
     assert route.fallbacks_of("large") == ()
     for name, mode in {"auto": Mode.BALANCED, "auto:cost": Mode.COST, "auto:quality": Mode.QUALITY}.items():
@@ -78,7 +78,7 @@ def test_a_file_without_routes(tmp_path: Path) -> None:
         ("middle: [large, new]", "middle: [large, old]", 16, "fallbacks.middle[1]: there is no model 'old'"),
         ("{small: [middle]", "{tiny: [middle]", 16, "fallbacks.tiny: there is no model 'tiny'"),
         ("baseline: large", "baseline: best", 17, "baseline: there is no model 'best'"),
-        ("[small, middle, large]", "[small, middle, small]", 8, "models[2]: 'small' is already a tier"),
+        ("[small, middle, large]", "[small, middle, small]", 8, "models[2]: 'small' is already a level"),
         ("new: 10", "new: 11", 14, "rules[4].split: the percentages must add up to 100, not 101"),
         ("new: 10", "new: 0", 14, "rules[4].split.new: Input should be greater than 0"),
         ("[large, new]", "[large, small]", 16, "fallbacks.small: a cycle: small -> middle -> small"),
@@ -129,6 +129,20 @@ def test_a_file_without_routes(tmp_path: Path) -> None:
         ("if: {keywords: [translate], tools: false}, ", "", 15, "otherwise: can never apply: the rule 'words' applies"),
         ("    models: [small, middle, large]\n", "", 14, "otherwise: `complexity` chooses one of `models`"),
         ("rules:", "rulez:", 9, "routes[0].rulez: unknown field"),
+        ("baseline: large", "fallback_wait_s: -1", 17, "fallback_wait_s: Input should be greater than or equal to 0"),
+        ("small: 90, new: 10", "small: 90, tiny: 10", 14, "there is no model 'tiny'"),
+        (
+            "keywords: [translate], tools: false}, split: {small: 90",
+            "images: true, tier: [x]}, split: {large: 90",
+            14,
+            "rules[4].split.new: 'new' cannot serve requests with images, so it would never get its share",
+        ),
+        (
+            "keywords: [translate]",
+            f"keywords: [{', '.join(f'word{number}' for number in range(1001))}]",
+            14,
+            "rules[4].if.keywords: Tuple should have at most 1000 items",
+        ),
         ("sticky_s: 3600", "sticky_s: day", 18, "sticky_s: Input should be a valid integer"),
     ],
 )
@@ -154,6 +168,14 @@ def test_an_error_names_line_and_field(tmp_path: Path, right: str, wrong: str, l
             "rules[0].if.predicted_wait_over_s: needs `of`",
         ),
         ("{name: auto, models: [small]}\n  - {name: auto, models: [small]}", "routes[1].name: 'auto': requests for"),
+        (
+            "{name: auto, models: [small], rules: [{name: a, if: {keywords: ["
+            + ", ".join(["word"] * 1000)
+            + "]}, model:"
+            " new}, {name: b, if: {keywords: [other]}, model: new}]}",
+            "routes[0].rules: the rules of a route may have 1000 keywords in all; these have 1001",
+        ),
+        ("{name: auto, models: [small], fallback_wait_s: 5}", "fallback_wait_s: needs `fallbacks`"),
         ("{name: auto:cost, models: [small]}\n  - {name: auto, models: [small]}", "choose the route 'auto:cost'"),
     ],
 )
@@ -172,6 +194,13 @@ def test_a_route_may_have_only_rules_or_only_a_default(tmp_path: Path) -> None:
     )
     registry = load(tmp_path, models + routes)
     assert [route.candidates for route in registry.routes] == [("small", "new"), ("small",)]
+
+
+def test_a_rule_for_long_prompts_may_name_a_model_that_shortens_them(tmp_path: Path) -> None:
+    window = "options: {max_model_len: 4096}, context: {strategy: sliding_window}}"
+    content = GOOD.replace("options: {max_model_len: 4096}}", window)
+    content = content.replace("{input_tokens_over: 2000}, model: middle", "{input_tokens_over: 5000}, model: small")
+    assert load(tmp_path, content).routes[0].rules[1].model == "small"
 
 
 def test_the_examples_are_valid(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class PromptCaching:
         """The members of the body."""
         members: dict[str, Any] = {}
         if self.key is not None and request.prompt_cache_key:
-            members[self.key.name] = _fitting(request.prompt_cache_key, self.key.length)
+            members[self.key.name] = _own(request.prompt_cache_key, request.cache_salt, self.key.length)
         if self.salted and request.cache_salt is not None:
             members["cache_salt"] = request.cache_salt
         return members
@@ -36,6 +37,9 @@ class PromptCaching:
 NO_CACHING = PromptCaching()
 
 
-def _fitting(key: str, length: int) -> str:
-    """The key, or the same hash for each use of a key that is longer than `length` characters."""
-    return key if len(key) <= length else hashlib.sha256(key.encode()).hexdigest()
+def _own(key: str, salt: str | None, length: int) -> str:
+    """The key in another form for each project, which share the provider's account: a hash of at most `length`
+    characters."""
+    if salt is None:
+        return key if len(key) <= length else hashlib.sha256(key.encode()).hexdigest()
+    return hmac.digest(salt.encode(), key.encode(), hashlib.sha256).hex()[:length]

@@ -5,6 +5,7 @@ The answers are those of the pages and sources that shared/config/models/presets
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -204,8 +205,16 @@ async def test_only_servers_that_know_them_get_cache_keys_and_salts(upstream: Fa
     request = GenerateRequest(messages=HELLO, prompt_cache_key="thread-7", cache_salt="5a17")
     seen, _, _ = await run(upstream, preset, request)
     sent = {name: seen.body[name] for name in ("prompt_cache_key", "session_id", "cache_salt") if name in seen.body}
-    expected = {CACHE_KEYS[preset]: "thread-7"} if preset in CACHE_KEYS else {}
+    key = hmac.digest(b"5a17", b"thread-7", "sha256").hex()
+    expected = {CACHE_KEYS[preset]: key} if preset in CACHE_KEYS else {}
     assert sent == expected | ({"cache_salt": "5a17"} if preset in SALTED else {})
+
+
+async def test_cache_keys_of_projects_are_apart(upstream: FaultyUpstream) -> None:
+    """They share the provider's account, and often the names of keys."""
+    requests = [GenerateRequest(messages=HELLO, prompt_cache_key="main", cache_salt=salt) for salt in ("1", "1", "2")]
+    first, again, other = [(await run(upstream, "openrouter", item))[0].body["session_id"] for item in requests]
+    assert first == again != other
 
 
 async def test_a_cache_key_that_is_too_long_is_sent_as_its_hash(upstream: FaultyUpstream) -> None:

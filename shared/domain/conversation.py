@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
 
+from shared.domain.content import TextPart
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
 
@@ -14,19 +17,38 @@ from shared.domain.request import GenerateRequest, Message
 _NEWEST = 3
 # Messages with instructions that are part of it.
 _INSTRUCTIONS = 16
-# Characters of a text, and of the data of an image or a file, that identify it together with its length.
+# Characters of a message's texts, of its arguments, and of the data of an image or a file, that identify it together
+# with the lengths.
 _TEXT, _DATA = 16_384, 1024
+# Parts, and calls, at each end of a message that has more.
+_PARTS = 16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationIds:
-    """The ids of a request, under which its model is remembered, and those of the request before it; best first.
+class ConversationNames:
+    """Names of a request's conversation, by which its next request finds its model, and those of the request before.
 
-    The second id is without the system prompt, into which some clients put the time.
+    The best come first: `previous` begins with the name that has the answer in it. Those of `own` are with the system
+    prompt, and without, because some clients put the time into it.
     """
 
     own: tuple[str, ...]
     previous: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierAnswer:
+    """The answer that a request names as the one that it continues: who gave it, and when its job was created.
+
+    `conversation` is as in `RouteDecision`.
+    """
+
+    route: str
+    model: str
+    conversation: str | None
+    created_at: datetime
 
 
 class Conversation:
@@ -52,17 +74,34 @@ class Conversation:
         return last is not None and bool(last.tool_calls)
 
     @property
+    def has_tools(self) -> bool:
+        """Whether the model may call tools, or has called some."""
+        chat = self._request.chat
+        return (chat is not None and bool(chat.tools)) or self.in_tool_loop
+
+    @property
     def provider(self) -> str | None:
         """The provider of the newest opaque parts in the history, which only its models can read; None without any."""
         newest = next((item.opaque for item in reversed(self._messages) if item.opaque), None)
         return newest[-1].origin if newest else None
 
-    def ids(self, route: str, owner: Owner) -> ConversationIds:
-        """The conversation's ids, apart by project, route, end user and `prompt_cache_key`."""
-        key = self._request.prompt_cache_key
-        scope = (route, str(owner.project_id), owner.end_user or "", key or "")
-        previous = 0 if self._last_answer is None else _before_answer(self._messages, self._last_answer + 1)
-        return ConversationIds(self._ids(scope, self._end), self._ids(scope, previous))
+    def names(self, route: str, owner: Owner) -> ConversationNames:
+        """The conversation's names, apart by project, route, end user and `prompt_cache_key`."""
+        if self._last_answer is None:
+            return ConversationNames(self._names(route, owner, self._end), ())
+        end = _before_answer(self._messages, self._last_answer + 1)
+        previous = self._names(route, owner, end)
+        if previous:
+            answer = self._messages[end : self._last_answer + 1]
+            calls = [call.id for message in answer for call in message.tool_calls or ()]
+            name = _answer_name(previous[-1], "".join(message.text for message in answer), calls)
+            previous = (name, *previous)
+        return ConversationNames(self._names(route, owner, self._end), previous)
+
+    def answered(self, route: str, owner: Owner, answers: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+        """The names of this conversation with each of these answers: a text and the ids of tool calls."""
+        own = self._names(route, owner, self._end)
+        return [_answer_name(own[-1], text, calls) for text, calls in answers] if own else []
 
     def sample(self, salt: str, owner: Owner) -> float:
         """A number below 100 that is always the same for an end user, or without one, for the same first message."""
@@ -75,8 +114,8 @@ class Conversation:
         text = prompt if isinstance(prompt, str) else repr(prompt[:_DATA])
         return _percentage("prompt", salt, str(owner.project_id), *_clipped(text, _TEXT))
 
-    def _ids(self, scope: Sequence[str], end: int) -> tuple[str, ...]:
-        """The ids of the request that consisted of the messages up to a position."""
+    def _names(self, route: str, owner: Owner, end: int) -> tuple[str, ...]:
+        """The names of the request that consisted of the messages up to a position."""
         newest: list[Message] = []
         for at in range(end - 1, -1, -1):
             if not _instructs(self._messages[at]):
@@ -85,6 +124,8 @@ class Conversation:
                     break
         if not newest:
             return ()
+        key = self._request.prompt_cache_key
+        scope = (route, str(owner.project_id), owner.end_user or "", key or "")
         instructions = [item for item in self._messages[:_INSTRUCTIONS] if _instructs(item)]
         rough = _digest("conversation", *scope, *_parts(newest))
         return _digest("instructed", rough, *_parts(instructions)), rough
@@ -101,18 +142,38 @@ def _instructs(message: Message) -> bool:
     return message.role in ("system", "developer")
 
 
+def _answer_name(rough: str, text: str, calls: Sequence[str]) -> str:
+    """The name with an answer in it: with the ids of its calls, which are unique, or with its text."""
+    if calls:
+        return _digest("calls", rough, *_ends(calls))
+    return _digest("answer", rough, *_clipped(text.strip(), _TEXT))
+
+
 def _parts(messages: Iterable[Message]) -> Iterator[str]:
     """What identifies messages: bounded, whatever their size, and without reasoning, which clients may leave out."""
     for message in messages:
         yield message.role
-        for text in message.texts:
-            yield from _clipped(text, _TEXT)
-        for part in message.media:
-            yield from _clipped(part.data or part.url or part.file_id or "", _DATA)
-        for call in message.tool_calls or ():
+        content, left = message.content, _TEXT
+        parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content or []
+        yield str(len(parts))
+        for part in _ends(parts):
+            if isinstance(part, TextPart):
+                yield from _clipped(part.text, left)
+                left -= min(left, len(part.text))
+            else:
+                yield from _clipped(part.data or part.url or part.file_id or "", _DATA)
+        calls, left = message.tool_calls or [], _TEXT
+        yield str(len(calls))
+        for call in _ends(calls):
             yield call.id
             yield call.function.name
-            yield from _clipped(call.function.arguments, _TEXT)
+            yield from _clipped(call.function.arguments, left)
+            left -= min(left, len(call.function.arguments))
+
+
+def _ends(items: Sequence[T]) -> Sequence[T]:
+    """The first and the last of many items."""
+    return items if len(items) <= 2 * _PARTS else [*items[:_PARTS], *items[-_PARTS:]]
 
 
 def _clipped(text: str, characters: int) -> tuple[str, str]:

@@ -1,0 +1,64 @@
+"""Remembers how long a prompt is while one request is admitted.
+
+Several checks, and a route for each of its models, need the same number. Counting takes about 0.3 ms for each 1,000
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from shared.domain.request import GenerateRequest
+from shared.prompts.token_counter import AtLeast
+
+
+class CountMemo:
+    """The numbers of prompts, by what counted them. A copy of a request with the same prompt has the same numbers."""
+
+    def __init__(self) -> None:
+        # With the prompt, so that no other one gets its identity.
+        self._numbers: dict[Hashable, tuple[GenerateRequest, int | None]] = {}
+
+    def has(self, counter: Hashable, request: GenerateRequest, limit: int | None = None) -> bool:
+        """Whether the number is known: that of the whole prompt, or at least the limit."""
+        found = self._numbers.get(_key(counter, request))
+        if found is None:
+            return False
+        return not isinstance(found[1], AtLeast) or (limit is not None and found[1] >= limit)
+
+    def get(self, counter: Hashable, request: GenerateRequest) -> int | None:
+        """The number; None if the counter cannot count the prompt."""
+        return self._numbers[_key(counter, request)][1]
+
+    def put(self, counter: Hashable, request: GenerateRequest, number: int | None) -> None:
+        """Remember a number."""
+        self._numbers[_key(counter, request)] = (request, number)
+
+
+_MEMO: ContextVar[CountMemo | None] = ContextVar("count_memo", default=None)
+
+
+def current_memo() -> CountMemo:
+    """The memo of the request that is being admitted; outside of `counting_once`, an empty one."""
+    return _MEMO.get() or CountMemo()
+
+
+@contextmanager
+def counting_once() -> Iterator[None]:
+    """Count each prompt once with each tokenizer, until the end of the context."""
+    if _MEMO.get() is not None:
+        yield
+        return
+    token = _MEMO.set(CountMemo())
+    try:
+        yield
+    finally:
+        _MEMO.reset(token)
+
+
+def _key(counter: Hashable, request: GenerateRequest) -> tuple[Any, ...]:
+    # Steps of admission change a request by copies, which share the parts that they do not change.
+    return counter, id(request.messages), id(request.prompt), id(request.chat)
