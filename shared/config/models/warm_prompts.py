@@ -39,7 +39,7 @@ class WarmPrompt(BaseModel):
         "system", alias="as", description="`prompt`: the text is the start of raw prompts, without a chat template."
     )
     top: int | None = Field(
-        None, ge=1, le=MAX_TOP, description="The number of prefixes that saved the most tokens in the last `hours` hours."
+        None, ge=1, le=MAX_TOP, description="The number of prefixes that saved the most tokens in `hours` hours."
     )
     hours: float = Field(DEFAULT_HOURS, gt=0, le=24 * 30, description="With `top`.")
     projects: list[Text] | None = Field(
