@@ -29,6 +29,11 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "Seconds since the answer was generated, if it comes from the response cache.",
         "schema": {"type": "integer"},
     },
+    "x-headrace-context": {
+        "description": "The strategy that shortened the conversation, if it is not the requested one.",
+        "schema": {"type": "string"},
+        "example": "sliding_window; requested=summarize",
+    },
     "x-headrace-max-tokens": {
         "description": "The `max_tokens` that applies, if a limit or a default has changed it.",
         "schema": {"type": "integer"},
@@ -61,6 +66,7 @@ SUBMITTED = headers(
     "x-headrace-route",
     "x-headrace-cache",
     "Age",
+    "x-headrace-context",
     "x-headrace-max-tokens",
     "x-headrace-tokens-estimated",
     "Idempotent-Replayed",

@@ -238,7 +238,9 @@ class JobSummaryView(BaseModel):
     requested_model: str | None = _optional(
         "The route that the request named, if one chose the model. Absent otherwise."
     )
-    kind: str | None = _optional("The purpose of a job that the server submitted itself: `summary`. Absent otherwise.")
+    kind: str | None = _optional(
+        "The purpose of a job that the server submitted itself: `summary`, `count_tokens`. Absent otherwise."
+    )
     route: RouteDecision | None = _optional("Why the route chose this model. Absent without a route.")
     cache: CacheDecision | None = _optional(
         "How the response cache took part in the answer. Absent if the cache is off."

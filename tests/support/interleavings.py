@@ -8,7 +8,11 @@ from typing import Any, TypeVar
 
 from hypothesis.stateful import RuleBasedStateMachine
 
+from tests.support.waiting import completed
+
 T = TypeVar("T")
+# Longer than the longest step, which waits for several things.
+STEP_S = 90.0
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -41,7 +45,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def _do(self, action: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._loop.run(action)
+            return self._loop.run(completed(action, STEP_S))
         except BaseException:
             self._holds = False
             raise

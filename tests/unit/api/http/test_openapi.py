@@ -9,12 +9,13 @@ import pytest
 from api.app import create_app
 from api.http.openapi import HEADERS
 from api.settings import ApiSettings
-from shared.domain.decisions import CacheDecision, Decisions, RouteDecision, TokenLimitsDecision
+from shared.domain.decisions import CacheDecision, ContextDecision, Decisions, RouteDecision, TokenLimitsDecision
 
 SUBMITS = ("/v1/jobs", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 ALL_DECISIONS = Decisions(
     route=RouteDecision(route="auto", rule="complexity", score=0.5),
     cache=CacheDecision(outcome="HIT", age_s=5),
+    context=ContextDecision(strategy="sliding_window", note="no summary"),
     token_limits=TokenLimitsDecision(max_tokens=10),
     tokens_estimated=True,
 )
@@ -28,6 +29,7 @@ def document() -> dict[str, Any]:
 @pytest.mark.parametrize("path", SUBMITS)
 def test_responses_to_submits_declare_the_headers_of_all_decisions(document: dict[str, Any], path: str) -> None:
     responses = document["paths"][path]["post"]["responses"]
+    assert len(ALL_DECISIONS.headers()) == 6, "a new header belongs to `HEADERS` and to this test"
     for status in responses.keys() & {"200", "202"}:
         assert ALL_DECISIONS.headers().keys() <= responses[status]["headers"].keys()
 
