@@ -84,9 +84,10 @@ async def test_hits_are_counted_and_keep_an_answer(
 
     monkeypatch.setattr(JobStore, "cached_bytes", any_size)
     monkeypatch.setattr(JobStore, "answer", hit)
-    for key, count in {**hits, b"\x02": 1, b"\x03": 1}.items():  # no answer, and an idempotency key that was used
-        for _ in range(count):
-            await cache.answer(replace(new, cache_key=key), None)
+    # Two more have no answer, and an idempotency key that was used.
+    for cache_key, number in {**hits, b"\x02": 1, b"\x03": 1}.items():
+        for _ in range(number):
+            await cache.answer(replace(new, cache_key=cache_key), None)
     store = CacheStore(database)
     upkeep = CacheUpkeep(cache, store, api_metrics(), max_bytes=100)
     with monkeypatch.context() as broken:

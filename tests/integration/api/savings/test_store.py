@@ -67,8 +67,8 @@ async def test_the_usage_of_a_project_in_a_time(store: JobStore, database: Async
     await answered(store, database, owner, "small", tokens(10, 4, 5), route="auto", outcome="MISS")
     await answered(store, database, owner, "small", tokens(20, 6, 5), route="auto", outcome="MISS")
     # It continues what was generated for the first one, and another job what was generated for a job that failed.
-    for usage, inherited in ((tokens(10, 4, 9), tokens(10, 4, 5)), (tokens(11, 2, 9), {"completion_tokens": 7})):
-        await answered(store, database, owner, "small", usage, route="auto", outcome="MISS", inherited=inherited)
+    for used, inherited in ((tokens(10, 4, 9), tokens(10, 4, 5)), (tokens(11, 2, 9), {"completion_tokens": 7})):
+        await answered(store, database, owner, "small", used, route="auto", outcome="MISS", inherited=inherited)
     await answered(store, database, owner, "small", tokens(10, 4, 5), route="auto", outcome="HIT")
     await answered(store, database, owner, "large", {"prompt_tokens": 7, "completion_tokens": 3})
     await answered(store, database, owner, "large", tokens(2, 0, 1), status=JobStatus.INCOMPLETE)

@@ -250,7 +250,8 @@ async def test_a_write_that_takes_long_is_awaited_as_the_request_would_run_twice
     await asyncio.wait([answering], timeout=0.05)
     assert not answering.done()
     slow.released.set()
-    assert await answering == ("the job with the answer", True)
+    answer: object = await answering
+    assert answer == ("the job with the answer", True)
     assert slow.writes == 1
 
 
