@@ -31,7 +31,7 @@ TOOL_LOOP_S = 3600
 # Tokens up to which an explanation counts a prompt, if no candidate's context is known.
 EXPLAINED_TOKENS = 100_000
 
-# If no model can serve a request, the reason that a client can do most about comes first.
+# If no model can serve a request, the reason that the client can act on most easily comes first.
 _WORST_LAST = (SkipReason.CONTEXT_LENGTH, SkipReason.LIMIT, SkipReason.CAPABILITY, SkipReason.REMOVED)
 
 
@@ -362,7 +362,7 @@ class Router:
 
     async def _refusal(self, request: _Request, model: str) -> Refusal | None:
         if model not in request.refusals:
-            refusal: Refusal | None = Refusal(SkipReason.REMOVED, "models.yaml does not declare it any more")
+            refusal: Refusal | None = Refusal(SkipReason.REMOVED, "models.yaml no longer declares it")
             if model in self._registry:
                 refusal = await self._candidates.refusal(model, request.principal, request.new)
             request.refusals[model] = refusal

@@ -18,8 +18,8 @@ from shared.postgres.tables import JobRow
 class UsageRow:
     """The jobs of one day (UTC) with the same model, route and part of the response cache, and their tokens together.
 
-    `route` is None if the client named the model; `outcome` is None if the response cache was not asked. `kind`: what
-    the jobs are for, if they are not requests of clients.
+    `route` is None if the client named the model; `outcome` is None if the response cache was off. `kind`: the purpose
+    of jobs that the server submitted itself.
     """
 
     day: date

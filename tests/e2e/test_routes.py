@@ -68,7 +68,7 @@ async def test_the_route_is_shown_without_running(sim: httpx.AsyncClient) -> Non
         "candidates": [
             {"model": "sim", "chosen": False, "reason": None, "message": None},
             {"model": "small", "chosen": True, "reason": None, "message": None},
-            {"model": "orphan", "chosen": False, "reason": "no_worker", "message": "no worker of it is ready"},
+            {"model": "orphan", "chosen": False, "reason": "no_worker", "message": "it has no ready worker"},
         ],
     }
     prompt = (await sim.post("/v1/route", json={"model": "auto", "prompt": "hi", "logprobs": 1})).json()

@@ -52,7 +52,7 @@ _TOO_LONG = re.compile(
     r"|\bmaximum context\b",
     re.IGNORECASE | re.DOTALL,
 )
-# Anthropic, Bedrock, Gemini, Groq, OpenAI. Only of an error that refuses the request.
+# Anthropic, Bedrock, Gemini, Groq, OpenAI. Applies only to errors that refuse the request.
 _PROMPT_TOO_LONG = re.compile(
     r"\b(?:prompt|input|request|messages?)\b.{0,40}\b(?:is |are )?too (?:long|large for (?:the )?model)\b"
     r"|\binput (?:token count|tokens|length)\b.{0,80}\bexceed"
