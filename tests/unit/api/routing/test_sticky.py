@@ -220,6 +220,21 @@ routes: [{name: auto, models: [a], rules: [{name: all, split: {a: 50, b: 25, c: 
         assert (first in "abc", later) == (True, "c")
 
 
+async def test_the_displaced_default_serves_what_the_conversations_model_cannot(tmp_path: Path) -> None:
+    """It comes before the levels, as in a new conversation."""
+    file = """\
+models:
+  - {name: a, engine: simulated}
+  - {name: b, engine: simulated, modalities: [image]}
+  - {name: c, engine: simulated, modalities: [image]}
+routes: [{name: auto, models: [a, b], rules: [{name: easy, if: {keywords: [easy]}, model: a}], otherwise: c}]
+"""
+    routing = Routing(tmp_path, file)
+    assert await routing.choose(request(user("easy"))) == "a"
+    decision = await routing.decide(request(user("easy"), said("1"), user(IMAGE)))
+    assert (routing.model, decision.rule) == ("c", "otherwise")
+
+
 async def test_a_conversation_does_not_go_down_as_a_last_resort(tmp_path: Path) -> None:
     """If only a lower level can serve a request, it is refused: the conversation may not go down."""
     file = """\
