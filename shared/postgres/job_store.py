@@ -86,8 +86,8 @@ class NewJob:
     """A job to create. `start_within_s` and `finish_within_s` count from its creation.
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
-    by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues, if
-    it names one.
+    by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
+    if it names one.
     """
 
     owner: Owner
