@@ -111,6 +111,10 @@ async def messages(
     )
 
 
+# The kind of jobs that only count tokens.
+COUNTING = "count_tokens"
+
+
 def _release(body: MessagesRequest) -> None:
     """Free the blocks of a converted request, one message after the other: a hundred thousand at once stall a loop."""
     while body.messages:
@@ -136,11 +140,11 @@ async def count_tokens(
     new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=request, metadata={})
     try:
         model = await admission.model_of(principal, new)
-        if (tokens := await admission.count_tokens(model, request)) is not None:
+        if (tokens := await admission.count_tokens(model, request, principal.project_id)) is not None:
             decisions = Decisions(tokens_estimated=tokens.estimated)
             return JSONResponse(TokensCount(input_tokens=tokens.number).model_dump(), headers=decisions.headers())
         counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
-        job, _ = await jobs.submit(principal, replace(new, model=model, request=counting))
+        job, _ = await jobs.submit(principal, replace(new, model=model, request=counting, kind=COUNTING))
     except InvalidRequest as error:
         raise rename_param(body, error) from None
 

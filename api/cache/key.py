@@ -18,7 +18,7 @@ WITHOUT_EFFECT = frozenset({"priority", "cache_breakpoints", "prompt_cache_key",
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Those whose requests find each other's answers: a project and, within it, a key or an end user."""
+    """The scope of stored answers: a project and, within it, possibly a key or an end user."""
 
     project_id: int
     scope: Literal["project", "key", "user"] = "project"

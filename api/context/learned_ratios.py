@@ -1,11 +1,15 @@
-"""Learns how many tokens a byte of a prompt has, from the usage of recent jobs."""
+"""Learns how many tokens a byte of a prompt has, from the usage of recent jobs.
+
+Each project's ratio is learned from its own jobs only. A project with too few jobs has the median of the projects.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
-from api.context.estimates import TokenEstimates
+from api.context.estimates import DEFAULT_TOKENS_PER_BYTE, TokenEstimates
 from api.context.usage_store import UsageStore
 from shared.config.models.loader import Registry
 from shared.runtime.periodic import run_periodically
@@ -17,6 +21,9 @@ MIN_JOBS = 5
 QUANTILE = 0.95
 # What a ratio can be, whatever a provider reports. A token has at least about a byte.
 LEAST, MOST = 0.05, 1.5
+# The least number of votes for the ratio of projects without their own. Missing votes are for the default, so that one
+# project alone never decides.
+MIN_VOTES = 3
 
 
 class LearnedRatios:
@@ -38,13 +45,26 @@ class LearnedRatios:
 
     async def read(self) -> None:
         """Read it once."""
-        usage = await self._store.recent(sorted(self._registry.models))
-        ratios = {model: ratio for model, prompts in usage.items() if (ratio := tokens_per_byte(prompts)) is not None}
-        self._estimates.use(ratios)
+        models = sorted(self._registry.models)
+        usage = await self._store.recent(models)
+        # The last jobs of a model may all be those of one busy project.
+        for key, prompts in (await self._store.of_projects(models, self._estimates.projects)).items():
+            if len(prompts) >= len(usage.get(key, ())):
+                usage[key] = prompts
+        ratios = {key: ratio for key, prompts in usage.items() if (ratio := tokens_per_byte(prompts)) is not None}
+        votes: dict[str, list[float]] = {model: [] for model in models}
+        for (model, _), ratio in ratios.items():
+            votes[model].append(ratio)
+        self._estimates.use({model: shared_ratio(found) for model, found in votes.items()}, ratios)
         if self._metrics is not None:
-            for model in usage:
-                label = self._metrics.model_label(model)
-                self._metrics.tokens_per_byte.labels(label).set(self._estimates.tokens_per_byte(model))
+            for model, found in votes.items():
+                shown = median(found) if found else DEFAULT_TOKENS_PER_BYTE
+                self._metrics.tokens_per_byte.labels(self._metrics.model_label(model)).set(shown)
+
+
+def shared_ratio(ratios: Sequence[float]) -> float:
+    """The ratio of projects without their own, given those of the other projects."""
+    return median([*ratios, *[DEFAULT_TOKENS_PER_BYTE] * (MIN_VOTES - len(ratios))])
 
 
 def tokens_per_byte(prompts: Sequence[tuple[int, int]]) -> float | None:

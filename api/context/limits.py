@@ -21,6 +21,11 @@ from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import Metrics, TokenLimitOutcome
 
+# An estimate, which is often much too high, never lowers max_tokens below the smaller of these shares: of its former
+# value, and of the context.
+LEAST_SHARE = 0.5
+LEAST_CONTEXT_SHARE = 0.125
+
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
@@ -42,6 +47,11 @@ class TokenLimiter:
         """The longest prompt of a principal's requests to a model, in tokens; None if only its context limits it."""
         limits = self._of(principal, self._registry[model])
         return _least(item.limits.max_input for item in limits)
+
+    def max_output(self, principal: Principal, model: str) -> int | None:
+        """The largest max_tokens of a principal's requests to a model; None if it is not limited."""
+        limits = self._of(principal, self._registry[model])
+        return _least(item.limits.max_output for item in limits)
 
     def limit_output(self, principal: Principal, new: NewJob, *, counted: bool = True) -> NewJob:
         """Set the max_tokens that applies to a job.
@@ -101,7 +111,7 @@ class TokenLimiter:
         if (max_input is None or self._window.has_fewer(new.model, new.request, max_input + 1)) and room is None:
             return new
         counted_to = max(room or 0, 0 if max_input is None else max_input + 1)
-        tokens = await self._window.measure(new.model, new.request, counted_to)
+        tokens = await self._window.measure(new.model, new.request, counted_to, principal.project_id)
         if tokens.estimated:
             new = _with_estimate(new, tokens.number)
             if counted and self._metrics is not None:
@@ -110,7 +120,7 @@ class TokenLimiter:
             if counted:
                 self._count(new.model, TokenLimitOutcome.REFUSED_INPUT)
             raise _too_long(new.request, tokens, max_input, _owner(limits, max_input))
-        return new if room is None else _within(new, max(1, room - tokens.number))
+        return new if room is None else _within(new, room, tokens)
 
     def _of(self, principal: Principal, spec: ModelSpec) -> Sequence[_Limits]:
         found = []
@@ -203,10 +213,16 @@ def _with_estimate(new: NewJob, tokens: int) -> NewJob:
     return replace(new, decisions=new.decisions.model_copy(update=update))
 
 
-def _within(new: NewJob, room: int) -> NewJob:
+def _within(new: NewJob, length: int, tokens: PromptTokens) -> NewJob:
     """Lower a max_tokens that was set here to what the prompt leaves of the context."""
     decision = new.decisions.token_limits
-    if decision is None or decision.max_tokens <= room or room < new.request.sampling.min_tokens:
+    if decision is None:
+        return new
+    room = max(1, length - tokens.number)
+    if tokens.estimated:
+        # Most prompts have fewer tokens than estimated. If this one does not fit, the upstream refuses it.
+        room = max(room, min(int(decision.max_tokens * LEAST_SHARE), int(length * LEAST_CONTEXT_SHARE)))
+    if decision.max_tokens <= room or room < new.request.sampling.min_tokens:
         return new
     sampling = new.request.sampling.limited(room)
     return _decided(new, sampling, decision.model_copy(update={"max_tokens": room}))

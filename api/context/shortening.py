@@ -11,6 +11,7 @@ from api.context.limits import TokenLimiter
 from api.context.message_counts import MessageCounts, most_tokens
 from api.context.shortened import shortened
 from api.context.summaries import NoSummary, Order, Summaries, SummaryJobs
+from api.context.summary_store import StoredSummary
 from api.context.tool_results import Cleared, clear
 from api.context.transcript import introduction
 from api.context.window import ContextWindow
@@ -27,6 +28,10 @@ from shared.telemetry.metrics import Metrics
 SUMMARY_SHARE = 0.25
 MAX_SUMMARY_TOKENS = 1500
 MIN_SUMMARY_TOKENS = 32
+# The tokens of the text around a summary.
+INTRODUCTION_TOKENS = 32
+# With a prompt of more than this part of what is allowed, a summary is checked like the whole request.
+TIGHT = 0.9
 # The part of the context that max_tokens may take from the prompt. Own engines accept any, and end the output there.
 MAX_OUTPUT_SHARE = 0.5
 # Larger conversations are counted in a thread, so many at the same time.
@@ -89,14 +94,14 @@ class Shortening:
 
         Raises:
             NotFound: the model does not exist.
-            InvalidRequest: the request names a model for summaries that does not exist, or what cannot be dropped does
-                not fit the context.
+            InvalidRequest: the request names a model for summaries that does not exist or may not be used, or what
+                cannot be dropped does not fit the context.
         """
         only_counts = new.request.prompt_only and not new.request.echo
         if new.kind is not None or new.request.messages is None or only_counts:
             return new
         spec = self._registry[new.model]
-        self._check_summarizer(new.options.context)
+        self._check_summarizer(principal, new)
         options = new.options.context or principal.options.context or spec.context
         strategy = options.strategy if options is not None else "error"
         clearing = new.options.tool_clearing
@@ -108,7 +113,9 @@ class Shortening:
             triggers.append(clearing.trigger_tokens or 0)
         if not triggers or most_tokens(new.request) <= min(triggers):
             return new
-        plan = await self._plan(new.request, self._window.message_counts(new.model), budget, clearing)
+        plan = await self._plan(
+            new.request, self._window.message_counts(new.model, principal.project_id), budget, clearing
+        )
         limit = self._window.length(new.model)
         if budget is not None and limit is not None and plan.counted and plan.left >= limit:
             self._window.note_refusal(new.model)
@@ -125,12 +132,26 @@ class Shortening:
                 self._count_shortened(new, strategy if plan.rounds else CLEAR_TOOL_USES)
         return new
 
-    def _check_summarizer(self, requested: ContextOptions | None) -> None:
-        """Raise `InvalidRequest` if a request names a model for summaries that does not exist."""
-        if requested is not None and requested.model is not None and requested.model not in self._registry:
+    def _check_summarizer(self, principal: Principal, new: NewJob) -> None:
+        """Raise `InvalidRequest` if a request names a model for summaries that does not exist, or may not write them.
+
+        The operator decides which model may: the requested one, and those that its entry and the key name.
+        """
+        name = new.options.context.model if new.options.context is not None else None
+        if name is None:
+            return
+        if name not in self._registry:
             raise InvalidRequest(
-                f"context.model: the model `{requested.model}` does not exist; available models:"
+                f"context.model: the model `{name}` does not exist; available models:"
                 f" {', '.join(self._registry.models)}",
+                param="context.model",
+            )
+        configured = (principal.options.context, self._registry[new.model].context)
+        allowed = {new.model, *(given.model for given in configured if given is not None and given.model is not None)}
+        if name not in allowed:
+            raise InvalidRequest(
+                f"context.model: the model `{name}` may not write summaries for this request. Name one of"
+                f" {', '.join(f'`{model}`' for model in sorted(allowed))}, or leave it out",
                 param="context.model",
             )
 
@@ -138,7 +159,7 @@ class Shortening:
         """The trigger and the target in tokens; None if the length of the prompt is not known to be limited."""
         triggers = [] if options.trigger_tokens is None else [options.trigger_tokens]
         if (limit := self._window.length(new.model)) is not None:
-            output = min(new.request.sampling.max_tokens or 0, int(limit * MAX_OUTPUT_SHARE))
+            output = min(_max_tokens(new), int(limit * MAX_OUTPUT_SHARE))
             triggers.append(int((limit - output) * options.trigger))
         if (limit := self._limits.max_input(principal, new.model)) is not None:
             triggers.append(int(limit * options.trigger))
@@ -168,18 +189,28 @@ class Shortening:
     ) -> NewJob:
         dropped = sum(map(len, plan.rounds))
         after, strategy = plan.left, "sliding_window" if dropped else CLEAR_TOOL_USES
-        text = note = job_id = None
-        if dropped and options is not None and budget is not None and options.strategy == "summarize":
+        kept = new.request
+        if plan.cleared is not None:
+            kept = kept.model_copy(update={"messages": plan.cleared.messages})
+        request = shortened(kept, plan.cut.kept) if plan.cut is not None and dropped else kept
+        summary = note = conversation = None
+        if dropped and plan.cut is not None and options is not None and options.strategy == "summarize":
             try:
-                text, job_id, added = await self._summary(principal, new, jobs, options, budget, plan)
-                after, strategy = after + added, "summarize"
+                summary, added = await self._summary(principal, new, jobs, options, budget, plan)
+                summarized = shortened(kept, plan.cut.kept, introduction(summary.text))
+                await self._check_room(principal, replace(new, request=summarized), plan.left, added)
+                request, after, strategy = summarized, plan.left + added, "summarize"
+                conversation = summary.conversation
             except NoSummary as error:
                 note = f"The oldest messages were dropped without a summary: {error}."
+                conversation = error.conversation if summary is None else summary.conversation
+        is_summarized = strategy == "summarize"
         decision = ContextDecision(
             strategy=strategy,
-            dropped_messages=dropped if text is None else 0,
-            summarized_messages=dropped if text is not None else 0,
-            summary_job=job_id,
+            dropped_messages=0 if is_summarized else dropped,
+            summarized_messages=dropped if is_summarized else 0,
+            summary_job=summary.job_id if summary is not None and is_summarized else None,
+            conversation=conversation,
             cleared_tool_uses=plan.cleared.uses if plan.cleared is not None else 0,
             cleared_tokens=plan.cleared.saved if plan.cleared is not None else 0,
             tokens_before=plan.tokens,
@@ -187,11 +218,6 @@ class Shortening:
             note=note,
         )
         update = {"context": decision} | ({} if plan.counted else {"tokens_estimated": True, "estimated_tokens": after})
-        request = new.request
-        if plan.cleared is not None:
-            request = request.model_copy(update={"messages": plan.cleared.messages})
-        if plan.cut is not None and dropped:
-            request = shortened(request, plan.cut.kept, text)
         return replace(new, request=request, decisions=new.decisions.model_copy(update=update))
 
     async def _summary(
@@ -200,28 +226,55 @@ class Shortening:
         new: NewJob,
         jobs: SummaryJobs | None,
         options: ContextOptions,
-        budget: Budget,
+        budget: Budget | None,
         plan: _Plan,
-    ) -> tuple[str, str, int]:
-        """The text that replaces the dropped messages, the job that wrote it, and its tokens.
+    ) -> tuple[StoredSummary, int]:
+        """The summary of the dropped messages, and the tokens that it adds to the prompt.
 
         Raises:
-            NoSummary: there is none.
+            NoSummary: there is none that leaves the request as it is accepted without it.
         """
         if self._summaries is None or jobs is None:
             raise NoSummary("summaries are not written for lines of batches and replayed jobs")
         if new.options.store is False:
             raise NoSummary("with `store` false, no summary may be stored")
+        assert budget is not None
+        most = self._most_tokens(principal, new, plan.left)
+        if most is not None and plan.left + budget.summary > most:
+            raise NoSummary(f"there is no room for one beside the {plan.left} tokens that are never dropped")
         messages = new.request.messages or []
-        rounds = [[messages[position] for position in positions] for positions in plan.rounds]
+        dropped = [messages[position] for positions in plan.rounds for position in positions]
         model = self._summarizer(principal, new, options)
-        summary = await self._summaries.summary(jobs, principal, Order(new, model, rounds, budget.summary))
-        text = introduction(summary.text)
-        counts = self._window.message_counts(new.model)
-        added = counts.message(Message(role="user", content=text)) - counts.message(Message(role="user", content=""))
-        if plan.left + added > max(budget.trigger, plan.left + budget.summary):
-            raise NoSummary(f"the summary of job {summary.job_id} is too long, {added} tokens")
-        return text, summary.job_id, added
+        summary = await self._summaries.summary(jobs, principal, Order(new, model, dropped, budget.summary))
+        counts = self._window.message_counts(new.model, principal.project_id)
+        text = Message(role="user", content=introduction(summary.text))
+        added = counts.message(text) - counts.message(Message(role="user", content=""))
+        usual = max(budget.trigger - plan.left, 2 * budget.summary + INTRODUCTION_TOKENS)
+        if added > usual or (most is not None and plan.left + added > most):
+            message = f"the summary of job {summary.job_id} is too long, {added} tokens"
+            raise NoSummary(message, summary.conversation)
+        return summary, added
+
+    def _most_tokens(self, principal: Principal, new: NewJob, left: int) -> int | None:
+        """The most tokens that the prompt may have with a summary; None if they are not known to be limited."""
+        limits = [self._limits.max_input(principal, new.model)]
+        if (length := self._window.length(new.model)) is not None:
+            # Upstreams refuse a max_tokens that does not fit beside the prompt, if it fits without the summary.
+            beside = length - max(1, _max_tokens(new))
+            is_strict = not self._registry[new.model].loads_model and left <= beside
+            limits.append(beside if is_strict else length - 1)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    async def _check_room(self, principal: Principal, new: NewJob, left: int, added: int) -> None:
+        """Raise `NoSummary` if a request with a summary, of which the tokens were counted by message, is refused."""
+        most = self._most_tokens(principal, new, left)
+        if most is None or left + added <= TIGHT * most:
+            return
+        try:
+            await self._limits.check_input(principal, new, counted=False)
+            await self._window.check(new.model, new.request)
+        except InvalidRequest as error:
+            raise NoSummary(f"there is no room for one: {error.message}") from error
 
     def _summarizer(self, principal: Principal, new: NewJob, options: ContextOptions) -> str:
         """The model that writes summaries: if the options name none, that of the key or of the model, or the model."""
@@ -241,6 +294,14 @@ class Shortening:
     def _count(self, model: str, strategy: str, outcome: str) -> None:
         if self._metrics is not None:
             self._metrics.conversations_shortened.labels(self._metrics.model_label(model), strategy, outcome).inc()
+
+
+def _max_tokens(new: NewJob) -> int:
+    """The output tokens that the client asks for. What a limit has set in their place fits the room that is left."""
+    limits = new.decisions.token_limits
+    if limits is not None and limits.requested_max_tokens is None:
+        return 0
+    return new.request.sampling.max_tokens or 0
 
 
 def _plan(

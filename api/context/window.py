@@ -133,14 +133,18 @@ class ContextWindow:
                 param=param,
             )
 
+    def has_counter(self, model: str) -> bool:
+        """Whether the tokens of texts are counted, not estimated."""
+        return self._window(model).count is not None
+
     def length(self, model: str) -> int | None:
         """The model's context length in tokens; None if it is unknown."""
         window = self._window(model)
         return window.limit if window.source is None else self._reported.get(window.source)
 
-    def message_counts(self, model: str) -> MessageCounts:
-        """How the tokens of single messages are counted."""
-        return self._window(model).messages or EstimatedCounts(self.estimates.tokens_per_byte(model))
+    def message_counts(self, model: str, project_id: int | None = None) -> MessageCounts:
+        """How the tokens of single messages are counted, or estimated for a project."""
+        return self._window(model).messages or EstimatedCounts(self.estimates.tokens_per_byte(model, project_id))
 
     async def tokens(self, model: str, request: GenerateRequest) -> int | None:
         """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
@@ -161,7 +165,9 @@ class ContextWindow:
         """
         return await self._counted(model, request, None, inline=False)
 
-    async def measure(self, model: str, request: GenerateRequest, limit: int | None = None) -> PromptTokens:
+    async def measure(
+        self, model: str, request: GenerateRequest, limit: int | None = None, project_id: int | None = None
+    ) -> PromptTokens:
         """Count the tokens of a prompt with the model's tokenizer and template; if that is not possible, estimate them.
 
         With a limit, the number for a longer prompt may be too low, but is at least the limit.
@@ -176,11 +182,11 @@ class ContextWindow:
             tokens = await self._counted(model, request, limit, inline=is_small)
             if tokens is not None:
                 return PromptTokens(tokens, at_least=isinstance(tokens, AtLeast))
-        return self.estimate(model, request)
+        return self.estimate(model, request, project_id)
 
-    def estimate(self, model: str, request: GenerateRequest) -> PromptTokens:
-        """Estimate the tokens of a prompt from its size."""
-        return PromptTokens(self.estimates.estimate(model, request), estimated=True)
+    def estimate(self, model: str, request: GenerateRequest, project_id: int | None = None) -> PromptTokens:
+        """Estimate the tokens of a prompt from its size, as those of the project's prompts."""
+        return PromptTokens(self.estimates.estimate(model, request, project_id), estimated=True)
 
     def has_fewer(self, model: str, request: GenerateRequest, tokens: int) -> bool:
         """Whether a prompt certainly has fewer tokens, by its size; False if it has to be measured."""

@@ -11,6 +11,7 @@ import orjson
 from fastapi import Depends, Header
 from pydantic import BaseModel, Field
 
+from api.http.members import EmptyIsValue
 from shared.domain.answer_options import (
     NO_CACHE_CONTROL,
     CacheControl,
@@ -102,8 +103,9 @@ def replay_headers(created: bool) -> dict[str, str]:
 class AnswerParameters(BaseModel):
     """The parameters of all dialects that say how a request may be answered."""
 
-    cache: CacheOptions | None = Field(
-        None, description="Answer the request from the response cache, and store its answer there."
+    cache: Annotated[CacheOptions | None, EmptyIsValue()] = Field(
+        None,
+        description="Answer the request from the response cache, and store its answer there. `{}` takes the defaults.",
     )
     store: bool | None = Field(None, description="If false, the answer is not kept in the response cache.")
     context: ContextOptions | None = Field(

@@ -136,7 +136,9 @@ class Admission:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""
         self._registry[model]
 
-    async def count_tokens(self, model: str, request: GenerateRequest) -> PromptTokens | None:
+    async def count_tokens(
+        self, model: str, request: GenerateRequest, project_id: int | None = None
+    ) -> PromptTokens | None:
         """Count the tokens of a prompt, or estimate them if nobody can count them; None if only a worker can.
 
         Raises:
@@ -149,7 +151,7 @@ class Admission:
         await self._media.check(request)
         if (tokens := await self._context.count(model, request)) is not None:
             return PromptTokens(tokens)
-        return None if spec.capabilities.token_counting else self._context.estimate(model, request)
+        return None if spec.capabilities.token_counting else self._context.estimate(model, request, project_id)
 
     async def _check_structure(self, spec: ModelSpec, request: GenerateRequest) -> None:
         """Check what the model's engine will compile, without blocking the event loop."""

@@ -89,10 +89,12 @@ class RouteCandidates:
         """As in `Candidates`."""
         return self._context.length(model)
 
-    async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:
+    async def measure(
+        self, model: str, request: GenerateRequest, limit: int | None, project_id: int
+    ) -> PromptTokens | None:
         """As in `Candidates`."""
         try:
-            return await self._context.measure(model, request, limit)
+            return await self._context.measure(model, request, limit, project_id)
         except InvalidRequest:  # the template rejects the prompt
             return None
 

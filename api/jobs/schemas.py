@@ -226,7 +226,7 @@ class JobSummaryView(BaseModel):
     )
     kind: str | None = Field(
         None,
-        description="What the job is for, if it is not a request of yours: `summary`. Absent otherwise.",
+        description="What the job is for, if it is not your request: `summary`, `count_tokens`. Absent otherwise.",
         exclude_if=lambda kind: kind is None,
     )
     route: RouteDecision | None = Field(

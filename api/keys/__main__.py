@@ -26,6 +26,7 @@ from api.settings import DatabaseCommandSettings
 from shared.config.durations import duration_s
 from shared.config.settings import settings_or_exit
 from shared.domain.answer_options import NO_KEY_OPTIONS
+from shared.domain.errors import UnreadableRow
 from shared.domain.priorities import MAX_PRIORITY
 from shared.postgres.engine import connect
 
@@ -173,7 +174,8 @@ def _invalid(error: OptionsInvalid) -> int:
 def _line(key: ApiKey) -> str:
     used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
     priorities = f"{key.priority_floor}-{MAX_PRIORITY}"
-    options = " ".join(filter(None, [describe(key.options), f"tier={key.tier}" if key.tier is not None else ""]))
+    described = describe(key.options) if key.options is not None else "options-of-another-version"
+    options = " ".join(filter(None, [described, f"tier={key.tier}" if key.tier is not None else ""]))
     return (
         f"{key.id:<8} {key.prefix or '-':<12} {key.created_at:%Y-%m-%d %H:%M}  {key.state(datetime.now(UTC)):<26}"
         f" {used:<22} {','.join(key.scopes):<16} {priorities:<4} {key.project:<16} {key.name}"
@@ -249,6 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_key.error("give at least one option to change")
     try:
         return asyncio.run(run(parsed))
+    except UnreadableRow as error:
+        print(error, file=sys.stderr)
+        return 1
     except (SQLAlchemyError, OSError) as error:
         print(f"DATABASE_URL: the database cannot be used: {error}", file=sys.stderr)
         return 1

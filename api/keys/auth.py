@@ -60,6 +60,7 @@ class Authenticator:
 
         Raises:
             Unauthorized: the key is empty, does not exist, was revoked, or has expired.
+            Unavailable: this version cannot read the key's options.
         """
         if not key:
             raise Unauthorized

@@ -29,7 +29,13 @@ _LIMITS = {
     "on_exceed": "on_exceed",
 }
 _CACHE = {"ttl": "cache_ttl", "scope": "cache_scope"}
-_CONTEXT = {"strategy": "context", "model": "context_model"}
+_CONTEXT = {
+    "strategy": "context",
+    "model": "context_model",
+    "trigger": "context_trigger",
+    "target": "context_target",
+    "trigger_tokens": "context_trigger_tokens",
+}
 _NAMES = {**_LIMITS, **_CACHE, **_CONTEXT}
 
 
@@ -64,6 +70,21 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what happens to conversations that outgrow the context; `{NONE}`: as for the model",
     )
     context.add_argument("--context-model", metavar="MODEL", help="the model that writes summaries")
+    context.add_argument(
+        "--context-trigger",
+        type=_share,
+        metavar="SHARE",
+        help="the share of the room above which conversations are shortened (default: 0.8)",
+    )
+    context.add_argument(
+        "--context-target", type=_share, metavar="SHARE", help="the share to which they are shortened (default: 0.4)"
+    )
+    context.add_argument(
+        "--context-trigger-tokens",
+        type=_tokens,
+        metavar="N",
+        help=f"shorten conversations above this many tokens too; `{NONE}` removes it",
+    )
 
 
 def has_options(arguments: argparse.Namespace) -> bool:
@@ -105,7 +126,9 @@ def describe(options: KeyOptions) -> str:
     for group, names in ((options.token_limits, _LIMITS), (options.cache, _CACHE), (options.context, _CONTEXT)):
         for field, name in names.items():
             value = getattr(group, field, None)
-            if value is not None and not (field == "on_exceed" and getattr(group, "max_output", None) is None):
+            is_default = field in ("trigger", "target") and value == ContextOptions.model_fields[field].default
+            is_moot = field == "on_exceed" and getattr(group, "max_output", None) is None
+            if value is not None and not is_default and not is_moot:
                 parts.append(f"{name.replace('_', '-')}={value}")
     return " ".join([*parts, *(["no-cache"] if options.no_cache else [])])
 
@@ -122,13 +145,21 @@ def _limits(limits: TokenLimits | None, arguments: argparse.Namespace) -> TokenL
 
 
 def _context(context: ContextOptions | None, arguments: argparse.Namespace) -> ContextOptions | None:
+    given = [name for name in _CONTEXT.values() if getattr(arguments, name) is not None]
     if arguments.context == NONE:
-        if arguments.context_model is not None:
-            raise OptionsInvalid("--context-model: cannot be combined with --context none")
+        for name in given:
+            if name != "context":
+                raise OptionsInvalid(f"{_argument(name)}: cannot be combined with --context none")
         return None
     if context is not None and arguments.context not in (None, "summarize"):
         context = context.model_copy(update={"model": None})  # it belongs to the strategy that is replaced
-    return _changed(ContextOptions, context, _CONTEXT, arguments)
+    changed = _changed(ContextOptions, context, _CONTEXT, arguments)
+    if given and changed is not None:
+        if changed.model is not None and changed.strategy != "summarize":
+            raise OptionsInvalid("--context-model: is only for the --context 'summarize'")
+        if context is None and arguments.context is None:
+            raise OptionsInvalid(f"{_argument(given[0])}: requires --context")
+    return changed
 
 
 def _changed(
@@ -152,8 +183,12 @@ def _message(error: ValidationError, changes: dict[str, Any]) -> str:
     param = str(problem["loc"][0] if problem["loc"] else problem.get("ctx", {}).get("param", next(iter(changes))))
     text = problem["msg"].removeprefix("Value error, ")
     for field, name in _NAMES.items():
-        text = re.sub(rf"\b{field}\b", f"--{name.replace('_', '-')}", text)
-    return f"--{_NAMES.get(param, param).replace('_', '-')}: {text}"
+        text = re.sub(rf"(?<!-)\b{field}\b", _argument(name), text)
+    return f"{_argument(_NAMES.get(param, param))}: {text}"
+
+
+def _argument(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _choices(kind: type[BaseModel], field: str) -> list[str]:
@@ -167,6 +202,13 @@ def _tokens(text: str) -> int | str:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of tokens, at least 1, or `{NONE}`, got {text!r}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    """A share of the room for the prompt."""
+    if not re.fullmatch(r"[01]?(\.[0-9]{1,6})?", text) or not 0 < float(f"0{text}") <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share such as 0.8, above 0 and at most 1, got {text!r}")
+    return float(text)
 
 
 def _ttl(text: str) -> int | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -29,12 +31,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Principal, Scope
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
-from shared.domain.errors import Conflict
+from shared.domain.errors import Conflict, UnreadableRow
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
+
+logger = logging.getLogger(__name__)
 
 # `last_used_at` lags behind a key's last use by at most this much.
 LAST_USED_RESOLUTION_S = 60.0
@@ -54,7 +58,7 @@ class ApiKey:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
-    options: KeyOptions
+    options: KeyOptions | None  # None: this version cannot read them
     tier: str | None
 
     def state(self, now: datetime) -> str:
@@ -175,10 +179,16 @@ class ApiKeyStore(Store):
 
         The use is written at most once a minute per key, without waiting for another process that writes it. Concurrent
         lookups share a query, so that guessed keys do not cost a round trip each.
-        """
-        return await self._lookups(digest(key))
 
-    async def _find(self, digests: Sequence[str]) -> list[ValidKey | None]:
+        Raises:
+            UnreadableRow: this version cannot read the key's options.
+        """
+        found = await self._lookups(digest(key))
+        if isinstance(found, UnreadableRow):
+            raise found
+        return found
+
+    async def _find(self, digests: Sequence[str]) -> list[ValidKey | UnreadableRow | None]:
         valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), _valid())
         stale = (
             select(ApiKeyRow.id)
@@ -213,7 +223,11 @@ class ApiKeyStore(Store):
         return [found.get(sha256) for sha256 in digests]
 
     async def principal(self, owner: Owner) -> Principal:
-        """Return the principal of work that was accepted earlier, whether or not its key is still valid."""
+        """Return the principal of work that was accepted earlier, whether or not its key is still valid.
+
+        Raises:
+            UnreadableRow: as `find`.
+        """
         statement = (
             select(ApiKeyRow.options, ProjectRow.tier)
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
@@ -223,7 +237,7 @@ class ApiKeyStore(Store):
         principal = Principal.of(owner)
         if row is None:
             return principal
-        return replace(principal, options=_options(row.options), tier=row.tier)
+        return replace(principal, options=_options(owner.key_id, row.options), tier=row.tier)
 
     async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
         """Return the ids of those keys that are neither revoked nor expired."""
@@ -260,16 +274,19 @@ class ApiKeyStore(Store):
         """Change the limits and options of a key. False: there is no valid key with this id.
 
         `change` gets the options that the key has, and returns the new ones; its errors propagate. Concurrent changes
-        wait for each other.
+        wait for each other. What only a newer version knows is kept.
+
+        Raises:
+            UnreadableRow: as `find`.
         """
         async with transaction(self._engine) as connection:
             old = select(ApiKeyRow.options).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
             row = (await connection.execute(old)).first()
             if row is None:
                 return False
-            # Options that only a newer version knows are kept.
-            unknown = {name: value for name, value in row.options.items() if name not in KeyOptions.model_fields}
-            values: dict[Any, Any] = {ApiKeyRow.options: unknown | _stored(change(_options(row.options)))}
+            options = _options(key_id, row.options)
+            merged = _merged(row.options, _stored(options), _stored(change(options)))
+            values: dict[Any, Any] = {ApiKeyRow.options: merged}
             if priority_floor is not None:
                 values[ApiKeyRow.priority_floor] = priority_floor
             await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
@@ -312,21 +329,48 @@ def _listed() -> Any:
     )
 
 
-def _valid_key(row: Any) -> ValidKey:
+def _valid_key(row: Any) -> ValidKey | UnreadableRow:
+    try:
+        options = _options(row.id, row.options)
+    except UnreadableRow as error:  # one key must not fail the lookups of others
+        logger.error("key=%s cannot be used: %s", format_id(row.id), error.reason)
+        return error
     left = None if row.expires_in_s is None else float(row.expires_in_s)
     principal = Principal(
         row.project_id,
         row.id,
         frozenset(_scopes(row)),
         priority_floor=row.priority_floor,
-        options=_options(row.options),
+        options=options,
         tier=row.tier,
     )
     return ValidKey(principal, left)
 
 
-def _options(stored: Mapping[str, Any]) -> KeyOptions:
-    return KeyOptions.model_validate(stored) if stored else NO_KEY_OPTIONS
+def _options(key_id: int, stored: Mapping[str, Any]) -> KeyOptions:
+    if not stored:
+        return NO_KEY_OPTIONS
+    try:
+        return KeyOptions.read(stored)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, ("options", *first["loc"])))
+        raise UnreadableRow("API key", format_id(key_id), f"{place}: {first['msg']}") from None
+
+
+def _merged(stored: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new options, and of the stored ones what this version has not read (it has read `old`)."""
+    merged: dict[str, Any] = {}
+    for name in {**stored, **new}:
+        if new.get(name) == old.get(name):
+            if name in stored:
+                merged[name] = stored[name]
+        elif isinstance(new.get(name), dict) and isinstance(old.get(name), dict):
+            unknown = {field: value for field, value in stored[name].items() if field not in old[name]}
+            merged[name] = {**unknown, **new[name]}
+        elif name in new:
+            merged[name] = new[name]
+    return merged
 
 
 def _stored(options: KeyOptions) -> dict[str, Any]:
@@ -346,9 +390,16 @@ def _api_key(row: Row[Any]) -> ApiKey:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
-        options=_options(row.options),
+        options=_readable_options(row.id, row.options),
         tier=row.tier,
     )
+
+
+def _readable_options(key_id: int, stored: Mapping[str, Any]) -> KeyOptions | None:
+    try:
+        return _options(key_id, stored)
+    except UnreadableRow:
+        return None
 
 
 def _scopes(row: Any) -> tuple[Scope, ...]:

@@ -43,6 +43,9 @@ class Candidates(Protocol):
         """The model's context length in tokens; None if it is unknown."""
         ...
 
-    async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:
-        """Count or estimate a prompt's tokens, up to about the limit; None if the model cannot render it."""
+    async def measure(
+        self, model: str, request: GenerateRequest, limit: int | None, project_id: int
+    ) -> PromptTokens | None:
+        """Count or estimate the tokens of a project's prompt, up to about the limit; None if the model cannot render
+        it."""
         ...

@@ -30,6 +30,7 @@ class Facts:
         models: Sequence[str],
         count_up_to: int,
         candidates: Candidates,
+        project_id: int,
     ) -> None:
         """`models`: the first one whose tokenizer is known counts the tokens. `count_up_to`: no rule compares with a
         larger number of tokens."""
@@ -39,6 +40,7 @@ class Facts:
         self._models = models
         self._count_up_to = count_up_to
         self._candidates = candidates
+        self._project_id = project_id
         self._tokens: PromptTokens | None = None
 
     @property
@@ -104,7 +106,8 @@ class Facts:
     async def _measure(self) -> PromptTokens:
         estimate = None
         for model in self._models:
-            tokens = await self._candidates.measure(model, self.request, self._count_up_to + 1)
+            up_to = self._count_up_to + 1
+            tokens = await self._candidates.measure(model, self.request, up_to, self._project_id)
             if tokens is not None and not tokens.estimated:
                 return tokens
             estimate = estimate or tokens

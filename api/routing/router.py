@@ -260,6 +260,7 @@ class Router:
             models=route.candidates,
             count_up_to=count_up_to,
             candidates=self._candidates,
+            project_id=principal.project_id,
         )
         return _Request(principal, new, route, requested.mode, history, facts, known)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Self
 
+from api.context.summaries import KIND as SUMMARY
 from api.savings.store import UsageRow
 from shared.domain.decisions import CacheOutcome
 
@@ -69,19 +70,22 @@ class RouteSavings:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """The report. By model, in alphabetical order; `prompt_cache` also by day."""
+    """The report. By model, in alphabetical order; `prompt_cache` also by day. No other member includes `summaries`."""
 
     answered: Tokens
     generated: Tokens
     routes: Sequence[RouteSavings]
     response_cache: Mapping[str, Tokens]
     coalescing: Mapping[str, Tokens]
+    summaries: Mapping[str, Tokens]
     prompt_cache: Mapping[str, Tokens]
     prompt_cache_by_day: Mapping[str, Mapping[date, Tokens]]
 
 
 def compute(usage: Sequence[UsageRow], baselines: Mapping[str, str]) -> Savings:
     """Compute the report. `baselines`: by route, the model to compare with."""
+    summaries = [row for row in usage if row.kind == SUMMARY]
+    usage = [row for row in usage if row.kind is None]
     hits = [row for row in usage if row.outcome == CacheOutcome.HIT]
     coalesced = [row for row in usage if row.outcome == CacheOutcome.COALESCED]
     generated = [row for row in usage if row.outcome not in (CacheOutcome.HIT, CacheOutcome.COALESCED)]
@@ -95,6 +99,7 @@ def compute(usage: Sequence[UsageRow], baselines: Mapping[str, str]) -> Savings:
         routes=[_route(name, rows, baselines.get(name)) for name, rows in sorted(routed.items())],
         response_cache=_by_model(hits),
         coalescing=_by_model(coalesced),
+        summaries=_by_model(summaries),
         prompt_cache=_by_model(generated),
         prompt_cache_by_day=_by_day(generated),
     )

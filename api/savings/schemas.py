@@ -49,10 +49,11 @@ class RouteSavingsView(BaseModel):
     saved: TokensView | None = Field(
         description="The part of `baseline` that other models answered: what that model did not have to process."
     )
+    note: str | None = Field(description="What limits the comparison; null if nothing does.")
 
 
-class UngeneratedView(BaseModel):
-    """Requests for which nothing was generated."""
+class ByModelView(BaseModel):
+    """Requests and their tokens, together and by model."""
 
     requests: int
     prompt_tokens: int
@@ -85,6 +86,7 @@ class PromptCacheView(BaseModel):
     prompt_tokens: int
     cached_tokens: int
     models: list[CachedModelView]
+    note: str | None = Field(description="Says so if no model reports cached tokens; otherwise null.")
 
 
 EXAMPLE: dict[str, Any] = {
@@ -126,6 +128,7 @@ EXAMPLE: dict[str, Any] = {
                 "cached_tokens": 120000,
                 "completion_tokens": 110000,
             },
+            "note": None,
         }
     ],
     "response_cache": {
@@ -156,6 +159,20 @@ EXAMPLE: dict[str, Any] = {
             }
         ],
     },
+    "summaries": {
+        "requests": 20,
+        "prompt_tokens": 60000,
+        "completion_tokens": 8000,
+        "models": [
+            {
+                "model": "small",
+                "requests": 20,
+                "prompt_tokens": 60000,
+                "cached_tokens": 0,
+                "completion_tokens": 8000,
+            }
+        ],
+    },
     "prompt_cache": {
         "prompt_tokens": 500000,
         "cached_tokens": 150000,
@@ -177,8 +194,15 @@ EXAMPLE: dict[str, Any] = {
                 "days": [{"day": "2026-11-28", "prompt_tokens": 300000, "cached_tokens": 70000}],
             },
         ],
+        "note": None,
     },
 }
+
+_NOT_REPORTED = "No model reports cached tokens."
+_UNCACHED_BASELINE = (
+    "None of the route's models reports cached tokens, so `baseline` is one without a prompt cache. What the route has"
+    " saved may be less than `saved`."
+)
 
 
 class SavingsView(BaseModel):
@@ -190,12 +214,15 @@ class SavingsView(BaseModel):
     days: int
     start: datetime
     end: datetime
-    answered: TokensView = Field(description="All requests of the project that were answered.")
+    answered: TokensView = Field(description="All requests of the project that were answered, without failed ones.")
     generated: TokensView = Field(description="Those that a model ran for, without hits and coalesced ones.")
     routes: list[RouteSavingsView]
-    response_cache: UngeneratedView = Field(description="Requests that were answered from the response cache.")
-    coalescing: UngeneratedView = Field(
+    response_cache: ByModelView = Field(description="Requests that were answered from the response cache.")
+    coalescing: ByModelView = Field(
         description="Requests that got the answer of an identical request that was running."
+    )
+    summaries: ByModelView = Field(
+        description="Jobs that wrote summaries of long conversations. They are in none of the other members."
     )
     prompt_cache: PromptCacheView
 
@@ -209,8 +236,9 @@ class SavingsView(BaseModel):
             answered=TokensView.of(savings.answered),
             generated=TokensView.of(savings.generated),
             routes=[_route(found) for found in savings.routes],
-            response_cache=_ungenerated(savings.response_cache),
-            coalescing=_ungenerated(savings.coalescing),
+            response_cache=_by_model(savings.response_cache),
+            coalescing=_by_model(savings.coalescing),
+            summaries=_by_model(savings.summaries),
             prompt_cache=_prompt_cache(savings),
         )
 
@@ -224,11 +252,18 @@ def _route(found: RouteSavings) -> RouteSavingsView:
     if found.baseline is not None and found.expected is not None and found.saved is not None:
         baseline = ModelTokensView.of(found.expected, model=found.baseline)
         saved = TokensView.of(found.saved)
-    return RouteSavingsView(route=found.route, models=_models(found.models), baseline=baseline, saved=saved)
+    is_uncached = baseline is not None and not any(tokens.cached_tokens for tokens in found.models.values())
+    return RouteSavingsView(
+        route=found.route,
+        models=_models(found.models),
+        baseline=baseline,
+        saved=saved,
+        note=_UNCACHED_BASELINE if is_uncached else None,
+    )
 
 
-def _ungenerated(models: Mapping[str, Tokens]) -> UngeneratedView:
-    return UngeneratedView(
+def _by_model(models: Mapping[str, Tokens]) -> ByModelView:
+    return ByModelView(
         requests=_sum(models, "requests"),
         prompt_tokens=_sum(models, "prompt_tokens"),
         completion_tokens=_sum(models, "completion_tokens"),
@@ -254,6 +289,7 @@ def _prompt_cache(savings: Savings) -> PromptCacheView:
             )
             for model, tokens in savings.prompt_cache.items()
         ],
+        note=_NOT_REPORTED if savings.generated.requests and not savings.generated.cached_tokens else None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Date, Row, Select, cast, func, select
 
 from shared.domain.ids import first_id
-from shared.domain.job import JOB_ID_PREFIX
+from shared.domain.job import JOB_ID_PREFIX, SUCCEEDED
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow
 
@@ -18,7 +18,8 @@ from shared.postgres.tables import JobRow
 class UsageRow:
     """The jobs of one day (UTC) with the same model, route and part of the response cache, and their tokens together.
 
-    `route` is None if the client named the model; `outcome` is None if the response cache was not asked.
+    `route` is None if the client named the model; `outcome` is None if the response cache was not asked. `kind`: what
+    the jobs are for, if they are not requests of clients.
     """
 
     day: date
@@ -29,13 +30,14 @@ class UsageRow:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    kind: str | None = None
 
 
 class SavingsStore(Store):
     """Reads the usage of a project's jobs."""
 
     async def usage(self, project_id: int, since: datetime) -> list[UsageRow]:
-        """The usage of the jobs that were created since then and have been answered."""
+        """The usage of the jobs that were created since then and have succeeded."""
         return await self._all(self.statement(project_id, since), _usage_row)
 
     @staticmethod
@@ -44,23 +46,30 @@ class SavingsStore(Store):
         day = cast(func.timezone("UTC", JobRow.created_at), Date)
         route = JobRow.decisions["route"]["route"].astext
         outcome = JobRow.decisions["cache"]["outcome"].astext
-        tokens = (
-            func.coalesce(func.sum(cast(JobRow.usage[name].astext, BigInteger)), 0)
+        inherited = JobRow.decisions["cache"]["inherited"]
+        counts = {
+            name: (cast(JobRow.usage[name].astext, BigInteger), cast(inherited[name].astext, BigInteger))
             for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
+        }
+        # Tokens that were generated for a job that this one has followed are in the usage of both.
+        tokens = (
+            func.coalesce(func.sum(func.greatest(0, own - func.coalesce(earlier, 0))), 0)
+            for own, earlier in counts.values()
         )
         return (
-            select(day, JobRow.model, route, outcome, func.count(), *tokens)
+            select(day, JobRow.model, route, outcome, JobRow.kind, func.count(), *tokens)
             .where(
                 JobRow.project_id == project_id,
                 JobRow.id >= first_id(JOB_ID_PREFIX, since),
+                JobRow.status.in_(SUCCEEDED),
                 JobRow.usage.is_not(None),
             )
-            .group_by(day, JobRow.model, route, outcome)
+            .group_by(day, JobRow.model, route, outcome, JobRow.kind)
             .order_by(day, JobRow.model)
         )
 
 
 def _usage_row(row: Row[Any]) -> UsageRow:
-    day, model, route, outcome, requests, *sums = tuple(row)
+    day, model, route, outcome, kind, requests, *sums = tuple(row)
     prompt, cached, completion = map(int, sums)  # sums of bigint are numeric
-    return UsageRow(day, model, route, outcome, requests, prompt, cached, completion)
+    return UsageRow(day, model, route, outcome, requests, prompt, cached, completion, kind)

@@ -103,7 +103,9 @@ class _AllCanServe:
     async def wait_s(self, model: str, priority: int) -> float | None:
         return 0.0
 
-    async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:
+    async def measure(
+        self, model: str, request: GenerateRequest, limit: int | None, project_id: int
+    ) -> PromptTokens | None:
         return None
 
 

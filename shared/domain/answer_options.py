@@ -6,10 +6,11 @@ Limits are different: all of them apply.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.domain.field_types import contradiction
 
@@ -41,7 +42,12 @@ class ContextOptions(BaseModel):
         description="`error` refuses the request, `sliding_window` drops the oldest turns, and `summarize` replaces"
         " them by a summary.",
     )
-    model: str | None = Field(None, min_length=1, description="The model that writes summaries.")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="The model that writes summaries. In a request: the requested model, or one that its entry or the"
+        " key names. With `error`, it is for requests that have the strategy `summarize`.",
+    )
     trigger: float = Field(0.8, gt=0, le=1)
     target: float = Field(0.4, gt=0, le=1)
     trigger_tokens: int | None = Field(
@@ -52,7 +58,7 @@ class ContextOptions(BaseModel):
     def _consistent(self) -> Self:
         if self.target >= self.trigger:
             raise contradiction("target", f"target must be less than trigger={self.trigger}, got {self.target}")
-        if self.strategy != "summarize" and self.model is not None:
+        if self.strategy == "sliding_window" and self.model is not None:
             raise contradiction("model", "model is only for the strategy 'summarize'")
         return self
 
@@ -89,6 +95,31 @@ class KeyOptions(BaseModel):
     context: ContextOptions | None = None
     token_limits: TokenLimits | None = None
 
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Self:
+        """Read the options in a key's row, of which a newer version may have written some.
+
+        What this version does not know is ignored, in each group of options. If it cannot read the values of a group,
+        the key does not use the cache, or has the model's `context`.
+
+        Raises:
+            ValidationError: the other options, such as the limits of tokens, cannot be read.
+        """
+        values = dict(stored)
+        for name, group, instead in _GROUPS:
+            try:
+                if values.get(name) is not None:
+                    values[name] = group.model_validate(values[name], extra="ignore")
+            except ValidationError:
+                values = {**values, name: None, **instead}
+        return cls.model_validate(values, extra="ignore")
+
+
+# Options without which a key can be used, and those that then apply instead.
+_GROUPS: Sequence[tuple[str, type[BaseModel], Mapping[str, Any]]] = (
+    ("cache", CacheOptions, {"no_cache": True}),
+    ("context", ContextOptions, {}),
+)
 
 NO_KEY_OPTIONS = KeyOptions()
 

@@ -56,6 +56,7 @@ class CacheDecision(_Decision):
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
     run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
+    `inherited`: the part of the usage, by its names, that was generated for `source` before this job continued it.
     """
 
     outcome: str
@@ -64,11 +65,13 @@ class CacheDecision(_Decision):
     fingerprint: str | None = None
     ttl_s: int | None = None
     revision: str | None = None
+    inherited: dict[str, int] | None = None
 
 
 class ContextDecision(_Decision):
     """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured.
 
+    `conversation` identifies the summaries that were written of the conversation: they are deleted with the job.
     `cleared_tool_uses`: calls of tools of which the result was cleared, and `cleared_tokens` what that saved.
     """
 
@@ -76,6 +79,7 @@ class ContextDecision(_Decision):
     dropped_messages: int = 0
     summarized_messages: int = 0
     summary_job: str | None = None
+    conversation: str | None = None
     cleared_tool_uses: int = 0
     cleared_tokens: int = 0
     tokens_before: int | None = None
@@ -132,6 +136,8 @@ class Decisions(_Decision):
             headers["x-headrace-cache"] = cache.outcome
             if cache.age_s is not None:
                 headers["Age"] = str(cache.age_s)
+        if (context := self.context) is not None and context.note is not None:
+            headers["x-headrace-context"] = f"{context.strategy}; requested=summarize"
         if (limits := self.token_limits) is not None:
             headers["x-headrace-max-tokens"] = str(limits.max_tokens)
         if self.tokens_estimated or (route is not None and route.tokens_estimated):

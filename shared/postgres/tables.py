@@ -145,7 +145,7 @@ class JobRow(Base):
 
     # The model or route that the client named, if another model serves it.
     requested_model: Mapped[str | None] = mapped_column(Text)
-    # What the job is for, if it is not a client's request: `summary`.
+    # What the job is for, if it is not a client's request: `summary`, `count_tokens`.
     kind: Mapped[str | None] = mapped_column(Text)
     # `shared.domain.decisions.Decisions`.
     decisions: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
@@ -156,6 +156,10 @@ class JobRow(Base):
     # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log; ''
     # if it is not.
     continues: Mapped[str | None] = mapped_column(Text(collation="C"))
+    # The entry of the response cache that the job's answer replaces, if the job neither leads nor follows.
+    entry_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # The job that the response cache has answered this one with: it has the output and the log.
+    answered_by: Mapped[str | None] = mapped_column(Text(collation="C"))
 
     # The line of a batch's input file that this job runs; unique, so that no line runs twice.
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
@@ -193,8 +197,16 @@ class JobRow(Base):
             unique=True,
             postgresql_where=text("cache_key IS NOT NULL AND follows IS NULL AND finished_at IS NULL"),
         ),
+        Index(
+            "jobs_summaries",
+            "project_id",
+            text("((decisions -> 'context'::text) ->> 'conversation'::text)"),  # as PostgreSQL shows it
+            postgresql_where=text("kind = 'summary'"),
+        ),
         Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),
-        Index("jobs_decided", "project_id", "id", postgresql_where=text("decisions IS NOT NULL")),
+        Index("jobs_answered_by", "answered_by", postgresql_where=text("answered_by IS NOT NULL")),
+        # Deleted jobs whose output and log may still be those of others.
+        Index("jobs_kept", "id", postgresql_where=text("deleted_at IS NOT NULL AND log IS NOT NULL")),
     )
 
 
@@ -232,7 +244,11 @@ class SecretRow(Base):
 
 
 class SummaryRow(Base):
-    """A summary of the first `messages` messages of a conversation; `sha256` is their digest."""
+    """A summary of the first `messages` messages of a conversation; `sha256` is their digest.
+
+    `conversation` identifies the summaries that were made of each other: it is in the decisions of the jobs that wrote
+    or used them.
+    """
 
     __tablename__ = "summaries"
 
@@ -242,10 +258,14 @@ class SummaryRow(Base):
     messages: Mapped[int]
     summary: Mapped[str] = mapped_column(Text)
     job_id: Mapped[str] = mapped_column(Text(collation="C"))
+    conversation: Mapped[str] = mapped_column(Text(collation="C"))
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     used_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
-    __table_args__ = (Index("summaries_used", "used_at"), Index("summaries_job", "job_id"))
+    __table_args__ = (
+        Index("summaries_used", "used_at"),
+        Index("summaries_conversation", "project_id", "conversation"),
+    )
 
 
 class UpstreamCancellationRow(Base):

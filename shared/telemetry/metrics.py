@@ -571,9 +571,9 @@ class Metrics:
 
         self.followers = new.counter(
             "headrace_followers_total",
-            "Jobs that waited for the answer of an identical one, by what became of them at its end: `answered`, or"
-            " `released` to the queue because there was no answer.",
-            (MODEL, Label("outcome", ("answered", "released"))),
+            "Jobs that waited for the answer of an identical one, by outcome: `answered`, `failed` because the request"
+            " had used up its attempts, or `released` to the queue because there was no answer.",
+            (MODEL, Label("outcome", ("answered", "failed", "released"))),
             API,
             WORKER,
         )
@@ -796,14 +796,17 @@ class Metrics:
         self.warm_up_duration.labels(model).set(took_s)
 
     def follower_changed(self, model: str, priority: int, status: JobStatus) -> None:
-        """Count a follower that has ended with its leader's answer, or was released to the queue.
+        """Count a follower that has ended with its leader, or was released to the queue.
 
         Tokens and durations are those of jobs that were run, so these of followers are not counted.
         """
         name = self.model_label(model)
-        self.followers.labels(name, "answered" if status.terminal else "released").inc()
+        outcome = "answered" if status.succeeded else "failed" if status.terminal else "released"
+        self.followers.labels(name, outcome).inc()
         if status.terminal:
             self.jobs_finished.labels(name, priority_label(priority), status.value).inc()
+        if status is JobStatus.FAILED:
+            self.job_errors.labels(name, ErrorCode.ATTEMPTS_EXHAUSTED).inc()
 
     def cache_decided(self, job: JobSummary) -> None:
         """Count what the response cache did for a submitted job.
@@ -817,17 +820,23 @@ class Metrics:
             self.jobs_finished.labels(*labels).inc()
 
     def job_ended(self, job: JobSummary, result: JobResult) -> None:
-        """Count a job's end. Called only by the process that wrote it to the row."""
+        """Count a job's end. Called only by the process that wrote it to the row.
+
+        Tokens are counted for the job that they were generated for, and durations for jobs that had a turn: neither for
+        a follower that ends by itself.
+        """
         model, priority = self.model_label(job.model), priority_label(job.priority)
         self.jobs_finished.labels(model, priority, result.status.value).inc()
         if result.error is not None:
             self.job_errors.labels(model, result.error.code).inc()
-        self.job_duration.labels(model, priority).observe((result.finished_at - job.created_at).total_seconds())
-        self.prompt_tokens.labels(model).inc(result.usage.prompt_tokens)
-        self.cached_tokens.labels(model).inc(result.usage.cached_tokens)
-        self.completion_tokens.labels(model).inc(result.usage.completion_tokens)
-        self.reasoning_tokens.labels(model).inc(result.usage.reasoning_tokens)
-        self.cache_write_tokens.labels(model).inc(result.usage.cache_write_tokens)
+        if job.follows is None:
+            self.job_duration.labels(model, priority).observe((result.finished_at - job.created_at).total_seconds())
+        usage = job.charged(result.usage)
+        self.prompt_tokens.labels(model).inc(usage.prompt_tokens)
+        self.cached_tokens.labels(model).inc(usage.cached_tokens)
+        self.completion_tokens.labels(model).inc(usage.completion_tokens)
+        self.reasoning_tokens.labels(model).inc(usage.reasoning_tokens)
+        self.cache_write_tokens.labels(model).inc(usage.cache_write_tokens)
         if (estimate := job.decisions.estimated_tokens) is not None and result.usage.prompt_tokens:
             self.estimated_prompt_tokens.labels(model, "estimate").inc(estimate)
             self.estimated_prompt_tokens.labels(model, "usage").inc(result.usage.prompt_tokens)

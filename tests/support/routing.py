@@ -141,9 +141,11 @@ class _Counting(ContextWindow):
 
     counted: list[str]
 
-    async def measure(self, model: str, request: GenerateRequest, limit: int | None = None) -> PromptTokens:
+    async def measure(
+        self, model: str, request: GenerateRequest, limit: int | None = None, project_id: int | None = None
+    ) -> PromptTokens:
         self.counted.append(model)
-        return await super().measure(model, request, limit)
+        return await super().measure(model, request, limit, project_id)
 
 
 class Routing:

@@ -15,6 +15,7 @@ EXPOSED = (
     "x-headrace-job-id",
     "x-headrace-cache",
     "x-headrace-route",
+    "x-headrace-context",
     "x-headrace-max-tokens",
     "x-headrace-tokens-estimated",
     "age",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -12,7 +14,8 @@ from api.batches.batch import Batch
 from api.batches.store import BatchStore
 from api.files.store import FileStore, Purpose, StoredFile
 from api.keys.principal import Scope
-from api.keys.store import ApiKeyStore
+from api.keys.store import ApiKeyStore, ValidKey
+from shared.domain.answer_options import CacheOptions, ContextOptions, KeyOptions, TokenLimits
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import Job, JobSummary
 from shared.domain.owner import Owner
@@ -93,3 +96,45 @@ async def test_keys_with_scopes_of_a_newer_version_work_for_the_known_ones(datab
     found = await asyncio.gather(*(keys.find(f"{name}-key-that-was-chosen") for name in ("old", "new")))
     assert [key.principal.scopes for key in found if key is not None] == [frozenset({Scope.INFERENCE})] * 2
     assert [key.scopes for key in await keys.all()] == [(Scope.INFERENCE,)] * 2
+
+
+WINDOW = ContextOptions(strategy="sliding_window")
+LIMITS = {"max_input": 10, "later": 2}
+NEWER_OPTIONS: list[tuple[dict[str, Any], KeyOptions | None]] = [
+    ({"cache": {"ttl": 1, "later": 2}, "later": 1}, KeyOptions(cache=CacheOptions(ttl=1))),
+    ({"cache": {"ttl": 1, "scope": "later"}}, KeyOptions(no_cache=True)),
+    ({"context": {"strategy": "later"}, "token_limits": LIMITS}, KeyOptions(token_limits=TokenLimits(max_input=10))),
+    ({"context": {"strategy": "sliding_window", "later": []}}, KeyOptions(context=WINDOW)),
+    ({"token_limits": {"max_input": "later"}}, None),
+    ({"token_limits": {"max_input": 10, "on_exceed": "later"}}, None),
+]
+
+
+@pytest.mark.parametrize(("stored", "read"), NEWER_OPTIONS)
+async def test_options_of_a_newer_version_fail_no_other_key(
+    database: AsyncEngine, stored: dict[str, Any], read: KeyOptions | None
+) -> None:
+    """Limits of tokens that cannot be read must not be ignored: then the key itself cannot be used."""
+    keys = ApiKeyStore(database)
+    for name in ("old", "new"):
+        await keys.create(name, f"{name}-key-that-was-chosen")
+    async with database.begin() as connection:
+        changed = text("UPDATE api_keys SET options = CAST(:options AS jsonb) WHERE name = 'new'")
+        await connection.execute(changed, {"options": json.dumps(stored)})
+    lookups = [keys.find(f"{name}-key-that-was-chosen") for name in ("old", "new")]
+    old, new = await asyncio.gather(*lookups, return_exceptions=True)
+    assert isinstance(old, ValidKey)
+    assert [key.options for key in await keys.all()] == [KeyOptions(), read]
+    if read is None:
+        assert isinstance(new, UnreadableRow)
+        assert "API key key_2 cannot be read" in str(new)
+        with pytest.raises(UnreadableRow):
+            await keys.change(2, change=lambda options: options)
+        return
+    assert isinstance(new, ValidKey)
+    assert new.principal.options == read
+    assert await keys.change(2, change=lambda options: options.model_copy(update={"no_cache": False, "cache": None}))
+    async with database.connect() as connection:
+        kept = (await connection.execute(text("SELECT options FROM api_keys WHERE name = 'new'"))).scalar_one()
+    unread = {} if read.cache is None and "cache" in stored else {"cache"}
+    assert kept == {name: value for name, value in stored.items() if name not in unread}

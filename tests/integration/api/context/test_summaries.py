@@ -6,25 +6,26 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.context.shortening import Shortening
-from api.context.summaries import KIND, Summaries
-from api.context.summary_store import SummaryStore
+from api.context.summaries import KIND, MAX_STAGES, Summaries
+from api.context.summary_store import StoredSummary, SummaryStore
 from api.context.window import ContextWindow
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.answer_options import ContextOptions, RequestOptions
+from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions, TokenLimits
 from shared.domain.errors import ErrorCode, QuotaExceeded
 from shared.domain.job import Choice, Failure, Job, JobStatus
 from shared.domain.owner import Owner
-from shared.domain.request import GenerateRequest, Message
+from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.store import seconds
 from shared.postgres.tables import JobRow, SummaryRow
@@ -51,8 +52,9 @@ class Writer:
         if isinstance(self.error, QuotaExceeded):
             raise self.error
         self.written.append(new)
+        inserted = await self._store.insert(new)
         self.submitted.set()
-        return await self._store.insert(new)
+        return inserted
 
     async def ended(self, job: Job) -> Job:
         await self.release.wait()
@@ -78,9 +80,9 @@ class Setup:
         self.writer = writer
         models = {
             name: SimulatedModel.model_validate(
-                {"name": name, "engine": "simulated", "options": {"max_model_len": limit}}
+                {"name": name, "engine": "simulated", "options": {"max_model_len": limit}, "context": context}
             )
-            for name, limit in (("sim", 400), ("cheap", cheap))
+            for name, limit, context in (("sim", 400, {"model": "cheap"}), ("cheap", cheap, None))
         }
         registry, metrics = Registry(models), Metrics(Exporter.API, models)
         window = ContextWindow(registry)
@@ -89,24 +91,43 @@ class Setup:
         )
         self._shortening = Shortening(registry, window, self.summaries, metrics)
 
-    async def shorten(self, turns: int, *, owner: Owner | None = None, store: bool | None = None) -> NewJob:
-        """Shorten a conversation of turns with 40 tokens, and a question."""
+    @property
+    def writing(self) -> list[asyncio.Task[StoredSummary]]:
+        """The summaries that are being written."""
+        return [writing.task for writing in self.summaries._writing.values()]
+
+    async def shorten(
+        self,
+        turns: int,
+        *,
+        owner: Owner | None = None,
+        store: bool | None = None,
+        first: str = "",
+        newest: int = 18,
+        max_tokens: int | None = None,
+        limits: TokenLimits | None = None,
+    ) -> NewJob:
+        """Shorten a conversation of turns with 40 tokens, and a question of `newest` words.
+
+        `first`: how it begins. `limits`: those of the key.
+        """
         words = " word" * 18
-        messages = []
+        messages = [Message(role="user", content=f"{first}{words}")] if first else []
         for n in range(turns):
             messages += [
                 Message(role="user", content=f"q{n}{words}"),
                 Message(role="assistant", content=f"m{n}{words}"),
             ]
-        messages.append(Message(role="user", content="now" + words))
+        messages.append(Message(role="user", content="now" + " word" * newest))
         new = NewJob(
             owner or self.owner,
             "sim",
             4,
-            GenerateRequest(messages=messages),
+            GenerateRequest(messages=messages, sampling=Sampling(max_tokens=max_tokens)),
             options=RequestOptions(context=SUMMARIZE, store=store),
         )
-        return await self._shortening.shorten(Principal.of(new.owner), new, self.writer)
+        principal = replace(Principal.of(new.owner), options=KeyOptions(token_limits=limits))
+        return await self._shortening.shorten(principal, new, self.writer)
 
 
 @pytest.fixture
@@ -132,7 +153,9 @@ async def stored(database: AsyncEngine) -> int:
 
 async def test_a_summary_replaces_what_was_dropped(setup: Setup, writer: Writer) -> None:
     new = await setup.shorten(9)
-    assert "summary:]\nq0 m0 q1 m1 q2 m2 q3 m3 q4 m4 q5 m5\n[End of the summary.]\n\nq6 word" in first_text(new)
+    names = "q0 m0 q1 m1 q2 m2 q3 m3 q4 m4 q5 m5"
+    text = rf"\[.* replaced by summary (\w+), .*:\]\n{names}\n\[End of summary \1\.\]\n\nq6 word"
+    assert re.match(text, first_text(new))
     assert len(new.request.messages or ()) == 7
     (job,) = writer.written
     assert (job.kind, job.model, job.priority, job.owner) == (KIND, "cheap", 4, setup.owner)
@@ -151,7 +174,7 @@ async def test_a_growing_conversation_uses_its_summary_and_then_extends_it(setup
     assert [len(seen.split()) for seen in writer.seen()] == sorted(len(seen.split()) for seen in writer.seen())
     assert writer.seen()[0].startswith("q0 m0 ")
     second = (writer.written[1].request.messages or [])[0].text
-    assert "<summary>\nq0 m0" in second
+    assert re.search(r"<summary-(\w+)>\nq0 m0 .*\n</summary-\1>", second)
     assert "q0 word" not in second  # only its summary
     assert writer.written[1].decisions.context is not None
 
@@ -259,16 +282,226 @@ async def test_a_summary_that_is_late_serves_later_requests(
     assert len(writer.written) == 1
 
 
-async def test_a_summary_is_deleted_with_a_job_that_used_it(
-    setup: Setup, store: JobStore, database: AsyncEngine
+async def test_a_first_summary_of_a_long_conversation_needs_few_jobs(setup: Setup, writer: Writer) -> None:
+    new = await setup.shorten(60)  # 15 cuts
+    assert len(writer.written) == 1
+    assert writer.seen()[0].startswith("q0 m0 q1 m1")
+    assert first_text(await setup.shorten(60)) == first_text(new)
+    await setup.shorten(64)
+    assert len(writer.written) == 2
+    assert "q0 word" not in (writer.written[1].request.messages or [])[0].text
+
+
+async def test_a_request_lets_a_bounded_number_of_jobs_run(database: AsyncEngine, owner: Owner, writer: Writer) -> None:
+    setup = Setup(database, owner, writer, cheap=550, timeout_s=20)
+    writer.text = "short"
+    jobs = []
+    for _ in range(6):
+        before = len(writer.written)
+        decision = (await setup.shorten(80)).decisions.context
+        jobs.append(len(writer.written) - before)
+        assert decision is not None
+        if decision.strategy == "summarize":
+            break
+        assert "later requests continue" in (decision.note or "")
+    assert decision is not None
+    assert decision.strategy == "summarize"
+    assert jobs[:-1] == [MAX_STAGES] * (len(jobs) - 1)
+    assert 0 < jobs[-1] <= MAX_STAGES
+    names = [name for seen in writer.seen() for name in seen.split() if re.fullmatch(r"q\d+", name)]
+    assert names == [f"q{number}" for number in range(len(names))], "nothing was summarized twice"
+
+
+async def test_another_room_extends_the_same_summary(setup: Setup, writer: Writer) -> None:
+    writer.text = "q0 to m5"
+    await setup.shorten(9)
+    decision = (await setup.shorten(9, max_tokens=100)).decisions.context
+    assert decision is not None
+    assert decision.strategy == "summarize"
+    assert len(writer.written) == 2
+    second = (writer.written[1].request.messages or [])[0].text
+    assert "q0 to m5" in second
+    assert "q5 word" not in second
+    assert "q6 word" in second
+
+
+@pytest.mark.parametrize(
+    ("newest", "limits", "max_tokens"),
+    [
+        (365, None, None),
+        (396, None, None),
+        (150, TokenLimits(max_input=170), None),
+        (250, None, 140),
+    ],
+)
+async def test_a_summary_takes_no_room_that_the_request_needs(
+    setup: Setup, writer: Writer, newest: int, limits: TokenLimits | None, max_tokens: int | None
 ) -> None:
-    new = await setup.shorten(9)
-    job, _ = await store.insert(new)
+    decision = (await setup.shorten(9, newest=newest, limits=limits, max_tokens=max_tokens)).decisions.context
+    assert decision is not None
+    assert (decision.strategy, decision.dropped_messages) == ("sliding_window", 18)
+    assert "there is no room for one" in (decision.note or "")
+    assert writer.written == []
+
+
+async def test_a_long_summary_is_not_used_if_it_does_not_fit(setup: Setup, writer: Writer) -> None:
+    writer.text = "long " * 80
+    decision = (await setup.shorten(9, newest=330)).decisions.context
+    assert decision is not None
+    assert decision.strategy == "sliding_window"
+    assert "is too long" in (decision.note or "")
+    assert len(writer.written) == 1
+
+
+@pytest.mark.parametrize(("max_input", "jobs"), [(440, 6), (4000, 1)])
+async def test_a_summary_has_the_limits_of_the_key(setup: Setup, writer: Writer, max_input: int, jobs: int) -> None:
+    limits = TokenLimits(max_input=max_input, max_output=50)
+    decision = (await setup.shorten(15, limits=limits)).decisions.context
+    assert decision is not None
+    assert decision.strategy == "summarize"
+    for new in writer.written:
+        assert len((new.request.messages or [])[0].text.split()) < max_input
+        assert new.request.sampling.max_tokens == 50
+    assert len(writer.written) == jobs
+
+
+@pytest.mark.parametrize("limits", [TokenLimits(max_input=330), TokenLimits(max_output=8)])
+async def test_a_limit_that_is_too_small_for_summaries(setup: Setup, writer: Writer, limits: TokenLimits) -> None:
+    decision = (await setup.shorten(15, limits=limits)).decisions.context
+    assert decision is not None
+    assert decision.strategy == "sliding_window"
+    assert "limit of" in (decision.note or "")
+    assert writer.written == []
+
+
+async def test_a_slow_summary_pauses_only_its_conversation(database: AsyncEngine, owner: Owner, writer: Writer) -> None:
+    setup = Setup(database, owner, writer, cheap=8192, timeout_s=0.05, pause_s=3600)
+    writer.release.clear()
+
+    async def note(turns: int) -> str:
+        decision = (await setup.shorten(turns)).decisions.context
+        assert decision is not None
+        return decision.note or ""
+
+    assert "not written within" in await note(9)
+    assert "not written within" in await note(9), "it waits for the job that is running"
+    assert "there was none for an earlier request" in await note(15)
+    assert len(writer.written) == 1
+    writer.release.set()
+    await eventually(lambda: stored(database), "the summary is stored")
+    assert "q0 m0" in first_text(await setup.shorten(9))
+    assert "q0 m0" in first_text(await setup.shorten(15)), "the pause has ended"
+
+
+async def test_only_a_model_that_fails_twice_is_paused_for_other_conversations(
+    database: AsyncEngine, owner: Owner, writer: Writer
+) -> None:
+    setup = Setup(database, owner, writer, cheap=8192, timeout_s=20, pause_s=3600)
+
+    async def jobs(first: str, **arguments: Any) -> int:
+        before = len(writer.written)
+        await setup.shorten(9, first=first, **arguments)
+        return len(writer.written) - before
+
+    writer.error = Failure(ErrorCode.INVALID_REQUEST, "refused")
+    assert [await jobs(first) for first in ("a", "b", "c", "a")] == [1, 1, 1, 0]
+    writer.error = Failure(ErrorCode.ENGINE_ERROR, "broken")
+    assert [await jobs(first) for first in ("d", "d", "e", "f")] == [1, 0, 1, 0]
     async with database.connect() as connection:
-        await connection.execute(update(JobRow).values(status="completed", finished_at=func.now()))
-    assert await stored(database) == 1
-    assert await store.delete(job.id, setup.owner.project_id)
-    assert await stored(database) == 0
+        project = await connection.scalar(text("INSERT INTO projects (name) VALUES ('other') RETURNING id"))
+    assert await jobs("f", owner=replace(owner, project_id=project)) == 1
+
+
+async def end_all(database: AsyncEngine) -> None:
+    async with database.connect() as connection:
+        values = {"status": "completed", "finished_at": func.now(), "output": [{"text": "x"}]}
+        await connection.execute(update(JobRow).where(JobRow.finished_at.is_(None)).values(**values))
+
+
+async def contents(database: AsyncEngine) -> dict[str, int]:
+    """How many jobs still have their input, by kind."""
+    query = (
+        "SELECT coalesce(kind, 'request') AS kind, count(*) AS jobs FROM jobs WHERE request::text <> '{}' GROUP BY 1"
+    )
+    async with database.connect() as connection:
+        return {row.kind: row.jobs for row in await connection.execute(text(query))}
+
+
+async def test_all_that_was_derived_from_a_job_is_deleted_with_it(
+    database: AsyncEngine, owner: Owner, writer: Writer, store: JobStore
+) -> None:
+    setup = Setup(database, owner, writer, cheap=550, timeout_s=20)
+    job, _ = await store.insert(await setup.shorten(30))
+    stages = len(writer.written)
+    other, _ = await store.insert(await setup.shorten(9, first="other"))
+    others = len(writer.written) - stages
+    assert stages > others > 1
+    await end_all(database)
+    assert await stored(database) == stages + others
+    deleted = await store.delete(job.id, owner.project_id)
+    assert len(deleted) == 1 + stages
+    assert await stored(database) == others
+    assert await contents(database) == {"request": 1, "summary": others}
+    assert len(await store.delete(other.id, owner.project_id)) == 1 + others
+    assert (await stored(database), await contents(database)) == (0, {})
+
+
+async def test_a_late_or_failed_summary_is_deleted_with_its_job(
+    database: AsyncEngine, owner: Owner, writer: Writer, store: JobStore
+) -> None:
+    setup = Setup(database, owner, writer, cheap=8192, timeout_s=0.05)
+    writer.release.clear()
+    late, _ = await store.insert(await setup.shorten(9))
+    writer.release.set()
+    await eventually(lambda: stored(database), "the summary is stored")
+    writer.error = Failure(ErrorCode.ENGINE_ERROR, "broken")
+    failed, _ = await store.insert(await setup.shorten(9, first="other"))
+    await end_all(database)
+    for job in (late, failed):
+        assert len(await store.delete(job.id, owner.project_id)) == 2
+    assert (await stored(database), await contents(database)) == (0, {})
+
+
+@pytest.mark.parametrize("error", [None, Failure(ErrorCode.ENGINE_ERROR, "broken")])
+async def test_a_summary_that_is_written_when_its_job_is_deleted_is_not_kept(
+    database: AsyncEngine, owner: Owner, writer: Writer, store: JobStore, error: Failure | None
+) -> None:
+    setup = Setup(database, owner, writer, cheap=8192, timeout_s=0.05)
+    writer.release.clear()
+    writer.error = error
+    job, _ = await store.insert(await setup.shorten(9))
+    async with database.connect() as connection:
+        ended = update(JobRow).where(JobRow.id == job.id).values(status="completed", finished_at=func.now())
+        await connection.execute(ended)
+    assert await store.delete(job.id, owner.project_id) == [job.id]
+    assert await contents(database) == {"summary": 1}
+    await end_all(database)
+    (writing,) = setup.writing
+    writer.release.set()
+    await asyncio.wait([writing])
+    assert (await stored(database), await contents(database)) == (0, {})
+
+
+async def test_a_stored_summary_of_another_process_is_used(
+    database: AsyncEngine, owner: Owner, store: JobStore
+) -> None:
+    """Two processes write the same summary at the same time."""
+    writers = [Writer(store), Writer(store)]
+    setups = [Setup(database, owner, writer, cheap=8192, timeout_s=20) for writer in writers]
+    for writer in writers:
+        writer.release.clear()
+    waiting = [asyncio.create_task(setup.shorten(9)) for setup in setups]
+    for writer in writers:
+        await writer.submitted.wait()
+    await end_all(database)
+    decisions = []
+    for writer, request in zip(writers, waiting, strict=True):
+        writer.release.set()
+        decisions.append((await request).decisions.context)
+    assert decisions[0] is not None
+    assert decisions[0].summary_job is not None
+    assert decisions[0] == decisions[1]
+    assert (await stored(database), await contents(database)) == (1, {"summary": 1})
 
 
 async def test_summaries_are_kept_as_long_as_they_are_used(setup: Setup, writer: Writer, database: AsyncEngine) -> None:

@@ -18,6 +18,7 @@ from shared.domain.content import ImagePart
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
 from shared.postgres.job_store import JobStore, NewJob
+from tests.support.database import make_owner
 from tests.support.metrics import api_metrics
 
 
@@ -27,18 +28,24 @@ def relayed(name: str) -> OpenAIModel:
 
 
 async def ended(
-    store: JobStore, database: AsyncEngine, owner: Owner, request: GenerateRequest, tokens: int | None, model: str = "m"
+    store: JobStore,
+    database: AsyncEngine,
+    owner: Owner,
+    request: GenerateRequest,
+    tokens: int | None,
+    model: str = "m",
+    attempt: int = 1,
 ) -> None:
     """A job of the model that has ended with this usage."""
     job, _ = await store.insert(NewJob(owner, model, 3, request))
     usage = None if tokens is None else json.dumps({"prompt_tokens": tokens, "completion_tokens": 1})
     statement = text(
-        "UPDATE jobs SET status = :status, finished_at = clock_timestamp(), usage = CAST(:usage AS jsonb)"
-        " WHERE id = :id"
+        "UPDATE jobs SET status = :status, finished_at = clock_timestamp(), usage = CAST(:usage AS jsonb),"
+        " attempt = :attempt WHERE id = :id"
     )
     async with database.begin() as connection:
         status = "failed" if tokens is None else "completed"
-        await connection.execute(statement, {"id": job.id, "status": status, "usage": usage})
+        await connection.execute(statement, {"id": job.id, "status": status, "usage": usage, "attempt": attempt})
 
 
 async def test_ratios_are_learned_from_usage(store: JobStore, database: AsyncEngine, owner: Owner) -> None:
@@ -55,8 +62,11 @@ async def test_ratios_are_learned_from_usage(store: JobStore, database: AsyncEng
     image = ImagePart(type="image", media_type="image/png", data="A" * 100)
     await ended(store, database, owner, GenerateRequest(messages=[Message(role="user", content=[image])]), 9999)
     await ended(store, database, owner, GenerateRequest(prompt=[1, 2, 3]), 9999)
+    for _ in range(20):  # answers from the response cache, and those of other jobs
+        await ended(store, database, owner, GenerateRequest(prompt="x" * 5000), 5000, attempt=0)
     await ratios.read()
-    assert window.estimates.tokens_per_byte("m") == 0.5
+    assert window.estimates.tokens_per_byte("m", owner.project_id) == 0.5
+    assert window.estimates.tokens_per_byte("m") == 1 / 3, "one project alone does not decide for others"
     assert window.estimates.tokens_per_byte("new") == 1 / 3
     shown = [metrics.tokens_per_byte.labels(model)._value.get() for model in ("m", "new")]
     assert shown == [0.5, 1 / 3]
@@ -70,5 +80,29 @@ async def test_only_the_last_jobs_of_a_model_are_read(
     for tokens in range(100, 103):
         await ended(store, database, owner, prompt, tokens)
         await ended(store, database, owner, prompt, 999, model="another")
-    recent = await UsageStore(database).recent(["m", "missing"])
-    assert {model: sorted(found) for model, found in recent.items()} == {"m": [(1000, 101), (1000, 102)], "missing": []}
+    usage, key = UsageStore(database), ("m", owner.project_id)
+    for found in (
+        await usage.recent(["m", "missing"]),
+        await usage.of_projects(["m", "missing"], [owner.project_id, 10**6]),
+    ):
+        assert {key: sorted(prompts) for key, prompts in found.items()} == {key: [(1000, 101), (1000, 102)]}
+
+
+async def test_a_project_does_not_change_the_estimates_of_another(
+    store: JobStore, database: AsyncEngine, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_store, "SAMPLE", 10)
+    registry = Registry({"m": relayed("m")})
+    window = ContextWindow(registry)
+    ratios = LearnedRatios(registry, UsageStore(database), window.estimates)
+    english, dense = GenerateRequest(prompt="x" * 4000), GenerateRequest(prompt="7" * 4000)
+    assert window.estimates.estimate("m", english, owner.project_id) == 1334
+    for _ in range(8):
+        await ended(store, database, owner, english, 1000)
+    other = await make_owner(database, "other")
+    for _ in range(12):  # more than the sample
+        await ended(store, database, other, dense, 4000)
+    await ratios.read()
+    assert window.estimates.estimate("m", english, owner.project_id) == 1000
+    assert window.estimates.estimate("m", dense, other.project_id) == 4000
+    assert window.estimates.estimate("m", english, owner.project_id + 1000) == 1334

@@ -442,6 +442,14 @@ async def test_a_key_has_options(keys: Keys, database: AsyncEngine) -> None:
         "  web  [max-output-tokens=500 default-output-tokens=100 on-exceed=clamp context=summarize context-model=small"
         " no-cache]\n"
     )
+    shares = ("--context-trigger", "0.9", "--context-target", ".3", "--context-trigger-tokens", "5000")
+    assert keys("set", "key_1", *shares).returncode == 0
+    context = {**context, "trigger": 0.9, "target": 0.3, "trigger_tokens": 5000}
+    assert (await options())["context"] == context
+    assert (
+        "context-model=small context-trigger=0.9 context-target=0.3 context-trigger-tokens=5000" in keys("list").stdout
+    )
+    assert keys("set", "key_1", "--context-trigger-tokens", "none").returncode == 0
     rotated = keys("rotate", "key_1").stdout.strip()
     assert (await principal(database, rotated)).options == (await principal(database, key)).options
     for argument in ("--max-output-tokens", "--default-output-tokens", "--context", "--cache-ttl"):
@@ -466,6 +474,14 @@ async def test_a_key_has_options(keys: Keys, database: AsyncEngine) -> None:
         (("--context", "sliding_window", "--context-model", "small"), "--context-model: .*only for the --context"),
         (("--context-model", "small"), "--context-model: .*only for the --context"),
         (("--context", "forget"), "--context"),
+        (("--context-trigger", "0.5"), "--context-trigger: requires --context"),
+        (
+            ("--context", "error", "--context-trigger", "0.3"),
+            "--context-target must be less than --context-trigger=0.3",
+        ),
+        (("--context", "error", "--context-target", "1.5"), "must be a share such as 0.8"),
+        (("--context", "none", "--context-target", "0.2"), "--context-target: cannot be combined with --context none"),
+        (("--context", "error", "--context-trigger-tokens", "0"), "must be a number of tokens"),
     ],
 )
 async def test_options_that_make_no_sense_are_refused(

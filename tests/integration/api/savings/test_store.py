@@ -16,7 +16,7 @@ from shared.config.models.routes import Route
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.decisions import CacheDecision, Decisions, RouteDecision
 from shared.domain.ids import first_id
-from shared.domain.job import JOB_ID_PREFIX
+from shared.domain.job import JOB_ID_PREFIX, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import JobStore, NewJob
@@ -38,15 +38,18 @@ async def answered(
     *,
     route: str | None = None,
     outcome: str | None = None,
+    inherited: dict[str, int] | None = None,
     created_at: datetime | None = None,
+    status: JobStatus = JobStatus.COMPLETED,
+    kind: str | None = None,
 ) -> str:
     """A job whose row has this usage."""
-    job, _ = await store.insert(NewJob(owner, model, 3, GenerateRequest(prompt="x")))
+    job, _ = await store.insert(NewJob(owner, model, 3, GenerateRequest(prompt="x"), kind=kind))
     decisions = Decisions(
         route=RouteDecision(route=route, rule="complexity") if route else None,
-        cache=CacheDecision(outcome=outcome) if outcome else None,
+        cache=CacheDecision(outcome=outcome, inherited=inherited) if outcome else None,
     )
-    values: dict[str, Any] = {"usage": usage, "decisions": decisions.stored()}
+    values: dict[str, Any] = {"usage": usage, "decisions": decisions.stored(), "status": status.value}
     if created_at is not None:
         values |= {"created_at": created_at, "id": first_id(JOB_ID_PREFIX, created_at) + "0" * 20}
     async with database.connect() as connection:
@@ -63,15 +66,22 @@ async def test_the_usage_of_a_project_in_a_time(store: JobStore, database: Async
     other = await make_owner(database, "other")
     await answered(store, database, owner, "small", tokens(10, 4, 5), route="auto", outcome="MISS")
     await answered(store, database, owner, "small", tokens(20, 6, 5), route="auto", outcome="MISS")
+    # It continues what was generated for the first one, and another job what was generated for a job that failed.
+    for used, inherited in ((tokens(10, 4, 9), tokens(10, 4, 5)), (tokens(11, 2, 9), {"completion_tokens": 7})):
+        await answered(store, database, owner, "small", used, route="auto", outcome="MISS", inherited=inherited)
     await answered(store, database, owner, "small", tokens(10, 4, 5), route="auto", outcome="HIT")
     await answered(store, database, owner, "large", {"prompt_tokens": 7, "completion_tokens": 3})
+    await answered(store, database, owner, "large", tokens(2, 0, 1), status=JobStatus.INCOMPLETE)
     await answered(store, database, owner, "large", None)
+    for status in (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.IN_PROGRESS):
+        await answered(store, database, owner, "large", tokens(900, 0, 900), status=status)
+    await answered(store, database, owner, "small", tokens(80, 0, 20), kind="summary")
     await answered(store, database, other, "large", tokens(1000, 0, 1000))
     await answered(store, database, owner, "large", tokens(500, 0, 500), created_at=now - timedelta(days=3))
     usage = SavingsStore(database)
     rows = await usage.usage(owner.project_id, now - timedelta(days=1))
     found = {
-        (row.model, row.route, row.outcome): (
+        (row.model, row.route, row.outcome, row.kind): (
             row.requests,
             row.prompt_tokens,
             row.cached_tokens,
@@ -80,9 +90,10 @@ async def test_the_usage_of_a_project_in_a_time(store: JobStore, database: Async
         for row in rows
     }
     assert found == {
-        ("small", "auto", "MISS"): (2, 30, 10, 10),
-        ("small", "auto", "HIT"): (1, 10, 4, 5),
-        ("large", None, None): (1, 7, 0, 3),
+        ("small", "auto", "MISS", None): (4, 41, 12, 16),
+        ("small", "auto", "HIT", None): (1, 10, 4, 5),
+        ("large", None, None, None): (2, 9, 0, 4),
+        ("small", None, None, "summary"): (1, 80, 0, 20),
     }
     assert {row.day for row in rows} <= {now.date(), datetime.now(UTC).date()}
     days = {row.day for row in await usage.usage(owner.project_id, now - timedelta(days=7))}
@@ -93,8 +104,9 @@ async def test_the_usage_of_a_project_in_a_time(store: JobStore, database: Async
     (route,) = report.routes
     assert route.baseline == "large"
     assert route.saved is not None
-    assert (route.saved.prompt_tokens, route.saved.completion_tokens) == (30, 10)
+    assert (route.saved.prompt_tokens, route.saved.completion_tokens) == (41, 16)
     assert report.response_cache["small"].completion_tokens == 5
+    assert report.summaries["small"].prompt_tokens == 80
 
 
 async def test_the_report_reads_a_range_of_an_index(database: AsyncEngine, owner: Owner) -> None:

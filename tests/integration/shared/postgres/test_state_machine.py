@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -52,12 +52,14 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
 from tests.support.examples import LONG, example_count
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from tests.support.transcripts import transcript_of
+from tests.support.waiting import completed
 from workers.engines.base import EngineError
 from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
@@ -80,6 +82,8 @@ LOG_TTL_S = 3600
 # Leases expire only if a rule changes their row.
 LEASE_S = 600
 WITHIN_S = 10.0
+# Longer than the longest step, which waits for several things.
+STEP_S = 90.0
 LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
 ROUTED = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=(FALLBACK,)))
@@ -169,7 +173,7 @@ class Worker:
         """Stop writing to Redis."""
         if self.flushes:
             await self.flush()
-            await _cancel([self._flushing])
+            await cancel_and_wait(self._flushing)
             self.flushes = False
 
     async def resume_flushes(self) -> None:
@@ -181,7 +185,7 @@ class Worker:
     async def kill(self) -> None:
         """`kill -9`: stop all tasks of the process."""
         calls = [call.task for call in self.engine.calls.values() if call.task is not None]
-        await _cancel([*self.runs.values(), *calls, self._flushing])
+        await cancel_and_wait(*self.runs.values(), *calls, self._flushing)
 
 
 class World:
@@ -417,7 +421,7 @@ class World:
         reader = self.readers[job_id]
         if reader.following is None or reader.following.done():
             return
-        await _cancel([reader.following])
+        await cancel_and_wait(reader.following)
         job = await self.service.get(job_id, self.owner.project_id)
         if await self.service.check_cursor(job, reader.cursor, "starting_after"):
             self._follow(job_id)
@@ -551,7 +555,7 @@ class World:
         for worker in self.workers:
             await worker.kill()
         followers = [reader.following for reader in self.readers.values() if reader.following is not None]
-        await _cancel([*followers, self._live])
+        await cancel_and_wait(*followers, self._live)
         await self.redis.aclose()
         await self.database.dispose()
 
@@ -560,13 +564,6 @@ def _check_ascending(events: list[Event]) -> None:
     """`seq` increases by one, or by more where an attempt restarts after a lost log."""
     for before, after in itertools.pairwise(events):
         assert after.seq == before.seq + 1 or (after.seq > before.seq and after.type is EventType.RESTARTED)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] = World) -> W:  # type: ignore[assignment]
@@ -608,7 +605,7 @@ class Jobs(RuleBasedStateMachine):
 
     def _do(self, action: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._loop.run(action)
+            return self._loop.run(completed(action, STEP_S))
         except BaseException:
             self._holds = False
             raise

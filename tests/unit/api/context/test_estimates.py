@@ -6,8 +6,8 @@ import hypothesis
 import hypothesis.strategies as some
 import pytest
 
-from api.context.estimates import DEFAULT_TOKENS_PER_BYTE, IMAGE_TOKENS, TokenEstimates
-from api.context.learned_ratios import LEAST, MIN_JOBS, MOST, tokens_per_byte
+from api.context.estimates import DEFAULT_TOKENS_PER_BYTE, IMAGE_TOKENS, MAX_PROJECTS, TokenEstimates
+from api.context.learned_ratios import LEAST, MIN_JOBS, MOST, shared_ratio, tokens_per_byte
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Tool
 from tests.support.examples import example_count
@@ -54,6 +54,24 @@ def test_19_of_20_prompts_have_at_most_the_estimate(sizes: list[int], spread: ob
     median = sorted(sizes)[len(sizes) // 2]
     larger = [prompt for prompt in prompts if prompt[0] >= median]
     assert sum(tokens <= size * ratio + 1e-6 for size, tokens in larger) >= 0.95 * len(larger)
+
+
+def test_one_project_does_not_decide_for_others() -> None:
+    assert shared_ratio([]) == DEFAULT_TOKENS_PER_BYTE
+    assert shared_ratio([1.0]) == shared_ratio([0.1]) == DEFAULT_TOKENS_PER_BYTE
+    assert shared_ratio([0.25, 1.0]) == DEFAULT_TOKENS_PER_BYTE
+    assert shared_ratio([0.25, 0.26, 1.0]) == 0.26
+    assert shared_ratio([0.25, 0.25]) == 0.25
+
+
+def test_a_project_has_its_own_ratio() -> None:
+    estimates = TokenEstimates()
+    estimates.use({"m": 0.3}, {("m", 1): 0.25})
+    assert estimates.tokens_per_byte("m", 1) == 0.25
+    assert estimates.tokens_per_byte("m", 2) == estimates.tokens_per_byte("m") == 0.3
+    for project in range(3, 3 + MAX_PROJECTS):
+        estimates.tokens_per_byte("m", project)
+    assert estimates.projects == list(range(3, 3 + MAX_PROJECTS)), "those that asked last"
 
 
 def test_an_estimate_is_the_ratio_times_the_bytes_of_all_that_the_model_reads() -> None:

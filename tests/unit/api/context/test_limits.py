@@ -213,6 +213,33 @@ def test_a_default_fits_beside_an_estimated_prompt() -> None:
     assert job.decisions.token_limits.max_tokens == 2000 - 1022
 
 
+@pytest.mark.parametrize(
+    ("length", "limits", "least"),
+    [
+        (8192, {"default_output": 1000}, 500),
+        (8192, {"max_output": 6000}, 1024),
+        (8192, {"default_output": 1000, "max_output": 1000}, 500),
+        (2000, {"max_output": 1500}, 250),
+        (128_000, {"default_output": 4000}, 2000),
+    ],
+)
+def test_an_estimate_that_is_too_high_leaves_room_for_an_answer(
+    length: int, limits: dict[str, int], least: int
+) -> None:
+    model = relayed(options={"max_model_len": length}, token_limits=limits)
+    most = min(limits.values())
+    before = most
+    for share in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.1, 1.3):
+        prompt = conversation("word " * int(length * share * 3 / 5))  # by its size, so many tokens
+        applied = admitted(model, principal(), prompt).request.sampling.max_tokens
+        assert applied is not None
+        assert least <= applied <= before
+        estimate = int(len(prompt.messages[0].text) / 3) + 22 if prompt.messages else 0
+        assert applied == pytest.approx(max(least, min(most, length - estimate)), abs=2)
+        before = applied
+    assert before == least
+
+
 def test_a_thinking_budget_is_lowered_in_proportion() -> None:
     model = claude("claude-haiku-4-5", token_limits={"max_output": 4000, "on_exceed": "clamp"})
 

@@ -118,6 +118,19 @@ async def test_a_limit_of_the_prompt_limits_the_room() -> None:
     assert (new.decisions.context.tokens_after or 0) <= 80
 
 
+@pytest.mark.parametrize("limits", [{"max_output": 300}, {"default_output": 300}])
+async def test_a_max_tokens_that_a_limit_has_set_does_not_shorten_the_conversation(limits: dict[str, int]) -> None:
+    registry = Registry({"sim": model(context=WINDOW, limit=300)})
+    admission = Admission(registry, ContextWindow(registry))
+    options = KeyOptions(token_limits=TokenLimits(**limits))
+    principal = replace(Principal.of(OWNER), options=options)
+    new = await admission.admit(principal, job(conversation(9)))
+    assert new.decisions.context is None
+    assert new.request.sampling.max_tokens == 300 - 191
+    requested = await admission.admit(principal, job(conversation(9), max_tokens=150))
+    assert requested.decisions.context is not None
+
+
 async def test_a_newest_turn_that_does_not_fit_is_an_error() -> None:
     messages = [*conversation(2), Message(role="assistant", content="x"), Message(role="user", content="long " * 300)]
     with pytest.raises(InvalidRequest, match=r"context is 200 tokens.*never dropped, have 302") as caught:
@@ -147,10 +160,35 @@ async def test_a_model_for_summaries_that_does_not_exist() -> None:
     with pytest.raises(InvalidRequest, match=r"context\.model: the model `other` does not exist") as caught:
         await shorten(job(conversation(1), options=RequestOptions(context=options)))
     assert caught.value.param == "context.model"
+    assert (await shorten(job(conversation(1)), key=options)).decisions.headers() == {}
     new = await shorten(job(conversation(9)), key=options)  # of a key, it may have been removed later
+    assert new.decisions.headers() == {"x-headrace-context": "sliding_window; requested=summarize"}
     assert new.decisions.context is not None
     assert new.decisions.context.strategy == "sliding_window"
     assert new.decisions.context.note is not None
+
+
+async def test_a_request_names_only_models_for_summaries_that_the_operator_allows() -> None:
+    models = {name: model(name) for name in ("large", "cheap", "other")}
+    models["sim"] = model(context=ContextOptions(model="cheap"))
+    registry = Registry(models)
+    shortening = Shortening(registry, ContextWindow(registry))
+
+    async def check(name: str, key: ContextOptions | None = None) -> None:
+        options = RequestOptions(context=ContextOptions(strategy="summarize", model=name))
+        principal = replace(Principal.of(OWNER), options=KeyOptions(context=key))
+        await shortening.shorten(principal, job(conversation(1), options=options))
+
+    await check("sim")
+    await check("cheap")
+    await check("large", ContextOptions(strategy="summarize", model="large"))
+    with pytest.raises(InvalidRequest) as caught:
+        await check("large")
+    assert caught.value.param == "context.model"
+    assert caught.value.message == (
+        "context.model: the model `large` may not write summaries for this request. Name one of `cheap`, `sim`,"
+        " or leave it out"
+    )
 
 
 async def test_the_checks_of_admission_see_the_shortened_conversation() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 
+import pytest
+
 from api.savings.report import MIN_REQUESTS, Tokens, compute
 from api.savings.schemas import EXAMPLE, SavingsView
 from api.savings.store import UsageRow
@@ -22,8 +24,9 @@ def row(
     route: str | None = "auto",
     outcome: str | None = None,
     day: date = DAY,
+    kind: str | None = None,
 ) -> UsageRow:
-    return UsageRow(day, model, route, outcome, requests, prompt, cached, completion)
+    return UsageRow(day, model, route, outcome, requests, prompt, cached, completion, kind)
 
 
 def test_a_route_is_compared_with_one_cached_model() -> None:
@@ -76,6 +79,27 @@ def test_hits_and_coalesced_requests_are_saved_once() -> None:
     assert savings.prompt_cache_by_day["small"] == {DAY: Tokens(10, 100, 40, 50), NEXT: Tokens(1, 10, 0, 5)}
 
 
+def test_only_requests_of_clients_are_answered() -> None:
+    usage = [
+        row("small", 10, 100, 40, 50, route=None),
+        row("small", 2, 500, 0, 30, route=None, kind="summary"),
+        row("large", 7, 70, 0, 0, route=None, kind="count_tokens"),
+    ]
+    savings = compute(usage, BASELINES)
+    assert savings.answered == savings.generated == Tokens(10, 100, 40, 50)
+    assert savings.prompt_cache == {"small": Tokens(10, 100, 40, 50)}
+    assert savings.summaries == {"small": Tokens(2, 500, 0, 30)}
+
+
+@pytest.mark.parametrize(("cached", "said"), [(0, True), (1, False)])
+def test_the_report_says_if_no_model_reports_cached_tokens(cached: int, said: bool) -> None:
+    now = datetime.now(UTC)
+    usage = [row("small", 70, 300, 0, 110), row("large", 30, 200, cached, 90), row("other", 1, 9, 9, 9, outcome="HIT")]
+    view = SavingsView.of(7, now, now, compute(usage, BASELINES))
+    (route,) = view.routes
+    assert [note is not None for note in (route.note, view.prompt_cache.note)] == [said, said]
+
+
 def test_nothing() -> None:
     savings = compute([], BASELINES)
     now = datetime.now(UTC)
@@ -83,6 +107,7 @@ def test_nothing() -> None:
     assert view.answered.requests == view.response_cache.requests == view.prompt_cache.cached_tokens == 0
     assert not view.routes
     assert not view.prompt_cache.models
+    assert view.prompt_cache.note is None
 
 
 def test_the_example_is_a_report() -> None:
@@ -93,6 +118,7 @@ def test_the_example_is_a_report() -> None:
         row("small", 700, 300_000, 70_000, 110_000, day=day),
         row("small", 150, 90_000, 30_000, 30_000, outcome="HIT", day=day),
         row("large", 50, 20_000, 10_000, 10_000, outcome="COALESCED", day=day),
+        row("small", 20, 60_000, 0, 8_000, route=None, kind="summary", day=day),
     ]
     view = SavingsView.of(
         7,
