@@ -389,6 +389,7 @@ async def test_a_slow_summary_pauses_only_its_conversation(database: AsyncEngine
     assert len(writer.written) == 1
     writer.release.set()
     await eventually(lambda: stored(database), "the summary is stored")
+    setup.summaries._timeout_s = 20
     assert "q0 m0" in first_text(await setup.shorten(9))
     assert "q0 m0" in first_text(await setup.shorten(15)), "the pause has ended"
 
