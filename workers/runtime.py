@@ -41,9 +41,9 @@ from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import PrefixEngine
 from workers.engines.factory import make_engine
 from workers.execution.attempt import AttemptContext, InterruptReason
-from workers.execution.compilations import compilations_of
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.log_writer import LogWriter
+from workers.execution.model_context import with_model
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
 from workers.execution.warm_up import WarmUp
@@ -146,13 +146,9 @@ class WorkerRuntime:
             on_engine_death=engine_death.set,
             metrics=metrics,
             traces=traces,
-            compilations=compilations_of(model, metrics),
-            provider=model.provider,
-            max_output=None if model.token_limits is None else model.token_limits.max_output,
             conversations=ConversationModels(redis),
-            revision=model.revision,
         )
-        runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
+        runner = Runner(with_model(context, model), self.slot_pool, on_room=self.consumer.poll)
         warm_up = None
         if isinstance(model, VllmModel):
             warm_up = WarmUp(model, lambda: cast(PrefixEngine, current.engine), PrefixStore(database), metrics)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,13 +22,14 @@ from shared.domain.owner import MAX_END_USER
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.runtime.offload import off_loop
+from shared.runtime.outages import is_database_outage
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 # A lookup that takes longer has failed: the request is then run.
 LOOKUP_TIMEOUT_S = 2.0
-# The most entries whose hits are counted between two writes.
+# The maximum number of entries whose hits are counted between two writes.
 MAX_USES = 10_000
 # Errors of the database, and of the connection to it.
 _ERRORS = (SQLAlchemyError, OSError, TimeoutError)
@@ -36,7 +38,8 @@ _ERRORS = (SQLAlchemyError, OSError, TimeoutError)
 class ResponseCache:
     """Answers repeated requests with the answers of earlier jobs.
 
-    No error of the cache reaches a client: the request runs as without it.
+    No error of the cache reaches a client: the request runs as without it. Only if the database is lost while the job
+    with the answer is written, that is an error, as for any other job: whether it was written is unknown.
     """
 
     def __init__(
@@ -69,17 +72,31 @@ class ResponseCache:
         return replace(_with(new, decision), cache_key=key)
 
     async def answer(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool] | None:
-        """Create a job that has the cached answer; None if there is none. Otherwise as `JobStore.answer`."""
+        """Create a job that has the cached answer; None if there is none. Otherwise as `JobStore.answer`.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError, OSError: the database was lost while the job was written.
+        """
         if new.cache_key is None or new.options.cache_control.no_cache:
             return None
         try:
+            # Only the lookup: a write that was abandoned would be committed all the same, beside the job that is run.
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                answered = await self._jobs.answer(new, idempotency)
+                answer_bytes = await self._jobs.cached_bytes(new)
         except _ERRORS as error:
             self._failed(error)
             return None
-        if answered is not None and answered[1] and (new.cache_key in self._uses or len(self._uses) < MAX_USES):
-            self._uses[new.cache_key] += 1
+        if answer_bytes is None:
+            return None
+        try:
+            answered = await self._jobs.answer(new, idempotency, answer_bytes=answer_bytes)
+        except SQLAlchemyError as error:
+            if is_database_outage(error):
+                raise  # the job may have been written
+            self._failed(error)
+            return None
+        if answered is not None and answered[1]:
+            self.add_uses({new.cache_key: 1})
         return answered
 
     def take_uses(self) -> Counter[bytes]:
@@ -88,8 +105,14 @@ class ResponseCache:
         uses, self._uses = self._uses, Counter()
         return uses
 
+    def add_uses(self, uses: Mapping[bytes, int]) -> None:
+        """Count hits by key; beyond `MAX_USES` keys, those of further keys are not counted."""
+        for key, count in uses.items():
+            if key in self._uses or len(self._uses) < MAX_USES:
+                self._uses[key] += count
+
     async def _key(self, options: CacheOptions, new: NewJob, revision: str) -> bytes | None:
-        """The key of the answer; None if it cannot be computed now, or if the request belongs to nobody's partition."""
+        """The key of the answer; None if it cannot be computed now, or the request names no end user."""
         owner = new.owner
         member = {"project": None, "key": owner.key_id, "user": owner.end_user}[options.scope]
         # A name that may have been cut can stand for several users.
@@ -112,7 +135,7 @@ class ResponseCache:
 
     def _failed(self, error: BaseException) -> None:
         self._metrics.cache_errors.inc()
-        logger.warning("the response cache cannot be used, running the request: %s", error or type(error).__name__)
+        logger.warning("the response cache is unavailable, running the request: %s", error or type(error).__name__)
 
 
 def _with(new: NewJob, decision: CacheDecision) -> NewJob:
@@ -129,5 +152,10 @@ def _bypasses(new: NewJob) -> bool:
 
 
 def _is_repeatable(request: GenerateRequest) -> bool:
-    """Whether running the request again is expected to result in the same answer."""
+    """Whether running the request again is expected to result in the same answer.
+
+    What is at a URL, such as the latest image of a camera, may have changed.
+    """
+    if any(part.source == "url" for message in request.messages or () for part in message.media):
+        return False
     return request.sampling.temperature == 0 or request.sampling.seed is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from shared.postgres.tables import CachedAnswerRow, ProjectRow, SecretRow
 NAME = "response_cache"
 # Rows per statement.
 PORTION = 500
+# The most entries that one clean-up evicts: reading them sorts all entries.
+MAX_EXCESS = 100_000
 _USES = Records("uses", key=LargeBinary, count=BigInteger)
 
 
@@ -78,16 +80,20 @@ class CacheStore(Store):
         )
         return await self._deleted(expired)
 
-    async def delete_excess(self, max_bytes: int) -> int:
-        """Delete a portion of the entries beyond `max_bytes`, those first that have not been used for longest.
-
-        Returns their number. Several processes that do this at once delete the same entries.
-        """
+    async def excess(self, max_bytes: int) -> list[list[bytes]]:
+        """The keys of the entries beyond `max_bytes`, those first that have not been used for longest, in portions."""
         total = func.sum(CachedAnswerRow.bytes).over(order_by=(CachedAnswerRow.used_at.desc(), CachedAnswerRow.key))
         summed = select(CachedAnswerRow.key, total.label("total")).subquery()
-        excess = select(summed.c.key).where(summed.c.total > max_bytes).order_by(summed.c.total.desc()).limit(PORTION)
-        unlocked = select(CachedAnswerRow.key).where(CachedAnswerRow.key.in_(excess)).with_for_update(skip_locked=True)
-        return await self._deleted(unlocked)
+        beyond = (
+            select(summed.c.key).where(summed.c.total > max_bytes).order_by(summed.c.total.desc()).limit(MAX_EXCESS)
+        )
+        keys = await self._all(beyond, lambda row: bytes(row.key))
+        return [keys[start : start + PORTION] for start in range(0, len(keys), PORTION)]
+
+    async def delete(self, keys: Sequence[bytes]) -> int:
+        """Delete entries, without those that are locked. Returns the number of those that it has deleted."""
+        found = select(CachedAnswerRow.key).where(CachedAnswerRow.key.in_(keys))
+        return await self._deleted(found.with_for_update(skip_locked=True))
 
     async def purge(
         self, *, project_id: int | None = None, model: str | None = None, older_than_s: float | None = None

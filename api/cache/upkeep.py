@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
@@ -38,14 +37,20 @@ class CacheUpkeep:
     async def record_uses(self) -> None:
         """Write the hits since the last call."""
         if counts := self._cache.take_uses():
-            await self._store.record_uses(counts)
+            try:
+                await self._store.record_uses(counts)
+            except BaseException:
+                self._cache.add_uses(counts)
+                raise
 
     async def clean_up(self) -> None:
         """Delete entries that have expired or do not fit, and report the size."""
-        await self._all(self._store.delete_expired, "expired")
+        while count := await self._store.delete_expired():
+            await self._evicted(count, "expired")
         size = await self._store.size()
         if size.bytes > self._max_bytes:
-            await self._all(lambda: self._store.delete_excess(self._max_bytes), "size")
+            for keys in await self._store.excess(self._max_bytes):
+                await self._evicted(await self._store.delete(keys), "size")
             size = await self._store.size()
         self._metrics.cache_entries.set(size.entries)
         self._metrics.cache_bytes.set(size.bytes)
@@ -56,7 +61,6 @@ class CacheUpkeep:
             await self.clean_up()
             self._cleaned_at = time.monotonic()
 
-    async def _all(self, delete: Callable[[], Awaitable[int]], reason: str) -> None:
-        while count := await delete():
-            self._metrics.cache_evictions.labels(reason).inc(count)
-            await asyncio.sleep(PAUSE_S)
+    async def _evicted(self, count: int, reason: str) -> None:
+        self._metrics.cache_evictions.labels(reason).inc(count)
+        await asyncio.sleep(PAUSE_S)

@@ -2,6 +2,7 @@
 
 - Members that the schema does not know are dropped and reported, or rejected if they would change the answer.
 - Members that are null, and optional ones that are `[]` or `{}`, are dropped: clients send them for unset parameters.
+  The exceptions are client data and fields with `EmptyIsValue`.
 - Integral floats become integers where the schema expects integers: JSON has one type of number.
 
 A `Shape` is compiled from a pydantic model, once per route. Data that belongs to the client, such as JSON Schemas, is
@@ -63,6 +64,11 @@ class JsonForm:
     """Annotation of a field: its type in the request, if a validator of the model converts it."""
 
     type: Any
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyIsValue:
+    """Annotation of an optional field: `{}` turns on what it describes, with the defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +269,7 @@ class _Effective(_Node):
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A field. `keeps_empty`: `{}` is a value, such as a JSON Schema that accepts everything."""
+    """A field. `keeps_empty`: `{}` is a value, such as a JSON Schema that accepts everything, or `EmptyIsValue`."""
 
     optional: bool
     keeps_empty: bool
@@ -370,9 +376,8 @@ def _object(schema: type[BaseModel], path: str, rules: MemberRules) -> _Object:
                 node = _Effective(at, rules.effective[at])
             if at in rules.droppable and isinstance(node, _List) and isinstance(node.item, _Object):
                 node = _Droppable(at, node.item)
-            members[alias] = _Member(
-                not info.is_required(), _is_client_data(annotation), node, rules.significant.get(at)
-            )
+            keeps_empty = _is_client_data(annotation) or any(isinstance(one, EmptyIsValue) for one in info.metadata)
+            members[alias] = _Member(not info.is_required(), keeps_empty, node, rules.significant.get(at))
         if name == "type":
             tags = frozenset(filter(lambda value: isinstance(value, str), _literals(annotation)))
             tag_optional = not info.is_required()

@@ -22,7 +22,8 @@ UNSTORED_S = 60.0
 class Retention:
     """Deletes jobs `retention_s` after their end (0: never), and summaries as long after their last use.
 
-    Responses with `store` false are purged soon after their end.
+    Responses with `store` false are purged soon after their end. Answers that deleted jobs share with others through
+    the response cache are deleted after the last of these.
     """
 
     def __init__(self, store: RetentionStore, *, retention_s: float) -> None:
@@ -36,6 +37,7 @@ class Retention:
     async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
         """Delete or purge all jobs that are due. Returns their number."""
         purged = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
+        await self._all(lambda: self._store.release_answers(BATCH))
         deleted = 0
         if self._retention_s:
             deleted = await self._all(lambda: self._store.delete_ended(self._retention_s, BATCH))

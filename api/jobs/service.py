@@ -118,7 +118,7 @@ class JobService:
                 self._hints.put(Hint(job.id, job.model, job.priority))
                 await asyncio.sleep(0)  # send the hint before building the response
             else:
-                await self._settle(job.follows)
+                await self._settle(job.follows, job.id)
         return job, created
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
@@ -131,14 +131,19 @@ class JobService:
                     return answered
         return await self._store.insert(new, idempotency)
 
-    async def _settle(self, leader: str) -> None:
-        """Release or end the followers of a job, if it has ended before they were committed."""
+    async def _settle(self, leader: str, follower: str) -> None:
+        """End or release a new follower of a job, if that has ended before the follower was committed."""
         try:
-            report_changes(await self._store.settle([leader]), self._hints.put, self._metrics)
+            report_changes(await self._store.settle_follower(leader, follower), self._hints.put, self._metrics)
         except Exception as error:
             if not is_database_outage(error):
                 raise
-            logger.warning("job=%s cannot check whether it has ended, the sweeper will: %s", leader, error)
+            logger.warning("job=%s cannot release its followers, leaving them to the sweeper: %s", leader, error)
+
+    async def _settle_all(self, leader: str) -> None:
+        """End or release all followers of a job that has ended."""
+        while changes := await self._store.settle([leader]):
+            report_changes(changes, self._hints.put, self._metrics)
 
     async def _answer(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool] | None:
         """Commit a job with the answer that the response cache has for it; None if there is none."""
@@ -258,6 +263,8 @@ class JobService:
             Conflict: the job has not ended.
         """
         job = await self.summary(job_id, project_id)
+        if job.may_lead and job.status.terminal:
+            await self._settle_all(job_id)  # without its answer, they would all be run
         if not (deleted := await self._store.delete(job_id, project_id)):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         for name in deleted:

@@ -41,6 +41,8 @@ from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+# Followers of ended jobs that are settled at a time.
+SETTLEMENTS = 2
 # Maximum number of events that are delivered together, and about their bytes: formatting them takes some milliseconds.
 BATCH = 256
 # Events of a replay that are delivered first.
@@ -70,6 +72,8 @@ class StreamHub:
         self._store = store
         self._send = send
         self._stored = StoredEvents(logs, store, self._id, self._settle)
+        # Of many readers whose leader has ended, few use connections of the pool at a time.
+        self._settling = asyncio.Semaphore(SETTLEMENTS)
         self._readers: dict[str, set[Reader]] = {}
         self._idle_reader_check = IdleReaderCheck(self._readers, self._stored, resync_s=resync_s)
         # Jobs with a reader that did not receive the end as a live event: it may have subscribed after the end.
@@ -163,7 +167,7 @@ class StreamHub:
                     if stored is not None and stored.leader != reader.leader:
                         await self._use_leader(reader, stored.leader)
                     if reader.leader is not None and stored is not None:
-                        stored = await reader.catch_up_with_leader(self._stored, reader.leader)
+                        stored = await reader.catch_up_with_leader(self._stored, job_id, reader.leader)
                     if stored is None:
                         reader.fall_behind()  # buffered live events may not follow its last event
                         events = []
@@ -206,8 +210,9 @@ class StreamHub:
         if earlier is not None and (unread := self._discard(earlier, reader, end_was_live=False)):
             await self._stored.unsubscribe(unread)
 
-    async def _settle(self, leader: str) -> None:
-        report_changes(await self._store.settle([leader]), self._send, self._metrics)
+    async def _settle(self, leader: str, follower: str) -> None:
+        async with self._settling:
+            report_changes(await self._store.settle_follower(leader, follower), self._send, self._metrics)
 
     def _discard(self, job_id: str, reader: Reader, *, end_was_live: bool) -> str | None:
         """Remove a reader. Returns the job if it was the last one, and this process is to unsubscribe from the job.

@@ -50,7 +50,7 @@ class Reader(ABC):
         """Read the stored events; None if an outage prevented it."""
 
     @abstractmethod
-    async def catch_up_with_leader(self, stored: StoredEvents, leader: str) -> StoredRead | None:
+    async def catch_up_with_leader(self, stored: StoredEvents, job_id: str, leader: str) -> StoredRead | None:
         """As `catch_up`, from the job that the reader's job follows."""
 
     def _take_buffered(self) -> list[Event]:
@@ -95,7 +95,7 @@ class Reader(ABC):
         other one with which it may have ended too, or not follow that one any more.
         """
         self.active_at = time.monotonic()
-        if self.leader is not None and (job_id != self.leader or any(map(_may_part, events))):
+        if self.leader is not None and (job_id != self.leader or any(map(_may_release_followers, events))):
             self.fall_behind()
             return
         events = self._wanted(events)
@@ -117,7 +117,7 @@ class Reader(ABC):
         self.wake.set()
 
 
-def _may_part(event: Event) -> bool:
+def _may_release_followers(event: Event) -> bool:
     """Whether the followers of the job may not follow it any more: it has ended, or starts again on another model."""
     if event.type is EventType.STARTED:
         return bool(event.payload()["attempt"] > 1)
@@ -200,8 +200,8 @@ class EventReader(Reader):
         self._archive_position = 0 if read is None else read.position
         return read
 
-    async def catch_up_with_leader(self, stored: StoredEvents, leader: str) -> StoredRead | None:
-        return await stored.read_leader(leader, self.after)
+    async def catch_up_with_leader(self, stored: StoredEvents, job_id: str, leader: str) -> StoredRead | None:
+        return await stored.read_leader(leader, job_id, self.after)
 
     def take_live(self) -> list[Event]:
         live, after = self._take_buffered(), self.after
@@ -251,8 +251,8 @@ class EndReader(Reader):
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
         return await stored.end(job_id)
 
-    async def catch_up_with_leader(self, stored: StoredEvents, leader: str) -> StoredRead | None:
-        return await stored.end_of_leader(leader)
+    async def catch_up_with_leader(self, stored: StoredEvents, job_id: str, leader: str) -> StoredRead | None:
+        return await stored.end_of_leader(leader, job_id)
 
     def take_live(self) -> list[Event]:
         return self._take_buffered()

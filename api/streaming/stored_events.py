@@ -45,9 +45,9 @@ class StoredEvents:
     """Reads stored events for a subscriber to live events."""
 
     def __init__(
-        self, logs: EventLog, store: JobStore, subscriber: str, settle: Callable[[str], Awaitable[None]]
+        self, logs: EventLog, store: JobStore, subscriber: str, settle: Callable[[str, str], Awaitable[None]]
     ) -> None:
-        """`settle` ends or releases the followers of a job that has ended, if that has not been done yet."""
+        """`settle` ends or releases a follower (the second argument) of a job that has ended, if it is still open."""
         self._logs = logs
         self._store = store
         self._subscriber = subscriber
@@ -109,7 +109,7 @@ class StoredEvents:
         more = page.next_start is not None
         return StoredRead(parse_archive(page.text), ended=not more, more=more, position=page.next_start or 0)
 
-    async def read_leader(self, leader: str, after: int) -> StoredRead | None:
+    async def read_leader(self, leader: str, follower: str, after: int) -> StoredRead | None:
         """Return a page of the events of the job that a job follows, without its last: that is not the follower's.
 
         `more` also if the leader has ended: then the follower has ended too, or does not follow it any more. Returns
@@ -121,7 +121,7 @@ class StoredEvents:
             events = page.events[:-1] if ended else page.events
             if events:
                 return StoredRead(events, ended=False, more=page.more or ended, leader=leader)
-            settled = await self._is_settled(leader)
+            settled = await self._is_settled(leader, follower)
             if not settled:
                 await self._logs.mark_shown(leader)
             return StoredRead([], ended=False, more=settled, leader=leader)
@@ -133,11 +133,11 @@ class StoredEvents:
             await self._pause(leader, error)
         return None
 
-    async def _is_settled(self, leader: str) -> bool:
-        """Whether a leader has ended; if so, make sure that its followers do not wait for it."""
+    async def _is_settled(self, leader: str, follower: str) -> bool:
+        """Whether a leader has ended; if so, make sure that this follower does not wait for it."""
         ended, _ = await self._store.has_ended(leader)
         if ended:
-            await self._settle(leader)
+            await self._settle(leader, follower)
         return ended
 
     async def _pause(self, job_id: str, outage: Exception) -> None:
@@ -152,11 +152,11 @@ class StoredEvents:
         """
         return await self._end(job_id, self._store.has_ended)
 
-    async def end_of_leader(self, leader: str) -> StoredRead | None:
+    async def end_of_leader(self, leader: str, follower: str) -> StoredRead | None:
         """As `read_leader`, without events."""
 
         async def settled(leader: str) -> tuple[bool, str | None]:
-            return await self._is_settled(leader), leader
+            return await self._is_settled(leader, follower), leader
 
         read = await self._end(leader, settled)
         return read and replace(read, ended=False, more=read.ended)

@@ -19,7 +19,20 @@ COLUMNS = {
     "follows": 'text COLLATE "C"',
     "prompt_bytes": "integer",
     "continues": 'text COLLATE "C"',
+    "entry_key": "bytea",
+    "answered_by": 'text COLLATE "C"',
 }
+# The jobs that the response cache has answered get copies of their answers, unless an interrupted downgrade did that.
+COPY_ANSWERS = """
+    DO $$
+    BEGIN
+        IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'jobs'::regclass AND attname = 'answered_by') THEN
+            UPDATE jobs SET output = answer.output, log = answer.log
+            FROM jobs AS answer
+            WHERE answer.id = jobs.answered_by AND jobs.deleted_at IS NULL AND jobs.log IS NULL;
+        END IF;
+    END $$
+"""
 
 
 def upgrade() -> None:
@@ -77,13 +90,27 @@ def upgrade() -> None:
             "ON jobs (project_id, (decisions -> 'context' ->> 'conversation')) WHERE kind = 'summary'",
         )
         create_index("jobs_following", "ON jobs (follows) WHERE follows IS NOT NULL AND finished_at IS NULL")
-        create_index("jobs_decided", "ON jobs (project_id, id) WHERE decisions IS NOT NULL")
+        create_index("jobs_answered_by", "ON jobs (answered_by) WHERE answered_by IS NOT NULL")
+        create_index("jobs_kept", "ON jobs (id) WHERE deleted_at IS NOT NULL AND log IS NOT NULL")
         declare_compatible(revision, "0009")
 
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
-        for name in ("jobs_leading", "jobs_summaries", "jobs_following", "jobs_decided"):
+        # The previous version sends messages of released jobs only, and does not know that others wait for an answer.
+        execute("UPDATE jobs SET dispatched_at = now() WHERE follows IS NOT NULL AND finished_at IS NULL")
+        # Keys with limits that the previous version does not know must not have more rights there.
+        execute(
+            """
+            UPDATE api_keys SET revoked_at = now()
+            WHERE revoked_at IS NULL
+                AND (options #>> '{token_limits,max_output}' IS NOT NULL
+                    OR options #>> '{token_limits,max_input}' IS NOT NULL)
+            """
+        )
+        execute(COPY_ANSWERS)
+        execute("UPDATE jobs SET output = NULL, log = NULL WHERE deleted_at IS NOT NULL AND log IS NOT NULL")
+        for name in ("jobs_leading", "jobs_summaries", "jobs_following", "jobs_answered_by", "jobs_kept"):
             execute(f"DROP INDEX IF EXISTS {name}")
         execute("DROP TABLE IF EXISTS cached_answers")
         execute("DROP TABLE IF EXISTS secrets")

@@ -157,6 +157,10 @@ class Usage:
         """Return the form that is stored in the job's row and log. The last two counts are omitted if they are 0."""
         return {name: count for name, count in asdict(self).items() if count or name not in _REPORTED_COUNTS}
 
+    def without(self, counts: Mapping[str, int]) -> Usage:
+        """Return the usage less these counts."""
+        return Usage(**{name: max(0, count - counts.get(name, 0)) for name, count in asdict(self).items()})
+
 
 _REPORTED_COUNTS = ("reasoning_tokens", "cache_write_tokens")
 
@@ -311,6 +315,13 @@ class JobSummary:
     def begins_with(self) -> str | None:
         """The job whose log is the beginning of this job's log, which it has followed."""
         return self.follows or self.continues
+
+    def charged(self, usage: Usage) -> Usage:
+        """The part of the job's usage that was generated for this job, and not for one that it followed."""
+        if self.follows is not None:
+            return Usage()
+        inherited = self.decisions.cache.inherited if self.decisions.cache is not None else None
+        return usage.without(inherited) if inherited else usage
 
     @property
     def missed_start(self) -> bool:

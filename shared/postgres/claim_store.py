@@ -83,8 +83,9 @@ _CLAIM = Prepared(
             JobRow.status: JobStatus.IN_PROGRESS.value,
             JobRow.attempt: JobRow.attempt + 1,
             JobRow.worker: bindparam("claimant", type_=Text),
-            JobRow.attempt_started_at: func.clock_timestamp(),
-            JobRow.started_at: func.coalesce(JobRow.started_at, func.clock_timestamp()),
+            # The same time in both shows which claim has started the job.
+            JobRow.attempt_started_at: func.statement_timestamp(),
+            JobRow.started_at: func.coalesce(JobRow.started_at, func.statement_timestamp()),
             # A job that was withheld can still be claimed, by a message that was sent before.
             JobRow.dispatched_at: func.coalesce(JobRow.dispatched_at, func.clock_timestamp()),
             JobRow.unreadable_at: None,
@@ -93,12 +94,15 @@ _CLAIM = Prepared(
     )
     .returning(*COLUMNS, _SALT)
 )
-# A claim that leaves no trace: it is no attempt and, without others, no start.
+# A claim that leaves no trace: it is no attempt and, if the job had not been started before, no start. A job may have
+# been started without an attempt of its own, by the job that it followed.
 _UNCLAIMED: dict[Any, Any] = {
     JobRow.status: JobStatus.QUEUED.value,
     JobRow.worker: None,
     JobRow.attempt_started_at: None,
-    JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
+    JobRow.started_at: case(
+        (or_(JobRow.attempts != literal([], JSONB), JobRow.started_at < JobRow.attempt_started_at), JobRow.started_at)
+    ),
 }
 _OWNER = bindparam("owner", type_=Text)
 _FINISH = EndStatements(JobRow.worker == _OWNER, IS_RUNNING)
@@ -120,6 +124,7 @@ class ClaimStore(ReroutingStore):
         self._claims = GroupCommit(self._claim)
         self._suspect_claims = GroupCommit(self._claim_suspects)
         self._cancellations = UpstreamCancellations(engine)
+        self._settlements = GroupCommit(self._settle_together)
         self._results = GroupCommit(self._finish, weigh=lambda record: len(record["output"]) + len(record["log"]))
 
     async def claim(self, job_id: str, *, suspects: bool = True) -> Job | None:
@@ -148,15 +153,24 @@ class ClaimStore(ReroutingStore):
 
     async def finish(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
         """End a job that this attempt owns. None: the attempt does not own it any more, and nothing was written."""
-        return await self._results(result_record(job_id, attempt, result))
+        return await self._settled(job_id, await self._results(result_record(job_id, attempt, result)))
+
+    async def _settle_portion(self, leader: str) -> list[FollowerChange]:
+        return await self._settlements(leader)
+
+    async def _settle_together(self, leaders: Sequence[str]) -> list[list[FollowerChange]]:
+        changes = await self.settle(leaders)
+        return [[change for change in changes if change.leader == leader] for leader in leaders]
 
     async def has_followers(self, job_id: str) -> bool:
         """Whether open jobs follow a job."""
         return await self._first(select(JobRow.id).where(JobRow.follows == job_id, FOLLOWS).limit(1)) is not None
 
     async def hand_over(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
-        """As `finish`, for a job that was cancelled or is late: its oldest follower is claimed by this worker."""
-        return (await self._end(_HAND_OVER, [result_record(job_id, attempt, result)], owner=self._worker))[0]
+        """As `finish`, for a job that was cancelled or is late: the follower that takes the lead is claimed by this
+        worker."""
+        (ended,) = await self._end(_HAND_OVER, [result_record(job_id, attempt, result)], owner=self._worker)
+        return await self._settled(job_id, ended)
 
     async def claimed(self, job_id: str) -> Job | None:
         """Return a running job that this worker owns.

@@ -1,19 +1,22 @@
 """SQL about followers: jobs that wait for the answer of their leader, another open job with the same request.
 
-A follower is queued and has no message. Its leader's end is also its own, in the same statement: it ends with the same
-answer; or, if there is none, it is released to the queue. Of the followers of a job that was cancelled or has expired,
-the oldest takes the lead, and the others follow it. Of one that has failed, or was moved to another model and so lost
-its cache key, each becomes a job of its own.
+A follower is queued and has no message. What happens to the followers depends on how their leader ends:
 
-A follower that is inserted while its leader's end is being committed is not seen by that statement. So the process that
-ends a leader, the one that inserts a follower, and every sweep run `settle_statement` of
-`shared.postgres.job_statements`.
+* It is cancelled or expires: in the same statement, the most urgent follower, of these the oldest, takes the lead, and
+  the others follow it (`promote_followers`).
+* It moves to another model, and so loses its cache key: in the same statement, each becomes a job of its own
+  (`release_followers`).
+* It has an answer, or fails: after its end is committed, they end with the same answer, or are released to the queue
+  (`settle_followers`). A copy of the answer takes time and space, so this is done in portions.
+
+`settle_followers` also covers the followers that the first two statements could not see, because they were inserted at
+the same time. The process that ends a leader, the one that inserts a follower, and every sweep run it, as do readers.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +30,12 @@ from sqlalchemy import (
     case,
     exists,
     func,
+    literal,
     literal_column,
     null,
+    or_,
     select,
+    true,
     type_coerce,
     update,
 )
@@ -37,9 +43,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 
 from shared.domain.decisions import CacheOutcome
+from shared.domain.errors import ErrorCode
 from shared.domain.job import SUCCEEDED, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.postgres.tables import JobRow
+
+# Most followers of a leader that one statement settles, and about the bytes that it copies, compressed.
+PORTION = 1000
+PORTION_BYTES = 4 * 1024 * 1024
 
 
 def _literals(values: Iterable[str]) -> list[ColumnElement[str]]:
@@ -47,15 +58,19 @@ def _literals(values: Iterable[str]) -> list[ColumnElement[str]]:
 
 
 _SUCCEEDED = _literals(SUCCEEDED)
-_GIVEN_UP = _literals((JobStatus.CANCELLED, JobStatus.EXPIRED))
+# Leaders that end so have a successor.
+SUCCEEDED_BY_FOLLOWER = _literals((JobStatus.CANCELLED, JobStatus.EXPIRED))
 COALESCED, _MISS = _literals((CacheOutcome.COALESCED, CacheOutcome.MISS))
+_EXHAUSTED: ColumnElement[str] = literal_column(f"'{ErrorCode.ATTEMPTS_EXHAUSTED.value}'::text")
+_FALSE = literal_column("false", Boolean)
 
 
 @dataclass(frozen=True, slots=True)
 class FollowerChange:
-    """What the end of its leader has meant for a follower: it has ended too, was released to the queue, or is run on.
+    """A change of a follower: it has ended with its leader, was released to the queue, or continues its generation.
 
-    `status` is the one that it has now, `seconds` its age.
+    `status` is the follower's status now, `seconds` its age, and `first` whether it is the first one that its leader's
+    end has released.
     """
 
     job_id: str
@@ -65,71 +80,140 @@ class FollowerChange:
     status: JobStatus
     seconds: float
     request_id: str | None
+    first: bool
 
     @property
     def hint(self) -> Hint:
-        """The message of a released job. Its turn had come with its leader's, whose readers it may have had."""
-        return to_front(Hint(self.job_id, self.model, self.priority))
+        """The message of a released job. The first one takes its leader's turn; the others wait for theirs."""
+        hint = Hint(self.job_id, self.model, self.priority)
+        return to_front(hint) if self.first else hint
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of a job was written, with these changes of its followers."""
+    """The end of a job was written, with these changes of its followers. `leads`: it may have others."""
 
     followers: tuple[FollowerChange, ...] = ()
+    leads: bool = False
 
 
-# The columns of leaders that their followers' changes depend on.
+# The columns of leaders that the values of released followers depend on.
 LEADER_COLUMNS = (
     JobRow.id,
     JobRow.status,
     JobRow.attempt,
+    JobRow.deaths,
+    JobRow.suspect,
     JobRow.continues,
+    JobRow.cache_key,
     JobRow.started_at,
     JobRow.first_token_at,
     JobRow.finished_at,
+    JobRow.error_code,
+    JobRow.usage,
+)
+# Those that the values of ended followers depend on, too.
+ANSWER_COLUMNS = (
+    JobRow.error_message,
+    JobRow.error_param,
     JobRow.attempts,
     JobRow.decisions,
     JobRow.output,
-    JobRow.usage,
     JobRow.log,
 )
 
-
-# Condition: the job follows another one. It is the one of an index.
+# Condition: the job follows another one. An index has the same condition.
 FOLLOWS = and_(JobRow.follows.is_not(None), JobRow.finished_at.is_(None))
 
 
-def follower_changes(leaders: CTE, *, promote: bool, claimant: Any = None) -> tuple[CTE, CTE]:
-    """End or release the followers of ended jobs; `leaders` has their `LEADER_COLUMNS`.
+def promote_followers(leaders: CTE, claimant: Any = None) -> CTE:
+    """Let a follower of each leader take the lead; `leaders` have their `LEADER_COLUMNS`.
 
-    Without `promote`, no follower takes the lead: another job may have it already. With `claimant`, the one that takes
-    it is claimed, as its first attempt, by the worker that runs the generation on. The result are the jobs that have
-    ended, and those that follow no more or another job; the columns of both are those of a `FollowerChange`. Those that
-    have ended also have the columns of `_with_effects`, through which all jobs end.
+    With `claimant`, it is claimed, as its first attempt, by the worker that continues the generation. Returns the
+    changed followers, with the columns `CHANGE`.
     """
-    followers = (
-        select(JobRow.id, leaders.c.id.label("leader"))
-        .where(JobRow.follows == leaders.c.id, JobRow.finished_at.is_(None))
-        # Locked, and checked again then: none of them ends or is released elsewhere meanwhile.
-        .order_by(JobRow.id)
-        .with_for_update(of=JobRow)
-        .cte("followers")
+    followers = _locked(leaders)
+    successors = select(followers.c.id, followers.c.leader).where(_is_first(followers)).cte("successors")
+    values = _released(leaders)
+    del values[JobRow.cache_key], values[JobRow.entry_key]
+    if claimant is not None:
+        del values[JobRow.suspect]  # the generation that it continues is running already
+        values |= {
+            # The engine has computed the prompt once, too.
+            JobRow.decisions: with_cache_decision(
+                JobRow.decisions, outcome=_MISS, source=leaders.c.id, inherited=leaders.c.usage
+            ),
+            JobRow.status: literal(JobStatus.IN_PROGRESS.value),
+            JobRow.attempt: JobRow.attempt + 1,
+            JobRow.worker: claimant,
+            JobRow.attempt_started_at: func.clock_timestamp(),
+        }
+    is_successor = JobRow.id == successors.c.id
+    changes = {column: case((is_successor, value), else_=column) for column, value in values.items()} | {
+        JobRow.follows: case((~is_successor, successors.c.id)),
+        JobRow.decisions: case(
+            (is_successor, values[JobRow.decisions]),
+            else_=with_cache_decision(JobRow.decisions, source=successors.c.id),
+        ),
+    }
+    return (
+        update(JobRow)
+        .where(JobRow.id == followers.c.id, leaders.c.id == followers.c.leader, successors.c.leader == leaders.c.id)
+        .values(changes)
+        .returning(*_change(leaders.c.id, is_successor), JobRow.follows)
+        .cte("followers_promoted")
     )
-    answered = and_(leaders.c.status.in_(_SUCCEEDED), leaders.c.log.is_not(None))
+
+
+def release_followers(leaders: CTE) -> CTE:
+    """Release all followers of the leaders, which have their `LEADER_COLUMNS`. Returns rows as `promote_followers`."""
+    return _release(leaders, _locked(leaders))
+
+
+def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any = None) -> tuple[CTE, CTE]:
+    """End or release a portion of the followers of each leader; or, with `follower`, only that one.
+
+    A portion is at most `PORTION` followers, or as many as get about `portion_bytes`, but at least one.
+
+    `leaders`, which have ended, have lost their cache key, or do not exist, have their `LEADER_COLUMNS` and
+    `ANSWER_COLUMNS`. Returns the followers that have ended, with the columns `CHANGE` and those of `_with_effects`,
+    through which all jobs end; and the released ones.
+
+    A follower fails with its leader if that has used up its attempts, because the same request would cause the same
+    deaths; not if it can still move to another model.
+    """
+    # As it is stored: it is copied without being decompressed.
+    size = func.pg_column_size(leaders.c.output) + func.pg_column_size(leaders.c.log)
+    portion = None
+    if follower is None:
+        portion = func.least(PORTION, func.greatest(portion_bytes // func.greatest(size, 1, type_=Integer), 1))
+    followers = _locked(leaders, portion=portion, follower=follower)
+    fallbacks = func.coalesce(func.jsonb_array_length(JobRow.decisions["route"]["fallbacks"]), 0)
+    ends = func.coalesce(
+        and_(
+            # The answer of a leader without a key is that of another model.
+            leaders.c.cache_key.is_not(None),
+            leaders.c.log.is_not(None),
+            or_(leaders.c.status.in_(_SUCCEEDED), and_(leaders.c.error_code == _EXHAUSTED, fallbacks == 0)),
+        ),
+        _FALSE,
+    )
     ended = (
         update(JobRow)
-        .where(JobRow.id == followers.c.id, leaders.c.id == followers.c.leader, answered)
+        .where(JobRow.id == followers.c.id, leaders.c.id == followers.c.leader, ends)
         .values(
             {
                 JobRow.status: leaders.c.status,
                 JobRow.finished_at: func.greatest(leaders.c.finished_at, JobRow.created_at),
                 JobRow.started_at: func.greatest(leaders.c.started_at, JobRow.created_at),
-                JobRow.first_token_at: _since_then(leaders.c.first_token_at),
+                JobRow.first_token_at: _not_before_creation(leaders.c.first_token_at),
                 JobRow.output: leaders.c.output,
                 JobRow.usage: leaders.c.usage,
                 JobRow.log: leaders.c.log,
-                JobRow.decisions: decided(
+                JobRow.error_code: leaders.c.error_code,
+                JobRow.error_message: leaders.c.error_message,
+                JobRow.error_param: leaders.c.error_param,
+                JobRow.decisions: with_cache_decision(
                     JobRow.decisions,
                     outcome=COALESCED,
                     source=leaders.c.id,
@@ -141,71 +225,99 @@ def follower_changes(leaders: CTE, *, promote: bool, claimant: Any = None) -> tu
             }
         )
         .returning(
-            *_change_columns(leaders.c.id),
+            *_change(leaders.c.id, _FALSE),
             JobRow.project_id,
             JobRow.cache_key,
             JobRow.decisions,
             null().cast(JSONB).label("upstream"),
-            literal_column("false", Boolean).label("cacheable"),
+            _FALSE.label("cacheable"),
             literal_column("0", Integer).label("answer_bytes"),
         )
         .cte("followers_ended")
     )
+    return ended, _release(leaders, followers, ~ends)
+
+
+def _locked(leaders: CTE, *, portion: Any = None, follower: Any = None) -> CTE:
+    """Lock open followers: `id`, `leader`, and the `place` among the followers of that leader, from 1.
+
+    With `portion`, at most as many of each leader, without those that others have locked, and so decide about. Once
+    they are locked, the conditions are checked again, so none of them ends or is released elsewhere meanwhile.
+    """
+    rows = (
+        select(JobRow.id, JobRow.priority)
+        .where(JobRow.follows == leaders.c.id, JobRow.finished_at.is_(None))
+        .order_by(JobRow.priority, JobRow.id)
+    )
+    if follower is not None:
+        rows = rows.where(JobRow.id == follower).with_for_update()
+    elif portion is not None:
+        rows = rows.limit(portion).with_for_update(skip_locked=True)
+    else:
+        rows = rows.with_for_update()
+    followers = rows.lateral("open_followers")
+    place = func.row_number().over(partition_by=leaders.c.id, order_by=(followers.c.priority, followers.c.id))
+    return (
+        select(followers.c.id, leaders.c.id.label("leader"), place.label("place"))
+        .join_from(leaders, followers, true())
+        .cte("followers")
+    )
+
+
+def _is_first(followers: CTE) -> ColumnElement[bool]:
+    return followers.c.place == literal_column("1")
+
+
+def _released(leaders: CTE) -> dict[Any, Any]:
+    """The values of a follower that becomes a job of its own.
+
+    It inherits what is known of the same request: the deaths of engines that it has caused, and the tokens that its
+    answer begins with.
+    """
     # A job without an attempt has no log of its own, only the beginning that it had from an earlier leader. The log of
-    # one that has not ended will be that of another model.
+    # one that has moved is that of another model.
     begins_with = case(
-        (leaders.c.finished_at.is_(None), literal_column("''")),
+        (or_(leaders.c.finished_at.is_(None), leaders.c.cache_key.is_(None)), literal_column("''")),
         (leaders.c.attempt > 0, leaders.c.id),
         else_=leaders.c.continues,
     )
-    released_values: dict[Any, Any] = {
+    usage = type_coerce(leaders.c.usage, JSONB)
+    names = ("completion_tokens", "reasoning_tokens")
+    counts = itertools.chain.from_iterable((literal_column(f"'{name}'"), usage[name]) for name in names)
+    inherited = case((begins_with != literal_column("''"), func.jsonb_build_object(*counts)))
+    suspected = or_(leaders.c.suspect, leaders.c.error_code == _EXHAUSTED)
+    return {
+        JobRow.follows: null(),
+        JobRow.cache_key: null(),
+        # Its answer is stored, although it leads no others.
+        JobRow.entry_key: JobRow.cache_key,
         JobRow.continues: begins_with,
-        JobRow.dispatched_at: func.now(),
-        JobRow.started_at: _since_then(leaders.c.started_at),
-        JobRow.first_token_at: _since_then(leaders.c.first_token_at),
-    }
-    given_up = leaders.c.status.in_(_GIVEN_UP) if promote else literal_column("false")
-    heirs = select(followers.c.leader, func.min(followers.c.id).label("id")).group_by(followers.c.leader).cte("heirs")
-    stays = and_(given_up, JobRow.id != heirs.c.id)
-    if claimant is not None:
-        now = func.clock_timestamp()
-        claimed = {
-            JobRow.status: literal_column(f"'{JobStatus.IN_PROGRESS.value}'"),
-            JobRow.attempt: JobRow.attempt + 1,
-            JobRow.worker: claimant,
-            JobRow.attempt_started_at: now,
-        }
-        released_values |= {column: case((given_up, value), else_=column) for column, value in claimed.items()}
-    values: dict[Any, Any] = {
-        column: case((stays, column), else_=value) for column, value in released_values.items()
-    } | {
-        JobRow.follows: case((stays, heirs.c.id)),
-        JobRow.cache_key: case((given_up, JobRow.cache_key)),
-        JobRow.decisions: case(
-            (stays, decided(JobRow.decisions, source=heirs.c.id)),
-            else_=decided(JobRow.decisions, outcome=_MISS, source=leaders.c.id),
+        JobRow.dispatched_at: func.clock_timestamp(),
+        JobRow.started_at: _not_before_creation(leaders.c.started_at),
+        JobRow.first_token_at: _not_before_creation(leaders.c.first_token_at),
+        JobRow.deaths: func.greatest(JobRow.deaths, leaders.c.deaths),
+        JobRow.suspect: or_(JobRow.suspect, func.coalesce(suspected, _FALSE)),
+        JobRow.decisions: with_cache_decision(
+            JobRow.decisions, outcome=_MISS, source=leaders.c.id, inherited=inherited
         ),
     }
-    released = (
+
+
+def _release(leaders: CTE, followers: CTE, *conditions: ColumnElement[bool]) -> CTE:
+    return (
         update(JobRow)
-        .where(
-            JobRow.id == followers.c.id,
-            leaders.c.id == followers.c.leader,
-            heirs.c.leader == followers.c.leader,
-            ~func.coalesce(answered, literal_column("false")),
-        )
-        .values(values)
-        .returning(*_change_columns(leaders.c.id), JobRow.follows)
+        .where(JobRow.id == followers.c.id, leaders.c.id == followers.c.leader, *conditions)
+        .values(_released(leaders))
+        .returning(*_change(leaders.c.id, _is_first(followers)), JobRow.follows)
         .cte("followers_released")
     )
-    return ended, released
 
 
 # The columns of a `FollowerChange`.
-CHANGE = ("id", "leader", "model", "priority", "status", "seconds", "request_id")
+CHANGE = ("id", "leader", "model", "priority", "status", "seconds", "request_id", "first")
 
 
-def _change_columns(leader: Any) -> tuple[Any, ...]:
+def _change(leader: Any, first: Any) -> tuple[Any, ...]:
     age = func.extract("epoch", func.coalesce(JobRow.finished_at, func.clock_timestamp()) - JobRow.created_at)
     return (
         JobRow.id,
@@ -215,24 +327,28 @@ def _change_columns(leader: Any) -> tuple[Any, ...]:
         JobRow.status,
         age.label("seconds"),
         JobRow.request_id,
+        first.label("first"),
     )
 
 
-def changed_rows(ended: CTE, released: CTE) -> tuple[Select[Any], Select[Any]]:
-    """Select the changes that `follower_changes` makes: rows of `CHANGE`, for `read_change`."""
-    return (
-        select(*(ended.c[name] for name in CHANGE)),
-        select(*(released.c[name] for name in CHANGE)).where(released.c.follows.is_(None)),
-    )
+def ended_rows(ended: CTE) -> Select[Any]:
+    """Select the followers that have ended: rows of `CHANGE`, for `read_change`."""
+    return select(*(ended.c[name] for name in CHANGE))
 
 
-def orphans(limit: int) -> Select[Any]:
-    """Select the leaders of open followers that have ended, lead no more, or do not exist."""
+def released_rows(released: CTE) -> Select[Any]:
+    """Select the followers that follow no job any more: rows of `CHANGE`, for `read_change`."""
+    return select(*(released.c[name] for name in CHANGE)).where(released.c.follows.is_(None))
+
+
+def orphans(limit: int, without: Collection[str] = ()) -> Select[Any]:
+    """Select the leaders of open followers that have ended, lead no more, or do not exist; not those in `without`."""
     leader = aliased(JobRow)
     return (
         select(JobRow.follows)
         .where(
             FOLLOWS,
+            JobRow.follows.not_in(without),
             ~exists().where(leader.id == JobRow.follows, leader.finished_at.is_(None), leader.cache_key.is_not(None)),
         )
         .distinct()
@@ -241,19 +357,26 @@ def orphans(limit: int) -> Select[Any]:
 
 
 def read_change(row: Any) -> FollowerChange:
-    """Build a change from a row of `changed_rows`."""
+    """Build a change from a row of `ended_rows` or `released_rows`."""
     return FollowerChange(
-        row.id, row.leader, row.model, row.priority, JobStatus(row.status), float(row.seconds), row.request_id
+        job_id=row.id,
+        leader=row.leader,
+        model=row.model,
+        priority=row.priority,
+        status=JobStatus(row.status),
+        seconds=float(row.seconds),
+        request_id=row.request_id,
+        first=row.first,
     )
 
 
-def _since_then(moment: Any) -> Any:
-    """A moment of the leader in the life of its follower, which may be younger; NULL if it did not come."""
+def _not_before_creation(moment: Any) -> Any:
+    """A time of the leader, for its follower, which may be younger; NULL if there is none."""
     return case((moment.is_not(None), func.greatest(moment, JobRow.created_at)))
 
 
-def decided(decisions: Any, **members: Any) -> Any:
-    """A job's decisions with these members of the one about the cache."""
+def with_cache_decision(decisions: Any, **members: Any) -> Any:
+    """A job's decisions, with these members of its `CacheDecision` changed."""
     pairs = itertools.chain.from_iterable((literal_column(f"'{name}'"), value) for name, value in members.items())
     decisions = func.coalesce(decisions, literal_column("'{}'::jsonb"), type_=JSONB)
     cache = func.coalesce(decisions["cache"], literal_column("'{}'::jsonb"), type_=JSONB)

@@ -42,7 +42,9 @@ class GroupCommit(Generic[I, O]):
         self._writing: set[asyncio.Task[None]] = set()
 
     async def __call__(self, item: I) -> O:
-        """Write an item; return its outcome once it is committed. Cancelling the caller does not stop the write.
+        """Write an item; return its outcome once it is committed.
+
+        If the caller is cancelled, an item that still waits is not written; a write that has begun is not stopped.
 
         Raises the errors of `write`.
         """
@@ -58,6 +60,9 @@ class GroupCommit(Generic[I, O]):
         assert task is not None
         try:
             while self._waiting:
+                if any(outcome.done() for _, outcome in self._waiting):
+                    self._waiting = [one for one in self._waiting if not one[1].done()]
+                    continue
                 count = self._batch()
                 batch, self._waiting = self._waiting[:count], self._waiting[count:]
                 await self._commit(batch)

@@ -7,8 +7,9 @@ jobs that the response cache answers. A test checks that no other SQL does eithe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +29,7 @@ from sqlalchemy import (
     case,
     column,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -61,13 +63,18 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.followers import (
+    ANSWER_COLUMNS,
     CHANGE,
     LEADER_COLUMNS,
+    PORTION_BYTES,
+    SUCCEEDED_BY_FOLLOWER,
     Ended,
     FollowerChange,
-    changed_rows,
-    follower_changes,
+    ended_rows,
+    promote_followers,
     read_change,
+    released_rows,
+    settle_followers,
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
@@ -82,6 +89,9 @@ from shared.postgres.tables import (
 from shared.postgres.upstream_cancellations import stored_state
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
+from shared.runtime.outages import is_database_outage
+
+logger = logging.getLogger(__name__)
 
 # With literals: if the status were a parameter, the generic plan, which PostgreSQL may use from the sixth execution on,
 # could not use the partial indexes of queued and of running jobs.
@@ -128,9 +138,32 @@ SUMMARY_COLUMNS = (
     JobRow.follows,
     JobRow.continues,
 )
+# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
+# are looked for in this many of its last characters.
+_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
+_NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
+_LAST_LINE = 400
+
+# The job whose answer the response cache has given to this one, if it has answered this one.
+_ANSWER = aliased(JobRow, name="answer")
+
+
+def _answered(own: Any, of_answer: Any) -> Any:
+    """A job's own value, or that of the job that has its answer; NULL once the job was deleted."""
+    shared = select(of_answer).where(_ANSWER.id == JobRow.answered_by).correlate(JobRow).scalar_subquery()
+    return case((JobRow.deleted_at.is_not(None), null()), (JobRow.answered_by.is_(None), own), else_=shared)
+
+
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
-OUTPUT = sql_cast(JobRow.output, Text).label("output")
+OUTPUT = _answered(sql_cast(JobRow.output, Text), sql_cast(_ANSWER.output, Text)).label("output")
+# The archived log of an ended job. That of an answered one has the times of a job that did not wait.
+LOG = _answered(
+    JobRow.log,
+    func.left(_ANSWER.log, -_LAST_LINE).concat(
+        func.regexp_replace(func.right(_ANSWER.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
+    ),
+)
 COLUMNS = (*SUMMARY_COLUMNS, REQUEST, OUTPUT)
 
 
@@ -290,16 +323,10 @@ _RESULTS = Records(
     cacheable=Boolean,
     answer_bytes=Integer,
 )
-# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
-# are looked for in this many of its last characters.
-_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
-_NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
-_LAST_LINE = 400
 
 
 # Whether a job may have followers.
 _LEADS = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None))
-_LARGE = ("output", "log")
 
 
 def insert_queued(
@@ -317,23 +344,31 @@ def insert_queued(
     return upsert(JobRow).from_select(list(columns), narrow(select(*columns.values())))
 
 
+def cached_answers(records: Records) -> Select[Any]:
+    """Select the size in bytes of the cached answer of each record that has one, and its id.
+
+    A record has an id, a `cache_key`, a project, a model and, if it is not None, the largest age of the answer,
+    `max_age_s`.
+    """
+    return _found(select(records.id, CachedAnswerRow.bytes), records, aliased(JobRow, name="source"))
+
+
 def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
     """The only SQL that creates jobs which have ended: inserts a `completed` job per record that has a cached answer.
 
-    Records and `values` are as in `insert_queued`, with a `cache_key`, the project and, if it is not None, the largest
-    age of the answer, `max_age_s`. The answer is copied from the job that the entry names; if that was deleted, there
-    is none. Returns the inserted rows, for further parts of the statement, and the statement, which returns their
-    columns. Whatever joins `end_statement` joins this one too.
+    Records and `values` are as in `insert_queued`, and records also as in `cached_answers`. Output and log stay in the
+    row of the job that the entry names, which is locked: a later deletion of that job finds the inserted one. If it was
+    deleted before, there is no answer. Returns the inserted rows, for further parts of the statement, and the
+    statement, which returns their columns. Whatever joins `end_statement` joins this one too.
     """
-    entry, source = CachedAnswerRow, aliased(JobRow, name="source")
-    age_s = func.extract("epoch", func.now() - source.finished_at)
+    source = aliased(JobRow, name="source")
     decision = func.jsonb_build_object(
         "outcome",
         literal(CacheOutcome.HIT.value, Text),
         "source",
         source.id,
         "age_s",
-        func.greatest(0, func.floor(age_s)),
+        func.greatest(0, func.floor(_age_s(source))),
         "fingerprint",
         func.coalesce(source.attempts[-1]["fingerprint"], source.decisions["cache"]["fingerprint"]),
     )
@@ -345,31 +380,16 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
         JobRow.started_at: func.now(),
         JobRow.first_token_at: func.now(),
         JobRow.finished_at: func.now(),
-        JobRow.output: source.output,
         JobRow.usage: source.usage,
-        JobRow.log: func.left(source.log, -_LAST_LINE).concat(
-            func.regexp_replace(func.right(source.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
-        ),
+        JobRow.answered_by: source.id,
     }
-    found = select(*columns.values()).where(
-        entry.key == new.cache_key,
-        entry.project_id == new.project_id,
-        entry.model == new.model,
-        entry.expires_at > func.now(),
-        source.id == entry.job_id,
-        source.project_id == new.project_id,
-        source.model == new.model,
-        source.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
-        source.deleted_at.is_(None),
-        source.log.is_not(None),
-        or_(new.max_age_s.is_(None), age_s <= new.max_age_s),
-    )
+    found = _found(select(*columns.values()), new, source).with_for_update(of=source, read=True)
     ended = (
         insert(JobRow)
         .from_select(list(columns), found)
         .returning(
             *SUMMARY_COLUMNS,
-            OUTPUT,
+            JobRow.answered_by,
             JobRow.cache_key,
             null().cast(JSONB).label("upstream"),
             literal_column("false", Boolean).label("cacheable"),
@@ -377,7 +397,30 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
         )
         .cte("ended")
     )
-    return ended, _with_effects(select(*ended.c), ended)
+    output = select(sql_cast(_ANSWER.output, Text)).where(_ANSWER.id == ended.c.answered_by).scalar_subquery()
+    return ended, _with_effects(select(*ended.c, output.label("output")), ended)
+
+
+def _found(query: Select[Any], records: Records, source: Any) -> Select[Any]:
+    """Join the entry of the response cache that answers a record, and the job that it names."""
+    entry = CachedAnswerRow
+    return query.where(
+        entry.key == records.cache_key,
+        entry.project_id == records.project_id,
+        entry.model == records.model,
+        entry.expires_at > func.now(),
+        source.id == entry.job_id,
+        source.project_id == records.project_id,
+        source.model == records.model,
+        source.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
+        source.deleted_at.is_(None),
+        source.log.is_not(None),
+        or_(records.max_age_s.is_(None), _age_s(source) <= records.max_age_s),
+    )
+
+
+def _age_s(source: Any) -> Any:
+    return func.extract("epoch", func.now() - source.finished_at)
 
 
 def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -397,8 +440,9 @@ def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
 def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: Any = None) -> Any:
     """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
 
-    Returns the ids of these jobs (a job that may have followers is its own `leader`), and the changes of followers,
-    which end with the same answer or are released (`shared.postgres.followers`; `claimant`: see `follower_changes`).
+    Returns the ids of these jobs (a job that may have followers is its own `leader`), and the followers that continue
+    for jobs that were cancelled or have expired (`claimant`: see `promote_followers`). All other followers are settled
+    afterwards (`settle_statement`): there may be any number of them.
     Without `keyed`, none of the jobs is expected to have a key of the response cache: the statement takes less time.
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
@@ -434,13 +478,13 @@ def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: An
         .returning(
             JobRow.project_id,
             JobRow.model,
-            JobRow.cache_key,
+            func.coalesce(JobRow.cache_key, JobRow.entry_key).label("cache_key"),
             result.upstream.label("upstream"),
             result.cacheable.label("cacheable"),
             result.answer_bytes.label("answer_bytes"),
             _LEADS.label("leads"),
-            # The large values are those of leaders only: the rows are kept until the followers have got theirs.
-            *(case((_LEADS, one)).label(one.key) if one.key in _LARGE else one for one in LEADER_COLUMNS if keyed),
+            JobRow.decisions,
+            *(one for one in LEADER_COLUMNS if keyed and one.key != "cache_key"),
             *([] if keyed else [JobRow.id]),
         )
         .cte("ended")
@@ -449,39 +493,37 @@ def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: An
     jobs = select(*(own.get(name, null()).label(name) for name in CHANGE))
     if not keyed:
         return _with_effects(jobs, ended, keyed=False)
-    leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
-    followers_ended, released = follower_changes(leaders, promote=True, claimant=claimant)
-    rows = union_all(jobs, *changed_rows(followers_ended, released))
-    return _with_effects(select(rows.subquery()), ended, followers_ended)
+    leaders = (
+        select(*(ended.c[one.key] for one in LEADER_COLUMNS))
+        .where(ended.c.leads, ended.c.status.in_(SUCCEEDED_BY_FOLLOWER))
+        .cte("leaders")
+    )
+    rows = union_all(jobs, released_rows(promote_followers(leaders, claimant)))
+    return _with_effects(select(rows.subquery()), ended)
 
 
-def settle_statement() -> Any:
-    """Make the `follower_changes` of those of the jobs `ids` that have ended, lead no more, or do not exist."""
+def settle_statement(**portion: Any) -> Any:
+    """Run `settle_followers` for those of the jobs `ids` that have ended, lead no more, or do not exist."""
     wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
     leader = aliased(JobRow)
-    columns = [getattr(leader, name.key) for name in LEADER_COLUMNS if name.key != "id"]
+    columns = [getattr(leader, one.key) for one in (*LEADER_COLUMNS, *ANSWER_COLUMNS) if one.key != "id"]
     leaders = (
         select(wanted.c.id, *columns)
         .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
         .where(or_(leader.id.is_(None), leader.finished_at.is_not(None), leader.cache_key.is_(None)))
         .cte("leaders")
     )
-    ended, released = follower_changes(leaders, promote=False)
-    return _with_effects(select(union_all(*changed_rows(ended, released)).subquery()), ended)
+    ended, released = settle_followers(leaders, **portion)
+    return _with_effects(select(union_all(ended_rows(ended), released_rows(released)).subquery()), ended)
 
 
-_EFFECTS = ("id", "project_id", "model", "cache_key", "decisions", "upstream", "cacheable", "answer_bytes")
-
-
-def _with_effects(rows: Select[Any], *ends: CTE, keyed: bool = True) -> Select[Any]:
+def _with_effects(rows: Select[Any], ended: CTE, *, keyed: bool = True) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
     These are the upstream's request, if it is still to be cancelled, and, if `keyed`, the entry of the response cache.
-    `ends` are the jobs that end, with the columns `_EFFECTS`.
+    `ended` are the jobs that end: `id`, `project_id`, `model`, `cache_key`, `decisions`, `upstream`, `cacheable`,
+    `answer_bytes`.
     """
-    ended, *others = ends
-    if others:
-        ended = union_all(*(select(*(one.c[name] for name in _EFFECTS)) for one in ends)).cte("all_ended")
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
     rows = rows.add_cte(cancellations.cte("cancellations"))
@@ -492,25 +534,27 @@ def _with_effects(rows: Select[Any], *ends: CTE, keyed: bool = True) -> Select[A
     answers = (
         select(
             ended.c.cache_key, ended.c.project_id, ended.c.model, ended.c.id, ended.c.answer_bytes,
-            func.now() + seconds(ttl_s),
+            func.now() + seconds(ttl_s), func.clock_timestamp(),
         )
         .ext(distinct_on(ended.c.cache_key))
         .where(ended.c.cacheable, ended.c.cache_key.is_not(None), ttl_s.is_not(None))
         .order_by(ended.c.cache_key, ended.c.id.desc())
     )  # fmt: skip
     entries = upsert(CachedAnswerRow).from_select(
-        ["key", "project_id", "model", "job_id", "bytes", "expires_at"], answers
+        ["key", "project_id", "model", "job_id", "bytes", "expires_at", "created_at"], answers
     )
     entries = entries.on_conflict_do_update(
         index_elements=[CachedAnswerRow.key],
         set_={
             "job_id": entries.excluded.job_id,
             "bytes": entries.excluded.bytes,
-            "created_at": func.now(),
+            "created_at": entries.excluded.created_at,
             "expires_at": entries.excluded.expires_at,
             "hits": 0,
             "used_at": func.now(),
         },
+        # The newest job has the newest answer, even if an older one ends after it.
+        where=or_(CachedAnswerRow.job_id < entries.excluded.job_id, CachedAnswerRow.expires_at <= func.now()),
     )
     return rows.add_cte(entries.cte("entries"))
 
@@ -542,8 +586,12 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
     """Delete the input and output of ended jobs for which the guards hold.
 
-    Their responses and their entries in the response cache are deleted too. The rows remain, for accounting. Returns
-    the ids, and the conversations of which there are summaries (`shared.postgres.summary_deletion`).
+    Their responses and their entries in the response cache are deleted too. Output and log of a job that the response
+    cache may have given to others stay in its row, where nobody can read them but those others, until
+    `release_statement` removes them.
+
+    The rows remain, for accounting. Returns the ids, and the conversations of which there are summaries
+    (`shared.postgres.summary_deletion`).
     """
     purged = (
         update(JobRow)
@@ -551,8 +599,8 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         .values(
             request={},
             job_metadata={},
-            output=None,
-            log=None,
+            output=case((MAY_BE_SHARED, JobRow.output)),
+            log=case((MAY_BE_SHARED, JobRow.log)),
             error_message=None,
             error_param=None,
             deleted_at=func.now(),
@@ -561,8 +609,41 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
-    entry = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(purged.c.id)))
-    return select(purged.c.id, purged.c.conversation).add_cte(response.cte("response"), entry.cte("entry"))
+    return select(purged.c.id, purged.c.conversation).add_cte(
+        response.cte("response"), delete_entries(purged).cte("entry")
+    )
+
+
+# Condition: the response cache may have given the job's answer to others.
+MAY_BE_SHARED = and_(
+    JobRow.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
+    or_(JobRow.cache_key.is_not(None), JobRow.entry_key.is_not(None)),
+)
+_HIT = aliased(JobRow, name="hit")
+# Condition: no other job has the job's answer. Decisive only if an earlier statement has deleted the job: before, a
+# statement that gives its answer to another one may be in progress.
+IS_UNSHARED = ~exists().where(_HIT.answered_by == JobRow.id, _HIT.deleted_at.is_(None)).correlate(JobRow)
+
+
+def release_statement(*guards: ColumnElement[bool]) -> Any:
+    """Delete output and log of deleted jobs for which the guards hold, if no other job has their answer any more."""
+    return (
+        update(JobRow)
+        .where(*guards, JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), IS_UNSHARED)
+        .values({JobRow.output: None, JobRow.log: None})
+    )
+
+
+def delete_entries(jobs: CTE) -> Any:
+    """Delete the entries of these jobs (`id`) in the response cache, in the order of other statements."""
+    locked = (
+        select(CachedAnswerRow.key)
+        .where(CachedAnswerRow.job_id.in_(select(jobs.c.id)))
+        .order_by(CachedAnswerRow.key)
+        .with_for_update()
+        .cte("locked_entries")
+    )
+    return delete(CachedAnswerRow).where(CachedAnswerRow.key.in_(select(locked.c.key)))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
@@ -606,7 +687,8 @@ class EndStatements:
         return self.keyed if any(item["keyed"] for item in results) else self.plain
 
 
-_SETTLE = Prepared(settle_statement())
+_SETTLE = Prepared(settle_statement(portion_bytes=bindparam("portion_bytes", type_=Integer)))
+_SETTLE_FOLLOWER = Prepared(settle_statement(follower=bindparam("follower", type_=Text)))
 
 
 class JobRowStore(Store):
@@ -619,22 +701,53 @@ class JobRowStore(Store):
     async def _end(
         self, statements: EndStatements, results: Sequence[dict[str, Any]], **values: object
     ) -> list[Ended | None]:
-        """Run an `end_statement`; return for each result what its end has changed, or None if it was not written."""
+        """Run an `end_statement`; return for each result what its end has changed, or None if it was not written.
+
+        The caller has to pass these to `_settled`: not here, because an error would mean that nothing was written.
+        """
         rows = await statements.of(results).run(self._engine, {**_RESULTS.parameters(results), **values})
-        ended = {row.id for row in rows if row.status is None}
+        leads = {row.id: row.leader is not None for row in rows if row.status is None}
         changes = [read_change(row) for row in rows if row.status is not None]
-        if leaders := [row.id for row in rows if row.id == row.leader]:
-            changes += await self.settle(leaders)
         return [
-            Ended(tuple(change for change in changes if change.leader == item["id"])) if item["id"] in ended else None
+            Ended(tuple(change for change in changes if change.leader == item["id"]), leads[item["id"]])
+            if item["id"] in leads
+            else None
             for item in results
         ]
 
+    async def _settled(self, job_id: str, ended: Ended | None) -> Ended | None:
+        """Settle the first portion of the followers of a job that has ended, and add their changes.
+
+        A failure of that is no error: the job has ended, and readers and sweeps settle the others.
+        """
+        if ended is None or not ended.leads:
+            return ended
+        return replace(ended, followers=(*ended.followers, *await self._settle_after_commit(job_id)))
+
+    async def _settle_after_commit(self, leader: str) -> list[FollowerChange]:
+        """As `settle`; without changes if that fails: the end of the leader has been written."""
+        try:
+            return await self._settle_portion(leader)
+        except Exception as error:
+            trace = None if is_database_outage(error) else error
+            message = "job=%s cannot settle the jobs that follow it, a sweep will: %s"
+            logger.warning(message, leader, error, exc_info=trace)
+            return []
+
+    async def _settle_portion(self, leader: str) -> list[FollowerChange]:
+        return await self.settle([leader])
+
     async def settle(self, leaders: Sequence[str]) -> list[FollowerChange]:
-        """End or release the followers of those of these jobs that have ended. Returns the changes."""
-        return [read_change(row) for row in await _SETTLE.run(self._engine, {"ids": list(leaders)})]
+        """End or release a portion of the followers of those of these jobs that have ended. Returns the changes."""
+        parameters = {"ids": list(leaders), "portion_bytes": PORTION_BYTES // max(1, len(leaders))}
+        return [read_change(row) for row in await _SETTLE.run(self._engine, parameters)]
+
+    async def settle_follower(self, leader: str, follower: str) -> list[FollowerChange]:
+        """End or release one follower of a job, if that has ended. Returns the change, if there is one."""
+        rows = await _SETTLE_FOLLOWER.run(self._engine, {"ids": [leader], "follower": follower})
+        return [replace(read_change(row), first=False) for row in rows]
 
     async def archived_log(self, job_id: str) -> str | None:
         """Return the events of a job that has ended, as lines; None if it has not ended."""
-        statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+        statement = select(LOG.label("log")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
         return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log

@@ -8,8 +8,9 @@ that own the job, so that a duplicate, late or fenced write changes nothing and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -26,13 +27,15 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
+    and_,
     bindparam,
+    case,
     func,
     insert,
     literal_column,
-    null,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -59,19 +62,22 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
-from shared.postgres.followers import COALESCED, decided
+from shared.postgres.followers import COALESCED, with_cache_decision
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
     IS_QUEUED,
     IS_RUNNING,
+    LOG,
     OUTPUT,
     SUMMARY_COLUMNS,
     JobRowStore,
+    cached_answers,
     insert_answered,
     insert_queued,
     purge_statement,
     read_job,
+    release_statement,
     to_output,
     to_summary,
 )
@@ -80,6 +86,9 @@ from shared.postgres.store import Records, json_text, readable, seconds
 from shared.postgres.summary_deletion import delete_summaries
 from shared.postgres.tables import CachedAnswerRow, IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.runtime.offload import off_loop
+from shared.runtime.outages import is_database_outage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +96,8 @@ class NewJob:
     """A job to create. `start_within_s` and `finish_within_s` count from its creation.
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
-    by a model, and sets the fields from `requested_model` on. `continues` is the answer that the request continues, if
-    it names one.
+    by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
+    if it names one.
     """
 
     owner: Owner
@@ -101,7 +110,7 @@ class NewJob:
     request_context: RequestContext = field(default_factory=REQUEST_CONTEXT.get)
     response: ResponseFacts | None = None
     options: RequestOptions = NO_REQUEST_OPTIONS
-    continues: EarlierAnswer | None = None
+    earlier_answer: EarlierAnswer | None = None
     requested_model: str | None = None
     kind: str | None = None
     decisions: Decisions = NO_DECISIONS
@@ -157,7 +166,7 @@ _NEW = Records(
     decisions=JSONB,
     cache_key=LargeBinary,
     max_age_s=Integer,
-    anew=Boolean,
+    demands_new=Boolean,
 )
 _VALUES = {
     JobRow.project_id: _NEW.project_id,
@@ -227,40 +236,54 @@ def _may_lead(records: Select[Any]) -> Select[Any]:
         .limit(literal_column("1"))
         .scalar_subquery()
     )
-    return records.where(or_(_NEW.anew, stored.is_(None))).order_by(_NEW.cache_key)
+    return records.where(or_(_NEW.demands_new, stored.is_(None))).order_by(_NEW.cache_key)
 
 
-def _may_follow(records: Select[Any]) -> Select[Any]:
-    """Those records whose key an open job has. One that waits must be as urgent: it would delay its followers."""
+def _with_leader(records: Select[Any]) -> Select[Any]:
+    """Those records whose key an open job has."""
     return records.where(
         _LEADER.cache_key == _NEW.cache_key,
+        _LEADER.project_id == _NEW.project_id,
+        _LEADER.model == _NEW.model,
         _LEADER.follows.is_(None),
         _LEADER.finished_at.is_(None),
-        or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
     )
 
 
-_INSERT = _Insertion(insert_queued(_NEW, _VALUES))
-# Of several open jobs with the same key, one leads. The others are not inserted, or follow it.
+# A new job does not follow one that waits with a lower priority, which would delay it, nor if it demands a new answer.
+_FOLLOWS = and_(
+    ~_NEW.demands_new,
+    or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
+)
+# A job that neither leads nor follows. Without a key, it stores no answer either.
+_INSERT = _Insertion(insert_queued(_NEW, {**_VALUES, JobRow.entry_key: _NEW.cache_key}))
+# Of several open jobs with the same key, one leads. The others are not inserted.
 _LEAD = _Insertion(
     insert_queued(_NEW, {**_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead).on_conflict_do_nothing()
 )
-_FOLLOW = _Insertion(
+# The others follow it, or run beside it.
+_JOIN = _Insertion(
     insert_queued(
         _NEW,
         {
             **_VALUES,
-            JobRow.cache_key: _NEW.cache_key,
-            JobRow.follows: _LEADER.id,
-            JobRow.dispatched_at: null(),
-            JobRow.decisions: decided(_NEW.decisions, outcome=COALESCED, source=_LEADER.id),
+            JobRow.cache_key: case((_FOLLOWS, _NEW.cache_key)),
+            JobRow.entry_key: case((~_FOLLOWS, _NEW.cache_key)),
+            JobRow.follows: case((_FOLLOWS, _LEADER.id)),
+            JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
+            JobRow.decisions: case(
+                (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
+                else_=_NEW.decisions,
+            ),
         },
-        _may_follow,
+        _with_leader,
     )
 )
 _ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES)
 _ANSWER = Prepared(_ANSWER_STATEMENT)
 _ANSWER_WITH_RESPONSES = _with_responses(_ANSWER_STATEMENT, _ANSWERED)
+_LOOKUPS = Records("lookup", id=Text, cache_key=LargeBinary, project_id=BigInteger, model=Text, max_age_s=Integer)
+_LOOKUP = Prepared(cached_answers(_LOOKUPS))
 
 
 def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> Any:
@@ -268,8 +291,6 @@ def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> A
     return statement if project_id is None else statement.where(JobRow.project_id == project_id)
 
 
-# What a cached answer counts in a group of commits, whatever its size: it is known only when it is copied.
-ANSWER_BYTES = 64 * 1024
 # Characters of the archived log in one page.
 ARCHIVE_PAGE = 128 * 1024
 
@@ -284,7 +305,7 @@ class ArchivePage:
 
 def _archive_query(start: Any) -> Prepared:
     """Read a page of an archived log from a position."""
-    page = func.coalesce(func.substr(JobRow.log, start, bindparam("size", type_=Integer)), "")  # none if deleted
+    page = func.coalesce(func.substr(LOG, start, bindparam("size", type_=Integer)), "")  # none if deleted
     ended = JobRow.status.in_(TERMINAL).label("ended")
     columns = (ended, JobRow.follows, page.label("page"), start.label("start"))
     return Prepared(select(*columns).where(JobRow.id == bindparam("job", type_=Text)))
@@ -292,7 +313,7 @@ def _archive_query(start: Any) -> Prepared:
 
 _ARCHIVE_PAGE = _archive_query(bindparam("position", type_=Integer))
 # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
-_CURSOR_LINE = func.strpos(JobRow.log, func.concat("\n", bindparam("after", type_=BigInteger), " "))
+_CURSOR_LINE = func.strpos(LOG, func.concat("\n", bindparam("after", type_=BigInteger), " "))
 _ARCHIVE_PAGE_AFTER = _archive_query(func.coalesce(_CURSOR_LINE, 0) + 1)
 
 
@@ -303,9 +324,10 @@ class JobStore(JobRowStore):
         super().__init__(engine, region)
         self._commits = {
             insertion: GroupCommit(partial(self._insert, insertion), weigh=_weight)
-            for insertion in (_INSERT, _LEAD, _FOLLOW)
+            for insertion in (_INSERT, _LEAD, _JOIN)
         }
-        self._answers = GroupCommit(self._answer, weigh=lambda record: _weight(record) + ANSWER_BYTES)
+        self._lookups = GroupCommit(self._look_up)
+        self._answers = GroupCommit(self._answer, weigh=lambda record: _weight(record) + int(record["answer_bytes"]))
 
     async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Commit a new `queued` job; return it, and True. When this returns, the job is durable.
@@ -316,20 +338,18 @@ class JobStore(JobRowStore):
         Raises:
             KeyReused: the key was used with another request, or its job was deleted.
         """
-        created = await self._create(replace(new, cache_key=None), idempotency, _INSERT)
+        created = await self._create(new, idempotency, _INSERT)
         assert created is not None, "it is inserted without conditions"
         return created
 
     async def coalesce(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool] | None:
-        """As `insert`, for a job with a cache key: if an open job has the same key, the new one follows it.
+        """As `insert`, for a job with a cache key: it leads the later ones with the key, or follows an open job that
+        has it.
 
-        None: nothing was written, because the answer may be in the cache now, or because the job is not to follow the
-        open one: it is more urgent, or its request demands a new answer.
+        It does neither if an open job leads that it is not to follow, because it is more urgent or its request demands
+        a new answer. None: nothing was written; the leader has ended meanwhile, and the cache may have its answer.
         """
-        created = await self._create(new, idempotency, _LEAD)
-        if created is None and not new.options.cache_control.no_cache:
-            created = await self._create(new, idempotency, _FOLLOW)
-        return created
+        return await self._create(new, idempotency, _LEAD) or await self._create(new, idempotency, _JOIN)
 
     async def _create(
         self, new: NewJob, idempotency: Idempotency | None, insertion: _Insertion
@@ -350,18 +370,31 @@ class JobStore(JobRowStore):
                 return _job(job_id, new, inserted), True
         return await self._job_of_key(existing_id), False
 
-    async def answer(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool] | None:
+    async def cached_bytes(self, new: NewJob) -> int | None:
+        """The size of the answer that the response cache has for a job; None if it has none. Nothing is written."""
+        record = {
+            "id": new_job_id(self._region),
+            "cache_key": new.cache_key,
+            "project_id": new.owner.project_id,
+            "model": new.model,
+            "max_age_s": new.options.cache_control.max_age_s,
+        }
+        return await self._lookups(record)
+
+    async def answer(
+        self, new: NewJob, idempotency: Idempotency | None = None, *, answer_bytes: int = 0
+    ) -> tuple[Job, bool] | None:
         """Commit a new `completed` job with the answer that the response cache has for it; return it, and True.
 
         None: there is no such answer, and nothing was written. With an idempotency key that was used before: as
-        `insert`, and whether there is an answer does not matter.
+        `insert`, and whether there is an answer does not matter. `answer_bytes`: its size, from `cached_bytes`.
 
         Raises:
             KeyReused: as `insert`.
         """
         job_id, record = await self._new_record(new)
         if idempotency is None:
-            row = await self._answers(record)
+            row = await self._answers({**record, "answer_bytes": answer_bytes})
             return None if row is None else (await _answered_job(new, row), True)
         async with transaction(self._engine) as connection:
             existing_id = await _claim_key(connection, new.owner, idempotency, job_id)
@@ -403,6 +436,10 @@ class JobStore(JobRowStore):
         prepared, parameters = _answer_statement(new)
         rows = {row.id: row for row in await prepared.run(self._engine, parameters)}
         return [rows.get(item["id"]) for item in new]
+
+    async def _look_up(self, lookups: Sequence[dict[str, Any]]) -> list[int | None]:
+        found = {row.id: row.bytes for row in await _LOOKUP.run(self._engine, _LOOKUPS.parameters(lookups))}
+        return [found.get(lookup["id"]) for lookup in lookups]
 
     async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
         """Return a job; with `project_id`, only if that project owns it.
@@ -454,7 +491,7 @@ class JobStore(JobRowStore):
 
     async def archived_last_seq(self, job_id: str) -> int | None:
         """Return the number of the last event of a job that has ended; 0 if it has no log, None if it has not ended."""
-        last = func.split_part(func.split_part(JobRow.log, "\n", -1), " ", 1)
+        last = func.split_part(func.split_part(LOG, "\n", -1), " ", 1)
         statement = select(last.label("seq")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
         return await self._one(statement, lambda row: int(row.seq or 0))
 
@@ -498,9 +535,18 @@ class JobStore(JobRowStore):
         async with transaction(self._engine) as connection:
             statement = purge_statement(JobRow.id == job_id, JobRow.project_id == project_id)
             row = (await connection.execute(statement)).first()
-            if row is None or row.conversation is None:
-                return [job_id] if row is not None else []
-            return [job_id, *await delete_summaries(connection, project_id, row.conversation)]
+            if row is None:
+                return []
+            deleted = [job_id]
+            if row.conversation is not None:
+                deleted += await delete_summaries(connection, project_id, row.conversation)
+        try:
+            await self._changes(release_statement(JobRow.id == job_id))
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            logger.warning("job=%s was deleted; a sweep will remove its answer: %s", job_id, error)
+        return deleted
 
     async def mark_cancelling(self, job_id: str) -> str | None:
         """Request the cancellation of a running job. Returns its worker, or None if it is not running."""
@@ -587,7 +633,7 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "decisions": new.decisions.stored(),
         "cache_key": new.cache_key,
         "max_age_s": new.options.cache_control.max_age_s,
-        "anew": new.options.cache_control.no_cache,
+        "demands_new": new.options.cache_control.no_cache,
         "response": None if new.response is None else _response_record(job_id, new.response),
     }
 
@@ -637,7 +683,7 @@ async def _answered_job(new: NewJob, row: Any) -> Job:
     """The job of a row that `insert_answered` has returned."""
     summary = to_summary(row)
     values = {field.name: getattr(summary, field.name) for field in fields(summary)}
-    return Job(**values, request=new.request, output=await off_loop(len(row.output), to_output, row.output))
+    return Job(**values, request=new.request, output=await off_loop(len(row.output or ""), to_output, row.output))
 
 
 def _answer_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
@@ -654,6 +700,10 @@ def _in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[_Inser
     return [inserted.get(item["id"]) for item in new]
 
 
+# How long a transaction that has claimed an idempotency key may wait for this process.
+_MAX_IDLE_MS = 10_000
+
+
 async def _claim_key(connection: AsyncConnection, owner: Owner, idempotency: Idempotency, job_id: str) -> str | None:
     """Claim an idempotency key for a job. If it was used before, return the id of the job that has it."""
     claim = (
@@ -666,8 +716,10 @@ async def _claim_key(connection: AsyncConnection, owner: Owner, idempotency: Ide
             job_id=job_id,
         )
         .on_conflict_do_nothing()
+        # Others may wait for it, whole batches if the job leads: if this process hangs, the server rolls it back.
+        .returning(func.set_config("idle_in_transaction_session_timeout", f"{_MAX_IDLE_MS}", true()))
     )
-    if (await connection.execute(claim)).rowcount:
+    if (await connection.execute(claim)).first() is not None:
         return None
     existing_id = await _job_id_of_key(connection, owner, idempotency)
     assert existing_id is not None

@@ -15,6 +15,7 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -119,16 +120,22 @@ def _worker(job: LostJob) -> str:
 # More than any worker has slots, so that all jobs of a worker are judged together.
 LOST_LIMIT = 10_000
 _JUDGED = Records("judged", id=Text, attempt=SmallInteger, charged=Boolean, suspect=Boolean)
-_END_QUEUED = EndStatements(IS_QUEUED)
+_END_QUEUED = EndStatements(IS_QUEUED, JobRow.follows.is_not_distinct_from(bindparam("follows", type_=Text)))
+# Condition: the job's readers have no events of a job that it followed; with output, it could not move.
+_HAS_NO_BEGINNING = or_(JobRow.continues.is_(None), JobRow.continues == literal_column("''"))
 _END_LOST = EndStatements(IS_RUNNING, JobRow.worker.endswith(LOST))
 
 
 class RecoveryStore(ReroutingStore):
     """Jobs that no live worker owns."""
 
-    async def end_queued(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
-        """End a queued job. None: it is not queued any more, or another attempt was made."""
-        return (await self._end(_END_QUEUED, [result_record(job_id, attempt, result)]))[0]
+    async def end_queued(
+        self, job_id: str, attempt: int, result: JobResult, *, follows: str | None = None
+    ) -> Ended | None:
+        """End a queued job. None: it is not queued any more, another attempt was made, or it does not follow the job
+        `follows`."""
+        (ended,) = await self._end(_END_QUEUED, [result_record(job_id, attempt, result)], follows=follows)
+        return await self._settled(job_id, ended)
 
     async def revoke_claim(self, job_id: str, attempt: int) -> bool:
         """Revoke a dead worker's claim for good, so that the job can be ended. False: the worker is alive.
@@ -149,7 +156,8 @@ class RecoveryStore(ReroutingStore):
 
     async def end_lost(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
         """End a job whose claim was revoked. None: it was ended meanwhile."""
-        return (await self._end(_END_LOST, [result_record(job_id, attempt, result)]))[0]
+        (ended,) = await self._end(_END_LOST, [result_record(job_id, attempt, result)])
+        return await self._settled(job_id, ended)
 
     async def reroute_queued(self, move: Move) -> list[FollowerChange] | None:
         """Move a queued job to another model's queue. Returns the followers that this has released; None if the job has
@@ -183,6 +191,7 @@ class RecoveryStore(ReroutingStore):
                 func.now() - JobRow.created_at > JobRow.start_before - func.now(),
                 JobRow.started_at.is_(None),
                 is_movable(available),
+                _HAS_NO_BEGINNING,
             )
             .limit(limit)
         )
@@ -197,7 +206,9 @@ class RecoveryStore(ReroutingStore):
         """
         statement = (
             select(*SUMMARY_COLUMNS)
-            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable(available))
+            .where(
+                IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable(available), _HAS_NO_BEGINNING
+            )
             .order_by(JobRow.priority, JobRow.id)
             .limit(limit)
         )
@@ -323,9 +334,12 @@ class RecoveryStore(ReroutingStore):
         )
         return await self._summaries(statement)
 
-    async def orphans(self, limit: int = 500) -> list[str]:
-        """Return the followed jobs that have ended although some of their followers have not."""
-        return await self._all(orphans(limit), lambda row: str(row.follows))
+    async def orphans(self, limit: int = 500, *, without: Collection[str] = ()) -> list[str]:
+        """Return the followed jobs that have ended, or lead no more, although some of their followers are open.
+
+        `without` are the ids of jobs to leave out.
+        """
+        return await self._all(orphans(limit, without), lambda row: str(row.follows))
 
     async def deferred_for(
         self, model: str, longest_s: float, limit: int, *, without: Collection[str] = ()
@@ -432,10 +446,13 @@ class RecoveryStore(ReroutingStore):
         return set(await self._all(statement, lambda row: str(row.model)))
 
     async def queued_of(self, model: str, *, limit: int, without: Collection[str] = ()) -> list[JobSummary]:
-        """Return queued jobs of a model, the next ones first. `without` are the ids of jobs to leave out."""
+        """Return queued jobs of a model that follow no other one, the next ones first.
+
+        `without` are the ids of jobs to leave out.
+        """
         statement = (
             select(*SUMMARY_COLUMNS)
-            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without))
+            .where(IS_QUEUED, JobRow.model == model, JobRow.follows.is_(None), JobRow.id.not_in(without))
             .order_by(JobRow.priority, JobRow.id)
             .limit(limit)
         )
@@ -446,7 +463,7 @@ class RecoveryStore(ReroutingStore):
     ) -> list[Hint]:
         """Return released, queued jobs that precede the job `before`, which was served: their messages were lost.
 
-        A job that was deferred or requeued is among them once it has been due for `due_for_s`.
+        A job that was deferred, requeued or released later is among them once it has been due for `due_for_s`.
         """
         requeued_at = sql_cast(type_coerce(JobRow.attempts, JSONB)[-1]["ended_at"].astext, Timestamp)
         long_ago = func.clock_timestamp() - seconds(due_for_s)
@@ -454,6 +471,7 @@ class RecoveryStore(ReroutingStore):
             model,
             JobRow.priority == priority,
             JobRow.id < before,
+            JobRow.dispatched_at <= long_ago,
             due(due_for_s),
             func.coalesce(requeued_at <= long_ago, True),
             limit=limit,

@@ -8,14 +8,17 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    SmallInteger,
     Text,
     bindparam,
     case,
     func,
     insert,
     literal,
+    null,
     select,
     true,
+    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -24,7 +27,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from shared.domain.events import UpstreamState
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary, WorkerState
-from shared.postgres.followers import FollowerChange
+from shared.postgres.followers import (
+    CHANGE,
+    LEADER_COLUMNS,
+    FollowerChange,
+    read_change,
+    release_followers,
+    released_rows,
+)
 from shared.postgres.job_statements import JobRowStore, ended_attempt
 from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
@@ -91,6 +101,7 @@ class ReroutingStore(JobRowStore):
             JobRow.not_before: None,
             JobRow.deferred_since: None,
             JobRow.cache_key: None,
+            JobRow.entry_key: None,
             JobRow.decisions: func.jsonb_set(
                 JobRow.decisions, sql_cast(["route"], ARRAY(Text)), sql_cast(literal(changed, JSONB), JSONB)
             ),
@@ -106,15 +117,23 @@ class ReroutingStore(JobRowStore):
                 *guards,
             )
             .values(values)
-            .returning(JobRow.id)
+            .returning(*LEADER_COLUMNS)
             .cte("moved")
         )
-        statement = select(moved.c.id)
+        statement: Any = select(moved.c.id, *(null().label(name) for name in CHANGE if name != "id"))
+        leads = job.decisions.cache is not None
+        if leads:
+            # In the same statement: the next model's answer is not theirs. They inherit the deaths that the job had.
+            deaths = literal(job.deaths, SmallInteger).label("deaths")
+            columns = (deaths if one.key == "deaths" else moved.c[one.key] for one in LEADER_COLUMNS)
+            released = release_followers(select(*columns).cte("leaders"))
+            statement = select(union_all(statement, released_rows(released)).subquery())
         if move.upstream is not None and (state := stored_state(job.id, move.upstream)) is not None:
             request = select(moved.c.id, literal(job.model), bindparam("state", state, JSONB))
             cancellation = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], request)
             statement = statement.add_cte(cancellation.cte("cancellation"))
-        if await self._first(statement) is None:
+        rows = await self._all(statement, lambda row: row)
+        if not rows:
             return None
-        # Before the next model's worker gets the message. If this process dies first, a sweep releases them.
-        return await self.settle([job.id]) if job.decisions.cache is not None else []
+        changes = [read_change(row) for row in rows if row.status is not None]
+        return [*changes, *await self._settle_after_commit(job.id)] if leads else changes

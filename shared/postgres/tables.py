@@ -37,7 +37,7 @@ class ProjectRow(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     name: Mapped[str] = mapped_column(Text, unique=True)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    # A class of service, by the operator's own name, for the rules of routes.
+    # A class of service, named by the operator, for the rules of routes.
     tier: Mapped[str | None] = mapped_column(Text)
     # Keeps engines' prefix caches of projects apart, so that no project can time another's prompts.
     salt: Mapped[str] = mapped_column(Text, server_default=text("(gen_random_uuid())::text"))
@@ -156,6 +156,10 @@ class JobRow(Base):
     # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log; ''
     # if it is not.
     continues: Mapped[str | None] = mapped_column(Text(collation="C"))
+    # The entry of the response cache that the job's answer replaces, if the job neither leads nor follows.
+    entry_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # The job that the response cache has answered this one with: it has the output and the log.
+    answered_by: Mapped[str | None] = mapped_column(Text(collation="C"))
 
     # The line of a batch's input file that this job runs; unique, so that no line runs twice.
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
@@ -200,7 +204,9 @@ class JobRow(Base):
             postgresql_where=text("kind = 'summary'"),
         ),
         Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),
-        Index("jobs_decided", "project_id", "id", postgresql_where=text("decisions IS NOT NULL")),
+        Index("jobs_answered_by", "answered_by", postgresql_where=text("answered_by IS NOT NULL")),
+        # Deleted jobs whose output and log may still be those of others.
+        Index("jobs_kept", "id", postgresql_where=text("deleted_at IS NOT NULL AND log IS NOT NULL")),
     )
 
 

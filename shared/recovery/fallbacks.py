@@ -77,6 +77,7 @@ class Fallbacks:
         except Fenced:
             return False
         if may_have_output(job, events):
+            self._faulty.leave_out(job.id)  # otherwise the jobs behind it would never be among those that are read
             return False
         transcript = await Transcript.of(events, job.choices, model=job.model)
         move = Move(job, to, reason, transcript.upstream)

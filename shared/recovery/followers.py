@@ -1,8 +1,10 @@
-"""What processes do about jobs that follow or followed another one (`shared.postgres.followers`)."""
+"""Followers outside of the database: their metrics and messages, their logs, and the sweep that settles them."""
 
 from __future__ import annotations
 
 import logging
+import random
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -11,10 +13,15 @@ from shared.domain.job import JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.postgres.followers import FollowerChange
 from shared.postgres.job_statements import JobRowStore
+from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
+from shared.runtime.faulty_items import FaultyItems
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+# Seconds that one sweep spends on the followers of ended jobs.
+SETTLE_S = 1.0
 
 
 def report_changes(changes: Iterable[FollowerChange], send: Callable[[Hint], None], metrics: Metrics) -> None:
@@ -29,11 +36,40 @@ def report_changes(changes: Iterable[FollowerChange], send: Callable[[Hint], Non
             )  # fmt: skip
             continue
         logger.info(
-            "job=%s model=%s request=%s follows %s no more; %s",
+            "job=%s model=%s request=%s no longer follows %s; %s",
             change.job_id, change.model, change.request_id, change.leader, change.status.value,
         )  # fmt: skip
         if change.status is JobStatus.QUEUED:
             send(change.hint)
+
+
+class OrphanedFollowers:
+    """Settles the followers of ended jobs that the processes which ended these have left: they died, or left others
+    than the first portion."""
+
+    def __init__(self, store: RecoveryStore, send: Callable[[Hint], None], metrics: Metrics) -> None:
+        self._store = store
+        self._send = send
+        self._metrics = metrics
+        # Also a timeout may concern one leader only.
+        self._faulty = FaultyItems("job", propagates=lambda _: False)
+
+    async def settle(self) -> None:
+        """Settle followers for about `SETTLE_S` seconds, a portion of each leader after the other."""
+        stop_at = time.monotonic() + SETTLE_S
+        leaders = await self._store.orphans(without=self._faulty.ids())
+        random.shuffle(leaders)  # other processes sweep too
+        while leaders:
+            left = []
+            for leader in leaders:
+                if time.monotonic() >= stop_at:
+                    return
+                with self._faulty.isolated(leader):
+                    changes = await self._store.settle([leader])
+                    report_changes(changes, self._send, self._metrics)
+                    if changes:
+                        left.append(leader)
+            leaders = left
 
 
 @dataclass(frozen=True, slots=True)

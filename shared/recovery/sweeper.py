@@ -12,7 +12,7 @@ from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore, Withheld, out_of_attempts
 from shared.recovery.fallbacks import Fallbacks
-from shared.recovery.followers import report_changes
+from shared.recovery.followers import OrphanedFollowers
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
@@ -35,7 +35,7 @@ WITHHELD_LIMIT = 10
 class Sweeper:
     """Requeues or ends jobs whose worker's lease has expired, and ends queued jobs whose deadline has passed.
 
-    It also ends or releases the followers of jobs that have ended, if the processes that should have done so died.
+    It also ends or releases the followers of ended jobs that the processes which ended these have left.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Sweeper:
         self._lease_s = lease_s
         self._max_attempts = max_attempts
         self._fallbacks = fallbacks
+        self._orphaned_followers = OrphanedFollowers(store, send, metrics)
         self._faulty = FaultyItems("job")
         self._last_withheld: Withheld | None = None
         self._steady_since = time.monotonic()
@@ -93,8 +94,7 @@ class Sweeper:
                     await self._terminator.end(job, JobStatus.CANCELLED, LATE)
         if self._fallbacks is not None:
             await self._fallbacks.move_stranded()
-        if orphans := await self._store.orphans():
-            report_changes(await self._store.settle(orphans), self._send, self._metrics)
+        await self._orphaned_followers.settle()
         await self._release_unreadable()
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,9 @@ from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
+
+# Jobs that end at a time, of those whose log begins with that of another job.
+COPIES = 4
 
 
 class JobTerminator:
@@ -46,6 +50,8 @@ class JobTerminator:
         self._metrics = metrics
         self._traces = traces
         self._send = send
+        # Of many followers that are cancelled at once, a few copy the log of their leader at a time.
+        self._copying = asyncio.Semaphore(COPIES)
 
     async def generated(self, lost: Sequence[LostJob]) -> set[str]:
         """The lost jobs that had a token since their last start. If Redis is unavailable, that is unknown of all."""
@@ -67,6 +73,12 @@ class JobTerminator:
         Raises:
             redis.exceptions.RedisError: its output so far cannot be read.
         """
+        if job.begins_with is None:
+            return await self._end(job, status, failure)
+        async with self._copying:
+            return await self._end(job, status, failure)
+
+    async def _end(self, job: JobSummary, status: JobStatus, failure: Failure) -> bool:
         attempt = job.attempt + 1
         running = job.status is not JobStatus.QUEUED
         # The row first: if its worker turns out to be alive, the log must be unchanged.
@@ -103,8 +115,10 @@ class JobTerminator:
             tokens=transcript.tokens_by_attempt,
             upstream=transcript.upstream,
         )
-        end = self._store.end_lost if running else self._store.end_queued
-        ended = await end(job.id, job.attempt, result)
+        if running:
+            ended = await self._store.end_lost(job.id, job.attempt, result)
+        else:
+            ended = await self._store.end_queued(job.id, job.attempt, result, follows=job.follows)
         if ended is not None:
             report_changes(ended.followers, self._send, self._metrics)
             self._metrics.job_ended(job, result)
@@ -126,7 +140,9 @@ class JobTerminator:
         except (RedisError, OSError) as error:
             if job.attempt:
                 raise
-            logger.warning("job=%s cannot read the log of %s, ending it without: %s", job.id, job.begins_with, error)
+            logger.warning(
+                "job=%s cannot read the log of %s, ending without its events: %s", job.id, job.begins_with, error
+            )
             return []
         return beginning.events if beginning.exact or not job.attempt else []
 

@@ -41,6 +41,10 @@ class FaultyItems:
             if self._propagates(error):
                 raise
             logger.exception("%s=%s cannot be handled; trying again in %.0f s", self._what, item_id, RETRY_S)
-            if len(self._retry_at) >= LIMIT:
-                del self._retry_at[next(iter(self._retry_at))]
-            self._retry_at[item_id] = time.monotonic() + RETRY_S
+            self.leave_out(item_id)
+
+    def leave_out(self, item_id: str) -> None:
+        """Leave an item out for `RETRY_S` seconds: handling it now changes nothing."""
+        if len(self._retry_at) >= LIMIT:
+            del self._retry_at[next(iter(self._retry_at))]
+        self._retry_at[item_id] = time.monotonic() + RETRY_S

@@ -224,13 +224,14 @@ class JobAttempt:
         if self._handover is not None:
             ended = await self._handover
             if ended is not None:
+                await self._clean_up()
                 return ended
         return await self._finish()
 
     def stop(self, reason: InterruptReason) -> None:
         """Stop the attempt: the engine aborts the request, and the output so far is kept. The first reason counts.
 
-        If other jobs follow a job that was cancelled or is late, the request continues for the oldest of them.
+        If other jobs follow a job that was cancelled or is late, the request continues for the first of them.
         """
         if self.interrupt_reason is not None:
             return
@@ -440,12 +441,8 @@ class JobAttempt:
     async def _finish(self) -> JobStatus | None:
         """End or requeue the job, depending on how the generation ended."""
         assert self._generation is None or self._generation.done()
-        if self._deadline is not None:
-            self._deadline.cancel()
         death = self._judge(self) if self._died and self._submitted_at else None
-        for task in (self._clearing, self._abandoning):
-            if task is not None:
-                await task
+        await self._clean_up()
         cancelled = self._generation is None or self._generation.cancelled()
         error = None if self._generation is None or cancelled else self._generation.exception()
         if death is not None:
@@ -473,6 +470,14 @@ class JobAttempt:
         if reason is not None and await self._reroute(reason):
             return None
         return await self._end(status, failure)
+
+    async def _clean_up(self) -> None:
+        """Stop the timer of the deadline, and wait for writes that have begun."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for task in (self._clearing, self._abandoning):
+            if task is not None:
+                await task
 
     def _fallback_reason(self, error: BaseException | None) -> FallbackReason | None:
         """Why another model may do better after this error; None if it would not."""
@@ -585,7 +590,7 @@ class JobAttempt:
         return self._handover is not None and not self._handover.done()
 
     async def _hand_over(self, reason: InterruptReason) -> JobStatus | None:
-        """End a job that was cancelled or is late, and let its generation continue for its oldest follower.
+        """End a job that was cancelled or is late, and let its generation continue for one of its followers.
 
         Returns the job's status if it has ended and no follower continues. Otherwise None: a follower's job is this
         attempt's then; or, without followers, this attempt is stopped as usual.

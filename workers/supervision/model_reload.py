@@ -14,8 +14,8 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
 from workers.engines.factory import make_engine
-from workers.execution.compilations import compilations_of
 from workers.execution.current_engine import CurrentEngine
+from workers.execution.model_context import with_model
 from workers.execution.runner import Runner
 from workers.execution.warm_up import WarmUp
 from workers.supervision.consumer_control import ConsumerControl
@@ -86,19 +86,8 @@ class ModelReload:
             return ReloadResult.RESTART_NEEDED
         if not new.loads_model:
             await self._engine.replace(make_engine(new, self._metrics))
-        context = self._runner.context
-        compilations = context.compilations
-        if new.structure_bounds != old.structure_bounds:
-            compilations = compilations_of(new, self._metrics)
-        self._runner.use(
-            replace(
-                context,
-                engine=self._engine.engine,
-                provider=new.provider,
-                revision=new.revision,
-                compilations=compilations,
-            )
-        )
+        context = replace(self._runner.context, engine=self._engine.engine)
+        self._runner.use(with_model(context, new, earlier=old))
         self._runner.slot_pool.resize(new.slots)
         self._model = new
         if self._warm_up is not None and isinstance(new, VllmModel):

@@ -13,9 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore
+from shared.domain.answer_options import KeyOptions, TokenLimits
+from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
+from shared.postgres.job_store import JobStore
+from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.schema_version import SchemaMismatch, check_schema
 from shared.postgres.tables import Base
+from tests.integration.api.cache.test_cached_answers import new_job
 from tests.support.database import migrate
 from tests.support.recorded_version import VERSIONS
 from tests.support.waiting import eventually
@@ -258,12 +263,24 @@ async def test_the_previous_release_can_run_on_this_schema(database: AsyncEngine
 
 
 async def test_a_downgrade_gives_no_key_more_rights(database: AsyncEngine, database_url: str) -> None:
-    """The previous version knows neither expiry nor scopes."""
+    """Earlier versions know neither limits of tokens nor expiry and scopes."""
     store = ApiKeyStore(database)
-    names = ("plain", "later", "expired", "operator")
+    names = ("plain", "later", "expired", "operator", "input", "output")
+    limits = {
+        "later": TokenLimits(default_output=5),
+        "input": TokenLimits(max_input=5),
+        "output": TokenLimits(max_output=5),
+    }
     for name in names:
         scopes = [Scope.ADMIN] if name == "operator" else [Scope.INFERENCE]
-        await store.create(name, f"hr_{name}_{'k' * 43}", scopes=scopes, expires_in_s=None if name == "plain" else 3600)
+        options = KeyOptions(no_cache=name == "plain", token_limits=limits.get(name))
+        await store.create(
+            name,
+            f"hr_{name}_{'k' * 43}",
+            scopes=scopes,
+            expires_in_s=None if name == "plain" else 3600,
+            options=options,
+        )
     async with database.begin() as connection:
         await connection.execute(text("UPDATE api_keys SET expires_at = now() WHERE name = 'expired'"))
         await connection.execute(text("UPDATE api_keys SET expires_at = NULL WHERE name = 'operator'"))
@@ -271,6 +288,43 @@ async def test_a_downgrade_gives_no_key_more_rights(database: AsyncEngine, datab
     async with database.connect() as connection:
         valid = await connection.execute(text("SELECT name FROM api_keys WHERE revoked_at IS NULL ORDER BY id"))
         assert list(valid.scalars()) == ["plain", "later"]
+
+
+async def test_a_downgrade_copies_shared_answers(database: AsyncEngine, database_url: str, owner: Owner) -> None:
+    """Jobs that the response cache has answered keep their answers; those of deleted jobs are removed."""
+    async with database.begin() as connection:
+        statement = text(
+            """
+            INSERT INTO jobs (id, project_id, key_id, model, status, priority, request, metadata, output, log,
+                              answered_by, deleted_at)
+            VALUES ('source', :project, :key, 'm', 'completed', 3, '{}', '{}', '[1]', 'log', NULL, now()),
+                   ('hit', :project, :key, 'm', 'completed', 3, '{}', '{}', NULL, NULL, 'source', NULL),
+                   ('deleted hit', :project, :key, 'm', 'completed', 3, '{}', '{}', NULL, NULL, 'source', now())
+            """
+        )
+        await connection.execute(statement, {"project": owner.project_id, "key": owner.key_id})
+    migrate(database_url, "downgrade", "0015")
+    async with database.connect() as connection:
+        rows = await connection.execute(text("SELECT id, output::text, log FROM jobs"))
+        found = {row.id: (row.output, row.log) for row in rows}
+    assert found == {"source": (None, None), "hit": ("[1]", "log"), "deleted hit": (None, None)}
+
+
+async def test_a_downgrade_releases_followers_to_the_queue(
+    database: AsyncEngine, database_url: str, store: JobStore, owner: Owner
+) -> None:
+    """The previous version would neither send their messages nor end them."""
+    leader, follower = [created[0] for _ in range(2) if (created := await store.coalesce(new_job(owner))) is not None]
+    assert follower.follows == leader.id
+    waiting = await RecoveryStore(database).waiting("m", limit=5, older_than_s=0, priorities=range(9))
+    assert [hint.job_id for hint in waiting] == [leader.id]
+    migrate(database_url, "downgrade")
+    # As the previous version finds jobs whose message is missing.
+    async with database.connect() as connection:
+        found = await connection.execute(
+            text("SELECT id FROM jobs WHERE status = 'queued' AND dispatched_at IS NOT NULL ORDER BY id")
+        )
+        assert list(found.scalars()) == [leader.id, follower.id]
 
 
 async def test_project_names_are_never_shared_by_accident(database: AsyncEngine, database_url: str) -> None:

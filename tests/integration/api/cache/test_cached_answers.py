@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.jobs.retention_store import RetentionStore
@@ -21,10 +23,14 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.response import ResponseFacts
 from shared.domain.result import JobResult
+from shared.postgres import job_store
+from shared.postgres.engine import transaction
+from shared.postgres.group_commit import MAX_WEIGHT
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from tests.conftest import Workers
 from tests.support.database import make_owner
 from tests.support.transcripts import output_of
+from tests.support.waiting import eventually
 
 KEY = b"k" * 32
 REQUEST = GenerateRequest(messages=[Message(role="user", content="a\x00b")], sampling=Sampling(temperature=0))
@@ -65,9 +71,21 @@ async def run(store: JobStore, workers: Workers, new: NewJob, **changes: Any) ->
 
 
 async def answer(store: JobStore, owner: Owner, **changes: Any) -> Job | None:
-    found = await store.answer(new_job(owner, **changes))
+    new = new_job(owner, **changes)
+    size = await store.cached_bytes(new)
+    assert size in (None, len(output_of(*OUTPUT)) + len(LOG.encode()))
+    found = await store.answer(new)
+    assert (found is None) == (size is None), "the lookup finds what the write finds"
     assert found is None or found[1]
     return None if found is None else found[0]
+
+
+async def stored(database: AsyncEngine, job: Job) -> tuple[str | None, str | None]:
+    """The output and the log in the job's own row."""
+    query = text("SELECT output::text, log FROM jobs WHERE id = :id")
+    async with database.connect() as connection:
+        row = (await connection.execute(query, {"id": job.id})).one()
+    return row.output, row.log
 
 
 async def entries(database: AsyncEngine) -> list[Any]:
@@ -97,29 +115,36 @@ async def test_an_answered_job_is_born_completed_with_the_answer(
     assert len(await entries(database)) == 1, "the copy is no new entry, which would never expire"
 
 
-async def test_the_log_is_equal_but_for_the_times(store: JobStore, workers: Workers, owner: Owner) -> None:
-    source = await run(store, workers, new_job(owner))
-    job = await answer(store, owner)
-    assert job is not None
-    log, copied = await store.archived_log(source.id), await store.archived_log(job.id)
-    assert log is not None
-    assert copied == log.replace(TIMINGS, '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}')
-    last = parse_archive(copied)[-1]
-    assert (last.type, last.payload()["timings"]) == (EventType.COMPLETED, job.timings())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"cacheable": False},
-        {"status": JobStatus.INCOMPLETE, "cacheable": False},
-    ],
-    ids=["not cacheable", "incomplete"],
-)
-async def test_other_answers_are_not_stored(
-    changes: dict[str, Any], store: JobStore, workers: Workers, owner: Owner
+async def test_the_answer_is_in_one_row_and_its_log_is_equal_but_for_the_times(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
-    await run(store, workers, new_job(owner), **changes)
+    source = await run(store, workers, new_job(owner))
+    assert await stored(database, source) == (output_of(*OUTPUT).decode(), LOG)
+    log = LOG.replace(TIMINGS, '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}')
+    for _ in range(2):
+        job = await answer(store, owner)
+        assert job is not None
+        assert await stored(database, job) == (None, None)
+        found = await store.result(job.id, owner.project_id)
+        assert found is not None
+        assert (found[1], job.output) == (OUTPUT, OUTPUT)
+        assert await store.archived_log(job.id) == log
+        assert await store.archived_last_seq(job.id) == 3
+        page = await store.archive_page(job.id, after=2)
+        assert page is not None
+        assert parse_archive(page.text)[1:] == parse_archive(log)[2:]
+        last = parse_archive(log)[-1]
+        assert (last.type, last.payload()["timings"]) == (EventType.COMPLETED, job.timings())
+
+
+async def test_other_answers_are_not_given(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
+) -> None:
+    """Those that are not cacheable are not stored. If an incomplete one was, it is not found."""
+    await run(store, workers, new_job(owner), cacheable=False)
+    assert await entries(database) == []
+    await run(store, workers, new_job(owner), status=JobStatus.INCOMPLETE)
+    assert len(await entries(database)) == 1
     assert await answer(store, owner) is None
 
 
@@ -164,16 +189,64 @@ async def test_an_old_answer_is_found_until_it_expires_or_is_too_old_for_the_req
 async def test_the_answer_is_deleted_with_its_job(
     how: str, store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
+    """Its client and new requests get it no more. Those that got it before keep it, and nobody else can read it."""
+    retention = RetentionStore(database)
     source = await run(store, workers, new_job(owner), finished_at=datetime.now(UTC) - timedelta(seconds=20))
     copy = await answer(store, owner)
     assert copy is not None
+    log = await store.archived_log(copy.id)
     if how == "deleted":
         assert await store.delete(source.id, owner.project_id)
     else:
-        assert await RetentionStore(database).delete_ended(10, 10) == 1
+        assert await retention.delete_ended(10, 10) == 1
     assert await entries(database) == []
     assert await answer(store, owner) is None
+    assert await store.get(source.id) is None
+    assert await store.archived_log(source.id) == ""
     assert await store.get(copy.id) == copy, "the other job keeps its own copy"
+    assert (log, await store.archived_log(copy.id)) == (log, log)
+    assert await retention.release_answers(10) == 0
+
+    if how == "deleted":
+        unused = await run(store, workers, new_job(owner, cache_key=b"x" * 32))
+        assert await store.delete(unused.id, owner.project_id)
+        assert await stored(database, unused) == (None, None), "nobody else has its answer"
+        assert await store.delete(copy.id, owner.project_id)
+        assert await retention.release_answers(10) == 1
+        assert await stored(database, source) == (None, None)
+    else:
+        async with database.connect() as connection:
+            await connection.execute(text("UPDATE jobs SET finished_at = now() - interval '20 s'"))
+        assert await retention.delete_ended(10, 10) == 1
+        assert await retention.delete_ended(10, 10) == 1
+        async with database.connect() as connection:
+            assert list(await connection.execute(text("SELECT id FROM jobs"))) == []
+
+
+async def test_a_job_that_is_deleted_while_another_gets_its_answer(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
+) -> None:
+    """The deletion waits until the other job is committed, and then leaves the answer to it."""
+    source = await run(store, workers, new_job(owner))
+    record = job_store._record("job_hit", new_job(owner))
+    prepared, parameters = job_store._answer_statement([record])
+    async with transaction(database) as connection:
+        assert (await connection.execute(prepared.statement, parameters)).first() is not None
+        deletion = asyncio.create_task(store.delete(source.id, owner.project_id))
+
+        async def waits() -> bool:
+            query = text(
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            async with database.connect() as other:
+                return (await other.execute(query)).first() is not None
+
+        await eventually(waits, "the deletion waits")
+    assert await deletion
+    copy = await store.get("job_hit")
+    assert copy is not None
+    assert copy.output == OUTPUT
+    assert await answer(store, owner) is None
 
 
 async def test_an_entry_whose_job_is_gone_is_a_miss(
@@ -202,10 +275,41 @@ async def test_jobs_with_one_key_that_end_together_are_one_entry(
     assert len({entry.key for entry in await entries(database)}) == 5
 
 
-async def test_many_requests_get_the_answer_at_once(store: JobStore, workers: Workers, owner: Owner) -> None:
+async def test_many_requests_get_the_answer_at_once(
+    store: JobStore, workers: Workers, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small answers are given in large batches, and large ones in small batches."""
     await run(store, workers, new_job(owner))
-    jobs = await asyncio.gather(*(answer(store, owner) for _ in range(50)))
-    assert len({job.id for job in jobs if job is not None}) == 50
+    batches: list[int] = []
+    statement = job_store._answer_statement
+
+    def recorded(new: Any) -> Any:
+        batches.append(len(new))
+        return statement(new)
+
+    monkeypatch.setattr(job_store, "_answer_statement", recorded)
+    jobs = await asyncio.gather(*(store.answer(new_job(owner), answer_bytes=10) for _ in range(50)))
+    assert len({found[0].id for found in jobs if found is not None}) == 50
+    assert len(batches) <= 3
+    batches.clear()
+    await asyncio.gather(*(store.answer(new_job(owner), answer_bytes=MAX_WEIGHT) for _ in range(4)))
+    assert batches == [1] * 4
+
+
+async def test_a_process_that_hangs_holds_up_others_only_for_a_while(
+    store: JobStore, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has claimed an idempotency key and inserted a leader, which others with the same cache key wait for."""
+    monkeypatch.setattr(job_store, "_MAX_IDLE_MS", 100)
+    prepared, parameters = job_store._LEAD.of([job_store._record("job_hanging", new_job(owner))])
+    with contextlib.suppress(DBAPIError):  # the server closes the connection
+        async with transaction(database) as hanging:
+            await job_store._claim_key(hanging, owner, Idempotency("k", "sha"), "job_hanging")
+            await hanging.execute(prepared.statement, parameters)
+            found = await asyncio.wait_for(store.coalesce(new_job(owner)), 10)
+            assert found is not None
+            assert found[0].follows is None
+    assert await store.find_created(owner, Idempotency("k", "sha")) is None
 
 
 async def test_an_idempotency_key_is_used_by_the_answered_job(store: JobStore, workers: Workers, owner: Owner) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from dataclasses import replace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from sqlalchemy import text
@@ -17,7 +18,8 @@ from api.cache.store import CacheSize, CacheStore
 from api.cache.upkeep import CacheUpkeep
 from shared.config.models.loader import Registry
 from shared.domain.owner import Owner
-from shared.postgres.job_store import JobStore
+from shared.domain.request import GenerateRequest
+from shared.postgres.job_store import JobStore, NewJob
 from tests.support.database import make_owner
 from tests.support.metrics import api_metrics
 
@@ -65,18 +67,37 @@ async def test_expired_answers_are_deleted_and_then_the_least_recently_used(
     assert evictions == {"expired": 5, "size": 3}
 
 
-async def test_hits_are_added_and_keep_an_answer(
+async def test_hits_are_counted_and_keep_an_answer(
     database: AsyncEngine, owner: Owner, cache: ResponseCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The counts of a write that failed are written with the next."""
     for key, age_s in ((1, 50), (2, 10)):
         await add(database, owner, key, age_s=age_s)
-    monkeypatch.setattr(cache, "take_uses", lambda: Counter({b"\x01": 3, b"\x09": 1}))
-    upkeep = CacheUpkeep(cache, CacheStore(database), api_metrics(), max_bytes=100)
+    new = NewJob(owner, "m", 3, GenerateRequest(prompt="x"))
+    hits = {b"\x01": 3, b"\x09": 1}  # one of them was evicted meanwhile
+
+    async def hit(jobs: JobStore, new: NewJob, *_: Any, **__: Any) -> tuple[Any, bool] | None:
+        return None if new.cache_key == b"\x02" else ("a job", new.cache_key != b"\x03")
+
+    async def any_size(*_: Any) -> int:
+        return 1
+
+    monkeypatch.setattr(JobStore, "cached_bytes", any_size)
+    monkeypatch.setattr(JobStore, "answer", hit)
+    # Two more have no answer, and an idempotency key that was used.
+    for cache_key, number in {**hits, b"\x02": 1, b"\x03": 1}.items():
+        for _ in range(number):
+            await cache.answer(replace(new, cache_key=cache_key), None)
+    store = CacheStore(database)
+    upkeep = CacheUpkeep(cache, store, api_metrics(), max_bytes=100)
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "record_uses", AsyncMock(side_effect=ConnectionResetError))
+        with pytest.raises(ConnectionResetError):
+            await upkeep.record_uses()
     await asyncio.gather(upkeep.record_uses(), upkeep.record_uses())
     async with database.connect() as connection:
         rows = await connection.execute(text("SELECT key, hits FROM cached_answers"))
-        hits = {row.key: row.hits for row in rows}
-    assert hits == {b"\x01": 6, b"\x02": 0}
+        assert {row.key: row.hits for row in rows} == {b"\x01": 3, b"\x02": 0}
     await upkeep.clean_up()
     assert await keys(database) == [1]
 

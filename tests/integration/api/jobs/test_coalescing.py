@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,18 +17,18 @@ from shared.domain.answer_options import CacheControl, CacheOptions, RequestOpti
 from shared.domain.decisions import CacheOutcome, Decisions, RouteDecision
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import Idempotency, NewJob
-from tests.conftest import TEST_REDIS_DB, Servers
-from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, World, open_world
+from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, Worker, World
 from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import EngineError
 from workers.engines.resume import Resume
 from workers.execution.attempt import InterruptReason
+from workers.execution.model_context import with_model
 
 ANSWER = RequestOptions(cache=CacheOptions())
 
@@ -50,12 +49,12 @@ class Coalescing(World):
         assert created
         return job
 
-    async def lead(self, tokens: int = 0, followers: int = 1) -> tuple[Call, Job, list[Job]]:
+    async def lead(self, tokens: int = 0, followers: int = 1, **changes: Any) -> tuple[Call, Job, list[Job]]:
         """A running leader with some tokens, and its followers."""
-        leader = await self.ask()
+        leader = await self.ask(**changes)
         call = await self.workers[0].deliver(leader.id)
         assert call is not None
-        followed = [await self.ask() for _ in range(followers)]
+        followed = [await self.ask(**changes) for _ in range(followers)]
         assert {job.follows for job in followed} <= {leader.id}
         await self.tokens(self.workers[0], call, tokens)
         return call, leader, followed
@@ -71,6 +70,12 @@ class Coalescing(World):
 
     async def is_released(self, job: Job) -> bool:
         return (await self.read(job)).follows is None
+
+    async def until_status(self, job: Job, status: JobStatus) -> None:
+        async def has_status() -> bool:
+            return (await self.read(job)).status is status
+
+        await eventually(has_status, f"it is {status}")
 
     async def key_of(self, job: Job) -> bytes | None:
         key: bytes | None = (await self.row(job.id)).cache_key
@@ -89,14 +94,6 @@ class Coalescing(World):
         await self._change("UPDATE jobs SET follows = :leader WHERE id = ANY(:ids)", ids=job_ids, leader=leader)
 
 
-@pytest.fixture
-async def world(servers: Servers, database_url: str) -> AsyncIterator[Coalescing]:
-    world = await open_world(database_url, servers.redis(TEST_REDIS_DB), Coalescing)
-    world.prepare()
-    yield world
-    await world.close()
-
-
 async def finished(task: asyncio.Task[list[Event]]) -> list[Event]:
     return await asyncio.wait_for(task, WITHIN_S)
 
@@ -104,6 +101,16 @@ async def finished(task: asyncio.Task[list[Event]]) -> list[Event]:
 def text_of(events: list[Event]) -> str:
     deltas = (event.delta() for event in events if event.type is EventType.DELTA)
     return "".join(delta.text for delta in deltas if delta.index == 0)
+
+
+def counted_tokens(worker: Worker) -> tuple[float, float]:
+    """The tokens of prompts and completions in a worker's metrics."""
+    metrics = worker.runner.context.metrics
+    prompt, completion = (
+        sum(sample.value for sample in next(iter(counter.collect())).samples if sample.name.endswith("_total"))
+        for counter in (metrics.prompt_tokens, metrics.completion_tokens)
+    )
+    return prompt, completion
 
 
 async def test_a_hundred_identical_requests_are_one_generation(world: Coalescing) -> None:
@@ -196,6 +203,8 @@ async def test_streams_of_followers_go_on_without_their_leader(world: Coalescing
         assert ended.usage is not None
         assert ended.usage.completion_tokens == 8
         assert [event.line() for event in await finished(world.stream(job))] == [event.line() for event in events]
+    if end == "failed":
+        assert (counted_tokens(worker), counted_tokens(world.workers[1])) == ((3, 5), (6, 6))
 
 
 @pytest.mark.parametrize("why", ["cancelled", "late"])
@@ -246,6 +255,14 @@ async def test_the_generation_of_a_cancelled_leader_continues_for_its_followers(
         done = await world.read(job)
         assert (done.status, done.output[0].text) == (JobStatus.COMPLETED, text_of_tokens(expected))
         assert [event.line() for event in await finished(world.stream(job))] == [event.line() for event in events]
+    choices = request.sampling.n
+    assert counted_tokens(worker) == (3, expected * choices), "once, although each job reports its own"
+    continued = await world.read(heir if why == "cancelled" else other)
+    assert continued.decisions.cache is not None
+    assert (continued.usage, continued.decisions.cache.inherited) == (
+        Usage(3, 0, expected * choices),
+        Usage(3, 0, (5 if why == "cancelled" else 7) * choices).stored(),
+    )
     assert worker.engine.calls == {}, "it was one generation"
     assert worker.engine.cancelled == [], "nor was the upstream's request cancelled"
     assert worker.runner.idle
@@ -343,12 +360,39 @@ async def test_a_job_follows_none_that_it_would_wait_for_longer(world: Coalescin
     assert (await world.ask(priority=1)).follows == leader.id, "it runs"
 
 
-async def test_a_request_for_a_new_answer_follows_none(world: Coalescing) -> None:
-    await world.ask()
-    again = await world.ask(options=replace(ANSWER, cache_control=CacheControl(no_cache=True)))
-    assert again.follows is None
-    assert again.decisions.cache is not None
-    assert again.decisions.cache.outcome == CacheOutcome.MISS
+NEW_ANSWER = replace(ANSWER, cache_control=CacheControl(no_cache=True))
+
+
+async def test_jobs_that_run_beside_a_leader_store_the_newer_answer(
+    world: Coalescing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are inserted at the first try."""
+    runner = world.workers[0].runner
+    runner.use(with_model(runner.context, SimulatedModel(name=MODEL, engine="simulated")))  # so that answers are stored
+    tries: list[NewJob] = []
+    coalesce = world.store.coalesce
+
+    async def counted(new: NewJob, *others: Any) -> tuple[Job, bool] | None:
+        tries.append(new)
+        return await coalesce(new, *others)
+
+    monkeypatch.setattr(world.store, "coalesce", counted)
+    leader = await world.ask(priority=5)
+    new, urgent = beside = [await world.ask(options=NEW_ANSWER), await world.ask(priority=1)]
+    assert len(tries) == 3
+    for job in beside:
+        assert job.follows is None
+        assert job.decisions.cache is not None
+        assert job.decisions.cache.outcome == CacheOutcome.MISS
+    assert (await world.ask(priority=5)).follows == leader.id
+    for tokens, (job, newest) in enumerate([(new, new), (urgent, urgent), (leader, urgent)], 2):
+        call = await world.deliver(world.workers[0], job.id, tokens)
+        assert call is not None
+        await world.finish(world.workers[0], call, "stop")
+        hit = await world.ask()
+        assert hit.decisions.cache is not None
+        assert (hit.status, hit.decisions.cache.source) == (JobStatus.COMPLETED, newest.id)
+        assert hit.output == (await world.read(newest)).output
 
 
 async def test_followers_with_an_idempotency_key(world: Coalescing) -> None:

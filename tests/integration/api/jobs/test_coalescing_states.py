@@ -8,25 +8,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Row
 
+from shared.domain.decisions import NO_DECISIONS
 from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import Job, JobStatus
 from shared.postgres.recovery_store import RecoveryStore
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.integration.api.jobs.test_coalescing import Coalescing, text_of
-from tests.integration.shared.postgres.test_state_machine import WITHIN_S, WORKERS, Worker, open_world
+from tests.integration.api.jobs.test_follower_settlement import fail_settlement
+from tests.integration.shared.postgres.test_state_machine import ROUTED, WITHIN_S, WORKERS, Worker, open_world
 from tests.support.examples import LONG, example_count
+from tests.support.interleavings import Interleavings
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
 
-T = TypeVar("T")
 OPEN = 5
 SETTINGS = settings(
     example_count(8, long=1000),
@@ -38,38 +41,20 @@ a_worker = st.integers(0, WORKERS - 1)
 a_run = st.integers(0, OPEN)
 
 
-class Requests(RuleBasedStateMachine):
+class Requests(Interleavings):
     """Rules that Hypothesis runs in any order."""
-
-    database_url: str
-    redis_url: str
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.Runner()
-        self._holds = True
         self.world: Coalescing = self._do(open_world(self.database_url, self.redis_url, Coalescing))
         self.world.prepare()
         self.jobs: list[Job] = []
         self.streams: dict[str, asyncio.Task[list[Event]]] = {}
         self.ends: dict[str, Row[Any]] = {}
 
-    def teardown(self) -> None:
-        try:
-            if self._holds:
-                self._do(self._end_all())
-        finally:
-            for stream in self.streams.values():
-                stream.cancel()
-            self._loop.run(self.world.close())
-            self._loop.close()
-
-    def _do(self, action: Coroutine[Any, Any, T]) -> T:
-        try:
-            return self._loop.run(action)
-        except BaseException:
-            self._holds = False
-            raise
+    async def _close(self) -> None:
+        await cancel_and_wait(*self.streams.values())
+        await self.world.close()
 
     @property
     def _runs(self) -> list[tuple[Worker, Call]]:
@@ -99,6 +84,20 @@ class Requests(RuleBasedStateMachine):
             worker, call = runs[number % len(runs)]
             await (self.world.fail(worker, call) if how == "error" else self.world.finish(worker, call, how))
 
+    async def _finish_in_an_outage(self, number: int, how: str) -> None:
+        """No process but a sweep settles the followers of a job whose end is committed."""
+        for worker in self.world.workers:
+            fail_settlement(worker.store)
+        await self._finish(number, how)
+        for worker in self.world.workers:
+            worker.store.__dict__.pop("settle", None)
+        await self.world.sweep()
+
+    async def _reconnect(self, job: Job) -> None:
+        self.streams[job.id].cancel()
+        self.streams[job.id] = self.world.stream(job)
+        await asyncio.sleep(0)
+
     async def _heartbeats(self) -> None:
         """Let the workers find cancellations, and carry them out."""
         for worker in self.world.workers:
@@ -117,9 +116,11 @@ class Requests(RuleBasedStateMachine):
         self._do(self._ask())
         self._do(self._ask())
 
-    @rule(priority=st.sampled_from([3, 3, 3, 1]), late=st.booleans())
-    def ask(self, priority: int, late: bool) -> None:
-        self._do(self._ask(priority=priority, finish_within_s=600 if late else None))
+    @rule(priority=st.sampled_from([3, 3, 3, 1, 5]), late=st.booleans(), routed=st.booleans())
+    def ask(self, priority: int, late: bool, routed: bool) -> None:
+        """A job of a route moves to another model if it fails without a token."""
+        decisions = ROUTED if routed else NO_DECISIONS
+        self._do(self._ask(priority=priority, finish_within_s=600 if late else None, decisions=decisions))
 
     @rule(job=a_job, worker=a_worker, count=st.integers(0, 5))
     def deliver_a_message(self, job: int, worker: int, count: int) -> None:
@@ -135,6 +136,15 @@ class Requests(RuleBasedStateMachine):
     @rule(run=a_run, how=st.sampled_from(["stop", "length", "error"]))
     def finish(self, run: int, how: str) -> None:
         self._do(self._finish(run, how))
+
+    @rule(run=a_run, how=st.sampled_from(["stop", "error"]))
+    def finish_in_an_outage(self, run: int, how: str) -> None:
+        self._do(self._finish_in_an_outage(run, how))
+
+    @rule(job=a_job)
+    def reconnect_a_reader(self, job: int) -> None:
+        if jobs := self._open:
+            self._do(self._reconnect(jobs[job % len(jobs)]))
 
     @rule(job=a_job)
     def cancel(self, job: int) -> None:
@@ -198,8 +208,9 @@ class Requests(RuleBasedStateMachine):
                 assert leader.finished_at is None
                 assert leader.follows is None
                 assert leader.cache_key == row.cache_key
+                assert leader.status != "queued" or leader.priority <= row.priority
 
-    async def _end_all(self) -> None:
+    async def _finish_all(self) -> None:
         """Every job can still end, and every reader receives the end."""
         while self._open:
             await self.world.sweep()
@@ -219,6 +230,11 @@ class Requests(RuleBasedStateMachine):
             assert events[-1].type.value == row.status
             if row.status in ("completed", "incomplete"):
                 assert [event.line() for event in events] == [event.line() for event in parse_archive(row.log)]
+
+        async def has_no_readers() -> bool:
+            return not self.world.hub._readers
+
+        await eventually(has_no_readers, "streams that have ended or were closed leave no readers")
 
 
 # A failure is made small first, which takes a while.

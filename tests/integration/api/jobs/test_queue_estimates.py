@@ -25,6 +25,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore, NewJob
 from shared.redis.event_log import EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
 from tests.support.transcripts import output_of
@@ -222,9 +223,7 @@ async def test_readers_receive_their_position_only_when_it_changes(
     assert await report() == {0: b'{"position":0,"eta_s":null}'}, "it was running, and is queued again"
     assert await workers("w").claim(jobs[0].id) is not None
     assert await report() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
-    for waiting in pending.values():
-        waiting.cancel()
-    await asyncio.gather(*pending.values(), return_exceptions=True)
+    await cancel_and_wait(*pending.values())
     for follow in follows.values():
         await follow.aclose()  # type: ignore[attr-defined]
     assert await QueuePositions(hub, QueueEstimates(queue_store, REGISTRY)).report() == 0

@@ -22,6 +22,7 @@ from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.tables import JobRow
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import PAGE_BYTES, Append, EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
 from tests.support.transcripts import output_of
@@ -38,8 +39,7 @@ async def hub(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[St
     hub = StreamHub(redis, logs, store, api_metrics(), resync_s=0.2)
     running = asyncio.create_task(hub.run())
     yield hub
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await cancel_and_wait(running)
 
 
 @pytest.fixture
@@ -95,8 +95,7 @@ async def test_a_published_end_wakes_waiting_readers(
     await finish(workers, running)
     await logs.append([Append(running.id, 1, [LAST])])
     await asyncio.wait_for(waiting, WITHIN_S)
-    receiving.cancel()
-    await asyncio.gather(receiving, return_exceptions=True)
+    await cancel_and_wait(receiving)
 
 
 async def test_events_for_workers_are_not_delivered(hub: StreamHub, logs: EventLog, running: Job) -> None:
@@ -123,12 +122,11 @@ async def test_a_reader_of_a_queued_job_is_recorded(
     queued, _ = await store.insert(NewJob(running.owner, "m", 3, GenerateRequest(prompt="x")))
     reader = asyncio.ensure_future(anext(hub.follow(queued.id)))
     await eventually(lambda: logs.shown(queued.id), "the reader is recorded")
-    reader.cancel()
+    await cancel_and_wait(reader)
     waiting = asyncio.create_task(hub.wait_for_end(running.id))
     await eventually(lambda: is_followed(redis, running), "the end is awaited")
     assert not await logs.shown(running.id)
-    waiting.cancel()
-    await asyncio.gather(reader, waiting, return_exceptions=True)
+    await cancel_and_wait(waiting)
 
 
 async def test_the_row_of_a_new_job_is_not_read(

@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -52,9 +52,11 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
 from tests.support.examples import LONG, example_count
+from tests.support.interleavings import Interleavings
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from tests.support.transcripts import transcript_of
@@ -66,7 +68,6 @@ from workers.execution.slots import SlotPool
 from workers.settings import WorkerSettings
 from workers.supervision.heartbeat import Heartbeat
 
-T = TypeVar("T")
 W = TypeVar("W", bound="World")
 
 MODEL = "m"
@@ -169,7 +170,7 @@ class Worker:
         """Stop writing to Redis."""
         if self.flushes:
             await self.flush()
-            await _cancel([self._flushing])
+            await cancel_and_wait(self._flushing)
             self.flushes = False
 
     async def resume_flushes(self) -> None:
@@ -181,7 +182,7 @@ class Worker:
     async def kill(self) -> None:
         """`kill -9`: stop all tasks of the process."""
         calls = [call.task for call in self.engine.calls.values() if call.task is not None]
-        await _cancel([*self.runs.values(), *calls, self._flushing])
+        await cancel_and_wait(*self.runs.values(), *calls, self._flushing)
 
 
 class World:
@@ -417,7 +418,7 @@ class World:
         reader = self.readers[job_id]
         if reader.following is None or reader.following.done():
             return
-        await _cancel([reader.following])
+        await cancel_and_wait(reader.following)
         job = await self.service.get(job_id, self.owner.project_id)
         if await self.service.check_cursor(job, reader.cursor, "starting_after"):
             self._follow(job_id)
@@ -551,7 +552,7 @@ class World:
         for worker in self.workers:
             await worker.kill()
         followers = [reader.following for reader in self.readers.values() if reader.following is not None]
-        await _cancel([*followers, self._live])
+        await cancel_and_wait(*followers, self._live)
         await self.redis.aclose()
         await self.database.dispose()
 
@@ -560,13 +561,6 @@ def _check_ascending(events: list[Event]) -> None:
     """`seq` increases by one, or by more where an attempt restarts after a lost log."""
     for before, after in itertools.pairwise(events):
         assert after.seq == before.seq + 1 or (after.seq > before.seq and after.type is EventType.RESTARTED)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] = World) -> W:  # type: ignore[assignment]
@@ -586,32 +580,18 @@ async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] =
     return world
 
 
-class Jobs(RuleBasedStateMachine):
+class Jobs(Interleavings):
     """Rules that Hypothesis runs in any order."""
-
-    database_url: str
-    redis_url: str
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.Runner()
-        self._holds = True
         self.world: World = self._do(open_world(self.database_url, self.redis_url))
 
-    def teardown(self) -> None:
-        try:
-            if self._holds:
-                self._do(self.world.finish_all())
-        finally:
-            self._loop.run(self.world.close())
-            self._loop.close()
+    async def _finish_all(self) -> None:
+        await self.world.finish_all()
 
-    def _do(self, action: Coroutine[Any, Any, T]) -> T:
-        try:
-            return self._loop.run(action)
-        except BaseException:
-            self._holds = False
-            raise
+    async def _close(self) -> None:
+        await self.world.close()
 
     def _to_job(self, number: int, action: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         self._do(action(self.world.job(number)))

@@ -139,8 +139,9 @@ PREPARED = {
     "end": claim_store._FINISH.plain,
     "end of a leader": claim_store._FINISH.keyed,
     "followers": job_statements._SETTLE,
+    "a follower": job_statements._SETTLE_FOLLOWER,
     "lead": job_store._LEAD._plain,
-    "follow": job_store._FOLLOW._plain,
+    "follow": job_store._JOIN._plain,
 }
 
 

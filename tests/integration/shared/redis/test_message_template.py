@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from shared.domain.priorities import PRIORITY_STEPS, Hint
 from shared.redis.job_queue import RETRY_S, TASK, HintSender, celery_app, depths, queue_name
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.waiting import eventually
 
@@ -91,7 +92,7 @@ async def test_a_hint_put_during_a_flush_is_sent_next(servers: Servers, redis: R
 
     await eventually(both, "both are sent")
     assert asyncio.get_running_loop().time() - before < RETRY_S
-    sending.cancel()
+    await cancel_and_wait(sending)
 
 
 async def test_no_hint_is_lost_if_redis_refuses_writes(servers: Servers, redis: Redis) -> None:

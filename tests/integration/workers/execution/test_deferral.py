@@ -274,7 +274,8 @@ async def test_redelivery_finds_a_deferred_job_once_its_worker_should_have_sent_
         return [len(waiting), len(due), len(passed_over)]
 
     async with database.begin() as connection:
-        await connection.execute(text("UPDATE jobs SET created_at = now() - interval '1 minute'"))
+        ago = "now() - interval '1 minute'"
+        await connection.execute(text(f"UPDATE jobs SET created_at = {ago}, dispatched_at = {ago}"))  # noqa: S608
     assert await lost() == [0, 0, 0]
     await make_due(database)
     assert await lost() == [1, 0, 0]

@@ -33,6 +33,7 @@ from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery import fallbacks
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
@@ -336,7 +337,7 @@ async def test_the_answer_leads_to_the_model_of_its_conversation(models: Models)
     assert await models.fail("a", job, UpstreamError("down")) is None
     answered = await models.complete("b", job)
     found = Conversation(request).answered("auto", models.owner, [(answered.output[0].text, []), ("another", [])])
-    assert await models.conversations.find(found) == [KnownModel("b"), None]
+    assert await models.conversations.find(found) == [KnownModel("b"), KnownModel("b"), None, None]
 
 
 async def test_a_job_without_a_route_has_no_fallback(models: Models) -> None:
@@ -485,6 +486,23 @@ async def test_queued_jobs_leave_a_model_whose_upstream_is_unavailable(models: M
     call.fail(UpstreamError("down"))
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
     assert not await models.workers["a"].store.due_cancellations("b", 5)
+
+
+async def test_jobs_that_cannot_move_do_not_hide_those_behind_them(
+    models: Models, monkeypatch: pytest.MonkeyPatch, database: AsyncEngine
+) -> None:
+    """One check reads a limited number of jobs. Redis has lost the log of one; another one continues a leader."""
+    monkeypatch.setattr(fallbacks, "LIMIT", 1)
+    lost, continuing, last = [await models.submit("b", priority=priority) for priority in (1, 2, 3)]
+    run, _ = await models.start("a", lost)
+    await models.workers["a"].runner.requeue_all()
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    await models.events(lost)
+    await models.logs.delete(lost.id)
+    await execute(database, "UPDATE jobs SET continues = 'job_x' WHERE priority = 2")
+    for _ in range(2):
+        await models.fallbacks.move_waiting("a")
+    assert [(await models.read(job)).model for job in (lost, continuing, last)] == ["a", "a", "b"]
 
 
 async def test_jobs_of_a_removed_model_move(models: Models, redis: Redis) -> None:

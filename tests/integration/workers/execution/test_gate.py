@@ -24,6 +24,7 @@ from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.support.faulty_upstream import Answer, FaultyUpstream, error_answer, faulty_upstream
 from tests.support.metrics import api_metrics, worker_metrics
@@ -74,7 +75,7 @@ async def working(
     try:
         yield Runner(context, SlotPool(spec.slots, yields=False))
     finally:
-        flushing.cancel()
+        await cancel_and_wait(flushing)
         await engine.stop()
 
 

@@ -19,6 +19,7 @@ from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import JobStore, NewJob
 from shared.redis import keys
 from shared.redis.event_log import EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.support.metrics import worker_metrics
 from workers.engines.base import NO_PRIOR, Prior, PromptInfo
@@ -103,7 +104,7 @@ async def test_memory_per_token(workers: Workers, store: JobStore, logs: EventLo
         await log_writer.drain(20)
     finally:
         tracemalloc.stop()
-        writing.cancel()
+        await cancel_and_wait(writing)
     in_redis = (await redis.memory_usage(keys.log(job.id), samples=0) or 0) / TOKENS
     assert engine.retained <= BOUND, "bytes per token in the worker"
     assert in_redis <= BOUND, "bytes per token in Redis"

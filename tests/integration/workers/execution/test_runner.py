@@ -21,6 +21,7 @@ from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
@@ -78,7 +79,7 @@ async def working(
     try:
         yield worker
     finally:
-        flushing.cancel()
+        await cancel_and_wait(flushing)
 
 
 @pytest.fixture

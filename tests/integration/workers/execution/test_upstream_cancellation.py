@@ -151,7 +151,7 @@ async def test_a_lost_job_that_is_being_cancelled(
         assert await store.mark_cancelling(queued.id)
         await sweeper.sweep()  # the worker has no lease
         assert await cancelled_by(workers("v")) == [STATE]
-        run.cancel()
+        await cancel_and_wait(run)
 
 
 async def test_a_job_that_completes_cancels_nothing(

@@ -30,6 +30,7 @@ from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.upstream.breaker import FAILURES
 from workers.execution.attempt import AttemptContext
 from workers.execution.current_engine import CurrentEngine
+from workers.execution.model_context import with_model
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
 from workers.supervision.model_reload import ModelReload
@@ -60,7 +61,7 @@ class Worker:
             on_engine_death=lambda: None,
             metrics=self.metrics,
         )
-        self.runner = Runner(context, SlotPool(model.slots, yields=model.yields))
+        self.runner = Runner(with_model(context, model), SlotPool(model.slots, yields=model.yields))
         self.ended = 0
         self.reload = ModelReload(
             model,
@@ -270,6 +271,9 @@ async def test_an_operational_field_changes_while_limits_breaker_and_keys_stay(
     assert engine._model is new
     assert engine.fingerprint == old.fingerprint
     assert worker.runner.slot_pool.slots == new.slots
+    context = worker.runner.context
+    max_output = None if new.token_limits is None else new.token_limits.max_output
+    assert (context.provider, context.revision, context.max_output) == (new.provider, new.revision, max_output)
     assert engine.gate.breaker is opened
     assert engine.gate.requests is not None
     assert engine.gate.tokens is not None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from api.cache import response_cache
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.keys.principal import Principal, Scope
@@ -39,8 +41,32 @@ class Unavailable:
     async def secret(self, _: bytes) -> bytes:
         raise self._error
 
-    async def answer(self, *_: Any) -> tuple[Job, bool] | None:
+    async def cached_bytes(self, *_: Any) -> int | None:
         raise self._error
+
+    async def answer(self, *_: Any, **__: Any) -> tuple[Job, bool] | None:
+        raise self._error
+
+
+class Slow(Unavailable):
+    """A database in which lookups, or writes, wait for `released`."""
+
+    def __init__(self, *, lookups: bool) -> None:
+        self._lookups = lookups
+        self.released = asyncio.Event()
+        self.writes = 0
+        self.error: Exception
+
+    async def cached_bytes(self, *_: Any) -> int | None:
+        if self._lookups:
+            await self.released.wait()
+        return 7
+
+    async def answer(self, *_: Any, answer_bytes: int, **__: Any) -> tuple[Job, bool] | None:
+        assert answer_bytes == 7
+        self.writes += 1
+        await self.released.wait()
+        return cast(Job, "the job with the answer"), True
 
 
 def registry(**model: Any) -> Registry:
@@ -144,6 +170,23 @@ async def test_only_repeatable_requests_are_cached_unless_the_request_asks(
     assert await outcome(new_job(request, cache_control=CacheControl(max_age_s=5)), model=ON) == "MISS"
 
 
+@pytest.mark.parametrize(
+    ("image", "repeatable"),
+    [
+        ({"url": "https://camera.example/latest.jpg"}, False),
+        ({"file_id": "file_1"}, True),
+        ({"data": "QQ==", "media_type": "image/png"}, True),
+    ],
+    ids=["url", "file", "data"],
+)
+async def test_what_a_url_stands_for_may_have_changed(image: dict[str, str], *, repeatable: bool) -> None:
+    content = [{"type": "image", **image}]
+    body = {"messages": [{"role": "user", "content": content}], "sampling": {"temperature": 0}}
+    new = new_job(GenerateRequest.model_validate(body))
+    assert await outcome(new, model=ON) == ("MISS" if repeatable else "BYPASS")
+    assert await outcome(replace(new, options=RequestOptions(cache=ON))) == "MISS"
+
+
 async def key_of(new: NewJob, principal: Principal = PRINCIPAL, models: Registry | None = None) -> bytes | None:
     return (await cache(models).admit(principal, new)).cache_key
 
@@ -204,6 +247,44 @@ async def test_errors_of_the_cache_let_the_request_run(error: Exception) -> None
     broken = cache(jobs=away, metrics=metrics)
     assert await broken.answer(await broken.admit(PRINCIPAL, new), None) is None
     assert errors(metrics) == 2
+
+
+async def test_a_lookup_that_takes_too_long_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_cache, "LOOKUP_TIMEOUT_S", 0.01)
+    slow = Slow(lookups=True)
+    served = cache(jobs=slow)
+    assert await served.answer(await served.admit(PRINCIPAL, new_job(cache=ON)), None) is None
+    assert slow.writes == 0
+
+
+async def test_a_write_that_takes_long_is_awaited_as_the_request_would_run_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(response_cache, "LOOKUP_TIMEOUT_S", 0.01)
+    slow = Slow(lookups=False)
+    served = cache(jobs=slow)
+    answering = asyncio.create_task(served.answer(await served.admit(PRINCIPAL, new_job(cache=ON)), None))
+    await asyncio.wait([answering], timeout=0.05)
+    assert not answering.done()
+    slow.released.set()
+    answer: object = await answering
+    assert answer == ("the job with the answer", True)
+    assert slow.writes == 1
+
+
+async def test_a_write_with_an_unknown_outcome_is_an_error() -> None:
+    class Lost(Slow):
+        async def answer(self, *_: Any, **__: Any) -> tuple[Job, bool] | None:
+            raise self.error
+
+    lost = Lost(lookups=False)
+    served = cache(jobs=lost)
+    new = await served.admit(PRINCIPAL, new_job(cache=ON))
+    for lost.error in (OperationalError("", None, Exception()), TimeoutError()):
+        with pytest.raises(type(lost.error)):
+            await served.answer(new, None)
+    lost.error = ProgrammingError("", None, Exception())  # refused by the database: nothing was written
+    assert await served.answer(new, None) is None
 
 
 async def test_no_cache_looks_nothing_up() -> None:

@@ -19,12 +19,14 @@ from pydantic import BaseModel, ValidationError
 
 from api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from api.batches.schemas import BatchCreate
-from api.http.members import MAX_HEADER_BYTES, MAX_NAMES, JsonForm, Reading, Shape, header_value
+from api.http.members import MAX_HEADER_BYTES, MAX_NAMES, EmptyIsValue, JsonForm, Reading, Shape, header_value
+from api.http.submit_headers import AnswerParameters
 from api.jobs import dialects
 from api.jobs.schemas import JobCreate
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from api.responses.schemas import ResponseCreate
 from shared.config.settings import REPOSITORY
+from shared.domain.answer_options import CacheOptions
 from shared.domain.errors import InvalidRequest
 from shared.domain.opaque import OpaquePart
 from shared.telemetry.instruments import Exporter
@@ -286,12 +288,23 @@ def test_null_and_empty_mean_absent_for_every_optional_member(api: str) -> None:
             member = field.alias or name
             absent = result(schema, without_member(body, path, member))
             for empty in EMPTY:
-                if empty == {} and is_object(field.annotation):
+                if empty == {} and (is_object(field.annotation) or EmptyIsValue() in field.metadata):
                     continue
                 given = with_member(body, path, member, empty)
                 assert result(schema, given) == absent, (path, member, empty)
                 tried += 1
     assert tried > 5
+
+
+@pytest.mark.parametrize("api", [api for api, (schema, _) in FULL.items() if issubclass(schema, AnswerParameters)])
+@pytest.mark.parametrize("given", [{}, {"ttl": None}], ids=str)
+def test_an_empty_cache_object_turns_the_cache_on(api: str, given: dict[str, Any]) -> None:
+    schema, body = FULL[api]
+    parameters, without = (read(schema, {**body, "cache": cache}) for cache in (given, None))
+    assert isinstance(parameters, AnswerParameters)
+    assert isinstance(without, AnswerParameters)
+    assert parameters.cache == CacheOptions()
+    assert without.cache is None
 
 
 @APIS

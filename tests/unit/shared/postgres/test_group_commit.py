@@ -81,6 +81,20 @@ async def test_cancelling_a_caller_does_not_stop_the_others(recorder: Recorder) 
     assert await waiting == 20
 
 
+async def test_what_waits_for_its_write_is_not_written_for_a_caller_that_is_cancelled(recorder: Recorder) -> None:
+    commit = GroupCommit(recorder.write)
+    writing = [asyncio.create_task(commit(item)) for item in (1, 2)]
+    await recorder.began.wait()
+    waiting = [asyncio.create_task(commit(item)) for item in (3, 4, 5)]
+    await asyncio.sleep(0)
+    for task in (waiting[0], waiting[2]):
+        task.cancel()
+    await asyncio.gather(waiting[0], waiting[2], return_exceptions=True)
+    recorder.released.set()
+    assert await asyncio.gather(*writing, waiting[1]) == [10, 20, 40]
+    assert [item for batch in recorder.batches for item in batch] == [1, 2, 4]
+
+
 async def test_the_number_of_writes_in_a_batch_is_limited(recorder: Recorder) -> None:
     commit = GroupCommit(recorder.write)
     recorder.released.set()

@@ -24,8 +24,8 @@ ENTRY = "shared/postgres/job_statements.py:insert_queued"
 EXIT = "shared/postgres/job_statements.py:end_statement"
 # Creates jobs that have ended: the response cache answers them.
 ANSWER = "shared/postgres/job_statements.py:insert_answered"
-# Ends followers with their leader, in every statement that uses it.
-FOLLOWERS = "shared/postgres/followers.py:follower_changes"
+# Ends followers after their leader, in every statement that uses it.
+FOLLOWERS = "shared/postgres/followers.py:settle_followers"
 SETTLEMENT = "shared/postgres/job_statements.py:settle_statement"
 # Adds what must be written exactly once per end.
 EFFECTS = "_with_effects"
@@ -181,7 +181,7 @@ def test_one_statement_ends_jobs_beside_the_one_that_creates_ended_jobs(writes: 
 
 
 def test_every_end_has_the_same_effects(writes: Writes) -> None:
-    assert writes.follower_ends == {EXIT, SETTLEMENT}
+    assert writes.follower_ends == {SETTLEMENT}
     assert writes.effects == writes.ends - {FOLLOWERS} | writes.follower_ends
 
 

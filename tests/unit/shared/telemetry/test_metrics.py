@@ -9,6 +9,7 @@ import re
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,8 @@ from api.http.middleware.interrupted import InterruptedResponses
 from api.http.middleware.metrics import MetricsMiddleware
 from api.http.sse import StoppedReading
 from shared.config.models.reload import ReloadResult
-from shared.domain.job import Failure, Job, JobStatus, Usage, new_job_id
+from shared.domain.decisions import CacheDecision, Decisions
+from shared.domain.job import Failure, Job, JobStatus, JobSummary, Usage, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
@@ -222,6 +224,41 @@ def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
         ("headrace_reasoning_tokens_total", MODEL): 2,
         ("headrace_cache_write_tokens_total", MODEL): 3,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "ended"),
+    [
+        ({}, {"prompt": 11, "cached": 5, "completion": 7}, 1),
+        ({"follows": "job_leader"}, {}, 0),
+        ({"inherited": {"prompt_tokens": 11, "cached_tokens": 5, "completion_tokens": 3}}, {"completion": 4}, 1),
+        ({"inherited": {"completion_tokens": 3}}, {"prompt": 11, "cached": 5, "completion": 4}, 1),
+        ({"inherited": {"completion_tokens": 9}}, {"prompt": 11, "cached": 5}, 1),
+    ],
+    ids=["run", "follower", "took over a generation", "continues an answer", "began anew"],
+)
+def test_tokens_are_counted_for_the_job_that_they_were_generated_for(
+    changes: dict[str, Any], tokens: dict[str, int], ended: int
+) -> None:
+    created = datetime(2026, 1, 1, tzinfo=UTC)
+    job = JobSummary(
+        id=new_job_id(),
+        owner=Owner(1, 1),
+        model=MODEL,
+        status=JobStatus.QUEUED,
+        priority=9,
+        created_at=created,
+        follows=changes.get("follows"),
+        decisions=Decisions(cache=CacheDecision(outcome="MISS", inherited=changes.get("inherited"))),
+    )
+    usage = Usage(11, 5, 7)
+    metrics = api_metrics(MODEL)
+    metrics.job_ended(job, JobResult(JobStatus.CANCELLED, created, b"[]", usage, None, None, (), b""))
+    found = {name: value for (name, _), value in samples(metrics).items() if value}
+    assert {name: found[f"headrace_{name}_tokens_total"] for name in tokens} == tokens
+    assert sum(name.endswith("_tokens_total") for name in found) == len(tokens)
+    assert found.get("headrace_job_duration_seconds_count", 0) == ended
+    assert found["headrace_jobs_finished_total"] == 1
 
 
 class Route:
