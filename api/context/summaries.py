@@ -215,7 +215,14 @@ class Summaries:
         if (reason := self._pauses.reason(_conversation(principal, order, texts))) is not None:
             message = f"an earlier request got none either: {reason}"
             raise NoSummary(message, known.conversation if known is not None else None)
-        done = 0 if known is None else next(n for n, text in enumerate(texts, 1) if text.sha256 == known.sha256)
+        done = 0
+        if known is not None:
+            # It may have been written for a request with more room.
+            room = size - max(0, len(known.text.encode()) - BYTES_PER_TOKEN * order.tokens)
+            if room < MIN_STAGE_BYTES:
+                known = None
+            else:
+                size, done = room, next(n for n, text in enumerate(texts, 1) if text.sha256 == known.sha256)
         stages = _stages(texts, done, size)
         if len(stages) > MOST_STAGES:
             raise NoSummary(f"the conversation is too long for the context of `{order.model}`")

@@ -31,6 +31,8 @@ async def delete_summaries(connection: AsyncConnection, project_id: int, convers
         literal(conversation) == _CONVERSATION,
         JobRow.deleted_at.is_(None),
     )
+    locked = select(JobRow.id).where(jobs).order_by(JobRow.id).with_for_update()
+    await connection.execute(locked)  # in order: another job of the conversation may be deleted at the same time
     marked = (
         update(JobRow)
         .where(jobs, JobRow.status.not_in(TERMINAL))

@@ -106,6 +106,7 @@ class Setup:
         newest: int = 18,
         max_tokens: int | None = None,
         limits: TokenLimits | None = None,
+        options: ContextOptions = SUMMARIZE,
     ) -> NewJob:
         """Shorten a conversation of turns with 40 tokens, and a question of `newest` words.
 
@@ -124,7 +125,7 @@ class Setup:
             "sim",
             4,
             GenerateRequest(messages=messages, sampling=Sampling(max_tokens=max_tokens)),
-            options=RequestOptions(context=SUMMARIZE, store=store),
+            options=RequestOptions(context=options, store=store),
         )
         principal = replace(Principal.of(new.owner), options=KeyOptions(token_limits=limits))
         return await self._shortening.shorten(principal, new, self.writer)
@@ -209,6 +210,21 @@ async def test_what_is_too_long_for_the_model_is_summarized_in_stages(
     assert await stored(database) == written
 
 
+async def test_a_stored_summary_that_is_too_long_to_be_extended_is_written_anew(
+    database: AsyncEngine, owner: Owner, writer: Writer
+) -> None:
+    setup = Setup(database, owner, writer, cheap=550, timeout_s=20)
+    writer.text = "q0 " + "long " * 60
+    await setup.shorten(6, first="other")
+    written = len(writer.written)
+    writer.text = "short"
+    decision = (await setup.shorten(16, first="other", max_tokens=200)).decisions.context
+    assert decision is not None
+    assert decision.strategy == "summarize"
+    assert "long long" not in (writer.written[written].request.messages or [])[0].text
+    assert writer.seen()[written].startswith("q0 m0")
+
+
 @pytest.mark.parametrize(
     ("error", "note"),
     [
@@ -290,6 +306,12 @@ async def test_a_first_summary_of_a_long_conversation_needs_few_jobs(setup: Setu
     await setup.shorten(64)
     assert len(writer.written) == 2
     assert "q0 word" not in (writer.written[1].request.messages or [])[0].text
+    writer.text = "short"
+    each_turn = SUMMARIZE.model_copy(update={"trigger_tokens": 1})  # is cut
+    new = await setup.shorten(60, first="other", options=each_turn)
+    assert len(writer.written) == 3
+    assert new.decisions.context is not None
+    assert new.decisions.context.summarized_messages == 121
 
 
 async def test_a_request_lets_a_bounded_number_of_jobs_run(database: AsyncEngine, owner: Owner, writer: Writer) -> None:
@@ -325,22 +347,18 @@ async def test_another_room_extends_the_same_summary(setup: Setup, writer: Write
     assert "q6 word" in second
 
 
-@pytest.mark.parametrize(
-    ("newest", "limits", "max_tokens"),
-    [
+async def test_a_summary_takes_no_room_that_the_request_needs(setup: Setup, writer: Writer) -> None:
+    cases: list[tuple[int, TokenLimits | None, int | None]] = [
         (365, None, None),
         (396, None, None),
         (150, TokenLimits(max_input=170), None),
         (250, None, 140),
-    ],
-)
-async def test_a_summary_takes_no_room_that_the_request_needs(
-    setup: Setup, writer: Writer, newest: int, limits: TokenLimits | None, max_tokens: int | None
-) -> None:
-    decision = (await setup.shorten(9, newest=newest, limits=limits, max_tokens=max_tokens)).decisions.context
-    assert decision is not None
-    assert (decision.strategy, decision.dropped_messages) == ("sliding_window", 18)
-    assert "there is no room for one" in (decision.note or "")
+    ]
+    for newest, limits, max_tokens in cases:
+        decision = (await setup.shorten(9, newest=newest, limits=limits, max_tokens=max_tokens)).decisions.context
+        assert decision is not None
+        assert (decision.strategy, decision.dropped_messages) == ("sliding_window", 18)
+        assert "there is no room for one" in (decision.note or "")
     assert writer.written == []
 
 
@@ -353,25 +371,20 @@ async def test_a_long_summary_is_not_used_if_it_does_not_fit(setup: Setup, write
     assert len(writer.written) == 1
 
 
-@pytest.mark.parametrize(("max_input", "jobs"), [(440, 6), (4000, 1)])
-async def test_a_summary_has_the_limits_of_the_key(setup: Setup, writer: Writer, max_input: int, jobs: int) -> None:
-    limits = TokenLimits(max_input=max_input, max_output=50)
-    decision = (await setup.shorten(15, limits=limits)).decisions.context
+async def test_a_summary_has_the_limits_of_the_key(setup: Setup, writer: Writer) -> None:
+    for limits in (TokenLimits(max_input=330), TokenLimits(max_output=8)):
+        decision = (await setup.shorten(15, limits=limits)).decisions.context
+        assert decision is not None
+        assert decision.strategy == "sliding_window"
+        assert "limit of" in (decision.note or "")
+    assert writer.written == []
+    decision = (await setup.shorten(15, limits=TokenLimits(max_input=440, max_output=50))).decisions.context
     assert decision is not None
     assert decision.strategy == "summarize"
+    assert len(writer.written) == 6
     for new in writer.written:
-        assert len((new.request.messages or [])[0].text.split()) < max_input
+        assert len((new.request.messages or [])[0].text.split()) < 440
         assert new.request.sampling.max_tokens == 50
-    assert len(writer.written) == jobs
-
-
-@pytest.mark.parametrize("limits", [TokenLimits(max_input=330), TokenLimits(max_output=8)])
-async def test_a_limit_that_is_too_small_for_summaries(setup: Setup, writer: Writer, limits: TokenLimits) -> None:
-    decision = (await setup.shorten(15, limits=limits)).decisions.context
-    assert decision is not None
-    assert decision.strategy == "sliding_window"
-    assert "limit of" in (decision.note or "")
-    assert writer.written == []
 
 
 async def test_a_slow_summary_pauses_only_its_conversation(database: AsyncEngine, owner: Owner, writer: Writer) -> None:
@@ -386,12 +399,14 @@ async def test_a_slow_summary_pauses_only_its_conversation(database: AsyncEngine
     assert "not written within" in await note(9)
     assert "not written within" in await note(9), "it waits for the job that is running"
     assert "an earlier request got none either" in await note(15)
+    await writer.submitted.wait()
     assert len(writer.written) == 1
+    writer.submitted.clear()
     writer.release.set()
     await eventually(lambda: stored(database), "the summary is stored")
-    setup.summaries._timeout_s = 20
     assert "q0 m0" in first_text(await setup.shorten(9))
-    assert "q0 m0" in first_text(await setup.shorten(15)), "the pause has ended"
+    await setup.shorten(15)
+    await writer.submitted.wait()  # the pause has ended
 
 
 async def test_only_a_model_that_fails_twice_is_paused_for_other_conversations(
