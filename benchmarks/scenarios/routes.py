@@ -13,6 +13,7 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
+from api.context.count_memo import counting_once
 from api.context.window import ContextWindow, PromptTokens
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
@@ -121,7 +122,10 @@ async def _decisions(bench: Bench, system: Headrace, name: str, complexity: Comp
             for number, request in enumerate(requests(kind, bench.pick(144, 48) + WARM_UP)):
                 new = NewJob(owner, "auto", 3, request)
                 window.seconds, began = 0.0, process_time()
-                await router.route(principal, new)
+                with counting_once():
+                    routed = await router.route(principal, new)
+                    assert routed is not None
+                    await router.settle(principal, routed, routed.job)
                 decided = process_time()
                 complexity.score(request)
                 scored = process_time()
