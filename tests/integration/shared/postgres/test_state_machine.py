@@ -558,9 +558,12 @@ class World:
 
 
 def _check_ascending(events: list[Event]) -> None:
-    """`seq` increases by one, or by more where an attempt restarts after a lost log."""
+    """`seq` increases by one, or by more after a lost log: where an attempt restarts or, without output, starts."""
+    starts = {EventType.RESTARTED, EventType.STARTED}
     for before, after in itertools.pairwise(events):
-        assert after.seq == before.seq + 1 or (after.seq > before.seq and after.type is EventType.RESTARTED)
+        if before.type is EventType.DELTA:
+            starts = {EventType.RESTARTED}
+        assert after.seq == before.seq + 1 or (after.seq > before.seq and after.type in starts)
 
 
 async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] = World) -> W:  # type: ignore[assignment]
