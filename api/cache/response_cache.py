@@ -152,5 +152,10 @@ def _bypasses(new: NewJob) -> bool:
 
 
 def _is_repeatable(request: GenerateRequest) -> bool:
-    """Whether running the request again is expected to result in the same answer."""
+    """Whether running the request again is expected to result in the same answer.
+
+    What is at a URL, such as the latest image of a camera, may have changed.
+    """
+    if any(part.source == "url" for message in request.messages or () for part in message.media):
+        return False
     return request.sampling.temperature == 0 or request.sampling.seed is not None

@@ -1,24 +1,28 @@
 """Finds the keywords of a rule in a text: in a time that hardly depends on their number.
 
 The words of a text are split once for all rules. A keyword of letters and digits must be a word, or several words in a
-row. One with signs, or of a language that does not separate words, may be anywhere in the text.
+row. One with signs, or of a language that does not separate words, may be anywhere in the text. Where the script
+changes to or from one of those, a word ends: such texts have no space around a word of another language either.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
-_WORD = re.compile(r"\w+")
+from api.routing.scripts import SPACED, UNSPACED, is_spaced
+
+_WORD = re.compile(rf"[^\W{UNSPACED}]+|[^\W{SPACED}]+")
 
 
 class SearchedText:
     """A text in lower case, with what is needed to search it; determined when a rule asks for it, and once."""
 
     def __init__(self, text: str) -> None:
-        self.text = text.casefold()
+        self.text = _folded(text)
 
     @cached_property
     def words(self) -> Sequence[str]:
@@ -58,7 +62,7 @@ class Keywords:
         self._words: set[str] = set()
         self._phrases: list[tuple[str, frozenset[tuple[str, str]]]] = []
         self._parts: list[tuple[str, frozenset[str], frozenset[str]]] = []
-        for keyword in {keyword.casefold() for keyword in keywords}:
+        for keyword in {_folded(keyword) for keyword in keywords}:
             if not _has_only_words(keyword):
                 pairs = frozenset(map(str.__add__, keyword, keyword[1:]))
                 self._parts.append((keyword, frozenset(keyword), pairs))
@@ -87,6 +91,10 @@ def keywords_of(keywords: tuple[str, ...]) -> Keywords:
     return Keywords(keywords)
 
 
+def _folded(text: str) -> str:
+    # macOS writes accents as characters of their own.
+    return unicodedata.normalize("NFC", text).casefold()
+
+
 def _has_only_words(keyword: str) -> bool:
-    # Chinese, Japanese and Korean do not separate words, and signs are not part of words.
-    return all((character.isalnum() and character < "\u2e80") or character.isspace() for character in keyword)
+    return all((character.isalnum() and is_spaced(character)) or character.isspace() for character in keyword)

@@ -227,7 +227,7 @@ class Router:
         """The model that answered the conversation last, of those that this process serves; None if unknown."""
         if not (route.sticky_s or history.in_tool_loop or history.provider is not None):
             return None
-        earlier = new.continues
+        earlier = new.earlier_answer
         if earlier is not None and earlier.route != route.name:
             earlier = None
         remembered = await self._conversations.find(names, None if earlier is None else earlier.conversation)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"[^\W\d_][^\W_]*[+#]*")
+from api.routing.scripts import UNSPACED
+
+_WORD = re.compile(rf"[^\W\d_{UNSPACED}][^\W_{UNSPACED}]*[+#]*")
 
 
 class Terms:

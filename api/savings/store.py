@@ -46,15 +46,10 @@ class SavingsStore(Store):
         day = cast(func.timezone("UTC", JobRow.created_at), Date)
         route = JobRow.decisions["route"]["route"].astext
         outcome = JobRow.decisions["cache"]["outcome"].astext
-        inherited = JobRow.decisions["cache"]["inherited"]
-        counts = {
-            name: (cast(JobRow.usage[name].astext, BigInteger), cast(inherited[name].astext, BigInteger))
-            for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
-        }
-        # Tokens that were generated for a job that this one has followed are in the usage of both.
+        # With those that a job has inherited from one that it followed: that one has not succeeded, and is left out.
         tokens = (
-            func.coalesce(func.sum(func.greatest(0, own - func.coalesce(earlier, 0))), 0)
-            for own, earlier in counts.values()
+            func.coalesce(func.sum(cast(JobRow.usage[name].astext, BigInteger)), 0)
+            for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
         )
         return (
             select(day, JobRow.model, route, outcome, JobRow.kind, func.count(), *tokens)

@@ -100,7 +100,7 @@ async def build_result(
     return result, last
 
 
-# A complete answer: it was neither cut, nor filtered, nor interrupted.
+# How a complete answer ends: it was neither cut, nor filtered, nor interrupted.
 _CACHEABLE_ENDS = frozenset({"stop", "tool_calls"})
 
 
@@ -124,6 +124,8 @@ def _is_cacheable(
         and decision.revision == revision
         and status is JobStatus.COMPLETED
         and all(choice.finish_reason in _CACHEABLE_ENDS for choice in output)
+        # An empty answer is most often a failure that the upstream does not report as one.
+        and all(choice.tool_calls or (choice.text and not choice.text.isspace()) for choice in output)
         and len(fingerprints) == 1
         and not any(item.type is EventType.RESTARTED for item in events)
     )

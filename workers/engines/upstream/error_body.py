@@ -55,7 +55,12 @@ _EXHAUSTED = {
     "exceeded_current_quota_error", "insufficient_balance_error", "insufficient_balance", "budget_exceeded",
 }  # fmt: skip
 _KEY_REFUSED = {"invalid_api_key", "api_key_invalid", "api_key_expired"}
-_TOO_LONG = {"context_length_exceeded", "exceed_context_size_error", "model_context_window_exceeded"}
+_TOO_LONG = {
+    "context_length_exceeded", "exceed_context_size_error", "model_context_window_exceeded", "context_window_exceeded",
+    "model_max_prompt_tokens_exceeded", "tokens_limit_reached",
+}  # fmt: skip
+# Groq's: the model has written a call of a tool, or JSON, that is not valid.
+_OF_OUTPUT = {"tool_use_failed", "json_validate_failed", "output_parse_failed"}
 _OF_CONTENT = {"content_policy_violation", "content_filter", "responsibleaipolicyviolation", "refusal"}
 # What DeepSeek names as the code of failures of any type.
 _ANY_FAILURE = "invalid_request_error"
@@ -133,6 +138,7 @@ def _with_members(body: ErrorBody, error: dict[str, Any]) -> ErrorBody:
         of_content=body.of_content
         or not kinds.isdisjoint(_OF_CONTENT)
         or (isinstance(metadata, dict) and bool(metadata.get("flagged_input"))),
+        of_output=body.of_output or not kinds.isdisjoint(_OF_OUTPUT),
         too_long=body.too_long or not kinds.isdisjoint(_TOO_LONG),
         retry_after_s=body.retry_after_s if delay_s is None else delay_s,
     )
@@ -160,6 +166,7 @@ def _with_inner(body: ErrorBody, inner: ErrorBody) -> ErrorBody:
         body,
         message=inner.message or body.message,
         param=body.param or inner.param,
+        of_output=body.of_output or inner.of_output,
         too_long=body.too_long or inner.too_long,
         status=inner.status if is_refusal else body.status,
         retry_after_s=inner.retry_after_s if body.retry_after_s is None else body.retry_after_s,

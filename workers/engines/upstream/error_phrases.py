@@ -45,18 +45,23 @@ _OF_CONTENT = re.compile(
     r"|\b(?:usage|safety|responsible ai) polic|\bblocked: ",
     re.IGNORECASE,
 )
-# llama.cpp, vLLM, SGLang, TGI, LMDeploy and others.
+# llama.cpp, vLLM, SGLang, LM Studio, LMDeploy and others.
 _TOO_LONG = re.compile(
-    r"\bcontext[ _-](?:size|length|window)\b.{0,80}\b(?:exceed|too (?:small|short)|maximum|limit)"
+    r"\bcontext[ _-](?:size|length|window)\b.{0,80}\b(?:exceed|too (?:small|short)|not enough|maximum|limit)"
     r"|\b(?:exceed|longer than|too (?:long|large)|maximum|greater than).{0,80}\bcontext[ _-](?:size|length|window)\b"
-    r"|\bmaximum context\b",
+    r"|\bmaximum context\b|\blonger than the maximum model length\b",
     re.IGNORECASE | re.DOTALL,
 )
-# Anthropic, Bedrock, Gemini, Groq, OpenAI. Applies only to errors that refuse the request.
+# Anthropic, Bedrock, DashScope, Gemini, GitHub, Groq, Moonshot, OpenAI, TGI, Volcengine, xAI, Zhipu. Applies only to
+# errors that refuse the request.
 _PROMPT_TOO_LONG = re.compile(
-    r"\b(?:prompt|input|request|messages?)\b.{0,40}\b(?:is |are )?too (?:long|large for (?:the )?model)\b"
-    r"|\binput (?:token count|tokens|length)\b.{0,80}\bexceed"
-    r"|\btoo many (?:input |prompt )?tokens\b",
+    r"\b(?:prompt|input|request|messages?)\b.{0,40}\b(?:is |are )?too (?:long|large for (?:\S{1,100} )?model)\b"
+    r"|\b(?:input|prompt) (?:token count|tokens|length)\b.{0,80}\bexceed|\bprompt exceeds max(?:imum)? length\b"
+    r"|\btoo many (?:input |prompt )?tokens\b|\btokens\b.{0,40}\bexceed max message tokens\b"
+    r"|\bmaximum prompt length\b|\brange of input length\b|\bmodel max length exceeded\b"
+    r"|\bexceeded model token limit\b|\breduce the length of (?:the |your )?(?:input|messages|prompt)\b"
+    r"|`inputs` (?:tokens \+ `max_new_tokens` must be <=|must have less than)"
+    r"|超[过出].{0,10}上下文|(?:上下文|prompt|输入(?:长度|文本)).{0,10}(?:超[过出长]|过长)",
     re.IGNORECASE | re.DOTALL,
 )
 # LM Studio, Ollama.

@@ -107,7 +107,8 @@ class ErrorBody:
 
     `request_id` is the upstream's id of the request, for its support. `exhausted`: the key's account has no credit.
     `key_refused`: the key is refused, whatever the status. `of_content`: what the request says is refused.
-    `too_long`: the request does not fit the model's context. `retry_after_s`: the delay that the body names.
+    `of_output`: the request is accepted, but what the model wrote is not valid. `too_long`: the request does not fit
+    the model's context. `retry_after_s`: the delay that the body names.
     """
 
     message: str
@@ -117,6 +118,7 @@ class ErrorBody:
     exhausted: bool = False
     key_refused: bool = False
     of_content: bool = False
+    of_output: bool = False
     too_long: bool = False
     retry_after_s: float | None = None
 
@@ -145,6 +147,8 @@ def status_error(status: int, headers: Mapping[str, str], body: ErrorBody, defau
         return _forbidden(text, refusal, body)
     if status == NOT_FOUND:
         return _not_found(text, refusal, body)
+    if status in INVALID_REQUEST and body.of_output:
+        return UpstreamError(text)
     if status in INVALID_REQUEST:
         return TransientError(text, "the model is being loaded", delay_s) if is_loading(message) else refusal
     if status in _UNSPECIFIC and (body.status in INVALID_REQUEST or is_too_long(message)):
@@ -168,7 +172,7 @@ def reported_error(body: ErrorBody, default_param: str) -> Failure:
     if status == NOT_FOUND:
         return _not_found(text, refusal, body)
     if status in INVALID_REQUEST:
-        return refusal
+        return UpstreamError(text) if body.of_output else refusal
     if status in (None, *_UNSPECIFIC) and is_too_long(body.message):
         return refusal
     if status is not None and (status in TRANSIENT or status >= 500):

@@ -170,6 +170,23 @@ async def test_only_repeatable_requests_are_cached_unless_the_request_asks(
     assert await outcome(new_job(request, cache_control=CacheControl(max_age_s=5)), model=ON) == "MISS"
 
 
+@pytest.mark.parametrize(
+    ("image", "repeatable"),
+    [
+        ({"url": "https://camera.example/latest.jpg"}, False),
+        ({"file_id": "file_1"}, True),
+        ({"data": "QQ==", "media_type": "image/png"}, True),
+    ],
+    ids=["url", "file", "data"],
+)
+async def test_what_a_url_stands_for_may_have_changed(image: dict[str, str], *, repeatable: bool) -> None:
+    content = [{"type": "image", **image}]
+    body = {"messages": [{"role": "user", "content": content}], "sampling": {"temperature": 0}}
+    new = new_job(GenerateRequest.model_validate(body))
+    assert await outcome(new, model=ON) == ("MISS" if repeatable else "BYPASS")
+    assert await outcome(replace(new, options=RequestOptions(cache=ON))) == "MISS"
+
+
 async def key_of(new: NewJob, principal: Principal = PRINCIPAL, models: Registry | None = None) -> bytes | None:
     return (await cache(models).admit(principal, new)).cache_key
 

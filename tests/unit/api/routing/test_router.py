@@ -475,7 +475,21 @@ routes:
     assert (none.input_tokens, none.tokens_estimated) == (None, False)
 
 
-KEYWORDS = ["translate", "In  French", "to be or not to be", "翻译", "c++", "Straße", "node.js", "한국어", "x1"]
+KEYWORDS = [
+    *(
+        "translate",
+        "In  French",
+        "to be or not to be",
+        "翻译",
+        "c++",
+        "Straße",
+        "node.js",
+        "한국어",
+        "x1",
+        "ราคา",
+        "café",
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -498,6 +512,12 @@ KEYWORDS = ["translate", "In  French", "to be or not to be", "翻译", "c++", "S
         ("한국어로", True),
         ("x1", True),
         ("x 1", False),
+        ("请用translate翻写", True),
+        ("x1을 써줘", True),
+        ("請in French写", True),
+        ("in 法 French", False),
+        ("ขอทราบราคาสินค้า", True),
+        ("a cafe\u0301 nearby", True),
         ("", False),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from shared.domain.decisions import CacheDecision, Decisions
 from shared.domain.events import Delta, Event, EventType, delta_event, event
-from shared.domain.job import AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
+from shared.domain.job import AttemptOutcome, Choice, Failure, JobStatus, JobSummary, ToolCall, Usage
 from shared.domain.owner import Owner
 from shared.domain.result import build_result
 
@@ -26,6 +26,7 @@ async def is_cacheable(
     *later: Event,
     decision: CacheDecision | None = DECISION,
     finish_reasons: tuple[str | None, ...] = ("stop",),
+    output: tuple[Choice, ...] | None = None,
     **ends: Any,
 ) -> bool:
     job = JobSummary(
@@ -37,7 +38,7 @@ async def is_cacheable(
         job,
         [started(1, 1), delta_event(2, Delta(0, "a")), *later],
         9,
-        output=tuple(Choice(index, "a", reason) for index, reason in enumerate(finish_reasons)),
+        output=output or tuple(Choice(index, "a", reason) for index, reason in enumerate(finish_reasons)),
         usage=Usage(),
         first_token_at=NOW,
         finished_at=NOW,
@@ -72,6 +73,15 @@ async def test_an_answer_that_another_attempt_continued_is_cacheable_if_the_mode
 )
 async def test_other_answers_are_not(ends: dict[str, Any]) -> None:
     assert not await is_cacheable(**ends)
+
+
+async def test_empty_answers_are_not() -> None:
+    """They would be repeated for as long as the entry lasts, although the next try may have a result."""
+    call = ToolCall("call_1", "f", "{}")
+    assert await is_cacheable(output=(Choice(0, "", "tool_calls", tool_calls=(call,)),))
+    assert not await is_cacheable(output=(Choice(0, "", "stop"),))
+    assert not await is_cacheable(output=(Choice(0, "a", "stop"), Choice(1, " \n", "stop")))
+    assert not await is_cacheable(output=(Choice(0, "", "stop", reasoning="a"),))
 
 
 async def test_an_answer_of_another_revision_of_the_model_is_not() -> None:

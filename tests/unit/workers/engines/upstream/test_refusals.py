@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
 from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
+from workers.engines.base import UpstreamError
 from workers.engines.upstream.error_body import parse_error
 from workers.engines.upstream.errors import reported_error, status_error
 
@@ -40,6 +42,27 @@ TOO_LONG = [
     ),
     # llama.cpp
     of("exceed_context_size_error", "the request exceeds the available context size, try increasing it", code=400),
+    # SGLang, vLLM, LM Studio, TGI
+    {"message": "The input (40000 tokens) is longer than the model's context length (32768 tokens).", "code": 400},
+    of("BadRequestError", "The decoder prompt (length 5000) is longer than the maximum model length of 4096."),
+    of(None, "However, the model is loaded with context length of only 4096 tokens, which is not enough."),
+    {"error": "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens"},
+    {"error": "`inputs` must have less than 1024 tokens. Given: 3000", "error_type": "validation"},
+    # DashScope, Moonshot, Volcengine, Zhipu, and gateways of their models
+    of("InvalidParameter", "Range of input length should be [1, 30720]"),
+    of("invalid_request_error", "Invalid request: Your request exceeded model token limit: 8192 (requested: 9000)"),
+    of("invalid_request_error", "model max length exceeded, max length:8192"),
+    of("BadRequest", "Total tokens of image and text exceed max message tokens."),
+    of(None, "Prompt exceeds max length", code="1261"),
+    of("context_window_exceeded", "no", code=400),
+    of(None, "[400] 请求超出模型上下文限制"),
+    of(None, "Prompt 超长"),
+    # Mistral, Perplexity, xAI, GitHub
+    {"message": "Prompt contains 40000 tokens, too large for model with 32768 maximum context length"},
+    of("bad_request", "The total length of all messages is too long."),
+    {"error": "This model's maximum prompt length is 131072 but the request contains 537812 tokens."},
+    of(None, "Request body too large for gpt-4o model. Max size: 8000 tokens.", code="tokens_limit_reached"),
+    of(None, "prompt token count of 150000 exceeds the limit of 128000"),
     # A gateway that passes on the error of the server behind it.
     of(None, orjson.dumps(of("invalid_request_error", "no", code="context_length_exceeded")).decode(), code=400),
 ]
@@ -53,6 +76,9 @@ OTHERS = [
     of("invalid_request_error", "max_tokens: must be at least 1"),
     of("invalid_request_error", "The tool's name is too long"),
     of(None, "the image exceeds 5 MB"),
+    of(None, "max_tokens is too large: 5000. This model supports at most 4096 completion tokens"),
+    of("string_above_max_length", "Invalid 'tools[0].function.description': string too long"),
+    of(None, "图片大小超出限制"),
 ]
 
 
@@ -73,3 +99,18 @@ def test_kinds_of_refusals(error: dict[str, Any], kind: type[InvalidRequest]) ->
 def test_an_error_within_an_answer() -> None:
     body = parse_error(orjson.dumps(of("server_error", "Context size has been exceeded.", code=500)))
     assert type(reported_error(body, "messages")) is ContextExceeded
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        of("invalid_request_error", "Failed to call a function.", code="tool_use_failed", failed_generation="<f=1>"),
+        of("invalid_request_error", "Failed to generate JSON.", code="json_validate_failed", failed_generation="{"),
+    ],
+    ids=lambda error: str(error["error"]["code"]),
+)
+def test_output_that_is_not_valid_is_no_fault_of_the_request(error: dict[str, Any]) -> None:
+    """Groq answers 400. Another model of the route may do better."""
+    body = parse_error(orjson.dumps(error))
+    assert type(status_error(400, {}, body, "messages")) is UpstreamError
+    assert type(reported_error(replace(body, status=400), "messages")) is UpstreamError
