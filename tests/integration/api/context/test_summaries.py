@@ -385,7 +385,7 @@ async def test_a_slow_summary_pauses_only_its_conversation(database: AsyncEngine
 
     assert "not written within" in await note(9)
     assert "not written within" in await note(9), "it waits for the job that is running"
-    assert "there was none for an earlier request" in await note(15)
+    assert "an earlier request got none either" in await note(15)
     assert len(writer.written) == 1
     writer.release.set()
     await eventually(lambda: stored(database), "the summary is stored")
