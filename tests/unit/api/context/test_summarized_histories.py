@@ -100,13 +100,14 @@ def marked(request: GenerateRequest, summary: str | None) -> list[tuple[int | No
 def inline() -> Iterator[None]:
     """Count without threads: the examples run without an event loop."""
 
-    async def count(_: ContextWindow, count: Any, request: GenerateRequest, limit: int | None) -> int | None:
-        found: int | None = count(request, limit)
-        return found
+    counted = ContextWindow._counted
+
+    async def count(window: ContextWindow, *given: Any, **_: bool) -> int | None:
+        return await counted(window, *given, inline=True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shortening, "INLINE_BYTES", 10**9)
-        patch.setattr(ContextWindow, "_in_thread", count)
+        patch.setattr(ContextWindow, "_counted", count)
         yield
 
 
