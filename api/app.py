@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -27,6 +28,7 @@ from api.http.middleware.region_redirect import RegionRedirectMiddleware
 from api.http.middleware.request_id import RequestIdMiddleware
 from api.http.middleware.shutdown import ShutdownMiddleware
 from api.http.middleware.tracing import TracingMiddleware
+from api.http.openapi import HEADERS
 from api.http.server import Connections
 from api.jobs import route_query
 from api.jobs import routes as jobs
@@ -57,6 +59,12 @@ CONVENTIONS = (anthropic_errors.CONVENTIONS,)
 
 class Application(FastAPI):
     """The application. Its outermost layer answers browsers' preflight requests."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description, with the headers that its responses refer to."""
+        described = super().openapi()
+        described["components"]["headers"] = HEADERS
+        return described
 
     def build_middleware_stack(self) -> ASGIApp:
         return allow_origins(super().build_middleware_stack(), self.state.cors_origins)

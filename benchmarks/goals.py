@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.bench import Figures, Key
+from benchmarks.prompts import ALL_KINDS, KINDS
 from benchmarks.statistics import number
 
 
@@ -65,9 +66,18 @@ def _loops() -> Iterator[Goal]:
 
 
 def _routes() -> Iterator[Goal]:
-    for kind in ("question", "code and tools", "20 turns", "16 KB"):
-        key = Key("routes", "headrace", f"CPU per decision p99, {kind}")
-        yield Goal(f"CPU of a routing decision, p99, {kind}", key, 2, False, "ms")
+    for complexity in ("heuristic", "classifier"):
+        key = Key("routes", complexity, f"CPU per decision without counting p99, {ALL_KINDS}")
+        yield Goal(f"CPU of a routing decision, p99, {complexity}, without counting of tokens", key, 2, False, "ms")
+        for kind in KINDS:
+            key = Key("routes", complexity, f"CPU per decision p99, {kind}")
+            yield Goal(f"CPU of a routing decision, p99, {complexity}, {kind}", key, 2, False, "ms")
+
+
+def _identical() -> Iterator[Goal]:
+    what = "100 identical requests"
+    yield Goal(f"{what}: engine runs", Key("cache", "headrace", f"{what}: engine runs"), 1, False)
+    yield Goal(f"{what}: equal answers", Key("cache", "headrace", f"{what}: equal answers"), 100, True)
 
 
 def _vllm(streams: Iterable[int]) -> Iterator[Goal]:
@@ -154,6 +164,10 @@ GOALS = (
         False,
         "ms",
     ),
+    Goal(
+        "replays that differ from the answer", Key("cache", "headrace", "replays that differ from the answer"), 0, False
+    ),
+    *_identical(),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),
     Goal("memory per follower", Key("followers", "headrace", "memory per follower"), 60, False, "KB"),
     Goal("GET job p99 with followers", Key("followers", "headrace", "GET job p99 with followers"), 50, False, "ms"),
@@ -168,10 +182,6 @@ GOALS = (
         False,
         "x",
         Key("heavy", "headrace", "step p99 alone"),
-    ),
-    *(
-        Goal(f"CPU of a route's decision, p99, {name}", Key("routing", name, "CPU per decision p99"), 2, False, "ms")
-        for name in ("heuristic", "classifier")
     ),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
     Goal(

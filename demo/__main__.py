@@ -81,7 +81,7 @@ async def show_cache(client: httpx.AsyncClient) -> None:
         answer = await ask(client, REPEATED)
         outcome, age = answer.headers.get("x-headrace-cache", "-"), answer.headers.get("age")
         print(
-            f"  {outcome:<6}{f'age {age} s' if age else '':<10}  first token {answer.first_ms:8.1f} ms"
+            f"  {outcome:<6}{answer.model:<7}{f'age {age} s' if age else '':<10}  first token {answer.first_ms:8.1f} ms"
             f"   all {answer.total_ms:8.1f} ms   {answer.tokens} tokens"
         )
 

@@ -1,4 +1,4 @@
-"""A Headrace of its own for the demonstration: another folder, other ports, its own models."""
+"""A separate Headrace installation for the demonstration, with its own folder, ports and models."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from launcher.settings import load_settings
 
 FOLDER = Path(__file__).resolve().parent
 STOP_TIMEOUT_S = 60
+# Settings of the user's own installation that also apply here: the folder of converted models and the start timeout.
+SHARED = ("HEADRACE_CACHE", "HEADRACE_START_TIMEOUT_S")
 
 
 class DemoFailed(Exception):
-    """The demonstration cannot go on; the message says why."""
+    """The demonstration cannot continue; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -41,44 +43,51 @@ def running(*, verbose: bool) -> Iterator[Installation]:
     Raises:
         DemoFailed: it did not start.
     """
-    settings = load_settings()
+    own = {name: value for name, value in os.environ.items() if not _is_installations(name)}
+    settings = load_settings(own)
     models = FOLDER / ("models.simulated.yaml" if settings.engine == "simulated" else "models.yaml")
-    folder = tempfile.TemporaryDirectory(prefix="headrace-demo-", ignore_cleanup_errors=True)
-    log = Path(folder.name) / "demo.log"
     key = f"hr_demo_{secrets.token_urlsafe(24)}"
     port, flower_port = _free_ports(2)
-    environment = {
-        **os.environ,
-        "HEADRACE_HOME": folder.name,
-        "HEADRACE_MODELS": str(models),
-        "HEADRACE_HOST": "127.0.0.1",
-        "HEADRACE_PORT": str(port),
-        "HEADRACE_FLOWER_ADDRESS": "127.0.0.1",
-        "HEADRACE_FLOWER_PORT": str(flower_port),
-        "HEADRACE_API_KEY": key,
-    }
-    for name in ("DATABASE_URL", "REDIS_URL"):  # the demonstration never writes to an installation's own servers
-        environment.pop(name, None)
-    with log.open("wb") as output:
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "launcher"],
-            cwd=FOLDER.parent,
-            env=environment,
-            stdout=None if verbose else output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the launcher
-        )
-    try:
-        _wait(launcher, f"http://127.0.0.1:{port}", log, settings.start_timeout_s)
-        yield Installation(f"http://127.0.0.1:{port}", key)
-    finally:
-        launcher.send_signal(signal.SIGTERM)
+    with tempfile.TemporaryDirectory(prefix="headrace-demo-", ignore_cleanup_errors=True) as folder:
+        log = Path(folder) / "demo.log"
+        environment = {
+            **own,
+            "HEADRACE_HOME": folder,
+            "HEADRACE_MODELS": str(models),
+            "HEADRACE_HOST": "127.0.0.1",
+            "HEADRACE_PORT": str(port),
+            "HEADRACE_FLOWER_ADDRESS": "127.0.0.1",
+            "HEADRACE_FLOWER_PORT": str(flower_port),
+            "HEADRACE_API_KEY": key,
+        }
+        with log.open("wb") as output:
+            launcher = subprocess.Popen(
+                [sys.executable, "-m", "launcher"],
+                cwd=FOLDER.parent,
+                env=environment,
+                stdout=None if verbose else output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches only this process, which then stops the launcher
+            )
         try:
-            launcher.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            launcher.kill()
-            launcher.wait()
-        folder.cleanup()
+            _wait(launcher, f"http://127.0.0.1:{port}", log, settings.start_timeout_s)
+            yield Installation(f"http://127.0.0.1:{port}", key)
+        finally:
+            _stop(launcher)
+
+
+def _is_installations(variable: str) -> bool:
+    """Whether a variable is a setting of the user's own installation, to whose servers nothing may be written."""
+    return variable in ("DATABASE_URL", "REDIS_URL") or (variable.startswith("HEADRACE_") and variable not in SHARED)
+
+
+def _stop(launcher: subprocess.Popen[bytes]) -> None:
+    launcher.send_signal(signal.SIGTERM)
+    try:
+        launcher.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        launcher.wait()
 
 
 def _wait(launcher: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:

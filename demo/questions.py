@@ -20,7 +20,7 @@ def question(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 32, **more}
 
 
-# What a terminal shows of each, and the request.
+# The title of each in the terminal, and the request.
 MIXED: list[tuple[str, dict[str, Any]]] = [
     (text, question(text))
     for text in (
@@ -37,6 +37,8 @@ MIXED: list[tuple[str, dict[str, Any]]] = [
     ("What is the weather in Oslo?  (with a tool)", question("What is the weather in Oslo?", tools=[_WEATHER])),
     (f"What did the wheel cost? {_REPORT[:20]}...  (long)", question(f"What did the wheel cost? {_REPORT}")),
 ]
-# Only complete answers are stored, so these have room for one.
-REPEATED = question("What is the capital of France?", cache={"ttl": 600}, max_tokens=200)
+# Only complete answers are stored. This is a question for the large model, which is simulated and always completes.
+REPEATED = question(
+    "Compare three designs of a job queue, and analyse how each of them fails.", cache={"ttl": 600}, max_tokens=200
+)
 POPULAR = question("Describe a water mill in three sentences.", cache={"ttl": 600}, max_tokens=200)

@@ -14,8 +14,10 @@ from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
+from api.http import openapi
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import JsonBody
+from api.http.openapi import STREAMED, SUBMITTED
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
 from api.jobs.parameters import DEFAULT_PRIORITY
@@ -29,10 +31,13 @@ from shared.postgres.job_store import NewJob
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
 
 
+_COMMON = {**openapi.ERRORS, **openapi.FAILED}
+
+
 def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     return {
-        int(status.removeprefix("on_")): {"model": AnthropicErrorResponse, "description": description}
-        for status, description in descriptions.items()
+        status: {**_COMMON.get(status, {}), "model": AnthropicErrorResponse, "description": description}
+        for status, description in ((int(name.removeprefix("on_")), text) for name, text in descriptions.items())
     }
 
 
@@ -57,7 +62,7 @@ Version = Annotated[str | None, Header(description="Accepted and ignored: 2023-0
 @router.post(
     "",
     response_model=AssistantMessage,
-    responses={**ERRORS, **FAILED, 200: {"model": AssistantMessage, "content": {"text/event-stream": {}}}},
+    responses={**ERRORS, **FAILED, 200: {"model": AssistantMessage, "content": STREAMED, **SUBMITTED}},
 )
 async def messages(
     body: MessagesRequest,
@@ -121,7 +126,7 @@ def _release(body: MessagesRequest) -> None:
         body.messages.pop()
 
 
-@router.post("/count_tokens", response_model=TokensCount, responses={**ERRORS, **FAILED})
+@router.post("/count_tokens", response_model=TokensCount, responses={**ERRORS, **FAILED, 200: SUBMITTED})
 async def count_tokens(
     body: CountTokensRequest,
     principal: AnthropicPrincipal,

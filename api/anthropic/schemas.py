@@ -434,6 +434,8 @@ class MessagesRequest(AnswerParameters, CountTokensRequest):
                     "stop_sequences": ["\n\n"],
                     "temperature": 0,
                     "stream": True,
+                    "cache": {"ttl": 3600},
+                    "context": {"strategy": "sliding_window"},
                 },
             ]
         }

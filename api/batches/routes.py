@@ -10,7 +10,7 @@ from api.batches.dependencies import Batches
 from api.batches.schemas import BatchCreate, BatchList, BatchView, batch_view
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
-from api.http.openapi import ERRORS
+from api.http.openapi import ERRORS, READ
 from api.http.pagination import After
 from api.keys.auth import CurrentPrincipal
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=JsonRoute
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "Not found."}}
 
 
-@router.post("", responses={**ERRORS, **NOT_FOUND})
+@router.post("", responses={**ERRORS, **NOT_FOUND, 200: READ})
 async def create(body: BatchCreate, principal: CurrentPrincipal, batches: Batches) -> BatchView:
     """Create a batch, which runs the requests of an uploaded file at the lowest priority."""
     return batch_view(await batches.create(principal.owner, body))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from api.batches.batch import Batch, BatchStatus, is_batch_id
 from api.batches.driver import BatchDriver
 from api.batches.schemas import BatchCreate
@@ -12,10 +10,10 @@ from api.files.service import FileService
 from api.files.store import Purpose
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
+from shared.config.durations import seconds_of
 from shared.domain.errors import Conflict, InvalidRequest, NotFound
 from shared.domain.owner import Owner
 
-_UNITS = {"m": 60, "h": 3600}
 MAX_WINDOW_S = 30 * 24 * 3600
 
 
@@ -88,9 +86,8 @@ class BatchService:
 
 
 def _window_s(window: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,6})([hm])", window)
-    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not 0 < seconds <= MAX_WINDOW_S:
+    seconds = seconds_of(window, ("m", "h"))
+    if seconds is None or not 0 < seconds <= MAX_WINDOW_S:
         raise InvalidRequest(
             f"completion_window: must be hours or minutes such as 24h or 90m (at most 30 days), got {window[:64]!r}",
             param="completion_window",

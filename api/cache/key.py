@@ -10,9 +10,9 @@ import orjson
 
 from shared.domain.request import GenerateRequest
 
-# Part of each key. To be raised if the same key would stand for another answer.
+# Part of each key. Increase it if the same key would otherwise identify a different answer.
 VERSION = 1
-# What does not change the answer: where the job stands in the queue, and how an upstream or engine caches the prompt.
+# Members without effect on the answer: the place in the queue, and how an upstream or engine caches the prompt.
 WITHOUT_EFFECT = frozenset({"priority", "cache_breakpoints", "prompt_cache_key", "cache_salt"})
 
 
@@ -28,8 +28,8 @@ class Partition:
 def cache_key(secret: bytes, partition: Partition, model: str, revision: str, request: GenerateRequest) -> bytes:
     """The key of the answer to a request: 32 bytes. `revision` is that of the model's entry.
 
-    Without the secret, nobody can check from a key what was asked. The texts of the client's own objects, such as JSON
-    Schemas, count as they are: the order of their members may change the answer.
+    Without the secret, a key cannot be used to check whether a request was made. The texts of the client's own objects,
+    such as JSON Schemas, count as they are: the order of their members may change the answer.
     """
     identity = [VERSION, partition.project_id, partition.scope, partition.member, model, revision]
     content = request.model_dump_json(exclude=set(WITHOUT_EFFECT), exclude_none=True, exclude_defaults=True)

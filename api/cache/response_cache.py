@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # A lookup that takes longer has failed: the request is then run.
 LOOKUP_TIMEOUT_S = 2.0
-# The most entries whose hits are counted between two writes.
+# The maximum number of entries whose hits are counted between two writes.
 MAX_USES = 10_000
 # Errors of the database, and of the connection to it.
 _ERRORS = (SQLAlchemyError, OSError, TimeoutError)
@@ -135,7 +135,7 @@ class ResponseCache:
 
     def _failed(self, error: BaseException) -> None:
         self._metrics.cache_errors.inc()
-        logger.warning("the response cache cannot be used, running the request: %s", error or type(error).__name__)
+        logger.warning("the response cache is unavailable, running the request: %s", error or type(error).__name__)
 
 
 def _with(new: NewJob, decision: CacheDecision) -> NewJob:

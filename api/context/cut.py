@@ -1,4 +1,4 @@
-"""Finds what to drop of a conversation, so that the beginning of the rest stays the same for many turns.
+"""Chooses the messages to drop from a conversation, so that the rest has the same beginning for many turns.
 
 A conversation above the trigger is cut to the target. Where it is cut depends only on what came before: the cuts are
 found by going through the conversation from its start, as if each of its parts had just arrived. So a request that
@@ -29,7 +29,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What is left of a conversation: the positions of its messages, and the tokens of the prompt.
+    """The remaining part of a conversation: the positions of its messages, and the tokens of the prompt.
 
     `rounds`: the positions of the messages that each cut since the start of the conversation dropped.
     """

@@ -17,7 +17,7 @@ from shared.domain.request import GenerateRequest
 DEFAULT_TOKENS_PER_BYTE = 1 / 3
 # Projects whose ratios are kept up to date: those whose prompts were estimated last.
 MAX_PROJECTS = 50
-# Images and files are estimated by themselves, whatever the ratio of texts: a large image has about so many tokens, and
+# Images and files are estimated separately, whatever the ratio of texts: a large image has about this many tokens, and
 # a PDF has more pictures and fonts than text.
 IMAGE_TOKENS = 1600
 FILE_TOKENS_PER_BYTE = 1 / 20

@@ -16,10 +16,10 @@ from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
 
 INTERVAL_S = 30.0
-# Fewer jobs teach nothing: the default ratio applies.
+# With fewer jobs, the default ratio applies.
 MIN_JOBS = 5
 QUANTILE = 0.95
-# What a ratio can be, whatever a provider reports. A token has at least about a byte.
+# The bounds of a ratio, whatever a provider reports. A token has at least about one byte.
 LEAST, MOST = 0.05, 1.5
 # The least number of votes for the ratio of projects without their own. Missing votes are for the default, so that one
 # project alone never decides.

@@ -18,7 +18,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest, Message
 from shared.prompts.token_counter import TokenCounter, is_plain, words_in
 
-# To this multiple, the ratio of tokens to bytes is rounded.
+# The ratio of tokens to bytes is rounded to a multiple of this.
 RATIO_STEP = 0.05
 # What a template puts around a message, and around a call, if it is unknown.
 MESSAGE_TOKENS = 8
@@ -55,7 +55,7 @@ class EstimatedCounts:
     """Estimates the tokens from the number of bytes, as `api.context.estimates` does for whole prompts."""
 
     def __init__(self, tokens_per_byte: float) -> None:
-        # Rounded up, so that what is learned from a few more prompts does not move the places where conversations are
+        # Rounded up, so that a slightly different learned ratio does not move the places where conversations are
         # cut.
         self._ratio = math.ceil(tokens_per_byte / RATIO_STEP - 0.001) * RATIO_STEP
 

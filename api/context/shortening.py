@@ -34,7 +34,7 @@ INTRODUCTION_TOKENS = 32
 TIGHT = 0.9
 # The part of the context that max_tokens may take from the prompt. Own engines accept any, and end the output there.
 MAX_OUTPUT_SHARE = 0.5
-# Larger conversations are counted in a thread, so many at the same time.
+# Larger conversations are counted in threads, at most this many at the same time.
 INLINE_BYTES = 4000
 THREADS = 2
 

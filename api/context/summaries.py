@@ -213,7 +213,7 @@ class Summaries:
         """
         conversation = known.conversation if known is not None else uuid4().hex
         if (reason := self._pauses.reason(_conversation(principal, order, texts))) is not None:
-            message = f"there was none for an earlier request either: {reason}"
+            message = f"an earlier request got none either: {reason}"
             raise NoSummary(message, known.conversation if known is not None else None)
         done = 0 if known is None else next(n for n, text in enumerate(texts, 1) if text.sha256 == known.sha256)
         stages = _stages(texts, done, size)
@@ -231,7 +231,7 @@ class Summaries:
             if (error := finished.exception()) is None:
                 self._pauses.end(paused)
                 return
-            logger.warning("no summary by the model %s: %s", order.model, error)
+            logger.warning("model=%s has written no summary: %s", order.model, error)
             if isinstance(error, NoSummary) and not isinstance(error, _Unfinished):
                 self._pauses.start(paused, str(error), of_model=isinstance(error, _ModelFailed))
 
@@ -362,7 +362,7 @@ def _written(job: Job) -> str:
         raise _ModelFailed(reason) if job.error and job.error.code in _MODEL_FAILURES else NoSummary(reason)
     written = job.output[0].text.replace("\x00", "").strip() if job.output else ""
     if not written:
-        raise NoSummary(f"the summary's job {job.id} wrote nothing")
+        raise NoSummary(f"the summary's job {job.id} returned no text")
     return written
 
 

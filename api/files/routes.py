@@ -13,7 +13,7 @@ from api.files.dependencies import Files, Members
 from api.files.schemas import MAX_RETENTION_S, MIN_RETENTION_S, FileDeleted, FileList, FileView, file_view
 from api.http.errors import ErrorResponse
 from api.http.members import MAX_NAMES, Shape
-from api.http.openapi import ERRORS
+from api.http.openapi import ERRORS, READ
 from api.http.pagination import After
 from api.keys.auth import CurrentPrincipal
 
@@ -56,7 +56,7 @@ FORM = {
 
 @router.post(
     "",
-    responses={**ERRORS, 413: {"model": ErrorResponse, "description": "The file is too large."}},
+    responses={**ERRORS, 200: READ, 413: {"model": ErrorResponse, "description": "The file is too large."}},
     openapi_extra=FORM,
 )
 async def upload(principal: CurrentPrincipal, files: Files, members: Members, request: Request) -> FileView:

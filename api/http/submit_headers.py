@@ -12,6 +12,7 @@ from fastapi import Depends, Header
 from pydantic import BaseModel, Field
 
 from api.http.members import EmptyIsValue
+from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
     NO_CACHE_CONTROL,
     CacheControl,
@@ -23,7 +24,6 @@ from shared.domain.answer_options import (
 from shared.domain.errors import InvalidRequest
 from shared.postgres.job_store import Idempotency
 
-_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 MAX_DURATION_S = 30 * 24 * 3600
 
 
@@ -49,7 +49,7 @@ class SubmitHeaders:
             "body": body.model_dump(mode="json", exclude_unset=True),
             "times": [self.start_within_s, self.finish_within_s],
         }
-        # Cache-Control is no part of it: a retry that may not be answered from the cache is the same request.
+        # Without Cache-Control: a retry that bypasses the cache is still the same request.
         text = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         return Idempotency(self.idempotency_key, hashlib.sha256(text).hexdigest())
 
@@ -101,7 +101,7 @@ def replay_headers(created: bool) -> dict[str, str]:
 
 
 class AnswerParameters(BaseModel):
-    """The parameters of all dialects that say how a request may be answered."""
+    """The parameters that all dialects have to control how a request may be answered."""
 
     cache: Annotated[CacheOptions | None, EmptyIsValue()] = Field(
         None,
@@ -109,7 +109,7 @@ class AnswerParameters(BaseModel):
     )
     store: bool | None = Field(None, description="If false, the answer is not kept in the response cache.")
     context: ContextOptions | None = Field(
-        None, description="What happens to a conversation that outgrows the model's context."
+        None, description="How a conversation that outgrows the model's context is handled."
     )
 
     @property
@@ -147,9 +147,8 @@ def _seconds(name: str, value: str | None) -> float | None:
     """Parse a duration in the format of fal and RunPod: `90s`, `1.5m`, `500ms`, `2h`; a bare number is seconds."""
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|)", value.strip())
-    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if not 0 < seconds <= MAX_DURATION_S:
+    seconds = seconds_of(value.strip(), ("", "ms", "s", "m", "h"), fractions=True)
+    if seconds is None or not 0 < seconds <= MAX_DURATION_S:
         raise InvalidRequest(
             f"{name}: must be a duration such as 90s or 5m (at most 30 days), got {value!r}", param=name
         )

@@ -94,7 +94,7 @@ class Admission:
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
     async def recheck(self, principal: Principal, new: NewJob) -> None:
-        """Find out later why a job was rejected: run the checks again, without side effects. Raises as `admit`."""
+        """Run the checks of a rejected job again, without side effects, to report the reason. Raises as `admit`."""
         new = replace(new, model=await self.model_of(principal, new))
         new = self._token_limiter.limit_output(principal, new, counted=False)
         new = await self._shortening.shorten(principal, new, counted=False)
@@ -139,7 +139,7 @@ class Admission:
     async def count_tokens(
         self, model: str, request: GenerateRequest, project_id: int | None = None
     ) -> PromptTokens | None:
-        """Count the tokens of a prompt, or estimate them if nobody can count them; None if only a worker can.
+        """Count the tokens of a prompt, or estimate them if they cannot be counted; None if only a worker can.
 
         Raises:
             NotFound: the model does not exist.

@@ -81,7 +81,7 @@ class CapabilityCheck:
         )
 
     def unmet(self, model: str, request: GenerateRequest) -> Unsupported | None:
-        """The first thing in a request that its model cannot do; None if it can serve the request."""
+        """The first capability that a request needs and its model lacks; None if there is none."""
         return _unmet(self._registry[model], needs(request), request)
 
 

@@ -25,7 +25,7 @@ from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
 
-# The command reads the options of a key once.
+# The options of a key are read once per command.
 COMMAND_S = 3600.0
 
 
@@ -90,7 +90,7 @@ async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWor
 
 
 def _requested(job: Job) -> GenerateRequest:
-    """The request as the client sent it, to which the limits of today apply."""
+    """The request as the client sent it, so that the current limits apply."""
     decision = job.decisions.token_limits
     if decision is None:
         return job.request

@@ -22,7 +22,7 @@ STEP = 100
 # The service time of a model is the mean of its last `SAMPLE` jobs of the last `SAMPLE_S` seconds that succeeded.
 SAMPLE = 200
 SAMPLE_S = 3600
-# They are looked for among this many ended jobs: others never ran, such as those that the response cache has answered.
+# They are taken from this many ended jobs, some of which never ran, such as those that the response cache answered.
 SEARCHED = 20 * SAMPLE
 
 

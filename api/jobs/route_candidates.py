@@ -1,4 +1,4 @@
-"""Answers what routes ask about models, from the checks of admission and the estimates of the queues."""
+"""Tells routes about models, from the checks of admission and the estimates of the queues."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class RouteCandidates:
         try:
             rate = await self._estimates.rate(model)
             if not rate.workers:
-                return Refusal(SkipReason.NO_WORKER, "no worker of it is ready")
+                return Refusal(SkipReason.NO_WORKER, "it has no ready worker")
             if not rate.slots:
-                return Refusal(SkipReason.BREAKER_OPEN, "its upstream fails, and is not tried at present")
+                return Refusal(SkipReason.BREAKER_OPEN, "its upstream is failing, and its circuit breaker is open")
             if new.start_within_s is None and max_wait_s is None:
                 return None
             wait_s = await self._estimates.new_job_wait_s(model, new.priority)
@@ -103,4 +103,4 @@ class RouteCandidates:
         """Raise an error unless the database is unavailable."""
         if not is_database_outage(error):
             raise error
-        logger.warning("model=%s cannot determine its queue for a route: %s", model, error)
+        logger.warning("model=%s cannot estimate its queue for a route: %s", model, error)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.members import MemberRules
-from api.http.openapi import ERRORS, NOT_FOUND
+from api.http.openapi import ERRORS, NOT_FOUND, READ
 from api.http.submit_headers import Submission
 from api.jobs import dialects
 from api.jobs.dependencies import CurrentAdmission
@@ -19,7 +19,6 @@ from api.keys.auth import CurrentPrincipal
 from api.routing.router import Explanation
 from shared.config.models.routes import Mode
 from shared.domain.errors import InvalidRequest
-from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import SkipReason
 
 router = APIRouter(prefix="/v1/route", tags=["routes"], route_class=JsonRoute)
@@ -31,7 +30,14 @@ class RouteRequest(JobCreate):
     member_rules: ClassVar[MemberRules] = dialects.ROUTE
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"model": "smollm2", "messages": [{"role": "user", "content": "Name three rivers."}]}]
+            "examples": [
+                {"model": "auto", "messages": [{"role": "user", "content": "Name three rivers."}]},
+                {
+                    "model": "auto:quality",
+                    "messages": [{"role": "user", "content": "Name three rivers."}],
+                    "response_format": {"type": "json_object"},
+                },
+            ]
         }
     )
 
@@ -43,7 +49,7 @@ class RouteRequest(JobCreate):
 
     @model_validator(mode="after")
     def _as_job(self) -> Self:
-        """Use the names of a job for what chat completions call otherwise."""
+        """Translate the parameter names of chat completions into those of jobs."""
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
         if isinstance(self.logprobs, bool):
@@ -72,8 +78,8 @@ class RouteAnswer(BaseModel):
     mode: Mode | None = None
     rule: str | None = Field(
         None,
-        description="The rule that applies; `complexity` or `otherwise` if none does, and `conversation` if the model"
-        " that answered before stays.",
+        description="The rule that applies; `complexity` or `otherwise` if none does, and `conversation` if the"
+        " conversation keeps its model.",
     )
     score: float | None = Field(
         None, description="The complexity of the request, from 0 to 1. It decides if no rule applies."
@@ -82,12 +88,12 @@ class RouteAnswer(BaseModel):
         None, description="The prompt's tokens; at least so many, if it is longer than the context of each candidate."
     )
     tokens_estimated: bool = Field(False, description="Whether `input_tokens` is an estimate.")
-    tried: list[str] = Field([], description="Models that would come first, but cannot serve the request.")
+    tried: list[str] = Field([], description="Models that were skipped because they cannot serve the request.")
     fallbacks: list[str] = Field([], description="Models that would take over if the model failed, in order.")
     candidates: list[CandidateView] = []
 
 
-@router.post("", responses={**ERRORS, **NOT_FOUND})
+@router.post("", responses={**ERRORS, **NOT_FOUND, 200: READ})
 async def explain_route(
     body: RouteRequest,
     principal: CurrentPrincipal,
@@ -97,14 +103,7 @@ async def explain_route(
 ) -> RouteAnswer:
     """Show which model would run a request, and why, without running it."""
     principal = principal.acting_for(body.user)
-    new = NewJob(
-        owner=principal.owner,
-        model=body.model,
-        priority=body.priority,
-        request=await work.run(body.generate_request),
-        start_within_s=submission.start_within_s,
-        options=submission.options(body),
-    )
+    new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     try:
         return _answer(new.model, await admission.explain(principal, new))
     except InvalidRequest as error:

@@ -14,7 +14,7 @@ from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import json_response
-from api.http.openapi import ERRORS, NOT_FOUND
+from api.http.openapi import ERRORS, JOB, NOT_FOUND, SUBMITTED_JOB
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
@@ -27,7 +27,6 @@ from api.keys.auth import CurrentPrincipal, CurrentRequest
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Choice, JobStatus, JobSummary
-from shared.postgres.job_store import NewJob
 
 MAX_WAIT_S = 60
 POLL_AFTER_S = "1"
@@ -43,7 +42,12 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
     responses={
         **ERRORS,
         **NOT_FOUND,
-        200: {"model": JobView, "description": "The job has ended within `Prefer: wait=N`."},
+        200: {
+            "model": JobView,
+            "description": "The job has ended: within `Prefer: wait=N`, or because the response cache had its answer.",
+            **SUBMITTED_JOB,
+        },
+        202: SUBMITTED_JOB,
         413: {"model": ErrorResponse, "description": "The body is too large."},
         422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with a different request."},
     },
@@ -62,16 +66,7 @@ async def submit(
     """Submit a job. Status 202 means that it is committed and will run."""
     wait_s = _wait(prefer)
     principal = principal.acting_for(body.user)
-    new = NewJob(
-        owner=principal.owner,
-        model=body.model,
-        priority=body.priority,
-        request=await work.run(body.generate_request),
-        metadata=body.metadata,
-        start_within_s=submission.start_within_s,
-        finish_within_s=submission.finish_within_s,
-        options=submission.options(body),
-    )
+    new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
     try:
         job, created = await jobs.submit(principal, new, idempotency)
@@ -116,7 +111,12 @@ async def list_jobs(
 @router.get(
     "/{job_id}",
     response_model=JobView,
-    responses={**ERRORS, **NOT_FOUND, 202: {"model": JobView, "description": "The job has not ended."}},
+    responses={
+        **ERRORS,
+        **NOT_FOUND,
+        200: JOB,
+        202: {"model": JobView, "description": "The job has not ended.", **JOB},
+    },
 )
 async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
     """Get a job. Status 200 if it has ended, 202 before."""

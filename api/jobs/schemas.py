@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from api.http.large_json import JsonBody
 from api.http.members import MemberRules
 from api.http.pagination import PageView
+from api.http.submit_headers import SubmitHeaders
 from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
 from api.jobs.parameters import (
@@ -26,6 +27,7 @@ from api.jobs.parameters import (
 from shared.domain.decisions import CacheDecision, ContextDecision, RouteDecision, TokenLimitsDecision
 from shared.domain.job import Choice, JobStatus, JobSummary, output_size
 from shared.domain.logprobs import entry_object, prompt_entry_object
+from shared.domain.owner import Owner
 from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
@@ -34,7 +36,13 @@ from shared.domain.request import (
     UnicodeText,
     contradiction,
 )
+from shared.postgres.job_store import NewJob
 from shared.runtime.chunked_json import Mapped
+
+
+def _optional(description: str) -> Any:
+    """A member that is absent if it is None."""
+    return Field(None, description=description, exclude_if=lambda value: value is None)
 
 
 class JobCreate(ChatParameters):
@@ -51,6 +59,14 @@ class JobCreate(ChatParameters):
                     "temperature": 0,
                 },
                 {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 32, "seed": 7},
+                {
+                    "model": "smollm2",
+                    "messages": [{"role": "user", "content": "Name three bridges."}],
+                    "max_tokens": 32,
+                    "user": "user-17",
+                    "cache": {"ttl": 86400, "scope": "user"},
+                    "context": {"strategy": "sliding_window", "trigger": 0.9, "target": 0.5},
+                },
             ]
         }
     )
@@ -80,6 +96,19 @@ class JobCreate(ChatParameters):
         if self.messages is None and (options := self.model_fields_set & ChatOptions.model_fields.keys()):
             raise contradiction(min(options), "this requires `messages`; a raw `prompt` has no chat template")
         return self
+
+    def new_job(self, owner: Owner, request: GenerateRequest, submission: SubmitHeaders) -> NewJob:
+        """The job for the request that `generate_request` built."""
+        return NewJob(
+            owner=owner,
+            model=self.model,
+            priority=self.priority,
+            request=request,
+            metadata=self.metadata,
+            start_within_s=submission.start_within_s,
+            finish_within_s=submission.finish_within_s,
+            options=submission.options(self),
+        )
 
     def generate_request(self) -> GenerateRequest:
         """Build the engine request."""
@@ -164,11 +193,7 @@ class JobErrorView(BaseModel):
 
     code: str
     message: str
-    param: str | None = Field(
-        None,
-        description="The parameter that an `invalid_request` is about. Absent if there is none.",
-        exclude_if=lambda param: param is None,
-    )
+    param: str | None = _optional("The parameter that an `invalid_request` is about. Absent if there is none.")
 
 
 class AttemptView(BaseModel):
@@ -180,16 +205,9 @@ class AttemptView(BaseModel):
     ended_at: datetime | None
     tokens: int
     outcome: str | None = Field(description="Null while it runs.")
-    model: str | None = Field(
-        None,
-        description="The model that ran. Absent if an earlier version has recorded the attempt.",
-        exclude_if=lambda model: model is None,
-    )
-    error: str | None = Field(
-        None,
-        description="Why the model could not serve the job, if another one took over (outcome `rerouted`). Absent"
-        " otherwise.",
-        exclude_if=lambda error: error is None,
+    model: str | None = _optional("The model that ran. Absent if an earlier version recorded the attempt.")
+    error: str | None = _optional(
+        "Why the model could not serve the job, if another one took over (outcome `rerouted`). Absent otherwise."
     )
 
 
@@ -210,44 +228,26 @@ class JobSummaryView(BaseModel):
     finish_before: datetime | None = Field(
         description="From `Cancel-After`: the job is cancelled if it has not finished by then."
     )
-    not_before: datetime | None = Field(
-        None,
-        description="While it is queued because its upstream was busy: it does not start earlier. Absent otherwise.",
-        exclude_if=lambda moment: moment is None,
+    not_before: datetime | None = _optional(
+        "While it is queued because its upstream was busy: it does not start earlier. Absent otherwise."
     )
     queue_position: int | None = Field(None, description="Number of jobs served before this one, while it is queued.")
     eta_s: float | None = Field(
         None, description="Estimated seconds until it starts, from the model's recent jobs; null if unknown."
     )
-    requested_model: str | None = Field(
-        None,
-        description="The route that the request named, if one chose the model. Absent otherwise.",
-        exclude_if=lambda name: name is None,
+    requested_model: str | None = _optional(
+        "The route that the request named, if one chose the model. Absent otherwise."
     )
-    kind: str | None = Field(
-        None,
-        description="What the job is for, if it is not your request: `summary`, `count_tokens`. Absent otherwise.",
-        exclude_if=lambda kind: kind is None,
+    kind: str | None = _optional(
+        "The purpose of a job that the server submitted itself: `summary`, `count_tokens`. Absent otherwise."
     )
-    route: RouteDecision | None = Field(
-        None,
-        description="Why the route chose this model. Absent without a route.",
-        exclude_if=lambda part: part is None,
+    route: RouteDecision | None = _optional("Why the route chose this model. Absent without a route.")
+    cache: CacheDecision | None = _optional(
+        "How the response cache took part in the answer. Absent if the cache is off."
     )
-    cache: CacheDecision | None = Field(
-        None,
-        description="The part of the response cache in the answer. Absent if the cache is off.",
-        exclude_if=lambda part: part is None,
-    )
-    context: ContextDecision | None = Field(
-        None,
-        description="How the conversation was shortened. Absent if it was not.",
-        exclude_if=lambda part: part is None,
-    )
-    token_limits: TokenLimitsDecision | None = Field(
-        None,
-        description="How a limit or default has changed `max_tokens`. Absent if it has not.",
-        exclude_if=lambda part: part is None,
+    context: ContextDecision | None = _optional("How the conversation was shortened. Absent if it was not.")
+    token_limits: TokenLimitsDecision | None = _optional(
+        "How a limit or a default changed `max_tokens`. Absent if none did."
     )
     estimated_tokens: int | None = Field(
         None,

@@ -138,7 +138,7 @@ class JobService:
         except Exception as error:
             if not is_database_outage(error):
                 raise
-            logger.warning("job=%s cannot check whether it has ended, the sweeper will: %s", leader, error)
+            logger.warning("job=%s cannot release its followers, leaving them to the sweeper: %s", leader, error)
 
     async def _settle_all(self, leader: str) -> None:
         """End or release all followers of a job that has ended."""

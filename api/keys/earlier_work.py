@@ -13,7 +13,7 @@ CACHE_SIZE = 10_000
 
 
 class EarlierWork:
-    """Looks up whom the lines of batches and replayed jobs act for. Keys are cached for a few seconds.
+    """Looks up the principals of lines of batches and of replayed jobs. Keys are cached for a few seconds.
 
     The work was accepted while its key was valid, so it makes no difference whether the key still is.
     """
@@ -21,7 +21,7 @@ class EarlierWork:
     def __init__(self, store: ApiKeyStore, cache_s: float) -> None:
         self._store = store
         self._cache_s = cache_s
-        # By the key's id, when the entry expires by the monotonic clock, and the principal without an end user.
+        # By the id of the key: the expiry by the monotonic clock, and the principal without an end user.
         self._cache: dict[int, tuple[float, Principal]] = {}
 
     async def principal(self, owner: Owner) -> Principal:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
     MAX_CACHE_TTL_S,
     CacheOptions,
@@ -19,7 +20,6 @@ from shared.domain.answer_options import (
 Group = TypeVar("Group", bound=BaseModel)
 
 NONE = "none"
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 # The command's names of the fields of options.
 _LIMITS = {
@@ -40,7 +40,7 @@ _NAMES = {**_LIMITS, **_CACHE, **_CONTEXT}
 
 
 class OptionsInvalid(Exception):
-    """The arguments contradict each other, or the options that the key has; the message names the argument."""
+    """The arguments contradict each other or the key's options; the message names the argument."""
 
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,20 +54,20 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_choices(TokenLimits, "on_exceed"),
         help="lower a max_tokens above the limit, or refuse the request (default: reject)",
     )
-    cache = parser.add_argument_group("response cache", "without these, that of the model applies")
+    cache = parser.add_argument_group("response cache", "if none is given, the model's settings apply")
     cache.add_argument(
         "--cache-ttl",
         type=_ttl,
         metavar="DURATION",
-        help=f"answer repeated requests for this long, such as 1h; `{NONE}`: as the model",
+        help=f"answer repeated requests for this long, such as 1h; `{NONE}`: use the model's setting",
     )
-    cache.add_argument("--cache-scope", choices=_choices(CacheOptions, "scope"), help="whose requests share answers")
+    cache.add_argument("--cache-scope", choices=_choices(CacheOptions, "scope"), help="which requests share answers")
     cache.add_argument("--no-cache", action="store_true", help="do not use the cache unless a request asks for it")
-    context = parser.add_argument_group("context", "without these, that of the model applies")
+    context = parser.add_argument_group("context", "if none is given, the model's settings apply")
     context.add_argument(
         "--context",
         choices=[*_choices(ContextOptions, "strategy"), NONE],
-        help=f"what happens to conversations that outgrow the context; `{NONE}`: as for the model",
+        help=f"how conversations that outgrow the context are handled; `{NONE}`: use the model's setting",
     )
     context.add_argument("--context-model", metavar="MODEL", help="the model that writes summaries")
     context.add_argument(
@@ -215,10 +215,9 @@ def _ttl(text: str) -> int | str:
     """Seconds of a duration, or `none`."""
     if text == NONE:
         return NONE
-    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
-    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not 1 <= seconds <= MAX_CACHE_TTL_S:
+    seconds = seconds_of(text, ("", "s", "m", "h", "d"))
+    if seconds is None or not 1 <= seconds <= MAX_CACHE_TTL_S:
         raise argparse.ArgumentTypeError(
             f"must be a duration such as 1h or 90s, at most {MAX_CACHE_TTL_S // 86400}d, or `{NONE}`, got {text!r}"
         )
-    return seconds
+    return int(seconds)

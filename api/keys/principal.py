@@ -35,7 +35,7 @@ class Principal:
     end_user: str | None = None
     priority_floor: int = 0
     options: KeyOptions = NO_KEY_OPTIONS
-    # The project's class of service.
+    # The tier of the project.
     tier: str | None = None
 
     @classmethod

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from api.http.dependencies import CurrentRegistry
 from api.http.json_body import BodyWork, CurrentBodyWork, JsonRoute
 from api.http.large_json import JsonBody
-from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
+from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED, SUBMITTED
 from api.http.submit_headers import Submission, SubmitHeaders
 from api.jobs.dependencies import CurrentContextWindow, CurrentSyncCall, Jobs
 from api.jobs.service import JobService
@@ -39,7 +39,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 @router.post(
     "/chat/completions",
     response_model=ChatCompletion,
-    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": ChatCompletion, "content": STREAMED}},
+    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": ChatCompletion, "content": STREAMED, **SUBMITTED}},
 )
 async def chat_completions(
     body: ChatCompletionRequest,
@@ -57,7 +57,7 @@ async def chat_completions(
 @router.post(
     "/completions",
     response_model=Completion,
-    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": Completion, "content": STREAMED}},
+    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": Completion, "content": STREAMED, **SUBMITTED}},
 )
 async def completions(
     body: CompletionRequest,

@@ -85,7 +85,15 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
                     "messages": [{"role": "user", "content": "Name three rivers."}],
                     "max_tokens": 64,
                     "stream": True,
-                }
+                },
+                {
+                    "model": "smollm2",
+                    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                    "max_tokens": 32,
+                    "temperature": 0,
+                    "cache": {"ttl": 3600},
+                    "context": {"strategy": "sliding_window"},
+                },
             ]
         }
     )

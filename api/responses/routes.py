@@ -13,7 +13,7 @@ from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import JsonBody, json_response
-from api.http.openapi import ERRORS, FAILED, STREAMED
+from api.http.openapi import ERRORS, FAILED, STREAMED, SUBMITTED
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
@@ -35,7 +35,7 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "des
 @router.post(
     "",
     response_model=ResponseView,
-    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": ResponseView, "content": STREAMED}},
+    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": ResponseView, "content": STREAMED, **SUBMITTED}},
 )
 async def create(
     body: ResponseCreate,

@@ -157,6 +157,8 @@ class ResponseCreate(AnswerParameters):
                     "max_output_tokens": 16,
                     "temperature": 0,
                     "stream": True,
+                    "cache": {"ttl": 3600},
+                    "truncation": "auto",
                 },
                 {
                     "model": "smollm2",

@@ -83,7 +83,7 @@ class ResponseService:
             finish_within_s=submission.finish_within_s,
             options=submission.options(body),
             response=facts,
-            continues=_continued(previous),
+            earlier_answer=_earlier_answer(previous),
         )
         idempotency = await work.run(submission.idempotency, "/v1/responses", body)
         try:
@@ -222,7 +222,7 @@ class ResponseService:
         return PreviousTurns(job, has_instructions="instructions" in previous.facts.request_params)
 
 
-def _continued(previous: PreviousTurns | None) -> EarlierAnswer | None:
+def _earlier_answer(previous: PreviousTurns | None) -> EarlierAnswer | None:
     """The answer that a response continues, if a route chose its model."""
     if previous is None or (route := previous.job.decisions.route) is None:
         return None

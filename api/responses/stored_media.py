@@ -31,7 +31,7 @@ def without_data(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def with_data(items: list[dict[str, Any]], messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Put the data back into input items, which are changed, from the conversation that ends with them.
 
-    If the conversation was shortened, only what is left of them has its data.
+    If the conversation was shortened, only the parts that were kept have their data.
     """
     stored = [part for part in _media(items) if STORED in part]
     found = [part for message in messages for part in message.media if part.data is not None]

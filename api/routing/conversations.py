@@ -57,5 +57,5 @@ class Conversations:
                 raise
             self._paused_until = time.monotonic() + PAUSE_S
             self._metrics.route_conversation_errors.inc()
-            logger.warning("cannot look up the models of conversations; requests are routed without: %s", error)
+            logger.warning("cannot look up the models of conversations, routing without them: %s", error)
             return None

@@ -31,7 +31,7 @@ TOOL_LOOP_S = 3600
 # Tokens up to which an explanation counts a prompt, if no candidate's context is known.
 EXPLAINED_TOKENS = 100_000
 
-# If no model can serve a request, the reason that a client can do most about comes first.
+# If no model can serve a request, the reason that the client can act on most easily comes first.
 _WORST_LAST = (SkipReason.CONTEXT_LENGTH, SkipReason.LIMIT, SkipReason.CAPABILITY, SkipReason.REMOVED)
 
 
@@ -227,7 +227,7 @@ class Router:
         """The model that answered the conversation last, of those that this process serves; None if unknown."""
         if not (route.sticky_s or history.in_tool_loop or history.provider is not None):
             return None
-        earlier = new.continues
+        earlier = new.earlier_answer
         if earlier is not None and earlier.route != route.name:
             earlier = None
         remembered = await self._conversations.find(names, None if earlier is None else earlier.conversation)
@@ -362,7 +362,7 @@ class Router:
 
     async def _refusal(self, request: _Request, model: str) -> Refusal | None:
         if model not in request.refusals:
-            refusal: Refusal | None = Refusal(SkipReason.REMOVED, "models.yaml does not declare it any more")
+            refusal: Refusal | None = Refusal(SkipReason.REMOVED, "models.yaml no longer declares it")
             if model in self._registry:
                 refusal = await self._candidates.refusal(model, request.principal, request.new)
             request.refusals[model] = refusal

@@ -1,8 +1,8 @@
 """Computes savings from usage, in tokens.
 
 What a route has saved is compared with one model that answers everything and has a prompt cache of its own. Compared
-with the dearest model without a cache, savings would look larger than they are: a conversation that changes its model
-loses what the first one has cached.
+with the most expensive model and no cache, savings would look larger than they are: a conversation that changes its
+model loses the first model's cache.
 """
 
 from __future__ import annotations

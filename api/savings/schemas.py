@@ -46,9 +46,7 @@ class RouteSavingsView(BaseModel):
         description="The route's `baseline` model, if it had answered everything. Its `cached_tokens` are an estimate:"
         " the largest share that one of the models had cached. Null if models.yaml does not declare the route any more."
     )
-    saved: TokensView | None = Field(
-        description="The part of `baseline` that other models answered: what that model did not have to process."
-    )
+    saved: TokensView | None = Field(description="The part of `baseline` that other models answered instead.")
     note: str | None = Field(description="What limits the comparison; null if nothing does.")
 
 
@@ -81,7 +79,7 @@ class CachedModelView(BaseModel):
 
 
 class PromptCacheView(BaseModel):
-    """What models did not have to compute, because the beginning of a prompt was in their cache."""
+    """Prompt tokens that models did not have to compute, because they were in the prompt cache."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -215,7 +213,7 @@ class SavingsView(BaseModel):
     start: datetime
     end: datetime
     answered: TokensView = Field(description="All requests of the project that were answered, without failed ones.")
-    generated: TokensView = Field(description="Those that a model ran for, without hits and coalesced ones.")
+    generated: TokensView = Field(description="Requests that a model ran, without cache hits and coalesced requests.")
     routes: list[RouteSavingsView]
     response_cache: ByModelView = Field(description="Requests that were answered from the response cache.")
     coalescing: ByModelView = Field(

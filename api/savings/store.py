@@ -18,8 +18,8 @@ from shared.postgres.tables import JobRow
 class UsageRow:
     """The jobs of one day (UTC) with the same model, route and part of the response cache, and their tokens together.
 
-    `route` is None if the client named the model; `outcome` is None if the response cache was not asked. `kind`: what
-    the jobs are for, if they are not requests of clients.
+    `route` is None if the client named the model; `outcome` is None if the response cache was off. `kind`: the purpose
+    of jobs that the server submitted itself.
     """
 
     day: date
@@ -46,15 +46,10 @@ class SavingsStore(Store):
         day = cast(func.timezone("UTC", JobRow.created_at), Date)
         route = JobRow.decisions["route"]["route"].astext
         outcome = JobRow.decisions["cache"]["outcome"].astext
-        inherited = JobRow.decisions["cache"]["inherited"]
-        counts = {
-            name: (cast(JobRow.usage[name].astext, BigInteger), cast(inherited[name].astext, BigInteger))
-            for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
-        }
-        # Tokens that were generated for a job that this one has followed are in the usage of both.
+        # With those that a job has inherited from one that it followed: that one has not succeeded, and is left out.
         tokens = (
-            func.coalesce(func.sum(func.greatest(0, own - func.coalesce(earlier, 0))), 0)
-            for own, earlier in counts.values()
+            func.coalesce(func.sum(cast(JobRow.usage[name].astext, BigInteger)), 0)
+            for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
         )
         return (
             select(day, JobRow.model, route, outcome, JobRow.kind, func.count(), *tokens)

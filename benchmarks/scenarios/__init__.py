@@ -15,7 +15,6 @@ from benchmarks.scenarios import (
     priority,
     relay,
     routes,
-    routing,
     submits,
     upstream,
     vllm,
@@ -36,5 +35,4 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,
-    "routing": routing.run,
 }

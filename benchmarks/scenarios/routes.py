@@ -1,125 +1,162 @@
-"""Routes: the CPU of a decision, without any model call, and what it adds to a submit."""
+"""Routes: the CPU of a decision, with the heuristic and with a trained classifier, and what a route adds to a submit.
+
+The decisions are made in this process, with the models, Redis and PostgreSQL of an API process. No model is called.
+The rules ask for the tokens of each prompt, which a real tokenizer counts.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from time import process_time
 from typing import Any
 
-from api.context.window import ContextWindow
+from api.context.window import ContextWindow, PromptTokens
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.route_candidates import RouteCandidates
 from api.keys.principal import Principal
-from api.routing.complexity import Heuristic
+from api.routing.classifier import Classifier
+from api.routing.complexity import Complexity, Heuristic
 from api.routing.conversations import Conversations
+from api.routing.fit import fit, write
 from api.routing.router import Router
 from benchmarks.bench import Bench
 from benchmarks.load.plan import NUMBER, Plan
+from benchmarks.prompts import ALL_KINDS, KINDS, examples, requests
 from benchmarks.scenarios.submits import JOBS
 from benchmarks.statistics import percentile
 from benchmarks.systems.headrace import Headrace, headrace
+from benchmarks.systems.vllm_model import vllm_model
 from shared.config.models.loader import load_registry
 from shared.domain.owner import Owner
-from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Tool
 from shared.postgres.engine import connect
 from shared.postgres.job_store import NewJob
 from shared.redis.connection import connect_redis
 from shared.redis.conversation_models import ConversationModels
+from shared.runtime.gc_tuning import freeze_gc
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
 
-OPTIONS: dict[str, Any] = {"engine": "simulated", "options": {"max_model_len": 100_000}}
-MODELS: list[dict[str, Any]] = [
-    {"name": "small", **OPTIONS},
-    {"name": "middle", **OPTIONS},
-    {"name": "large", **OPTIONS, "modalities": ["image"]},
-]
-ROUTES: list[dict[str, Any]] = [
-    {
-        "name": "auto",
-        "models": ["small", "middle", "large"],
-        "rules": [
-            {"name": "images", "if": {"images": True}, "model": "large"},
-            {"name": "words", "if": {"keywords": ["translate", "in other words"]}, "model": "middle"},
-            {"name": "long", "if": {"input_tokens_over": 4000}, "model": "middle"},
-            {"name": "busy", "if": {"predicted_wait_over_s": 10}, "model": "middle"},
-        ],
-        "fallbacks": {"small": ["middle"], "middle": ["large"]},
-    }
-]
+# The route's models, in ascending order, and their context lengths. No worker of them is started.
+LENGTHS = {"small": 8192, "middle": 32_768, "large": 131_072}
+# Not a tier of the route. Unlike the tiers, it reads images.
+VISION: dict[str, Any] = {"name": "vision", "engine": "simulated", "modalities": ["image"]}
+ROUTE: dict[str, Any] = {
+    "name": "auto",
+    "models": list(LENGTHS),
+    "rules": [
+        {"name": "images", "if": {"images": True}, "model": "vision"},
+        {"name": "legal", "if": {"keywords": ["contract", "liability", "in other words"]}, "model": "large"},
+        {"name": "free", "if": {"tier": ["free"]}, "model": "small"},
+        {"name": "long", "if": {"input_tokens_over": 4000}, "model": "middle"},
+        {"name": "busy", "if": {"predicted_wait_over_s": 10}, "model": "middle"},
+    ],
+    "fallbacks": {"small": ["middle"], "middle": ["large"]},
+}
 CONCURRENCY = 16
+# Decisions of each kind that are not measured: the first ones read the queues' estimates.
+WARM_UP = 24
 
 
 def run(bench: Bench) -> None:
-    seconds = bench.pick(6.0, 1.5)
-    with headrace(bench.folder, MODELS, routes=ROUTES) as system:
-        for _ in bench.repeats():
-            for kind, took in asyncio.run(_decisions(system, bench.pick(1000, 100))):
-                bench.add(system.name, f"CPU per decision p50, {kind}", 1000 * percentile(took, 0.5), "ms")
-                bench.add(system.name, f"CPU per decision p99, {kind}", 1000 * percentile(took, 0.99), "ms")
-            for name in ("auto", "small"):
-                system.delete_jobs()
-                body = {"model": name, "messages": [{"role": "user", "content": f"{NUMBER}: name three rivers."}]}
-                plan = Plan(
-                    port=system.port,
-                    path=JOBS,
-                    body=body,
-                    headers=system.headers,
-                    concurrency=CONCURRENCY,
-                    seconds=seconds,
-                    warm_up=CONCURRENCY,
-                )
-                summary, used = bench.measure(system.name, system.processes, plan)
-                what = "with a route" if name == "auto" else "without"
-                bench.add(system.name, f"submits/s {what}", summary.per_second, "/s")
-                bench.add_cpu(system.name, f"CPU per submit {what}", used, summary.requests)
+    tokenizer = vllm_model(bench.options).folder
+    models = [
+        {"name": name, "engine": "vllm", "model": str(tokenizer), "options": {"max_model_len": length}}
+        for name, length in LENGTHS.items()
+    ]
+    with headrace(bench.folder, [*models, VISION], routes=[ROUTE]) as system:
+        complexities = {"heuristic": Heuristic(), "classifier": _trained(bench.folder / "classifier.json")}
+        for repeat in bench.repeats():
+            system.delete_jobs()
+            for name in bench.rotated(list(complexities), repeat):
+                asyncio.run(_decisions(bench, system, name, complexities[name]))
+            for model in ("auto", "small"):
+                _submits(bench, system, model)
 
 
-async def _decisions(system: Headrace, count: int) -> list[tuple[str, list[float]]]:
-    """Route requests as an API process does. Returns the CPU seconds of each decision, sorted, by kind of request."""
+def _trained(path: Path) -> Complexity:
+    file, _ = fit(examples(), 0.95)
+    write(file, path)
+    return Classifier.read(path)
+
+
+class _Counting(ContextWindow):
+    """Adds up the CPU seconds in which tokens are counted."""
+
+    seconds = 0.0
+
+    async def check(self, *args: Any, **kwargs: Any) -> None:
+        began = process_time()
+        try:
+            await super().check(*args, **kwargs)
+        finally:
+            self.seconds += process_time() - began
+
+    async def measure(self, *args: Any, **kwargs: Any) -> PromptTokens:
+        began = process_time()
+        try:
+            return await super().measure(*args, **kwargs)
+        finally:
+            self.seconds += process_time() - began
+
+
+async def _decisions(bench: Bench, system: Headrace, name: str, complexity: Complexity) -> None:
+    """Route requests as an API process does, and add the figures of each kind."""
     registry = load_registry(system.models_file)
     metrics = Metrics(Exporter.API, registry.models)
     database, redis = connect(system.database_url, pool_size=1), connect_redis(system.redis_url)
-    estimates = QueueEstimates(QueueStore(database), registry)
-    candidates = RouteCandidates(registry, ContextWindow(registry), estimates)
-    router = Router(registry, candidates, Conversations(ConversationModels(redis), metrics), Heuristic(), metrics)
+    window = _Counting(registry)
+    candidates = RouteCandidates(registry, window, QueueEstimates(QueueStore(database), registry))
+    router = Router(registry, candidates, Conversations(ConversationModels(redis), metrics), complexity, metrics)
     owner = Owner(1, 1)
-    results = []
+    principal = Principal.of(owner)
+    freeze_gc()  # as an API process does: a collection would take 20 ms
+    everything: defaultdict[str, list[float]] = defaultdict(list)
     try:
-        for kind in ("question", "code and tools", "20 turns", "16 KB"):
-            took = []
-            for number in range(count + 20):
-                new = NewJob(owner, "auto", 3, _request(kind, number))
-                began = process_time()
-                await router.route(Principal.of(owner), new)
-                took.append(process_time() - began)
-            results.append((kind, sorted(took[20:])))
+        for kind in KINDS:
+            seconds: defaultdict[str, list[float]] = defaultdict(list)
+            for number, request in enumerate(requests(kind, bench.pick(144, 48) + WARM_UP)):
+                new = NewJob(owner, "auto", 3, request)
+                window.seconds, began = 0.0, process_time()
+                await router.route(principal, new)
+                decided = process_time()
+                complexity.score(request)
+                scored = process_time()
+                if number >= WARM_UP:
+                    seconds["decision"].append(decided - began)
+                    seconds["decision without counting"].append(decided - began - window.seconds)
+                    seconds["score"].append(scored - decided)
+            _add(bench, name, seconds, kind)
+            for what in seconds:
+                everything[what] += seconds[what]
+        _add(bench, name, everything, ALL_KINDS)
     finally:
         await redis.aclose()
         await database.dispose()
-    return results
 
 
-def _request(kind: str, number: int) -> GenerateRequest:
-    match kind:
-        case "question":
-            return GenerateRequest(messages=[_user(f"{number}: what is the capital of Peru?")])
-        case "code and tools":
-            tools = [Tool(function=Function(name=f"tool_{n}", parameters={"type": "object"})) for n in range(20)]
-            text = f"{number}: implement a sieve\n```python\ndef sieve(n): ...\n```\nand prove that it ends."
-            return GenerateRequest(messages=[_user(text)], chat=ChatOptions(tools=tools))
-        case "20 turns":
-            return GenerateRequest(messages=[*_turns(number), _user("And what follows from it?")])
-    return GenerateRequest(messages=[_user(f"{number}: " + "summarize this text. " * 780)])
+def _add(bench: Bench, name: str, measured: Mapping[str, Sequence[float]], kind: str) -> None:
+    for what, seconds in measured.items():
+        used = sorted(seconds)
+        for share in (50, 99):
+            bench.add(name, f"CPU per {what} p{share}, {kind}", 1000 * percentile(used, share / 100), "ms")
 
 
-def _turns(number: int) -> Iterator[Message]:
-    for turn in range(20):
-        yield _user(f"{number}.{turn}: " + "tell me more about rivers. " * 10)
-        yield Message(role="assistant", content=f"{number}.{turn}: " + "rivers are long. " * 20)
-
-
-def _user(text: str) -> Message:
-    return Message(role="user", content=text)
+def _submits(bench: Bench, system: Headrace, model: str) -> None:
+    system.delete_jobs()
+    plan = Plan(
+        port=system.port,
+        path=JOBS,
+        body={"model": model, "messages": [{"role": "user", "content": f"{NUMBER}: name three rivers."}]},
+        headers=system.headers,
+        concurrency=CONCURRENCY,
+        seconds=bench.pick(6.0, 1.5),
+        warm_up=CONCURRENCY,
+    )
+    summary, used = bench.measure(system.name, system.processes, plan)
+    what = "with a route" if model == "auto" else "without"
+    bench.add(system.name, f"submits/s {what}", summary.per_second, "/s")
+    bench.add_cpu(system.name, f"CPU per submit {what}", used, summary.requests)

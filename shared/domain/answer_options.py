@@ -31,7 +31,7 @@ class CacheOptions(BaseModel):
 class ContextOptions(BaseModel):
     """What happens to a conversation that outgrows the context.
 
-    `trigger` and `target` are shares of the room for the prompt: a conversation above the one is cut to the other, so
+    `trigger` and `target` are shares of the room for the prompt: a conversation above `trigger` is cut to `target`, so
     that its beginning stays the same for many turns. `trigger_tokens` is a trigger in tokens, if that is less.
     """
 
@@ -88,7 +88,7 @@ class KeyOptions(BaseModel):
     `no_cache`: the model's `cache` does not apply to requests with the key.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)  # a newer version may have added some
+    model_config = ConfigDict(extra="ignore", frozen=True)  # fields of a newer version
 
     cache: CacheOptions | None = None
     no_cache: bool = False
@@ -152,7 +152,7 @@ class ToolClearing:
     inputs: bool | frozenset[str] = False
 
     def clears_inputs(self, tool: str) -> bool:
-        """Whether the arguments of a tool's calls are cleared."""
+        """Whether the arguments of calls to a tool are cleared."""
         return self.inputs if isinstance(self.inputs, bool) else tool in self.inputs
 
 

@@ -30,8 +30,8 @@ T = TypeVar("T")
 class ConversationNames:
     """Names of a request's conversation, by which its next request finds its model, and those of the request before.
 
-    The best come first: `previous` begins with the name that has the answer in it. Those of `own` are with the system
-    prompt, and without, because some clients put the time into it.
+    The best come first. Those of `own` are with the system prompt, and without, because some clients put the time into
+    it. Those of `previous` are also with the answer.
     """
 
     own: tuple[str, ...]
@@ -63,11 +63,6 @@ class Conversation:
         )
 
     @property
-    def continues(self) -> bool:
-        """Whether a model has answered before."""
-        return self._last_answer is not None
-
-    @property
     def in_tool_loop(self) -> bool:
         """Whether the model has called tools, and has not answered since."""
         last = next((item for item in reversed(self._messages) if item.role == "assistant"), None)
@@ -87,21 +82,23 @@ class Conversation:
 
     def names(self, route: str, owner: Owner) -> ConversationNames:
         """The conversation's names, apart by project, route, end user and `prompt_cache_key`."""
+        own = self._names(route, owner, self._end)
+        found = () if own is None else (own.instructed, own.rough)
         if self._last_answer is None:
-            return ConversationNames(self._names(route, owner, self._end), ())
+            return ConversationNames(found, ())
         end = _before_answer(self._messages, self._last_answer + 1)
-        previous = self._names(route, owner, end)
-        if previous:
-            answer = self._messages[end : self._last_answer + 1]
-            calls = [call.id for message in answer for call in message.tool_calls or ()]
-            name = _answer_name(previous[-1], "".join(message.text for message in answer), calls)
-            previous = (name, *previous)
-        return ConversationNames(self._names(route, owner, self._end), previous)
+        before = self._names(route, owner, end)
+        if before is None:
+            return ConversationNames(found, ())
+        answer = self._messages[end : self._last_answer + 1]
+        calls = [call.id for message in answer for call in message.tool_calls or ()]
+        exact, last = before.answered("".join(message.text for message in answer), calls)
+        return ConversationNames(found, (exact, before.instructed, before.rough, last))
 
     def answered(self, route: str, owner: Owner, answers: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
         """The names of this conversation with each of these answers: a text and the ids of tool calls."""
         own = self._names(route, owner, self._end)
-        return [_answer_name(own[-1], text, calls) for text, calls in answers] if own else []
+        return [] if own is None else [name for text, calls in answers for name in own.answered(text, calls)]
 
     def sample(self, salt: str, owner: Owner) -> float:
         """A number below 100 that is always the same for an end user, or without one, for the same first message."""
@@ -114,8 +111,8 @@ class Conversation:
         text = prompt if isinstance(prompt, str) else repr(prompt[:_DATA])
         return _percentage("prompt", salt, str(owner.project_id), *_clipped(text, _TEXT))
 
-    def _names(self, route: str, owner: Owner, end: int) -> tuple[str, ...]:
-        """The names of the request that consisted of the messages up to a position."""
+    def _names(self, route: str, owner: Owner, end: int) -> _Names | None:
+        """The names of the request that consisted of the messages up to a position; None if it had none."""
         newest: list[Message] = []
         for at in range(end - 1, -1, -1):
             if not _instructs(self._messages[at]):
@@ -123,12 +120,30 @@ class Conversation:
                 if len(newest) == _NEWEST:
                     break
         if not newest:
-            return ()
+            return None
         key = self._request.prompt_cache_key
         scope = (route, str(owner.project_id), owner.end_user or "", key or "")
         instructions = [item for item in self._messages[:_INSTRUCTIONS] if _instructs(item)]
         rough = _digest("conversation", *scope, *_parts(newest))
-        return _digest("instructed", rough, *_parts(instructions)), rough
+        last = _digest("last", *scope, *_parts(newest[:1]))
+        return _Names(_digest("instructed", rough, *_parts(instructions)), rough, last)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Names of a request: by its newest messages with the system prompt, by these without it, and by the last one."""
+
+    instructed: str
+    rough: str
+    last: str
+
+    def answered(self, text: str, calls: Sequence[str]) -> tuple[str, str]:
+        """The names after an answer: by the newest messages, and by the last one, in case the client drops the others.
+
+        Calls have ids of their own, so the text does not matter then, which clients may leave out.
+        """
+        parts = ("calls", *_ends(calls)) if calls else ("answer", *_clipped(text.strip(), _TEXT))
+        return _digest(self.rough, *parts), _digest(self.last, *parts)
 
 
 def _before_answer(messages: Sequence[Message], end: int) -> int:
@@ -142,17 +157,11 @@ def _instructs(message: Message) -> bool:
     return message.role in ("system", "developer")
 
 
-def _answer_name(rough: str, text: str, calls: Sequence[str]) -> str:
-    """The name with an answer in it: with the ids of its calls, which are unique, or with its text."""
-    if calls:
-        return _digest("calls", rough, *_ends(calls))
-    return _digest("answer", rough, *_clipped(text.strip(), _TEXT))
-
-
 def _parts(messages: Iterable[Message]) -> Iterator[str]:
     """What identifies messages: bounded, whatever their size, and without reasoning, which clients may leave out."""
     for message in messages:
         yield message.role
+        yield message.tool_call_id or ""
         content, left = message.content, _TEXT
         parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content or []
         yield str(len(parts))

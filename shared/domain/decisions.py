@@ -1,6 +1,6 @@
-"""What was decided about a job when it was admitted, and later by those who answer it. Stored in its row, and shown.
+"""Decisions about a job, made when it is admitted and while it is answered. Stored in its row and shown to clients.
 
-Every member is optional, so that a version can read what another one has written.
+Every member is optional, so that each version can read the decisions of others.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class CacheOutcome(StrEnum):
 
 
 class CacheDecision(_Decision):
-    """The part that the response cache has in an answer.
+    """How the response cache took part in an answer.
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
     run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
@@ -69,10 +69,10 @@ class CacheDecision(_Decision):
 
 
 class ContextDecision(_Decision):
-    """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured.
+    """How a conversation was shortened, in messages and tokens. `note`: why it differs from the configuration.
 
     `conversation` identifies the summaries that were written of the conversation: they are deleted with the job.
-    `cleared_tool_uses`: calls of tools of which the result was cleared, and `cleared_tokens` what that saved.
+    `cleared_tool_uses`: tool calls whose results were cleared; `cleared_tokens`: the tokens that this saved.
     """
 
     strategy: str
@@ -123,7 +123,7 @@ class Decisions(_Decision):
         return self.route is not None and bool(self.route.left)
 
     def stored(self) -> dict[str, Any] | None:
-        """The form that is stored in the job's row; None if nothing was decided."""
+        """The JSON form for the job's row; None if nothing was decided."""
         return self.model_dump(mode="json", exclude_defaults=True) or None
 
     def headers(self) -> dict[str, str]:

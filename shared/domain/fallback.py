@@ -16,7 +16,7 @@ class FallbackReason(StrEnum):
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_BUSY = "upstream_busy"
     ENGINE_ERROR = "engine_error"
-    # The prompt does not fit the model's context, as only the engine found out.
+    # The prompt does not fit the model's context, which only the engine could determine.
     CONTEXT_LENGTH = "context_length"
     # A model that had taken over refuses the request. Admission checked it for the first model only.
     REFUSED = "refused"
@@ -37,7 +37,7 @@ def next_model(job: JobSummary, available: Collection[str], *, or_wait: bool) ->
 
 
 def candidates_of(job: JobSummary) -> tuple[str, ...]:
-    """The models that may take over a job, in order. None is among them twice, so no job moves in a circle."""
+    """The models that may take over a job, in order. Each is listed once, so no job moves in a circle."""
     route = job.decisions.route
     if route is None:
         return ()

@@ -1,4 +1,4 @@
-"""What keeps the prefix caches of projects apart."""
+"""Separates the prefix caches of projects."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ ANSWER_COLUMNS = (
     JobRow.log,
 )
 
-# Condition: the job follows another one. It is the one of an index.
+# Condition: the job follows another one. An index has the same condition.
 FOLLOWS = and_(JobRow.follows.is_not(None), JobRow.finished_at.is_(None))
 
 

@@ -96,8 +96,8 @@ class NewJob:
     """A job to create. `start_within_s` and `finish_within_s` count from its creation.
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
-    by a model, and sets the fields from `requested_model` on. `continues` is the answer that the request continues, if
-    it names one.
+    by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
+    if it names one.
     """
 
     owner: Owner
@@ -110,7 +110,7 @@ class NewJob:
     request_context: RequestContext = field(default_factory=REQUEST_CONTEXT.get)
     response: ResponseFacts | None = None
     options: RequestOptions = NO_REQUEST_OPTIONS
-    continues: EarlierAnswer | None = None
+    earlier_answer: EarlierAnswer | None = None
     requested_model: str | None = None
     kind: str | None = None
     decisions: Decisions = NO_DECISIONS

@@ -1,6 +1,6 @@
-"""SQL about prefixes of prompts: whose they are, and which of them were reused most.
+"""SQL about prefixes of prompts: their projects, and the most reused ones.
 
-Nothing is stored about prefixes. They are read from the jobs of the last hours, so a deleted job takes part no more.
+Nothing is stored about prefixes. They are read from the jobs of the last hours, so deleted jobs do not count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMPARED_JOBS = 2_000
 MAX_REQUEST_BYTES = 1 << 20
 # Jobs of one prefix that are rendered, to find what they have in common.
 SAMPLES = 3
-# Who used a model is read from its newest jobs.
+# The projects that used a model are read from its newest jobs.
 RECENT_JOBS = 10_000
 # Jobs have the same prefix if the first characters of their requests are the same: one for each token that was found,
 # which is less than the text of the prefix, and at most these.
@@ -106,7 +106,7 @@ class PrefixStore(Store):
     async def most_reused(
         self, model: str, *, hours: float, limit: int, project_ids: Sequence[int] | None = None
     ) -> list[ReusedPrefix]:
-        """The prefixes that saved most tokens in the last `hours` hours, first those that saved most.
+        """The prefixes that saved the most tokens in the last `hours` hours, first those that saved most.
 
         Jobs count as having the same prefix if they found the same number of tokens, and their requests begin alike.
         Jobs that were answered without an engine do not count.

@@ -37,7 +37,7 @@ class ProjectRow(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     name: Mapped[str] = mapped_column(Text, unique=True)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    # A class of service, by the operator's own name, for the rules of routes.
+    # A class of service, named by the operator, for the rules of routes.
     tier: Mapped[str | None] = mapped_column(Text)
     # Keeps engines' prefix caches of projects apart, so that no project can time another's prompts.
     salt: Mapped[str] = mapped_column(Text, server_default=text("(gen_random_uuid())::text"))

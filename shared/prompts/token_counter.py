@@ -50,10 +50,12 @@ class TokenCounter:
         size = PIECE
         if limit is not None and self._longest_token is not None:
             size = min(PIECE, max(SHORT_PIECE, limit))  # hardly more is encoded than the limit needs
+        left = len(text)
         for piece in _pieces(text, size):
             # `encode` would hold the interpreter's lock for half a second per megabyte.
             tokens += len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
-            if limit is not None and tokens >= limit and piece is not text:
+            left -= len(piece)
+            if left and limit is not None and tokens >= limit:
                 return AtLeast(tokens)
         return tokens
 

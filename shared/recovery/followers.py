@@ -36,7 +36,7 @@ def report_changes(changes: Iterable[FollowerChange], send: Callable[[Hint], Non
             )  # fmt: skip
             continue
         logger.info(
-            "job=%s model=%s request=%s follows %s no more; %s",
+            "job=%s model=%s request=%s no longer follows %s; %s",
             change.job_id, change.model, change.request_id, change.leader, change.status.value,
         )  # fmt: skip
         if change.status is JobStatus.QUEUED:

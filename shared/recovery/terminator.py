@@ -140,7 +140,9 @@ class JobTerminator:
         except (RedisError, OSError) as error:
             if job.attempt:
                 raise
-            logger.warning("job=%s cannot read the log of %s, ending it without: %s", job.id, job.begins_with, error)
+            logger.warning(
+                "job=%s cannot read the log of %s, ending without its events: %s", job.id, job.begins_with, error
+            )
             return []
         return beginning.events if beginning.exact or not job.attempt else []
 

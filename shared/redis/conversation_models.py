@@ -83,7 +83,7 @@ class ConversationModels:
         try:
             await self._move(keys=[keys.conversation_model(conversation)], args=[model])
         except (RedisError, OSError) as error:
-            logger.warning("cannot note that model %s answers a conversation: %s", model, error)
+            logger.warning("model=%s cannot record that it answers a conversation: %s", model, error)
 
 
 def _script(name: str) -> str:

@@ -60,7 +60,7 @@ class Quota(StrEnum):
 
 
 class SkipReason(StrEnum):
-    """Why a route does not choose a model. The last three may pass: such a model serves a request if no other can."""
+    """Why a route skips a model. The last three are temporary: such a model serves the request if no other can."""
 
     CAPABILITY = "capability"
     CONTEXT_LENGTH = "context_length"
@@ -72,7 +72,7 @@ class SkipReason(StrEnum):
 
 
 class TokenLimitOutcome(StrEnum):
-    """What a limit of tokens does to a request."""
+    """The effect of a token limit on a request."""
 
     CLAMPED = "clamped"
     DEFAULT = "default"
@@ -158,8 +158,8 @@ class Metrics:
 
         self.conversations_shortened = new.counter(
             "headrace_conversations_shortened_total",
-            "Requests above the trigger of their strategy for long conversations, by what was done."
-            " `fell_back`: messages were dropped because there was no summary.",
+            "Requests above the trigger of their strategy for long conversations, by outcome. `fell_back`: messages"
+            " were dropped without a summary.",
             (
                 MODEL,
                 Label("strategy", ("sliding_window", "summarize", "clear_tool_uses")),
@@ -169,7 +169,7 @@ class Metrics:
         )
         self.context_tokens_dropped = new.counter(
             "headrace_context_tokens_dropped_total",
-            "Prompt tokens by which conversations were shortened.",
+            "Prompt tokens removed by shortening conversations.",
             (MODEL,),
             API,
         )
@@ -185,33 +185,33 @@ class Metrics:
 
         self.token_limits = new.counter(
             "headrace_token_limits_total",
-            "Requests that a limit of tokens has changed (max_tokens lowered, or set) or refused.",
+            "Requests whose max_tokens a token limit lowered or set, and requests that one refused.",
             (MODEL, Label("outcome", tuple(outcome.value for outcome in TokenLimitOutcome))),
             API,
         )
         self.token_estimates = new.counter(
             "headrace_token_estimates_total",
-            "Prompts whose tokens were estimated for a limit, because they cannot be counted.",
+            "Prompts whose tokens were estimated for a limit because they could not be counted.",
             (MODEL,),
             API,
         )
         self.estimated_prompt_tokens = new.counter(
             "headrace_estimated_prompt_tokens_total",
-            "Tokens of ended jobs' prompts that were estimated: the estimate, and those in the usage.",
+            "Prompt tokens of ended jobs whose prompt was estimated: as estimated, and as reported in the usage.",
             (MODEL, Label("source", ("estimate", "usage"))),
             API,
             WORKER,
         )
         self.underestimated_prompts = new.counter(
             "headrace_underestimated_prompts_total",
-            "Ended jobs whose prompt had more tokens than estimated; about 5 of 100 are expected.",
+            "Ended jobs whose prompt had more tokens than estimated; about 5 % are expected.",
             (MODEL,),
             API,
             WORKER,
         )
         self.tokens_per_byte = new.gauge(
             "headrace_prompt_tokens_per_byte",
-            "Tokens per byte of a prompt that estimates use; learned from usage, and 0.333 before there is enough.",
+            "Tokens per byte of a prompt that estimates assume: learned from usage, 0.333 until there is enough.",
             (MODEL,),
             API,
             aggregation=Aggregation.MAX,
@@ -262,19 +262,19 @@ class Metrics:
 
         self.route_decisions = new.counter(
             "headrace_route_decisions_total",
-            "Requests for a route, by the rule that chose the model and by the model.",
+            "Requests to a route, by the rule that applied and the chosen model.",
             (ROUTE, Label("rule", bound="rules in models.yaml, `complexity`, `otherwise` and `conversation`"), MODEL),
             API,
         )
         self.route_skipped = new.counter(
             "headrace_route_skipped_models_total",
-            "Models that a route would have chosen, but that could not serve the request, or not soon enough.",
+            "Models that a route skipped because they could not serve the request, or not soon enough.",
             (ROUTE, MODEL, Label("reason", tuple(reason.value for reason in SkipReason))),
             API,
         )
         self.route_conversation_errors = new.counter(
             "headrace_route_conversation_errors_total",
-            "Reads and writes of the models of conversations that failed because Redis was unavailable.",
+            "Failed reads and writes of the models of conversations, while Redis was unavailable.",
             (),
             API,
         )
@@ -313,10 +313,10 @@ class Metrics:
         )
         self.job_fallbacks = new.counter(
             "headrace_job_fallbacks_total",
-            "Times a job of a route moved to another model before it had output.",
+            "Moves of jobs of routes to another model, before they had output.",
             (
-                Label("from", bound="models in routes of models.yaml, now or earlier"),
-                Label("to", bound="models in routes of models.yaml, now or earlier"),
+                Label("from", bound="models of routes, current and earlier"),
+                Label("to", bound="models of routes, current and earlier"),
                 Label("reason", tuple(reason.value for reason in FallbackReason)),
             ),
             API,
@@ -511,16 +511,16 @@ class Metrics:
         )
         self.warmed_prefixes = new.counter(
             "headrace_warmed_prefixes_total",
-            "Prefixes that a worker was to compute before it took jobs, by result.",
+            "Prefixes of warm_prompts, computed before the worker accepts jobs, by result.",
             (MODEL, Label("result", ("warm", "failed"))),
             WORKER,
         )
         self.warmed_tokens = new.counter(
-            "headrace_warmed_tokens_total", "Tokens of the prefixes that are warm.", (MODEL,), WORKER
+            "headrace_warmed_tokens_total", "Tokens of the prefixes that were computed.", (MODEL,), WORKER
         )
         self.warm_up_duration = new.gauge(
             "headrace_warm_up_duration_seconds",
-            "Time that the worker last spent on warm_prompts before it took jobs.",
+            "Time that the worker last spent on warm_prompts.",
             (MODEL,),
             WORKER,
             aggregation=Aggregation.MAX,
@@ -540,19 +540,19 @@ class Metrics:
 
         self.cache_requests = new.counter(
             "headrace_cache_requests_total",
-            "Submitted jobs for which the response cache was on or was bypassed, by outcome.",
+            "Submitted jobs for which the response cache was on, by outcome.",
             (MODEL, Label("outcome", tuple(outcome.value for outcome in CacheOutcome))),
             API,
         )
         self.cache_errors = new.counter(
             "headrace_cache_errors_total",
-            "Lookups in the response cache that failed; their requests were run.",
+            "Failed lookups in the response cache; the requests were run.",
             (),
             API,
         )
         self.cache_evictions = new.counter(
             "headrace_cache_evictions_total",
-            "Answers removed from the response cache because they had expired, or because the cache was full.",
+            "Answers removed from the response cache because they expired or the cache was full.",
             (Label("reason", ("expired", "size")),),
             API,
         )
@@ -571,7 +571,7 @@ class Metrics:
 
         self.followers = new.counter(
             "headrace_followers_total",
-            "Jobs that waited for the answer of an identical one, by outcome: `answered`, `failed` because the request"
+            "Jobs that waited for the answer of an identical job, by outcome: `answered`, `failed` because the request"
             " had used up its attempts, or `released` to the queue because there was no answer.",
             (MODEL, Label("outcome", ("answered", "failed", "released"))),
             API,
@@ -798,7 +798,7 @@ class Metrics:
     def follower_changed(self, model: str, priority: int, status: JobStatus) -> None:
         """Count a follower that has ended with its leader, or was released to the queue.
 
-        Tokens and durations are those of jobs that were run, so these of followers are not counted.
+        Their tokens and durations are not counted, because no engine ran them.
         """
         name = self.model_label(model)
         outcome = "answered" if status.succeeded else "failed" if status.terminal else "released"
@@ -809,9 +809,9 @@ class Metrics:
             self.job_errors.labels(name, ErrorCode.ATTEMPTS_EXHAUSTED).inc()
 
     def cache_decided(self, job: JobSummary) -> None:
-        """Count what the response cache did for a submitted job.
+        """Count the outcome of the response cache for a submitted job.
 
-        One that it has answered has ended; its tokens and its duration are not counted, because no engine ran it.
+        A job that the cache answered has ended. Its tokens and duration are not counted, because no engine ran it.
         """
         if (cache := job.decisions.cache) is not None:
             self.cache_requests.labels(self.model_label(job.model), cache.outcome).inc()

@@ -114,7 +114,8 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
             "warm_prompts": [{"text": WARM_TEXT}, {"top": 2, "hours": 1}],
         }
     ]
-    stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_db=VLLM_REDIS_DB)
+    routes: list[dict[str, object]] = [{"name": "auto", "models": ["smollm2"]}]
+    stack = make_stack(servers, tmp_path_factory, "vllm", models, routes=routes, redis_db=VLLM_REDIS_DB)
     try:
         stack.start_api()
         stack.start_worker("smollm2", within_s=240)

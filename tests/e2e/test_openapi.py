@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from api.http.openapi import HEADERS
 from tests.e2e.test_jobs import wait_for_end
 
 
@@ -20,6 +21,12 @@ def requests_of(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]
                 reference = content["application/json"]["schema"]["$ref"]
                 found.append((method, path, document["components"]["schemas"][reference.rsplit("/", 1)[1]]))
     return found
+
+
+def sent_headers(response: httpx.Response) -> set[str]:
+    """The headers of a response that are described, and all that this API has invented."""
+    described = {name.lower() for name in HEADERS}
+    return {name for name in response.headers if name in described or name.startswith("x-headrace-")}
 
 
 async def create_file(client: httpx.AsyncClient) -> str:
@@ -37,6 +44,9 @@ async def test_every_example_runs(vllm: httpx.AsyncClient) -> None:
             example = {**example, "input_file_id": await create_file(vllm)}
         response = await vllm.request(method, path, json=example)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
+        responses = document["paths"][path][method]["responses"]
+        undeclared = sent_headers(response) - {*map(str.lower, responses[str(response.status_code)].get("headers", ()))}
+        assert not undeclared, f"{method} {path} {example}"
         if response.status_code == 202:
             assert (await wait_for_end(vllm, response.json()["id"]))["status"] in ("completed", "incomplete")
 

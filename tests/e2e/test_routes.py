@@ -68,7 +68,7 @@ async def test_the_route_is_shown_without_running(sim: httpx.AsyncClient) -> Non
         "candidates": [
             {"model": "sim", "chosen": False, "reason": None, "message": None},
             {"model": "small", "chosen": True, "reason": None, "message": None},
-            {"model": "orphan", "chosen": False, "reason": "no_worker", "message": "no worker of it is ready"},
+            {"model": "orphan", "chosen": False, "reason": "no_worker", "message": "it has no ready worker"},
         ],
     }
     prompt = (await sim.post("/v1/route", json={"model": "auto", "prompt": "hi", "logprobs": 1})).json()
@@ -106,6 +106,18 @@ async def test_a_conversation_keeps_its_model_in_a_tool_loop(sim: httpx.AsyncCli
         lines = [line.removeprefix("data: ") async for line in stream.aiter_lines() if line.startswith("data: {")]
     assert {json.loads(line)["model"] for line in lines} == {"small"}
     assert stream.headers["x-headrace-route"] == "auto; rule=conversation"
+
+
+async def test_a_response_is_continued_by_the_model_of_the_previous_one(sim: httpx.AsyncClient) -> None:
+    """Although the end user is another one, so that the conversation is not recognized."""
+    body = {"model": "auto", "max_output_tokens": 16}
+    first = (await sim.post("/v1/responses", json={**body, "input": SCARCE[0]["content"], "user": "ann"})).json()
+    assert first["model"] == "small"
+    more = {**body, "input": QUESTION[0]["content"], "user": "bob"}
+    continued = await sim.post("/v1/responses", json={**more, "previous_response_id": first["id"]})
+    assert continued.json()["model"] == "small"
+    assert continued.headers["x-headrace-route"].startswith("auto; rule=conversation")
+    assert (await sim.post("/v1/responses", json=more)).json()["model"] == "sim"
 
 
 async def test_lines_of_batches_are_routed(sim: httpx.AsyncClient) -> None:

@@ -302,7 +302,7 @@ class TestOpenAIClient:
 
     async def test_models(self, client: openai.AsyncOpenAI) -> None:
         models = [model.id async for model in client.models.list()]
-        assert models == ["smollm2"]
+        assert models == ["smollm2", "auto"]
         assert (await client.models.retrieve("smollm2")).id == "smollm2"
 
     async def test_a_disconnect_cancels_the_job(self, client: openai.AsyncOpenAI, vllm: httpx.AsyncClient) -> None:

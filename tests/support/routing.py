@@ -182,12 +182,18 @@ class Routing:
         principal: Principal | None = None,
         start_within_s: float | None = None,
         options: RequestOptions = NO_REQUEST_OPTIONS,
-        continues: EarlierAnswer | None = None,
+        earlier_answer: EarlierAnswer | None = None,
     ) -> RouteDecision:
         """Route a request, as admission does if all its checks pass."""
         acting = (principal or Principal.of(OWNER)).acting_for(user)
         new = NewJob(
-            acting.owner, name, 3, request, start_within_s=start_within_s, options=options, continues=continues
+            acting.owner,
+            name,
+            3,
+            request,
+            start_within_s=start_within_s,
+            options=options,
+            earlier_answer=earlier_answer,
         )
         routed = await self.router.route(acting, new)
         assert routed is not None

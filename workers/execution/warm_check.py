@@ -1,4 +1,4 @@
-"""Checks `warm_prompts` before the engine is loaded: whether files can be read, and texts fit the context."""
+"""Checks `warm_prompts` before the engine is loaded: files must be readable, and texts must fit the context."""
 
 from __future__ import annotations
 

@@ -19,18 +19,18 @@ from workers.engines.base import EngineDead, EngineError, PrefixEngine
 
 logger = logging.getLogger(__name__)
 
-# An entry that names no projects is for these many, those that used the model last.
+# The number of projects, the most recent users of the model, for which an entry without `projects` is computed.
 MAX_PROJECTS = 16
-# The share of the cache that may be filled. What does not fit would evict what was filled before.
+# The share of the cache that may be filled. More would evict earlier prefixes.
 SHARE = 0.8
-# Groups of jobs that are looked at for each prefix of `top`: several may turn out to have the same one.
+# Groups of jobs that are compared for each prefix of `top`: several may have the same prefix.
 CANDIDATES = 4
 PROGRESS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """A prefix of a project's prompts; `source` says where it comes from, for log lines."""
+    """A prefix of a project's prompts; `source` is its origin, for log lines."""
 
     source: str
     project: ProjectPrefixes
@@ -45,7 +45,7 @@ class _Prefix:
 class WarmUp:
     """Fills the cache with the prefixes that the model's entry names.
 
-    It never fails: a prefix that cannot be computed is logged and left out, and so are all others once the time limit
+    It never fails: a prefix that cannot be computed is logged and skipped, as are all others once the time limit
     is reached. A prefix with which the engine died is not tried again by this process.
     """
 
@@ -76,16 +76,16 @@ class WarmUp:
                 await self._fill(progress)
         except TimeoutError:
             if not timeout.expired():
-                logger.exception("model=%s the prompt cache is warm in part only", model.name)
+                logger.exception("model=%s the prompt cache is only partly warm", model.name)
             else:
                 logger.warning(
-                    "model=%s warm_prompts: the limit of %g s is reached; the rest of the prompt cache stays cold",
+                    "model=%s warm_prompts: reached the limit of %g s; the remaining prefixes stay cold",
                     model.name, limit_s,
                 )  # fmt: skip
         except EngineDead:
-            logger.error("model=%s the engine died while its prompt cache was filled", model.name)
+            logger.error("model=%s the engine died while its prompt cache was being filled", model.name)
         except Exception:
-            logger.exception("model=%s the prompt cache is warm in part only", model.name)
+            logger.exception("model=%s the prompt cache is only partly warm", model.name)
         took_s = time.monotonic() - began
         self._metrics.warmed_up(model.name, progress.warm, progress.failed, progress.tokens, took_s)
         logger.info(
@@ -106,9 +106,9 @@ class WarmUp:
                     continue
                 seen.add(digest)
                 if digest in self._deadly:
-                    progress.leave_out(prefix, "the engine died with it")
+                    progress.leave_out(prefix, "the engine died while it was computed")
                 elif len(prefix.tokens) > room:
-                    progress.leave_out(prefix, f"{room} tokens are left of the share of the cache that is filled")
+                    progress.leave_out(prefix, f"{room} tokens are left of the part of the cache that may be filled")
                 else:
                     room -= await self._prefill(prefix, progress)
 
@@ -127,7 +127,7 @@ class WarmUp:
         return len(prefix.tokens) - cached
 
     async def _prefixes(self, path: str, entry: WarmPrompt, progress: _Progress) -> AsyncIterator[_Prefix]:
-        """The prefixes of an entry, for each of its projects. One that cannot be rendered is logged and left out."""
+        """The prefixes of an entry, for each of its projects. One that cannot be rendered is logged and skipped."""
         store, model = self._store, self.model.name
         projects: Sequence[ProjectPrefixes] | None = None
         if entry.top is None or entry.projects is not None:
@@ -141,7 +141,7 @@ class WarmUp:
         try:
             tokens = await self._engine().prefix(await asyncio.to_thread(entry.requests))
         except (OSError, UnicodeDecodeError, InvalidRequest) as error:
-            logger.error("models.yaml: %s.%s is left out: %s", model, path, error)
+            logger.error("models.yaml: skipping %s.%s: %s", model, path, error)
             progress.failed += 1
             return
         for project in projects or () if tokens else ():
@@ -164,7 +164,7 @@ class WarmUp:
             of_project = chosen.setdefault(group.project_id, [])
             if not tokens or any(other[: len(tokens)] == tokens for other in of_project):
                 continue
-            # A prefix that this one extends is warm already, and needs no place of its own.
+            # A prefix that this one extends is already warm and needs no further space.
             left -= all(tokens[: len(other)] != other for other in of_project)
             of_project.append(tokens)
             yield _Prefix(f"{path} ({entry.label})", owners[group.project_id], tokens)
@@ -172,18 +172,18 @@ class WarmUp:
                 return
 
     async def _common_prefix(self, group: ReusedPrefix) -> array[int]:
-        """What the prompts of a group's jobs have in common, as far as they found it in the cache."""
+        """The common prefix of a group's prompts, as far as the jobs found it in the cache."""
         requests = await self._store.requests(group.job_ids)
         try:
             tokens = await self._engine().prefix(requests) if requests else []
         except InvalidRequest as error:  # the template or the context of the model has changed
-            logger.info("model=%s a reused prefix is left out: %s", self.model.name, error)
+            logger.info("model=%s skipping a reused prefix: %s", self.model.name, error)
             return array("I")
         return array("I", tokens[: group.tokens])
 
 
 class _Progress:
-    """Counts what is done, and logs it from time to time."""
+    """Counts computed prefixes, and logs the progress periodically."""
 
     def __init__(self, model: str) -> None:
         self.warm = 0

@@ -1,7 +1,7 @@
 """Ends deferred jobs that have waited for their upstream as long as they may, while its circuit breaker is open.
 
-A job that runs again fails by itself when it can wait no longer. While the breaker is open, only probes run, and queued
-jobs that have fallbacks move to these.
+A job that is run again fails once it may not wait any longer. While the breaker is open, only probes run, and queued
+jobs with fallbacks move to them.
 """
 
 from __future__ import annotations

@@ -7,26 +7,10 @@ from collections.abc import Collection
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from api.http.members import HEADER
+from api.http.openapi import HEADERS
 
 # Response headers that scripts may read, beside those that browsers always allow.
-EXPOSED = (
-    HEADER,
-    "x-headrace-job-id",
-    "x-headrace-cache",
-    "x-headrace-route",
-    "x-headrace-context",
-    "x-headrace-max-tokens",
-    "x-headrace-tokens-estimated",
-    "age",
-    "x-request-id",
-    "request-id",
-    "x-should-retry",
-    "retry-after",
-    "location",
-    "idempotent-replayed",
-    "preference-applied",
-)
+EXPOSED = (*HEADERS, "x-request-id", "request-id", "x-should-retry")
 METHODS = ("GET", "POST", "DELETE")
 ANY_ORIGIN = "*"
 

@@ -1,7 +1,7 @@
 """The conditions of a route's rules. To add one: a field here, and how it is evaluated in `api/routing/conditions.py`.
 
-All conditions of a rule must hold. What is said here without a request, such as that a rule can never apply, is checked
-when models.yaml is read.
+All conditions of a rule must hold. Problems that are visible without a request, such as a rule that can never apply,
+are found when models.yaml is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Texts = Annotated[tuple[_Text, ...], Field(min_length=1, max_length=MAX_KEYWORD
 
 
 class Conditions(BaseModel):
-    """Conditions on a request. A list holds if one of its values does; a value of false if the opposite holds."""
+    """Conditions on a request. A list holds if one of its values holds; `false` holds if the opposite does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,12 +64,11 @@ class Conditions(BaseModel):
         return None
 
     def covers(self, other: Conditions) -> bool:
-        """Whether these hold for each request for which the others do. May be False although they do."""
+        """Whether these hold for every request for which the others hold. May be False even if they do."""
         return all(_covers(name, self, other) for name in self.names)
 
     def unserved(self, model: Spec) -> Iterator[str]:
-        """What a model cannot serve of the requests for which these hold, unless a request says that its conversation
-        is shortened."""
+        """The requests with these conditions that a model cannot serve without shortening conversations."""
         capabilities: Capabilities = model.capabilities
         if self.images and "image" not in capabilities.modalities:
             yield "requests with images"

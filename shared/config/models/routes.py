@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from shared.config.models.base import MAX_NAME, NAME, Spec
 from shared.config.models.conditions import MAX_KEYWORDS, NO_CONDITIONS, Conditions
 
-# What `otherwise` says to choose by the complexity of the request, and the rule that decisions name then.
+# The value of `otherwise` that chooses by complexity. Decisions then name it as the rule.
 COMPLEXITY = "complexity"
 # The rules that decisions name if `otherwise` is a model, and if the conversation was answered by a better model.
 OTHERWISE, CONVERSATION = "otherwise", "conversation"
@@ -93,7 +93,7 @@ class Route(BaseModel):
 
     @property
     def counts_up_to(self) -> int:
-        """The most tokens that a rule compares a prompt with: longer prompts are all alike."""
+        """The most tokens that a rule compares a prompt with: longer prompts make no difference."""
         conditions = [rule.conditions for rule in self.rules]
         return max((max(item.input_tokens_over or 0, item.input_tokens_under or 0) for item in conditions), default=0)
 
@@ -118,7 +118,7 @@ class RequestedRoute:
 
 
 class RouteProblem(NamedTuple):
-    """What is wrong with the routes of a file: where, and what."""
+    """The problems of the routes in a file, each with its place and a message."""
 
     location: tuple[int | str, ...]
     message: str
@@ -132,7 +132,7 @@ def requested_names(route: Route) -> Iterator[tuple[str, RequestedRoute]]:
 
 
 def route_problems(routes: Sequence[Route], models: Mapping[str, Spec]) -> Iterator[RouteProblem]:
-    """What is wrong with routes, beside what their schema says."""
+    """Finds the problems of routes that their schema does not exclude."""
     names: dict[str, str] = {}
     for index, route in enumerate(routes):
         here = ("routes", index)

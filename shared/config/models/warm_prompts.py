@@ -21,7 +21,7 @@ Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(unicode_te
 
 
 class WarmPrompt(BaseModel):
-    """An entry of `warm_prompts`: a text, a file with a text, messages, or the prefixes that were reused most.
+    """An entry of `warm_prompts`: a text, a file with a text, messages, or the most reused prefixes.
 
     A text is a system message, or with `as: prompt` the start of raw prompts. Only what later requests have in common
     with the prompt is computed: of a system message, everything before the user's first word.
@@ -39,7 +39,7 @@ class WarmPrompt(BaseModel):
         "system", alias="as", description="`prompt`: the text is the start of raw prompts, without a chat template."
     )
     top: int | None = Field(
-        None, ge=1, le=MAX_TOP, description="The number of prefixes that saved most tokens in the last `hours` hours."
+        None, ge=1, le=MAX_TOP, description="The number of prefixes that saved the most tokens in `hours` hours."
     )
     hours: float = Field(DEFAULT_HOURS, gt=0, le=24 * 30, description="With `top`.")
     projects: list[Text] | None = Field(
@@ -67,7 +67,7 @@ class WarmPrompt(BaseModel):
         return self
 
     def requests(self) -> Sequence[GenerateRequest]:
-        """The requests whose common prefix is meant; none with `top`.
+        """The requests whose common prefix is to be computed; none with `top`.
 
         The prefix of a conversation that a user's message would follow is what two such messages have in common.
 
@@ -96,7 +96,7 @@ class WarmPrompt(BaseModel):
 
     @property
     def label(self) -> str:
-        """What the entry is, for log lines. It quotes no text."""
+        """A description of the entry for log lines, without its text."""
         if self.top is not None:
             return f"top {self.top} of {self.hours:g} h"
         return f"file {self.file}" if self.file is not None else "text" if self.text is not None else "messages"

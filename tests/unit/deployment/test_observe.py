@@ -138,16 +138,28 @@ def test_dashboards_have_unique_ids() -> None:
     assert len(DASHBOARDS) == len({dashboard(path)["uid"] for path in DASHBOARDS}) == 3
 
 
+SHOWN = set().union(*(names(expression) for where, expression in EXPRESSIONS if ".json" in where))
+
+
 def test_dashboards_show_why_jobs_wait_for_an_upstream() -> None:
-    shown = set().union(*(names(expression) for where, expression in EXPRESSIONS if ".json" in where))
-    assert shown >= {
+    assert {
         "headrace_upstream_breaker_open",
         "headrace_deferred_jobs",
         "headrace_jobs_deferred_total",
         "headrace_upstream_messages_held",
         "headrace_upstream_endpoint_available",
         "headrace_models_reloads_total",
-    }
+    } <= SHOWN
+
+
+@pytest.mark.parametrize(
+    "feature",
+    ["route_", "job_fallbacks", "cache_", "followers", "conversations_", "context_", "summary_", "token_", "warm"],
+)
+def test_dashboards_show_all_metrics_of_routes_caches_contexts_and_limits(feature: str) -> None:
+    metrics = {name for name in BY_NAME if name.startswith(f"headrace_{feature}")}
+    assert metrics
+    assert not metrics - {re.sub(r"_(bucket|sum|count)$", "", name) for name in SHOWN}
 
 
 def test_the_second_row_of_the_overview_shows_the_stages_of_the_first_token() -> None:

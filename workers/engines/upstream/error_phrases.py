@@ -52,8 +52,8 @@ _TOO_LONG = re.compile(
     r"|\bmaximum context\b|\blonger than the maximum model length\b",
     re.IGNORECASE | re.DOTALL,
 )
-# Anthropic, Bedrock, DashScope, Gemini, GitHub, Groq, Moonshot, OpenAI, TGI, Volcengine, xAI, Zhipu. Only of an error
-# that refuses the request.
+# Anthropic, Bedrock, DashScope, Gemini, GitHub, Groq, Moonshot, OpenAI, TGI, Volcengine, xAI, Zhipu. Applies only to
+# errors that refuse the request.
 _PROMPT_TOO_LONG = re.compile(
     r"\b(?:prompt|input|request|messages?)\b.{0,40}\b(?:is |are )?too (?:long|large for (?:\S{1,100} )?model)\b"
     r"|\b(?:input|prompt) (?:token count|tokens|length)\b.{0,80}\bexceed|\bprompt exceeds max(?:imum)? length\b"

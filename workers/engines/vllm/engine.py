@@ -151,12 +151,8 @@ class VllmEngine:
                 _check(output, request)
                 for item in answer.take(output):
                     yield item
-        except EngineDeadError as error:
-            raise EngineDead from error
-        except EngineGenerateError as error:
-            if self._llm.errored:
-                raise EngineDead from error
-            raise EngineError(f"the engine failed: {error.__cause__ or error}") from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._failure(error) from error
         except EngineDead:
             raise
         except BaseException as error:
@@ -187,15 +183,17 @@ class VllmEngine:
                     cached = output.num_cached_tokens or 0
                     if any(choice.finish_reason in ("abort", "error") for choice in output.outputs):
                         raise EngineError("the engine gave up")
-        except EngineDeadError as error:
-            raise EngineDead from error
-        except EngineGenerateError as error:
-            if self._llm.errored:
-                raise EngineDead from error
-            raise EngineError(f"the engine failed: {error.__cause__ or error}") from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._failure(error) from error
         except VALIDATION_ERRORS as error:
             raise InvalidRequest(str(error), param="prompt") from error
         return cached
+
+    def _failure(self, error: Exception) -> EngineDead | EngineError:
+        """Classify an error of vLLM: either the engine is dead, or one request has failed."""
+        if isinstance(error, EngineDeadError) or self._llm.errored:
+            return EngineDead()
+        return EngineError(f"the engine failed: {error.__cause__ or error}")
 
     def _outputs(
         self, request_id: str, request: GenerateRequest, rendered: Rendered, resumed_tokens: list[int]

@@ -245,7 +245,7 @@ async def test_after_a_failure_requests_do_not_wait_for_the_model(
     assert "q0 m0" in first_text(await setup.shorten(9))  # an existing one is used
 
 
-@pytest.mark.parametrize(("written", "note"), [("", "wrote nothing"), ("long " * 500, "is too long")])
+@pytest.mark.parametrize(("written", "note"), [("", "returned no text"), ("long " * 500, "is too long")])
 async def test_a_useless_summary_is_not_used(setup: Setup, writer: Writer, written: str, note: str) -> None:
     writer.text = written
     decision = (await setup.shorten(9)).decisions.context

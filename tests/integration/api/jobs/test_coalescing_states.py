@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Row
 
 from shared.domain.decisions import NO_DECISIONS
@@ -24,12 +24,12 @@ from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.integration.api.jobs.test_coalescing import Coalescing, text_of
 from tests.integration.api.jobs.test_follower_settlement import fail_settlement
-from tests.integration.shared.postgres.test_state_machine import ROUTED, STEP_S, WITHIN_S, WORKERS, Worker, open_world
+from tests.integration.shared.postgres.test_state_machine import ROUTED, WITHIN_S, WORKERS, Worker, open_world
 from tests.support.examples import LONG, example_count
+from tests.support.interleavings import Interleavings
 from tests.support.steered_engine import Call, text_of_tokens
-from tests.support.waiting import completed, eventually
+from tests.support.waiting import eventually
 
-T = TypeVar("T")
 OPEN = 5
 SETTINGS = settings(
     example_count(8, long=1000),
@@ -41,37 +41,20 @@ a_worker = st.integers(0, WORKERS - 1)
 a_run = st.integers(0, OPEN)
 
 
-class Requests(RuleBasedStateMachine):
+class Requests(Interleavings):
     """Rules that Hypothesis runs in any order."""
-
-    database_url: str
-    redis_url: str
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.Runner()
-        self._holds = True
         self.world: Coalescing = self._do(open_world(self.database_url, self.redis_url, Coalescing))
         self.world.prepare()
         self.jobs: list[Job] = []
         self.streams: dict[str, asyncio.Task[list[Event]]] = {}
         self.ends: dict[str, Row[Any]] = {}
 
-    def teardown(self) -> None:
-        try:
-            if self._holds:
-                self._do(self._end_all())
-        finally:
-            self._loop.run(cancel_and_wait(*self.streams.values()))
-            self._loop.run(self.world.close())
-            self._loop.close()
-
-    def _do(self, action: Coroutine[Any, Any, T]) -> T:
-        try:
-            return self._loop.run(completed(action, STEP_S))
-        except BaseException:
-            self._holds = False
-            raise
+    async def _close(self) -> None:
+        await cancel_and_wait(*self.streams.values())
+        await self.world.close()
 
     @property
     def _runs(self) -> list[tuple[Worker, Call]]:
@@ -227,7 +210,7 @@ class Requests(RuleBasedStateMachine):
                 assert leader.cache_key == row.cache_key
                 assert leader.status != "queued" or leader.priority <= row.priority
 
-    async def _end_all(self) -> None:
+    async def _finish_all(self) -> None:
         """Every job can still end, and every reader receives the end."""
         while self._open:
             await self.world.sweep()

@@ -66,9 +66,10 @@ async def test_the_usage_of_a_project_in_a_time(store: JobStore, database: Async
     other = await make_owner(database, "other")
     await answered(store, database, owner, "small", tokens(10, 4, 5), route="auto", outcome="MISS")
     await answered(store, database, owner, "small", tokens(20, 6, 5), route="auto", outcome="MISS")
-    # It continues what was generated for the first one, and another job what was generated for a job that failed.
-    for used, inherited in ((tokens(10, 4, 9), tokens(10, 4, 5)), (tokens(11, 2, 9), {"completion_tokens": 7})):
-        await answered(store, database, owner, "small", used, route="auto", outcome="MISS", inherited=inherited)
+    # It has continued what was generated for a job that was cancelled, of which it inherited tokens.
+    used, inherited = tokens(10, 4, 9), tokens(10, 4, 5)
+    await answered(store, database, owner, "small", inherited, route="auto", outcome="MISS", status=JobStatus.CANCELLED)
+    await answered(store, database, owner, "small", used, route="auto", outcome="MISS", inherited=inherited)
     await answered(store, database, owner, "small", tokens(10, 4, 5), route="auto", outcome="HIT")
     await answered(store, database, owner, "large", {"prompt_tokens": 7, "completion_tokens": 3})
     await answered(store, database, owner, "large", tokens(2, 0, 1), status=JobStatus.INCOMPLETE)
@@ -90,7 +91,7 @@ async def test_the_usage_of_a_project_in_a_time(store: JobStore, database: Async
         for row in rows
     }
     assert found == {
-        ("small", "auto", "MISS", None): (4, 41, 12, 16),
+        ("small", "auto", "MISS", None): (3, 40, 14, 19),
         ("small", "auto", "HIT", None): (1, 10, 4, 5),
         ("large", None, None, None): (2, 9, 0, 4),
         ("small", None, None, "summary"): (1, 80, 0, 20),
@@ -104,7 +105,7 @@ async def test_the_usage_of_a_project_in_a_time(store: JobStore, database: Async
     (route,) = report.routes
     assert route.baseline == "large"
     assert route.saved is not None
-    assert (route.saved.prompt_tokens, route.saved.completion_tokens) == (41, 16)
+    assert (route.saved.prompt_tokens, route.saved.completion_tokens) == (40, 19)
     assert report.response_cache["small"].completion_tokens == 5
     assert report.summaries["small"].prompt_tokens == 80
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -56,10 +56,10 @@ from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
 from tests.support.examples import LONG, example_count
+from tests.support.interleavings import Interleavings
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from tests.support.transcripts import transcript_of
-from tests.support.waiting import completed
 from workers.engines.base import EngineError
 from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
@@ -68,7 +68,6 @@ from workers.execution.slots import SlotPool
 from workers.settings import WorkerSettings
 from workers.supervision.heartbeat import Heartbeat
 
-T = TypeVar("T")
 W = TypeVar("W", bound="World")
 
 MODEL = "m"
@@ -82,8 +81,6 @@ LOG_TTL_S = 3600
 # Leases expire only if a rule changes their row.
 LEASE_S = 600
 WITHIN_S = 10.0
-# Longer than the longest step, which waits for several things.
-STEP_S = 90.0
 LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
 ROUTED = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=(FALLBACK,)))
@@ -583,32 +580,18 @@ async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] =
     return world
 
 
-class Jobs(RuleBasedStateMachine):
+class Jobs(Interleavings):
     """Rules that Hypothesis runs in any order."""
-
-    database_url: str
-    redis_url: str
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.Runner()
-        self._holds = True
         self.world: World = self._do(open_world(self.database_url, self.redis_url))
 
-    def teardown(self) -> None:
-        try:
-            if self._holds:
-                self._do(self.world.finish_all())
-        finally:
-            self._loop.run(self.world.close())
-            self._loop.close()
+    async def _finish_all(self) -> None:
+        await self.world.finish_all()
 
-    def _do(self, action: Coroutine[Any, Any, T]) -> T:
-        try:
-            return self._loop.run(completed(action, STEP_S))
-        except BaseException:
-            self._holds = False
-            raise
+    async def _close(self) -> None:
+        await self.world.close()
 
     def _to_job(self, number: int, action: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         self._do(action(self.world.job(number)))

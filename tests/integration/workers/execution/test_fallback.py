@@ -337,7 +337,7 @@ async def test_the_answer_leads_to_the_model_of_its_conversation(models: Models)
     assert await models.fail("a", job, UpstreamError("down")) is None
     answered = await models.complete("b", job)
     found = Conversation(request).answered("auto", models.owner, [(answered.output[0].text, []), ("another", [])])
-    assert await models.conversations.find(found) == [KnownModel("b"), None]
+    assert await models.conversations.find(found) == [KnownModel("b"), KnownModel("b"), None, None]
 
 
 async def test_a_job_without_a_route_has_no_fallback(models: Models) -> None:

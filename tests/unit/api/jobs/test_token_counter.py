@@ -253,7 +253,9 @@ def test_a_text_is_counted_exactly_up_to_a_limit(tmp_path: Path, text: str) -> N
     folder = byte_level(tmp_path)
     whole = len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch_fast([text])[0])
     counter = TokenCounter(folder)
-    assert counter.count_text(text, whole + 1) == whole
+    for limit in (whole, whole + 1):
+        counted = counter.count_text(text, limit)
+        assert (counted, type(counted)) == (whole, int), "it is not cut before its end"
     assert 5000 <= counter.count_text(text, 5000) < whole
     pieces = list(token_counter._pieces(text, token_counter.SHORT_PIECE))
     assert "".join(pieces) == text

@@ -103,11 +103,6 @@ async def test_nothing_else_of_the_folders_is_served(client: httpx.AsyncClient, 
     assert response.json()["error"]["code"] == "not_found"
 
 
-async def test_pages_are_not_part_of_the_schema(app: FastAPI) -> None:
-    paths = app.openapi()["paths"]
-    assert not {"/", "/docs", "/static"} & paths.keys()
-
-
 async def test_redoc_is_off(client: httpx.AsyncClient) -> None:
     assert (await client.get("/redoc")).status_code == 404
 

@@ -220,6 +220,21 @@ routes: [{name: auto, models: [a], rules: [{name: all, split: {a: 50, b: 25, c: 
         assert (first in "abc", later) == (True, "c")
 
 
+async def test_the_displaced_default_serves_what_the_conversations_model_cannot(tmp_path: Path) -> None:
+    """It comes before the levels, as in a new conversation."""
+    file = """\
+models:
+  - {name: a, engine: simulated}
+  - {name: b, engine: simulated, modalities: [image]}
+  - {name: c, engine: simulated, modalities: [image]}
+routes: [{name: auto, models: [a, b], rules: [{name: easy, if: {keywords: [easy]}, model: a}], otherwise: c}]
+"""
+    routing = Routing(tmp_path, file)
+    assert await routing.choose(request(user("easy"))) == "a"
+    decision = await routing.decide(request(user("easy"), said("1"), user(IMAGE)))
+    assert (routing.model, decision.rule) == ("c", "otherwise")
+
+
 async def test_a_conversation_does_not_go_down_as_a_last_resort(tmp_path: Path) -> None:
     """If only a lower level can serve a request, it is refused: the conversation may not go down."""
     file = """\
@@ -245,6 +260,16 @@ async def test_answers_tell_conversations_with_the_same_opening_apart(routing: R
         assert await routing.choose(request(user("hi"), said(f"Hello {number}.\n"), user(SIMPLE))) == "small"
     assert await routing.choose(request(user("hi"), said("Hello from middle."), user(SIMPLE))) == "middle"
     assert await routing.choose(request(user("hi"), said("Edited."), user(SIMPLE))) == "middle", "it may be that one"
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+async def test_a_client_may_keep_only_the_last_message_before_an_answer(routing: Routing, calls: int) -> None:
+    turns = [user("Hello."), said("Hi."), user(COMPLEX)]
+    assert await routing.choose(request(*turns)) == "large"
+    await routing.answer(said("answer", calls=calls))
+    kept = [turns[2], said("answer", calls=calls), result("answer") if calls else user(SIMPLE)]
+    assert await routing.choose(request(*kept, system="It is 10:01.")) == "large"
+    assert await routing.choose(request(user("Another"), *kept[1:])) == "small"
 
 
 async def test_calls_tell_conversations_with_the_same_opening_apart(routing: Routing) -> None:
@@ -289,15 +314,18 @@ async def test_a_conversation_is_recognized_after_a_cut(routing: Routing, rememb
         routing.memory.error = ConnectionLost("refused")
     for more in continued:
         chain = GenerateRequest(messages=[*kept, *more])
-        decision = await routing.decide(chain, continues=earlier)
+        decision = await routing.decide(chain, earlier_answer=earlier)
         assert (routing.model, decision.rule) == ("large", "conversation")
         if remembers:
             assert await routing.choose(chain) == "large"
             assert await routing.choose(request(*turns, *more)) == "large"
-    assert await routing.choose(GenerateRequest(messages=[*kept, *continued[0]]), "other", continues=earlier) == "small"
+    assert (
+        await routing.choose(GenerateRequest(messages=[*kept, *continued[0]]), "other", earlier_answer=earlier)
+        == "small"
+    )
     old = replace(earlier, created_at=datetime.now(UTC) - timedelta(days=2), conversation=None)
     if not remembers:
-        assert await routing.choose(GenerateRequest(messages=[*kept, *continued[0]]), continues=old) == "small"
+        assert await routing.choose(GenerateRequest(messages=[*kept, *continued[0]]), earlier_answer=old) == "small"
 
 
 async def test_a_refused_request_binds_no_conversation(routing: Routing) -> None:

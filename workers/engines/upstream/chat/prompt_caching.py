@@ -19,7 +19,7 @@ CACHE_KEYS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class PromptCaching:
-    """What is sent to a server: the client's key, if the server has a parameter for it, and the project's salt."""
+    """The values for a server: the client's key, if the server has a parameter for it, and the project's salt."""
 
     key: CacheKey | None = None
     salted: bool = False
