@@ -32,6 +32,16 @@ def execute(statement: str, parameters: Mapping[str, Any] | None = None) -> Curs
     return _repeated(lambda connection: connection.execute(text(statement), parameters or {}))
 
 
+def has_column(table: str, column: str) -> bool:
+    """Whether a table has a column."""
+    name = {"table": table, "column": column}
+    found = """
+        SELECT count(*) FROM pg_attribute
+        WHERE attrelid = to_regclass(:table) AND attname = :column AND NOT attisdropped
+    """
+    return bool(execute(found, name).scalar())
+
+
 def create_index(name: str, definition: str, *, unique: bool = False) -> None:
     """Build an index without blocking writes. `definition` follows its name: `ON table (...)`.
 

@@ -67,7 +67,9 @@ async def _disconnected(request: Request) -> None:
 
 async def cancel_abandoned(jobs: JobService, submitted: Iterable[Job]) -> None:
     """Cancel jobs whose client has disconnected."""
-    for job in submitted:
+    # The newest first: if they are identical, all of them follow the oldest, and each that is cancelled would have to
+    # hand over to the next one.
+    for job in reversed([*submitted]):
         logger.info("job=%s client disconnected; cancelling", job.id)
         try:
             await jobs.cancel(job.id, job.owner.project_id)

@@ -22,8 +22,8 @@ UNSTORED_S = 60.0
 class Retention:
     """Deletes jobs `retention_s` after their end (0: never), and summaries as long after their last use.
 
-    Responses with `store` false are purged soon after their end. Answers that deleted jobs share with others through
-    the response cache are deleted after the last of these.
+    Responses with `store` false are purged soon after their end, as are jobs whose summaries were deleted before it.
+    Answers that deleted jobs share with others through the response cache are deleted after the last of these.
     """
 
     def __init__(self, store: RetentionStore, *, retention_s: float) -> None:
@@ -38,6 +38,7 @@ class Retention:
         """Delete or purge all jobs that are due. Returns their number."""
         purged = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
         await self._all(lambda: self._store.release_answers(BATCH))
+        purged += await self._all(lambda: self._store.purge_discarded(BATCH))
         deleted = 0
         if self._retention_s:
             deleted = await self._all(lambda: self._store.delete_ended(self._retention_s, BATCH))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, delete, exists, func, or_, select, tuple_
+from collections.abc import Iterable
+
+from sqlalchemy import ColumnElement, ScalarSelect, Text, and_, delete, exists, func, literal, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.domain.job import TERMINAL
 from shared.postgres.job_statements import (
@@ -13,6 +16,7 @@ from shared.postgres.job_statements import (
     release_statement,
 )
 from shared.postgres.store import Store, seconds
+from shared.postgres.summary_deletion import WAS_DISCARDED
 from shared.postgres.tables import BatchRow, JobRow, ResponseRow, SummaryRow
 
 
@@ -21,26 +25,47 @@ class RetentionStore(Store):
 
     async def delete_ended(self, older_than_s: float, limit: int) -> int:
         """Delete jobs that ended more than `older_than_s` ago, with their responses and their entries in the response
-        cache. Returns the number of those that it has deleted or purged.
+        cache. Returns the number of those that it has deleted or purged, at most `limit`.
 
         The jobs of an unfinished batch are kept, because its result files are written from them. A job whose answer the
         response cache may have given to others is purged first, so that no more get it, and deleted after those.
         """
         unfinished = exists().where(BatchRow.id == JobRow.batch_id, BatchRow.ended_at.is_(None))
+        is_kept = and_(JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), ~IS_UNSHARED)
         old = (
-            select(JobRow.id)
-            .where(JobRow.finished_at < func.now() - seconds(older_than_s), ~unfinished)
+            select(JobRow.id, and_(MAY_BE_SHARED, JobRow.deleted_at.is_(None)).label("may_be_shared"))
+            .where(JobRow.finished_at < func.now() - seconds(older_than_s), ~unfinished, ~is_kept)
             .order_by(JobRow.finished_at)
             .limit(limit)
-            .with_for_update(skip_locked=True, of=JobRow)
         )
-        shared = old.where(MAY_BE_SHARED, JobRow.deleted_at.is_(None))
-        unshared = old.where(or_(~MAY_BE_SHARED, and_(JobRow.deleted_at.is_not(None), IS_UNSHARED)))
-        deleted = delete(JobRow).where(JobRow.id.in_(unshared.scalar_subquery())).returning(JobRow.id).cte("deleted")
-        statement = select(func.count()).select_from(deleted).add_cte(delete_entries(deleted).cte("entries"))
         async with self._engine.connect() as connection:
-            purged = (await connection.execute(purge_statement(JobRow.id.in_(shared.scalar_subquery())))).all()
-            return len(purged) + int((await connection.execute(statement)).scalar_one())
+            due = (await connection.execute(old)).all()
+            shared = self._locked(row.id for row in due if row.may_be_shared)
+            purged = (await connection.execute(purge_statement(JobRow.id.in_(shared)))).scalars().all()
+            unshared = self._locked(
+                (row.id for row in due), or_(~MAY_BE_SHARED, and_(JobRow.deleted_at.is_not(None), IS_UNSHARED))
+            )
+            deleted = delete(JobRow).where(JobRow.id.in_(unshared)).returning(JobRow.id).cte("deleted")
+            statement = select(deleted.c.id).add_cte(delete_entries(deleted).cte("entries"))
+            return len({*purged, *(await connection.execute(statement)).scalars()})
+
+    async def purge_discarded(self, limit: int) -> int:
+        """Purge the jobs of summaries that were deleted while they ran. Returns their number."""
+        discarded = (
+            select(JobRow.id)
+            .where(WAS_DISCARDED, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        async with self._engine.connect() as connection:
+            return len((await connection.execute(purge_statement(JobRow.id.in_(discarded)))).all())
+
+    @staticmethod
+    def _locked(job_ids: Iterable[str], *conditions: ColumnElement[bool]) -> ScalarSelect[str]:
+        """Lock those of these jobs for which the conditions hold, without those that others have locked."""
+        ids = JobRow.id == func.any(literal([*job_ids], ARRAY(Text)))
+        return select(JobRow.id).where(ids, *conditions).with_for_update(skip_locked=True, of=JobRow).scalar_subquery()
 
     async def release_answers(self, limit: int) -> int:
         """Delete output and log of deleted jobs whose answers no other jobs have any more. Returns their number."""

@@ -12,7 +12,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from api.keys.open_requests import OpenRequest
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, digest
-from shared.domain.errors import Unauthorized
+from shared.domain.errors import Unauthorized, UnreadableRow
 
 CACHE_SIZE = 10_000
 # A longer key is rejected without a lookup.
@@ -51,8 +51,8 @@ class Authenticator:
     def __init__(self, store: ApiKeyStore, cache_s: float) -> None:
         self._store = store
         self._cache_s = cache_s
-        # By digest; None: there is no such key.
-        self._cache: dict[str, tuple[float, Principal | None]] = {}
+        # By digest; None: there is no such key. The error: this version cannot read it.
+        self._cache: dict[str, tuple[float, Principal | UnreadableRow | None]] = {}
         self._lookups: dict[str, asyncio.Task[Principal | None]] = {}
 
     async def principal(self, key: str) -> Principal:
@@ -70,6 +70,8 @@ class Authenticator:
         if (cached := self._cache.get(sha256)) is not None and cached[0] > now:
             if cached[1] is None:
                 raise Unauthorized(_INVALID)
+            if isinstance(cached[1], UnreadableRow):
+                raise cached[1].with_traceback(None)
             return cached[1]
         if (lookup := self._lookups.get(sha256)) is None:
             lookup = self._lookups[sha256] = asyncio.create_task(self._look_up(key, sha256, now), name="key-lookup")
@@ -81,22 +83,27 @@ class Authenticator:
 
     def cached_key_ids(self) -> set[int]:
         """The ids of the keys that are cached as valid."""
-        return {principal.key_id for _, principal in self._cache.values() if principal is not None}
+        return {principal.key_id for _, principal in self._cache.values() if isinstance(principal, Principal)}
 
     def forget(self, key_id: int) -> None:
         """Remove a key from the cache: it is not valid any more."""
         self._cache = {
-            sha256: entry for sha256, entry in self._cache.items() if entry[1] is None or entry[1].key_id != key_id
+            sha256: entry
+            for sha256, entry in self._cache.items()
+            if not isinstance(entry[1], Principal) or entry[1].key_id != key_id
         }
 
     async def _look_up(self, key: str, sha256: str, now: float) -> Principal | None:
         """Look up a key for all requests that need it now: a burst after a pause costs one query, not one each."""
-        try:
-            found = await self._store.find(key)
-        finally:
-            del self._lookups[sha256]
         if len(self._cache) >= CACHE_SIZE:
             self._cache.clear()
+        try:
+            found = await self._store.find(key)
+        except UnreadableRow as error:
+            self._cache[sha256] = (now + self._cache_s, error)
+            raise
+        finally:
+            del self._lookups[sha256]
         if found is None:
             self._cache[sha256] = (now + self._cache_s, None)
             return None

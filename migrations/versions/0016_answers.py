@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from migrations.online import create_index, declare_compatible, execute
+from migrations.online import create_index, declare_compatible, execute, has_column
 
 revision = "0016"
 down_revision = "0015"
@@ -22,16 +22,23 @@ COLUMNS = {
     "entry_key": "bytea",
     "answered_by": 'text COLLATE "C"',
 }
-# The jobs that the response cache has answered get copies of their answers, unless an interrupted downgrade did that.
+# The previous version sends messages of released jobs only, and does not know that others wait for an answer.
+RELEASE_FOLLOWERS = "UPDATE jobs SET dispatched_at = now() WHERE follows IS NOT NULL AND finished_at IS NULL"
+# Keys with limits that the previous version does not know must not have more rights there.
+REVOKE_LIMITED_KEYS = """
+    UPDATE api_keys SET revoked_at = now()
+    WHERE revoked_at IS NULL
+        AND (options #>> '{token_limits,max_output}' IS NOT NULL OR options #>> '{token_limits,max_input}' IS NOT NULL)
+"""
+# The jobs that the response cache has answered get copies of their answers, some at a time.
 COPY_ANSWERS = """
-    DO $$
-    BEGIN
-        IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'jobs'::regclass AND attname = 'answered_by') THEN
-            UPDATE jobs SET output = answer.output, log = answer.log
-            FROM jobs AS answer
-            WHERE answer.id = jobs.answered_by AND jobs.deleted_at IS NULL AND jobs.log IS NULL;
-        END IF;
-    END $$
+    UPDATE jobs SET output = answer.output, log = answer.log
+    FROM jobs AS answer
+    WHERE answer.id = jobs.answered_by AND jobs.id IN (
+        SELECT hit.id FROM jobs AS hit JOIN jobs AS source ON source.id = hit.answered_by
+        WHERE hit.answered_by IS NOT NULL AND hit.deleted_at IS NULL AND hit.log IS NULL AND source.log IS NOT NULL
+        LIMIT 500
+    )
 """
 
 
@@ -92,25 +99,32 @@ def upgrade() -> None:
         create_index("jobs_following", "ON jobs (follows) WHERE follows IS NOT NULL AND finished_at IS NULL")
         create_index("jobs_answered_by", "ON jobs (answered_by) WHERE answered_by IS NOT NULL")
         create_index("jobs_kept", "ON jobs (id) WHERE deleted_at IS NOT NULL AND log IS NOT NULL")
+        create_index(
+            "jobs_discarded",
+            "ON jobs (id) WHERE kind = 'summary' AND (decisions -> 'context' ->> 'deleted') = 'true'"
+            " AND deleted_at IS NULL",
+        )
         declare_compatible(revision, "0009")
 
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
-        # The previous version sends messages of released jobs only, and does not know that others wait for an answer.
-        execute("UPDATE jobs SET dispatched_at = now() WHERE follows IS NOT NULL AND finished_at IS NULL")
-        # Keys with limits that the previous version does not know must not have more rights there.
-        execute(
-            """
-            UPDATE api_keys SET revoked_at = now()
-            WHERE revoked_at IS NULL
-                AND (options #>> '{token_limits,max_output}' IS NOT NULL
-                    OR options #>> '{token_limits,max_input}' IS NOT NULL)
-            """
-        )
-        execute(COPY_ANSWERS)
+        # An interrupted downgrade may have removed the columns.
+        if has_column("jobs", "follows"):
+            execute(RELEASE_FOLLOWERS)
+        if has_column("api_keys", "options"):
+            execute(REVOKE_LIMITED_KEYS)
+        while has_column("jobs", "answered_by") and execute(COPY_ANSWERS).rowcount:
+            pass
         execute("UPDATE jobs SET output = NULL, log = NULL WHERE deleted_at IS NOT NULL AND log IS NOT NULL")
-        for name in ("jobs_leading", "jobs_summaries", "jobs_following", "jobs_answered_by", "jobs_kept"):
+        for name in (
+            "jobs_leading",
+            "jobs_summaries",
+            "jobs_following",
+            "jobs_answered_by",
+            "jobs_kept",
+            "jobs_discarded",
+        ):
             execute(f"DROP INDEX IF EXISTS {name}")
         execute("DROP TABLE IF EXISTS cached_answers")
         execute("DROP TABLE IF EXISTS secrets")

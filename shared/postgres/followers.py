@@ -173,7 +173,7 @@ def release_followers(leaders: CTE) -> CTE:
 def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any = None) -> tuple[CTE, CTE]:
     """End or release a portion of the followers of each leader; or, with `follower`, only that one.
 
-    A portion is at most `PORTION` followers, or as many as get about `portion_bytes`, but at least one.
+    A portion is at most `PORTION` followers; of those that end, as many as get about `portion_bytes`, but at least one.
 
     `leaders`, which have ended, have lost their cache key, or do not exist, have their `LEADER_COLUMNS` and
     `ANSWER_COLUMNS`. Returns the followers that have ended, with the columns `CHANGE` and those of `_with_effects`,
@@ -182,22 +182,18 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
     A follower fails with its leader if that has used up its attempts, because the same request would cause the same
     deaths; not if it can still move to another model.
     """
-    # As it is stored: it is copied without being decompressed.
-    size = func.pg_column_size(leaders.c.output) + func.pg_column_size(leaders.c.log)
+    # The answer of a leader without a key is that of another model.
+    has_end = and_(leaders.c.cache_key.is_not(None), leaders.c.log.is_not(None))
+    succeeded, exhausted = leaders.c.status.in_(_SUCCEEDED), leaders.c.error_code == _EXHAUSTED
     portion = None
     if follower is None:
-        portion = func.least(PORTION, func.greatest(portion_bytes // func.greatest(size, 1, type_=Integer), 1))
+        # As it is stored: it is copied without being decompressed.
+        size = func.pg_column_size(leaders.c.output) + func.pg_column_size(leaders.c.log)
+        copies = func.least(PORTION, func.greatest(portion_bytes // func.greatest(size, 1, type_=Integer), 1))
+        portion = case((and_(has_end, or_(succeeded, exhausted)), copies), else_=PORTION)
     followers = _locked(leaders, portion=portion, follower=follower)
     fallbacks = func.coalesce(func.jsonb_array_length(JobRow.decisions["route"]["fallbacks"]), 0)
-    ends = func.coalesce(
-        and_(
-            # The answer of a leader without a key is that of another model.
-            leaders.c.cache_key.is_not(None),
-            leaders.c.log.is_not(None),
-            or_(leaders.c.status.in_(_SUCCEEDED), and_(leaders.c.error_code == _EXHAUSTED, fallbacks == 0)),
-        ),
-        _FALSE,
-    )
+    ends = func.coalesce(and_(has_end, or_(succeeded, and_(exhausted, fallbacks == 0))), _FALSE)
     ended = (
         update(JobRow)
         .where(JobRow.id == followers.c.id, leaders.c.id == followers.c.leader, ends)

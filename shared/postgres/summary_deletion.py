@@ -17,6 +17,10 @@ from shared.postgres.tables import JobRow, SummaryRow
 _IS_SUMMARY = literal_column("jobs.kind") == literal_column("'summary'")
 _CONVERSATION = literal_column("jobs.decisions -> 'context' ->> 'conversation'", Text)
 _DELETED = literal(["context", "deleted"], ARRAY(Text))
+# Condition, as in the index `jobs_discarded`: the job's summary was deleted before the job had ended.
+WAS_DISCARDED = and_(
+    _IS_SUMMARY, literal_column("jobs.decisions -> 'context' ->> 'deleted'", Text) == literal_column("'true'")
+)
 
 
 async def delete_summaries(connection: AsyncConnection, project_id: int, conversation: str) -> Sequence[str]:

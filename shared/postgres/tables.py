@@ -207,6 +207,13 @@ class JobRow(Base):
         Index("jobs_answered_by", "answered_by", postgresql_where=text("answered_by IS NOT NULL")),
         # Deleted jobs whose output and log may still be those of others.
         Index("jobs_kept", "id", postgresql_where=text("deleted_at IS NOT NULL AND log IS NOT NULL")),
+        Index(
+            "jobs_discarded",
+            "id",
+            postgresql_where=text(
+                "kind = 'summary' AND (decisions -> 'context' ->> 'deleted') = 'true' AND deleted_at IS NULL"
+            ),
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from shared.postgres.job_statements import JobRowStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
 from shared.runtime.faulty_items import FaultyItems
+from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ class OrphanedFollowers:
         self._store = store
         self._send = send
         self._metrics = metrics
-        # Also a timeout may concern one leader only.
-        self._faulty = FaultyItems("job", propagates=lambda _: False)
+        # A timeout may concern one leader only.
+        self._faulty = FaultyItems(
+            "job", propagates=lambda error: is_outage(error) and not isinstance(error, TimeoutError)
+        )
 
     async def settle(self) -> None:
         """Settle followers for about `SETTLE_S` seconds, a portion of each leader after the other."""

@@ -327,6 +327,15 @@ async def test_a_downgrade_releases_followers_to_the_queue(
         assert list(found.scalars()) == [leader.id, follower.id]
 
 
+async def test_an_interrupted_downgrade_is_continued(database: AsyncEngine, database_url: str, owner: Owner) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text("ALTER TABLE jobs DROP COLUMN follows, DROP COLUMN answered_by"))
+        await connection.execute(text("ALTER TABLE api_keys DROP COLUMN options"))
+    migrate(database_url, "downgrade", "0015")
+    async with database.connect() as connection:
+        assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar() == "0015"
+
+
 async def test_project_names_are_never_shared_by_accident(database: AsyncEngine, database_url: str) -> None:
     migrate(database_url, "downgrade", "0006")
     async with database.begin() as connection:

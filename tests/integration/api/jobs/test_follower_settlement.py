@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from api.jobs.disconnect import cancel_abandoned
 from api.jobs.removed_models import RemovedModels
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
+from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, event
-from shared.domain.job import Attempt, JobStatus, JobSummary, Usage
+from shared.domain.job import Attempt, Failure, JobStatus, JobSummary, Usage
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest
@@ -93,6 +95,34 @@ async def test_the_answers_of_many_followers_are_copied_in_portions(
     await world.sweep()
     rows = [await world.row(job.id) for job in followed]
     assert {(row.status, row.log == log) for row in rows} == {("completed", True)}
+
+
+async def test_followers_that_get_no_copy_are_released_together(
+    world: Coalescing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the log of their leader is."""
+    monkeypatch.setattr(job_statements, "PORTION_BYTES", 1)
+    leader, *followed = [await world.ask() for _ in range(8)]
+    worker = ClaimStore(world.database, "w")
+    assert await worker.claim(leader.id) is not None
+    failed = replace(
+        ended_with(f'1 failed {{"text":"{"x" * 10_000}"}}'),
+        status=JobStatus.FAILED,
+        error=Failure(ErrorCode.ENGINE_ERROR, "broken"),
+        cacheable=False,
+    )
+    ended = await worker.finish(leader.id, 1, failed)
+    assert ended is not None
+    assert [change.status for change in ended.followers] == [JobStatus.QUEUED] * len(followed)
+
+
+async def test_identical_jobs_of_a_client_that_disconnects_are_cancelled_without_a_successor(world: Coalescing) -> None:
+    """The newest first, so that none takes the lead before it is cancelled too."""
+    jobs = [await world.ask() for _ in range(4)]
+    await cancel_abandoned(world.service, jobs)
+    rows = [await world.row(job.id) for job in jobs]
+    assert [row.status for row in rows] == ["cancelled"] * 4
+    assert [row.follows for row in rows] == [None, *[jobs[0].id] * 3]
 
 
 @pytest.mark.parametrize("how", ["answered", "failed"])

@@ -25,7 +25,7 @@ from api.keys.earlier_work import EarlierWork
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, ValidKey
 from shared.domain.answer_options import KeyOptions, TokenLimits
-from shared.domain.errors import Forbidden, Unauthorized
+from shared.domain.errors import Forbidden, Unauthorized, UnreadableRow
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually
 
@@ -417,6 +417,20 @@ async def test_a_burst_of_requests_looks_a_key_up_once(keys: Keys, database: Asy
     )
     assert {type(error) for error in refused} == {Unauthorized}
     assert store.lookups == 2
+
+
+async def test_a_key_that_cannot_be_read_is_not_looked_up_for_each_request(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "laptop").stdout.strip()
+    async with database.begin() as connection:
+        await connection.execute(text("""UPDATE api_keys SET options = '{"token_limits": {"max_input": "many"}}'"""))
+    store = CountingStore(database)
+    authenticator = Authenticator(store, cache_s=60)
+    for _ in range(3):
+        with pytest.raises(UnreadableRow):
+            await authenticator.principal(key)
+    assert store.lookups == 1
+    assert authenticator.cached_key_ids() == set()
+    authenticator.forget(1)
 
 
 async def test_a_key_has_options(keys: Keys, database: AsyncEngine) -> None:
