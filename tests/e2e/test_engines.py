@@ -74,7 +74,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The API and a worker for each vendor and each model of the classic set. Each test starts its own stand-in."""
     models = [entry(name) for name in VENDORS] + classic_set()
     # Long leases, because the heartbeats of so many idle workers take a part of a core.
-    leases: dict[str, object] = {} if LONG else {"HEADRACE_LEASE_S": 60, "HEADRACE_HEARTBEAT_S": 20}
+    leases: dict[str, Any] = {} if LONG else {"HEADRACE_LEASE_S": 60, "HEADRACE_HEARTBEAT_S": 20}
     stack = make_stack(
         servers, tmp_path_factory, "engines", models, VENDOR_API_KEY=VENDOR_KEY, ANTHROPIC_API_KEY=VENDOR_KEY, **leases
     )
