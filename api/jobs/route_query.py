@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.members import MemberRules
-from api.http.openapi import ERRORS, NOT_FOUND, READ
+from api.http.openapi import ERRORS, FAILED, NOT_FOUND, READ
 from api.http.submit_headers import Submission
 from api.jobs import dialects
 from api.jobs.dependencies import CurrentAdmission
@@ -93,7 +93,7 @@ class RouteAnswer(BaseModel):
     candidates: list[CandidateView] = []
 
 
-@router.post("", responses={**ERRORS, **NOT_FOUND, 200: READ})
+@router.post("", responses={**ERRORS, **NOT_FOUND, 413: FAILED[413], 200: READ})
 async def explain_route(
     body: RouteRequest,
     principal: CurrentPrincipal,
