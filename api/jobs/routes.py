@@ -14,7 +14,7 @@ from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import json_response
-from api.http.openapi import ERRORS, JOB, NOT_FOUND, SUBMITTED_JOB
+from api.http.openapi import ERRORS, FAILED, JOB, NOT_FOUND, SUBMITTED_JOB
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
@@ -48,8 +48,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
             **SUBMITTED_JOB,
         },
         202: SUBMITTED_JOB,
-        413: {"model": ErrorResponse, "description": "The body is too large."},
-        422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with a different request."},
+        413: FAILED[413],
+        422: FAILED[422],
     },
 )
 async def submit(

@@ -54,8 +54,14 @@ async def run(store: JobStore, workers: Workers, new: NewJob, **changes: Any) ->
     anew = replace(new, options=RequestOptions(cache_control=CacheControl(no_cache=True)))
     job, _ = await store.coalesce(anew) or await store.insert(new)
     assert await workers("w").claim(job.id) is not None
+    assert await workers("w").finish(job.id, 1, replace(completed(LOG), **changes))
+    return job
+
+
+def completed(log: str) -> JobResult:
+    """The result of an attempt that has just completed."""
     now = datetime.now(UTC)
-    result = JobResult(
+    return JobResult(
         status=JobStatus.COMPLETED,
         finished_at=now,
         output=output_of(*OUTPUT),
@@ -63,11 +69,9 @@ async def run(store: JobStore, workers: Workers, new: NewJob, **changes: Any) ->
         error=None,
         first_token_at=now,
         attempts=(Attempt(1, "w", now, now, 2, "completed", "fp_1"),),
-        log=LOG.encode(),
+        log=log.encode(),
         cacheable=True,
     )
-    assert await workers("w").finish(job.id, 1, replace(result, **changes))
-    return job
 
 
 async def answer(store: JobStore, owner: Owner, **changes: Any) -> Job | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, event
-from shared.domain.job import Attempt, Failure, JobStatus, JobSummary, Usage
+from shared.domain.job import Failure, JobStatus, JobSummary
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest
@@ -28,12 +27,11 @@ from shared.postgres.job_statements import JobRowStore
 from shared.postgres.job_store import JobStore
 from shared.recovery.terminator import COPIES
 from shared.redis.event_log import Append
-from tests.integration.api.cache.test_cached_answers import KEY, OUTPUT, new_job
+from tests.integration.api.cache.test_cached_answers import KEY, completed, new_job
 from tests.integration.api.jobs.test_coalescing import Coalescing, finished, text_of
 from tests.integration.shared.postgres.test_state_machine import FALLBACK, MODEL, ROUTED, WITHIN_S
 from tests.support.database import make_owner
 from tests.support.steered_engine import text_of_tokens
-from tests.support.transcripts import output_of
 from tests.support.waiting import eventually
 
 
@@ -53,19 +51,7 @@ def fail_settlement(store: JobRowStore) -> None:
 
 
 def ended_with(log: str) -> JobResult:
-    now = datetime.now(UTC)
-    return JobResult(
-        status=JobStatus.COMPLETED,
-        finished_at=now,
-        output=output_of(*OUTPUT),
-        usage=Usage(3, 0, 2),
-        error=None,
-        first_token_at=now,
-        attempts=(Attempt(1, "w", now, now, 2, "completed", "fp_1"),),
-        log=log.encode(),
-        cacheable=True,
-        leads=True,
-    )
+    return replace(completed(log), leads=True)
 
 
 async def test_the_answers_of_many_followers_are_copied_in_portions(

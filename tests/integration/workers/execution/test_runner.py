@@ -79,7 +79,7 @@ async def working(
     try:
         yield worker
     finally:
-        await cancel_and_wait(flushing, again_s=0.1)  # redis-py often loses the first one, in the middle of a write
+        await cancel_and_wait(flushing, again_s=0.1)  # the first cancellation is often lost
 
 
 @pytest.fixture
