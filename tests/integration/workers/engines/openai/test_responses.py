@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -325,13 +326,13 @@ async def test_the_whole_request(vendor: ResponsesVendor, engine: OpenAIEngine) 
         structured_outputs=StructuredOutputs(json_schema={"type": "object"}),
         logprobs=2,
         prompt_cache_key="thread-7",
-        cache_salt="5a17",  # for vLLM
+        cache_salt="5a17",
     )
     await run(engine, request=request)
     assert first.choice.text == "Hi there"
     assert vendor.seen[-1].body == {
         "model": "theirs",
-        "prompt_cache_key": "thread-7",
+        "prompt_cache_key": hmac.digest(b"5a17", b"thread-7", "sha256").hex(),
         "background": True,
         "stream": True,
         "store": True,
