@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from api.routing.examples import Example
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Tool
@@ -25,14 +25,19 @@ CHARACTERS = (20, 200, 2000, 20_000, 200_000)
 MESSAGES = (1, 11, 101)
 TOOLS = "code and 20 tools"
 TURNS = "20 turns"
+NEXT_TURN = "the next of 20 turns"
 ALL_KINDS = "all kinds"
-KINDS = (*(f"{characters:,} characters" for characters in CHARACTERS), TOOLS, TURNS)
+KINDS = (*(f"{characters:,} characters" for characters in CHARACTERS), TOOLS, TURNS, NEXT_TURN)
 
 
 def requests(kind: str, count: int) -> Iterator[GenerateRequest]:
-    """Different requests of a kind, in random order: those of a length in each script and number of messages."""
-    if kind in (TOOLS, TURNS):
-        yield from (_with_tools(number) if kind == TOOLS else _conversation(number) for number in range(count))
+    """Different requests of a kind, in random order: those of a length in each script and number of messages.
+
+    Those of `NEXT_TURN` are one conversation; each has a turn more, and the oldest turn of 20 less.
+    """
+    if kind in (TOOLS, TURNS, NEXT_TURN):
+        of_number = {TOOLS: _with_tools, TURNS: _conversation, NEXT_TURN: _next_turn}[kind]
+        yield from map(of_number, range(count))
         return
     characters = CHARACTERS[KINDS.index(kind)]
     order = random.Random(kind)
@@ -63,10 +68,18 @@ def _with_tools(number: int) -> GenerateRequest:
 
 
 def _conversation(number: int) -> GenerateRequest:
+    return _turns(f"{number}.{turn}" for turn in range(20))
+
+
+def _next_turn(number: int) -> GenerateRequest:
+    return _turns(str(number + turn) for turn in range(20))
+
+
+def _turns(names: Iterable[str]) -> GenerateRequest:
     messages = []
-    for turn in range(20):
-        messages.append(_user(f"{number}.{turn}: " + "tell me more about rivers. " * 10))
-        messages.append(Message(role="assistant", content=f"{number}.{turn}: " + "rivers are long. " * 20))
+    for name in names:
+        messages.append(_user(f"{name}: " + "tell me more about rivers. " * 10))
+        messages.append(Message(role="assistant", content=f"{name}: " + "rivers are long. " * 20))
     return GenerateRequest(messages=[*messages, _user("And what follows from it?")])
 
 

@@ -18,7 +18,9 @@ from shared.prompts.token_counter import AtLeast
 class CountMemo:
     """The numbers of prompts, by what counted them. A copy of a request with the same prompt has the same numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, project_id: int | None = None) -> None:
+        """`project_id`: whose request it is; None if unknown."""
+        self.project_id = project_id
         # With the prompt, so that no other one gets its identity.
         self._numbers: dict[Hashable, tuple[GenerateRequest, int | None]] = {}
 
@@ -47,12 +49,15 @@ def current_memo() -> CountMemo:
 
 
 @contextmanager
-def counting_once() -> Iterator[None]:
-    """Count each prompt once with each tokenizer, until the end of the context."""
+def counting_once(project_id: int | None = None) -> Iterator[None]:
+    """Count each prompt once with each tokenizer, until the end of the context.
+
+    With the project whose requests these are, parts of its earlier prompts are not encoded again.
+    """
     if _MEMO.get() is not None:
         yield
         return
-    token = _MEMO.set(CountMemo())
+    token = _MEMO.set(CountMemo(project_id))
     try:
         yield
     finally:

@@ -8,21 +8,24 @@ only max_tokens is checked here, and the worker, whose rendering is authoritativ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from api.context.count_memo import current_memo
 from api.context.estimates import TokenEstimates
-from api.context.message_counts import EstimatedCounts, MessageCounts, TemplateCounts, WordCounts
+from api.context.message_counts import EstimatedCounts, MessageCounts, TemplateCounts, WordCounts, most_tokens
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import GenerateRequest
+from shared.domain.request import GenerateRequest, Message
+from shared.prompts.token_bounds import MOST_EXPANSION
 from shared.prompts.token_counter import AtLeast, TokenCounter, count_words, is_plain
 
-# A token of a byte-level tokenizer is at least one byte, so shorter prompts need not be counted. This is the allowance
-# for the chat template, which adds a few dozen tokens per conversation and a few per message.
+# A token is at least one byte of the prompt, unless the tokenizer changes the text, so shorter prompts need not be
+# counted. These are the allowances for chat templates, which add a few dozen tokens per conversation and a few per
+# message.
 TEMPLATE_TOKENS = 256
+MESSAGE_TOKENS = 32
 # Larger prompts are counted in a thread: 4,000 bytes take up to some milliseconds.
 INLINE_BYTES = 4000
 
@@ -32,21 +35,35 @@ THREADS = 2
 # Larger conversations with tools are estimated: rendering holds the interpreter's lock for about 10 ms per megabyte.
 RENDERED_BYTES = 512 * 1024
 
-_Count = Callable[[GenerateRequest, int | None], int | None]
+# Gets the limit and the project of `TokenCounter.count`.
+_Count = Callable[[GenerateRequest, int | None, int | None], int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """A model's context length, and how the tokens of its prompts are counted; None if unknown.
 
-    `source`: as in `Spec`. `messages` counts those of single messages.
+    `source`: as in `Spec`.
     """
 
     limit: int | None
     tokenizer: PromptTokenizer | None
-    count: _Count | None
+    counting: Counting | None
     source: str | None = None
-    messages: MessageCounts | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counting:
+    """Counts the tokens of prompts with one tokenizer.
+
+    `messages` counts those of single messages. `keeps`: as in `TokenCounter`. `template_tokens`: those of a
+    conversation of a word.
+    """
+
+    count: _Count
+    messages: MessageCounts
+    keeps: Callable[[str], bool]
+    template_tokens: int = 0
 
 
 _UNKNOWN = Window(None, None, None)
@@ -79,14 +96,13 @@ class ContextWindow:
 
     def read(self, models: Mapping[str, ModelSpec]) -> Mapping[str, Window]:
         """Read what is needed to check these models' prompts. Loads tokenizers, so it may take seconds."""
-        known = {window.tokenizer: (window.count, window.messages) for window in self._windows.values()}
+        known = {window.tokenizer: window.counting for window in self._windows.values()}
         windows = {}
         for name, model in models.items():
             tokenizer = model.prompt_tokenizer
             if tokenizer not in known:
-                known[tokenizer] = _counter(tokenizer)
-            count, messages = known[tokenizer]
-            windows[name] = Window(model.max_model_len, tokenizer, count, model.context_source, messages)
+                known[tokenizer] = _counting(tokenizer)
+            windows[name] = Window(model.max_model_len, tokenizer, known[tokenizer], model.context_source)
         return windows
 
     def use(self, windows: Mapping[str, Window]) -> None:
@@ -107,7 +123,7 @@ class ContextWindow:
 
         As in vLLM, a max_tokens greater than the room that the prompt leaves is accepted: the output ends there.
         """
-        limit, count = self.length(model), self._window(model).count
+        limit, counting = self.length(model), self._window(model).counting
         if limit is None:
             return
         max_tokens = request.sampling.max_tokens
@@ -118,12 +134,9 @@ class ContextWindow:
                 f"max_tokens: this model's context is {limit} tokens, including the prompt; got {max_tokens}",
                 param="max_tokens",
             )
-        if count is None or not is_plain(request):
+        if counting is None or not is_plain(request) or self._most_tokens(counting, request) < limit:
             return
-        size = _bytes(request)
-        if size + TEMPLATE_TOKENS < limit:
-            return
-        tokens = await self._counted(model, request, limit, inline=size <= INLINE_BYTES)
+        tokens = await self._counted(model, request, limit, inline=_bytes(request) <= INLINE_BYTES)
         if tokens is not None and tokens >= limit:
             self.note_refusal(model)
             at_least = "at least " if isinstance(tokens, AtLeast) else ""
@@ -135,7 +148,7 @@ class ContextWindow:
 
     def has_counter(self, model: str) -> bool:
         """Whether the tokens of texts are counted, not estimated."""
-        return self._window(model).count is not None
+        return self._window(model).counting is not None
 
     def length(self, model: str) -> int | None:
         """The model's context length in tokens; None if it is unknown."""
@@ -144,7 +157,10 @@ class ContextWindow:
 
     def message_counts(self, model: str, project_id: int | None = None) -> MessageCounts:
         """How the tokens of single messages are counted, or estimated for a project."""
-        return self._window(model).messages or EstimatedCounts(self.estimates.tokens_per_byte(model, project_id))
+        counting = self._window(model).counting
+        if counting is not None:
+            return counting.messages
+        return EstimatedCounts(self.estimates.tokens_per_byte(model, project_id))
 
     async def tokens(self, model: str, request: GenerateRequest) -> int | None:
         """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
@@ -153,7 +169,7 @@ class ContextWindow:
             InvalidRequest: the chat template rejects the prompt.
         """
         limit = self.length(model)
-        if self._window(model).count is None or not is_plain(request):
+        if self._window(model).counting is None or not is_plain(request):
             return None
         return await self._counted(model, request, limit, inline=_bytes(request) <= INLINE_BYTES)
 
@@ -177,7 +193,7 @@ class ContextWindow:
         """
         if isinstance(request.prompt, list):
             return PromptTokens(len(request.prompt))
-        if self._window(model).count is not None and _is_countable(request):
+        if self._window(model).counting is not None and _is_countable(request):
             is_small = is_plain(request) and _bytes(request) <= INLINE_BYTES
             tokens = await self._counted(model, request, limit, inline=is_small)
             if tokens is not None:
@@ -188,12 +204,30 @@ class ContextWindow:
         """Estimate the tokens of a prompt from its size, as those of the project's prompts."""
         return PromptTokens(self.estimates.estimate(model, request, project_id), estimated=True)
 
+    def most_tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """A number of tokens that a prompt has at most, counted or as estimated; None if it has to be measured, because
+        only rendering shows how large the definitions of tools and calls are."""
+        if isinstance(request.prompt, list):
+            return len(request.prompt)
+        counting = self._window(model).counting
+        if counting is None or not _is_countable(request):
+            return most_tokens(request)
+        return self._most_tokens(counting, request) if is_plain(request) else None
+
     def has_fewer(self, model: str, request: GenerateRequest, tokens: int) -> bool:
         """Whether a prompt certainly has fewer tokens, by its size; False if it has to be measured."""
+        is_counted = self._window(model).counting is not None and is_plain(request)
+        most = self.most_tokens(model, request) if is_counted or isinstance(request.prompt, list) else None
+        return most is not None and most < tokens
+
+    @staticmethod
+    def _most_tokens(counting: Counting, request: GenerateRequest) -> int:
         if isinstance(request.prompt, list):
-            return len(request.prompt) < tokens
-        is_countable = self._window(model).count is not None and is_plain(request)
-        return is_countable and _bytes(request) + TEMPLATE_TOKENS < tokens
+            return len(request.prompt)
+        memo = current_memo()
+        if not memo.has(counting, request):
+            memo.put(counting, request, _most_tokens(counting, request))
+        return memo.get(counting, request) or 0
 
     def note_refusal(self, model: str) -> None:
         """Note that a request was refused because of the length, which an upstream may have reported long ago."""
@@ -206,27 +240,49 @@ class ContextWindow:
     async def _counted(self, model: str, request: GenerateRequest, limit: int | None, *, inline: bool) -> int | None:
         """Count a prompt, unless this was done before for the same request; None if that is not possible."""
         window, memo = self._window(model), current_memo()
-        if window.count is None:
+        if window.counting is None:
             return None
         if not memo.has(window.tokenizer, request, limit):
+            count = window.counting.count
             if inline:
-                number = window.count(request, limit)
+                number = count(request, limit, memo.project_id)
             else:
                 async with self._threads:
-                    number = await asyncio.to_thread(window.count, request, limit)
+                    number = await asyncio.to_thread(count, request, limit, memo.project_id)
             memo.put(window.tokenizer, request, number)
         return memo.get(window.tokenizer, request)
 
 
-def _counter(tokenizer: PromptTokenizer | None) -> tuple[_Count | None, MessageCounts | None]:
+def _counting(tokenizer: PromptTokenizer | None) -> Counting | None:
     match tokenizer:
         case WordTokenizer():
-            return count_words, WordCounts()
+            return Counting(count_words, WordCounts(), lambda text: True)
         case TokenizerFiles(folder, renders_chat, template):
             counter = TokenCounter(folder, renders_chat=renders_chat, template=template)
-            return counter.count, TemplateCounts(counter)
+            return Counting(counter.count, TemplateCounts(counter), counter.keeps, _template_tokens(counter))
         case None:
-            return None, None
+            return None
+
+
+def _template_tokens(counter: TokenCounter) -> int:
+    """The tokens of a conversation of a word; 0 if they cannot be counted here."""
+    try:
+        return counter.count(GenerateRequest(messages=[Message(role="user", content="x")])) or 0
+    except InvalidRequest:  # the template rejects it
+        return 0
+
+
+def _most_tokens(counting: Counting, request: GenerateRequest) -> int:
+    size = _bytes(request)
+    kept = all(map(counting.keeps, _texts(request)))
+    return TEMPLATE_TOKENS + counting.template_tokens + (size if kept else MOST_EXPANSION * size)
+
+
+def _texts(request: GenerateRequest) -> Iterator[str]:
+    if isinstance(request.prompt, str):
+        yield request.prompt
+    for message in request.messages or ():
+        yield message.text
 
 
 def _is_countable(request: GenerateRequest) -> bool:
@@ -248,4 +304,4 @@ def _size(request: GenerateRequest) -> int:
         return len(request.prompt)
     if request.messages is None:
         return len((request.prompt or "").encode("utf-8", "surrogatepass"))
-    return sum(len(item.text.encode("utf-8", "surrogatepass")) + 32 for item in request.messages)
+    return sum(len(item.text.encode("utf-8", "surrogatepass")) + MESSAGE_TOKENS for item in request.messages)

@@ -67,7 +67,7 @@ class Admission:
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
-        with counting_once():
+        with counting_once(principal.project_id):
             return await self._admitted(principal, new, jobs)
 
     async def _admitted(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None) -> NewJob:
@@ -81,6 +81,14 @@ class Admission:
         if self._router is not None and routed is not None:
             new = await self._router.settle(principal, routed, new)
         return new
+
+    async def remember(self, new: NewJob) -> None:
+        """Remember what the next request of its conversation must know of an admitted job, before it is stored.
+
+        A job that a quota refuses is not remembered: nobody answers it.
+        """
+        if self._router is not None and new.note is not None:
+            await self._router.remember(new.note)
 
     async def reserve(self, new: NewJob) -> Reservation:
         """Reserve a part of its project's quotas for an admitted job, until the caller has stored it.
@@ -120,7 +128,7 @@ class Admission:
         """
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
-        with counting_once():
+        with counting_once(principal.project_id):
             explanation = await self._router.explain(principal, new) if self._router is not None else None
         if explanation is None:
             self.require_model(new.model)
@@ -128,7 +136,7 @@ class Admission:
 
     async def model_of(self, principal: Principal, new: NewJob) -> str:
         """The model that would run a job: the one that it names, or that of the route. Nothing is remembered."""
-        with counting_once():
+        with counting_once(principal.project_id):
             chosen = await self._router.model_of(principal, new) if self._router is not None else None
         return chosen or new.model
 

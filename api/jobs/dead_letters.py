@@ -84,6 +84,7 @@ async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWor
     except (InvalidRequest, NotFound) as error:
         print(f"{job_id} cannot be replayed: {error}", file=sys.stderr)
         return 1
+    await admission.remember(new)
     submitted, _ = await store.insert(new)
     print(f"{job_id} replayed as {submitted.id}")
     return 0

@@ -89,6 +89,10 @@ class RouteCandidates:
         """As in `Candidates`."""
         return self._context.length(model)
 
+    def most_tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """As in `Candidates`."""
+        return self._context.most_tokens(model, request)
+
     async def measure(
         self, model: str, request: GenerateRequest, limit: int | None, project_id: int
     ) -> PromptTokens | None:

@@ -102,6 +102,7 @@ class JobService:
             return existing, False
         try:
             self._admission.require_model(new.model)
+            await self._admission.remember(new)
             job, created = await self._insert(new, idempotency)
         finally:
             reservation.release()
@@ -153,6 +154,7 @@ class JobService:
         answered = await self._cache.answer(new, idempotency)
         if answered is not None and answered[1]:
             job = answered[0]
+            await self._admission.remember(new)
             self._metrics.submitted(job.model, job.priority)
             self._metrics.cache_decided(job)
             logger.info(

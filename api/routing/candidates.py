@@ -43,6 +43,10 @@ class Candidates(Protocol):
         """The model's context length in tokens; None if it is unknown."""
         ...
 
+    def most_tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """A number of tokens that a prompt has at most, by its size; None if it has to be measured."""
+        ...
+
     async def measure(
         self, model: str, request: GenerateRequest, limit: int | None, project_id: int
     ) -> PromptTokens | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -14,8 +15,6 @@ from shared.domain.request import GenerateRequest
 SEARCHED = 8000
 # If no model of the route can render the prompt.
 BYTES_PER_TOKEN = 4
-# Tokens that a chat template adds, at most, to a request whose tokens are not counted because it is so short.
-TEMPLATE_TOKENS = 512
 
 
 class Facts:
@@ -55,7 +54,7 @@ class Facts:
         return self._tokens
 
     async def has_more_tokens(self, than: int) -> bool:
-        """Whether the prompt has more tokens. A short prompt is not counted: a token is at least one byte."""
+        """Whether the prompt has more tokens. A prompt that is too short for that is not counted."""
         if self._tokens is None and self._most_tokens <= than:
             return False
         return (await self.input_tokens()).number > than
@@ -97,11 +96,10 @@ class Facts:
         return SearchedText(text)
 
     @cached_property
-    def _most_tokens(self) -> int:
-        request = self.request
-        if isinstance(request.prompt, list):
-            return len(request.prompt)
-        return request.size + request.options_size + TEMPLATE_TOKENS
+    def _most_tokens(self) -> float:
+        """The tokens that the prompt has at most, whichever model counts or estimates them."""
+        known = [self._candidates.most_tokens(model, self.request) for model in self._models]
+        return max(math.inf if most is None else most for most in known)
 
     async def _measure(self) -> PromptTokens:
         estimate = None

@@ -20,7 +20,7 @@ from api.routing.conversations import Conversations
 from api.routing.facts import Facts
 from shared.config.models.loader import Registry
 from shared.config.models.routes import COMPLEXITY, CONVERSATION, OTHERWISE, RequestedRoute, Route, Rule
-from shared.domain.conversation import Conversation
+from shared.domain.conversation import Conversation, ConversationNote
 from shared.domain.decisions import RouteDecision
 from shared.postgres.job_store import NewJob
 from shared.redis.conversation_models import KnownModel
@@ -128,7 +128,7 @@ class Router:
     async def route(self, principal: Principal, new: NewJob) -> Routed | None:
         """Choose a model for a job that names a route; None if it names a model.
 
-        Nothing is remembered before `settle`.
+        Nothing is remembered before `remember`.
         """
         requested = self._registry.route(new.model)
         if requested is None or new.kind is not None:  # such as a summary, whose model the operator names
@@ -163,10 +163,10 @@ class Router:
         return Routed(job, route, names.own, answers, route.sticky_s or TOOL_LOOP_S)
 
     async def settle(self, principal: Principal, routed: Routed, new: NewJob) -> NewJob:
-        """Remember the model of a routed job that has passed all checks, under the names of the request that the client
-        sent and of `new`, whose conversation may have been shortened.
+        """Complete the decision about a routed job that has passed all checks.
 
-        Returns `new` without the fallbacks that its prompt is too long for.
+        Returns `new` without the fallbacks that its prompt is too long for, and with what is to be remembered, under
+        the names of the request that the client sent and of `new`, whose conversation may have been shortened.
         """
         decision = new.decisions.route
         assert decision is not None
@@ -184,10 +184,15 @@ class Router:
             names = routed.names
             if new.request.messages is not routed.job.request.messages:
                 names += Conversation(new.request).names(decision.route, principal.owner).own
-            await self._conversations.remember(
-                decision.conversation, names, routed.known, routed.ttl_s, levels=routed.route.models
-            )
+            known, levels = routed.known, routed.route.models
+            note = ConversationNote(decision.conversation, names, known.model, known.floor, levels, routed.ttl_s)
+            new = replace(new, note=note)
         return new
+
+    async def remember(self, note: ConversationNote) -> None:
+        """Remember the model of a settled job, which is about to be stored."""
+        known = KnownModel(note.model, note.floor)
+        await self._conversations.remember(note.conversation, note.names, known, note.ttl_s, levels=note.levels)
 
     async def model_of(self, principal: Principal, new: NewJob) -> str | None:
         """The model that a route would choose for a job; None if it names a model. Nothing is remembered or counted."""

@@ -1,7 +1,8 @@
 """Routes: the CPU of a decision, with the heuristic and with a trained classifier, and what a route adds to a submit.
 
 The decisions are made in this process, with the models, Redis and PostgreSQL of an API process. No model is called.
-The rules ask for the tokens of each prompt, which a real tokenizer counts.
+The rules ask for the tokens of each prompt, which a real tokenizer counts. `added` is what the decision adds to the
+admission of the same request to the chosen model by its name, which counts the prompt if it may exceed the context.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ async def _decisions(bench: Bench, system: Headrace, name: str, complexity: Comp
     router = Router(registry, candidates, Conversations(ConversationModels(redis), metrics), complexity, metrics)
     owner = Owner(1, 1)
     principal = Principal.of(owner)
+    naming = Owner(2, 2).project_id  # another project, so that nothing that the decision counted is known
     freeze_gc()  # as an API process does: a collection would take 20 ms
     everything: defaultdict[str, list[float]] = defaultdict(list)
     try:
@@ -122,17 +124,25 @@ async def _decisions(bench: Bench, system: Headrace, name: str, complexity: Comp
             for number, request in enumerate(requests(kind, bench.pick(144, 48) + WARM_UP)):
                 new = NewJob(owner, "auto", 3, request)
                 window.seconds, began = 0.0, process_time()
-                with counting_once():
+                with counting_once(owner.project_id):
                     routed = await router.route(principal, new)
                     assert routed is not None
-                    await router.settle(principal, routed, routed.job)
-                decided = process_time()
+                    settled = await router.settle(principal, routed, routed.job)
+                    if settled.note is not None:
+                        await router.remember(settled.note)
+                    decided, counting = process_time(), window.seconds
+                    await window.check(routed.job.model, request)
+                checked = process_time()
                 complexity.score(request)
                 scored = process_time()
+                with counting_once(naming):
+                    await window.check(routed.job.model, request)
+                named = process_time()
                 if number >= WARM_UP:
                     seconds["decision"].append(decided - began)
-                    seconds["decision without counting"].append(decided - began - window.seconds)
-                    seconds["score"].append(scored - decided)
+                    seconds["decision, added"].append(checked - began - (named - scored))
+                    seconds["decision without counting"].append(decided - began - counting)
+                    seconds["score"].append(scored - checked)
             _add(bench, name, seconds, kind)
             for what in seconds:
                 everything[what] += seconds[what]

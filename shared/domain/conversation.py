@@ -51,6 +51,22 @@ class EarlierAnswer:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class ConversationNote:
+    """What is remembered about a request that a route has given a model: by which names the conversation's next request
+    finds the model, and for how long.
+
+    `conversation` is as in `RouteDecision`. `floor`: the highest of the route's `levels` that has answered.
+    """
+
+    conversation: str
+    names: tuple[str, ...]
+    model: str
+    floor: str | None
+    levels: tuple[str, ...]
+    ttl_s: int
+
+
 class Conversation:
     """The history of a request: of a conversation, or of a prompt, which has none."""
 

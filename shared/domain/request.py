@@ -448,14 +448,16 @@ class GenerateRequest(BaseModel):
         size = 0 if self.extra_body is None else len(orjson.dumps(self.extra_body))
         if self.chat is not None:
             for tool in self.chat.tools or ():
-                size += len(tool.function.description or "") + len(orjson.dumps(tool.function.parameters))
+                function = tool.function
+                size += _MESSAGE_BYTES + _utf8_size(function.name) + _utf8_size(function.description or "")
+                size += len(orjson.dumps(function.parameters))
             size += len(orjson.dumps(self.chat.chat_template_kwargs)) + len(orjson.dumps(self.chat.documents))
         if self.structured_outputs is not None:
             size += len(orjson.dumps(dict(self.structured_outputs)))
         return size
 
 
-# The members' names, quotes and the objects of a message, of a part or of a call.
+# The members' names, quotes and the objects of a message, of a part, of a call or of a tool.
 _MESSAGE_BYTES = 64
 
 

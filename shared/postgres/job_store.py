@@ -44,7 +44,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
-from shared.domain.conversation import EarlierAnswer
+from shared.domain.conversation import ConversationNote, EarlierAnswer
 from shared.domain.decisions import NO_DECISIONS, CacheOutcome, Decisions
 from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import (
@@ -97,7 +97,7 @@ class NewJob:
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
     by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
-    if it names one.
+    if it names one. `note` is to be remembered before the job is stored.
     """
 
     owner: Owner
@@ -115,6 +115,7 @@ class NewJob:
     kind: str | None = None
     decisions: Decisions = NO_DECISIONS
     cache_key: bytes | None = None
+    note: ConversationNote | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from shared.domain.request import GenerateRequest
 from shared.prompts.chat_template import ChatTemplate, model_template
+from shared.prompts.known_counts import KnownCounts
+from shared.prompts.token_bounds import is_normal, token_bounds, unicode_forms
 
 
 class TokenCounter:
@@ -21,43 +22,86 @@ class TokenCounter:
         """See `shared.config.models.base.TokenizerFiles`."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._template: ChatTemplate | None = model_template(folder, template) if renders_chat else None
-        self._longest_token = _longest_token(self._tokenizer)
+        self._bounds = token_bounds(self._tokenizer)
+        self._forms = unicode_forms(self._tokenizer)
+        self._separators = _separators(self._tokenizer) if self._bounds is not None else None
+        self._known = KnownCounts()
 
-    def count(self, request: GenerateRequest, limit: int | None = None) -> int | None:
+    def count(self, request: GenerateRequest, limit: int | None = None, project_id: int | None = None) -> int | None:
         """Count the tokens of a prompt; None if its conversation cannot be rendered exactly as by the worker.
 
-        With a limit, the result for a longer prompt may be `AtLeast` the limit: it is not encoded completely.
+        With a limit, the result for a longer prompt may be `AtLeast` the limit: it is not encoded completely. With a
+        project, parts of its earlier prompts are not encoded again.
         """
         if request.messages is None:
             if isinstance(request.prompt, list):
                 return len(request.prompt)
-            return self.count_text(request.prompt or "", limit)
+            return self.count_text(request.prompt or "", limit, project_id=project_id)
         text = self._template.render(request) if self._template is not None else None
-        return self.count_text(text, limit, add_special_tokens=False) if text is not None else None
+        if text is None:
+            return None
+        return self.count_text(text, limit, add_special_tokens=False, project_id=project_id)
 
     def adds(self, token: str) -> bool:
         """Whether the tokenizer itself puts this special token at the start of a text."""
         tokens = self._tokenizer.encode("").tokens
         return bool(tokens) and tokens[0] == token
 
-    def count_text(self, text: str, limit: int | None = None, *, add_special_tokens: bool = True) -> int:
-        """Count the tokens of a text. With a limit, see `count`."""
-        if limit is not None and self._longest_token is not None:
-            fewest = len(text.encode("utf-8", "surrogatepass")) // self._longest_token
-            if fewest >= limit:
-                return AtLeast(fewest)
+    def keeps(self, text: str) -> bool:
+        """Whether no normalization makes a text longer, so that it has no more tokens than bytes."""
+        return is_normal(text, self._forms)
+
+    def count_text(
+        self, text: str, limit: int | None = None, *, add_special_tokens: bool = True, project_id: int | None = None
+    ) -> int:
+        """Count the tokens of a text. For the limit and the project, see `count`."""
+        bounds = self._bounds if limit is not None and self.keeps(text) else None
+        if limit is not None and bounds is not None and (fewest := bounds.fewest(text, limit)) >= limit:
+            return AtLeast(fewest)
         tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
-        size = PIECE
-        if limit is not None and self._longest_token is not None:
-            size = min(PIECE, max(SHORT_PIECE, limit))  # hardly more is encoded than the limit needs
-        left = len(text)
-        for piece in _pieces(text, size):
-            # `encode` would hold the interpreter's lock for half a second per megabyte.
-            tokens += len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
-            left -= len(piece)
-            if left and limit is not None and tokens >= limit:
+        # With a limit, hardly more is encoded than it needs.
+        size = PIECE if limit is None or bounds is None else min(PIECE, max(SHORT_PIECE, limit))
+        checked = 0
+        for number, end in self._counts(text, size, project_id):
+            tokens += number
+            if limit is None or end == len(text):
+                continue
+            if tokens >= limit:
                 return AtLeast(tokens)
+            if bounds is not None and end - checked >= SHORT_PIECE:
+                checked = end
+                if (fewest := tokens + bounds.fewest(text, limit - tokens, end)) >= limit:
+                    return AtLeast(fewest)
         return tokens
+
+    def _counts(self, text: str, size: int, project_id: int | None) -> Iterator[tuple[int, int]]:
+        """The tokens of the parts of a text, in order, each with the position at which the part ends."""
+        start = 0
+        for match in self._separators.finditer(text) if self._separators is not None else ():
+            yield from self._counts_between(text, start, match.start(), size, project_id)
+            yield 1, match.end()
+            start = match.end()
+        yield from self._counts_between(text, start, len(text), size, project_id)
+
+    def _counts_between(
+        self, text: str, start: int, end: int, size: int, project_id: int | None
+    ) -> Iterator[tuple[int, int]]:
+        """As `_counts`, of a part without separators."""
+        if start == end:
+            return
+        part = text[start:end]
+        key = None if project_id is None else self._known.key(project_id, part)
+        if key is not None and (known := self._known.get(key)) is not None:
+            yield known, end
+            return
+        tokens = 0
+        for piece in _pieces(part, size):
+            # `encode` would hold the interpreter's lock for half a second per megabyte.
+            number = len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
+            tokens, start = tokens + number, start + len(piece)
+            yield number, start
+        if key is not None:
+            self._known.put(key, tokens)
 
 
 class AtLeast(int):
@@ -66,7 +110,9 @@ class AtLeast(int):
 
 # Characters that are encoded in one piece, because an encoded text takes up to 100 times its size.
 PIECE = 64 * 1024
-SHORT_PIECE = 4096
+SHORT_PIECE = 2048
+# With more special tokens, it takes too long to find them.
+MOST_SEPARATORS = 512
 # Every byte-level pre-tokenizer splits here.
 _WORD_END = re.compile(r"[^\W\d_](?=[ \n,.;:!?，。、；：！？])")
 
@@ -97,32 +143,17 @@ def _word_end(text: str, before: int, size: int) -> int | None:
     return end
 
 
-def _longest_token(tokenizer: Tokenizer) -> int | None:
-    """The bytes of a tokenizer's longest token; None if a token can stand for any number of bytes."""
-    state = json.loads(tokenizer.to_str())
-    pre_tokenizer = state.get("pre_tokenizer") or {}
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    if (
-        state.get("normalizer") is not None  # it may remove text
-        or state["model"].get("type") != "BPE"
-        or state["model"].get("unk_token") is not None
-        or state.get("truncation") is not None
-        or not all(step.get("type") in ("ByteLevel", "Digits") or _splits_only(step) for step in steps)
-        or all(step.get("type") != "ByteLevel" for step in steps)
-        or any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"])
-    ):
+def _separators(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Matches the special tokens in a text. What stands between them is encoded independently of the rest."""
+    tokens = [token for token in json.loads(tokenizer.to_str())["added_tokens"] if not token["normalized"]]
+    if not 0 < len(tokens) <= MOST_SEPARATORS or any(token["single_word"] for token in tokens):
         return None
-    # In a byte-level vocabulary each character stands for one byte.
-    added = [len(token["content"].encode()) for token in state["added_tokens"]]
-    return max([*map(len, state["model"]["vocab"]), *added], default=None)
+    # The longest one first, which is the one that the tokenizer takes.
+    texts = sorted((token["content"] for token in tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts)))
 
 
-def _splits_only(step: dict[str, Any]) -> bool:
-    """Whether a pre-tokenizer splits the text without removing any of it."""
-    return step.get("type") == "Split" and step.get("behavior") != "Removed"
-
-
-def count_words(request: GenerateRequest, limit: int | None = None) -> int:
+def count_words(request: GenerateRequest, limit: int | None = None, project_id: int | None = None) -> int:
     """Count the tokens of a prompt for a model whose tokens are words, as `workers.engines.simulated.engine` does."""
     if isinstance(request.prompt, list):
         return len(request.prompt)

@@ -198,8 +198,14 @@ class Routing:
         routed = await self.router.route(acting, new)
         assert routed is not None
         self.job = await self.router.settle(acting, routed, routed.job)
+        await self.remember()
         assert self.job.decisions.route is not None
         return self.job.decisions.route
+
+    async def remember(self) -> None:
+        """Remember the job that was routed last, as before it is stored."""
+        if self.job.note is not None:
+            await self.router.remember(self.job.note)
 
     async def choose(self, request: GenerateRequest, name: str = "auto", **arguments: Any) -> str:
         """Route a request. Returns the model."""

@@ -253,9 +253,9 @@ def test_a_text_is_counted_exactly_up_to_a_limit(tmp_path: Path, text: str) -> N
     folder = byte_level(tmp_path)
     whole = len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch_fast([text])[0])
     counter = TokenCounter(folder)
-    for limit in (whole, whole + 1):
-        counted = counter.count_text(text, limit)
-        assert (counted, type(counted)) == (whole, int), "it is not cut before its end"
+    assert counter.count_text(text, whole) == whole
+    counted = counter.count_text(text, whole + 1)
+    assert (counted, type(counted)) == (whole, int), "it is not cut before its end"
     assert 5000 <= counter.count_text(text, 5000) < whole
     pieces = list(token_counter._pieces(text, token_counter.SHORT_PIECE))
     assert "".join(pieces) == text
@@ -276,5 +276,5 @@ async def test_a_prompt_with_too_many_bytes_is_rejected_without_being_encoded(
 async def test_a_prompt_is_encoded_only_until_it_exceeds_the_context(tmp_path: Path) -> None:
     model = VllmModel(name="m", engine="vllm", model=str(byte_level(tmp_path)), options={"max_model_len": 30_000})
     check = ContextWindow(Registry({"m": model}))
-    with pytest.raises(InvalidRequest, match=r"the prompt has at least 6\d{4}$"):
-        await check.check("m", chat("x" * 140_000))
+    with pytest.raises(InvalidRequest, match=r"the prompt has at least 3[0-2]\d{3}$"):
+        await check.check("m", chat("mill" * 35_000))

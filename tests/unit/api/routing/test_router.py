@@ -433,7 +433,7 @@ routes:
 """
     counts: list[int | None] = []
 
-    def count(request: GenerateRequest, limit: int | None = None) -> int:
+    def count(request: GenerateRequest, limit: int | None = None, project_id: int | None = None) -> int:
         counts.append(limit)
         return count_words(request, limit)
 

@@ -13,9 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as ConnectionLost
 
+from api.jobs.admission import Admission
+from api.jobs.quotas import NO_RESERVATION, Reservation
+from api.jobs.service import JobService
 from api.keys.principal import Principal
 from api.routing.router import TOOL_LOOP_S
 from shared.domain.conversation import EarlierAnswer
+from shared.domain.errors import QuotaExceeded
+from shared.domain.job import Job
 from shared.domain.opaque import OpaquePart
 from shared.domain.request import (
     ChatOptions,
@@ -296,6 +301,7 @@ async def settle_shortened(routing: Routing, full: GenerateRequest) -> GenerateR
     routing.job = await routing.router.settle(
         principal, routed, replace(routed.job, request=shortened(routed.job.request))
     )
+    await routing.remember()
     return routing.job.request
 
 
@@ -333,6 +339,44 @@ async def test_a_refused_request_binds_no_conversation(routing: Routing) -> None
     assert await routing.router.route(principal, NewJob(OWNER, "auto", 3, request(user(COMPLEX)))) is not None
     assert routing.memory.models == {}
     assert await routing.choose(request(user(COMPLEX), said("1"), user(SIMPLE))) == "small"
+
+
+class _Quotas:
+    """Project quotas, which are used up at first."""
+
+    used_up = True
+
+    async def reserve(self, new: NewJob) -> Reservation:
+        if self.used_up:
+            raise QuotaExceeded
+        return NO_RESERVATION
+
+
+class _Stored(Exception):
+    """A job was stored."""
+
+
+class _Store:
+    async def insert(self, new: NewJob, idempotency: object) -> tuple[Job, bool]:
+        raise _Stored
+
+
+async def test_a_request_that_a_quota_refuses_is_not_remembered(routing: Routing) -> None:
+    """Nobody answers it, so it must not keep the conversation at the model that was chosen for it."""
+    quotas: Any = _Quotas()
+    admission = Admission(routing.registry, routing.window, quotas, router=routing.router)
+    names = ("logs", "terminator", "hints", "hub", "redis", "queue_estimates", "metrics")
+    others: dict[str, Any] = dict.fromkeys(names)
+    service = JobService(admission=admission, store=_Store(), **others)  # type: ignore[arg-type]
+    new = NewJob(OWNER, "auto", 3, request(user(COMPLEX)))
+    with pytest.raises(QuotaExceeded):
+        await service.submit(Principal.of(OWNER), new)
+    assert (routing.memory.models, routing.memory.names) == ({}, {})
+    quotas.used_up = False
+    with pytest.raises(_Stored):
+        await service.submit(Principal.of(OWNER), new)
+    assert [known.model for known in routing.memory.models.values()] == ["large"]
+    assert routing.memory.names
 
 
 async def test_a_route_that_remembers_nothing_keeps_tool_loops(routing: Routing) -> None:
