@@ -319,7 +319,7 @@ class Summaries:
         try:
             written = _written(job)
         except NoSummary:
-            await self._store.discard(job.id)
+            await self._store.discard(job.id, extends=earlier)
             raise
         summary = StoredSummary(stage.sha256, written, job.id, conversation)
         stored = await self._store.put(

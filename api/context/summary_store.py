@@ -59,9 +59,8 @@ class SummaryStore(Store):
         If another process has stored one at the same time, or the conversation was deleted (None), the input and output
         of the summary's job are deleted.
         """
-        writers = [summary.job_id, *([extends.job_id] if extends is not None else [])]
         async with transaction(self._engine) as connection:
-            if await was_deleted(connection, writers):
+            if await was_deleted(connection, _writers(summary.job_id, extends)):
                 await connection.execute(purge_statement(JobRow.id == summary.job_id))
                 return None
             values = {
@@ -87,8 +86,13 @@ class SummaryStore(Store):
                 await connection.execute(purge_statement(JobRow.id == summary.job_id))
             return stored
 
-    async def discard(self, job_id: str) -> None:
+    async def discard(self, job_id: str, *, extends: StoredSummary | None) -> None:
         """Delete the input and output of a job that has written no summary, if its conversation was deleted."""
         async with transaction(self._engine) as connection:
-            if await was_deleted(connection, [job_id]):
+            if await was_deleted(connection, _writers(job_id, extends)):
                 await connection.execute(purge_statement(JobRow.id == job_id))
+
+
+def _writers(job_id: str, extends: StoredSummary | None) -> list[str]:
+    """The jobs that are deleted with the conversation: one that began after that is not, only the one before it."""
+    return [job_id, *([extends.job_id] if extends is not None else [])]

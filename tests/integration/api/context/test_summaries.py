@@ -42,7 +42,9 @@ class Writer:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self.written: list[NewJob] = []
+        self.submitting = asyncio.Event()
         self.submitted = asyncio.Event()
+        self.before_submit: asyncio.Event | None = None
         self.release = asyncio.Event()
         self.release.set()
         self.error: Failure | QuotaExceeded | None = None
@@ -52,6 +54,9 @@ class Writer:
         if isinstance(self.error, QuotaExceeded):
             raise self.error
         self.written.append(new)
+        if self.before_submit is not None:
+            self.submitting.set()
+            await self.before_submit.wait()
         inserted = await self._store.insert(new)
         self.submitted.set()
         return inserted
@@ -495,6 +500,29 @@ async def test_a_summary_that_is_written_when_its_job_is_deleted_is_not_kept(
     (writing,) = setup.writing
     writer.release.set()
     await asyncio.wait([writing])
+    assert (await stored(database), await contents(database)) == (0, {})
+
+
+async def test_a_stage_that_fails_after_its_conversation_was_deleted_is_not_kept(
+    database: AsyncEngine, owner: Owner, writer: Writer, store: JobStore
+) -> None:
+    """Also one that was submitted after the deletion, and so was not there to be marked."""
+    setup = Setup(database, owner, writer, cheap=550, timeout_s=20)
+    job, _ = await store.insert(await setup.shorten(30))
+    first_stages = len(writer.written)
+    await end_all(database)
+    writer.release.clear()
+    writer.submitted.clear()
+    writer.error = Failure(ErrorCode.ENGINE_ERROR, "broken")
+    before_submit = writer.before_submit = asyncio.Event()
+    extending = asyncio.create_task(setup.shorten(60))
+    await writer.submitting.wait()
+    assert len(await store.delete(job.id, owner.project_id)) == 1 + first_stages
+    before_submit.set()
+    await writer.submitted.wait()
+    await end_all(database)
+    writer.release.set()
+    await extending
     assert (await stored(database), await contents(database)) == (0, {})
 
 
