@@ -170,6 +170,7 @@ async def open_resources(
             registry=registry,
             members=members,
             admission=admission,
+            cache=cache,
             earlier_work=EarlierWork(keys, settings.key_cache_s),
             store=batches,
             blobs=blobs,

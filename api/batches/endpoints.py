@@ -14,7 +14,7 @@ from api.responses import error_params as responses_params
 from api.responses.events import build_response
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
-from shared.domain.answer_options import ContextOptions
+from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Event
 from shared.domain.job import Failure, Job
@@ -31,7 +31,7 @@ class LineJob:
     request: GenerateRequest
     metadata: dict[str, str]
     end_user: str | None = None
-    context: ContextOptions | None = None
+    options: RequestOptions = NO_REQUEST_OPTIONS
 
 
 class Endpoint(Protocol):
@@ -83,7 +83,8 @@ class Completions:
                 "prompt: a batch line takes a single prompt; send one line per prompt.", param="prompt"
             )
         end_user = end_user_name(request.user)
-        return LineJob(request.model, generate, request.metadata or {}, end_user, request.context_options)
+        options = RequestOptions(request.cache, store=request.store, context=request.context_options)
+        return LineJob(request.model, generate, request.metadata or {}, end_user, options)
 
     def rename_param(
         self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
@@ -110,7 +111,9 @@ class Responses:
         request = self._request(body)
         messages = conversation(request.instructions, None, request.input)
         generate, end_user = request.generate_request(messages), end_user_name(request.end_user)
-        return LineJob(request.model, generate, request.metadata, end_user, request.context_options)
+        # What the client sent as `store`: no line's response is stored as one.
+        options = RequestOptions(request.cache, store=body.get("store"), context=request.context_options)
+        return LineJob(request.model, generate, request.metadata, end_user, options)
 
     def rename_param(
         self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None

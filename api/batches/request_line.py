@@ -16,7 +16,6 @@ from api.http.json_body import check_shape, loads_large
 from api.http.members import MemberReader, Shape, fitting
 from api.http.validation import describe
 from shared.config.models.loader import Registry
-from shared.domain.answer_options import RequestOptions
 from shared.domain.errors import HeadraceError, InvalidRequest
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.domain.request import unicode_text
@@ -109,9 +108,8 @@ def parse(
     if registry is not None and not registry.may_be_requested(job.model):
         raise rejected("model_not_found", f"The model `{job.model}` does not exist.", "body.model")
     generate = job.request.model_copy(update={"priority": BATCH_PRIORITY})
-    options = RequestOptions(context=job.context)
     return BatchRequest(
-        custom_id, BatchJob(line.number, job.model, generate, job.metadata, job.end_user, options=options)
+        custom_id, BatchJob(line.number, job.model, generate, job.metadata, job.end_user, options=job.options)
     )
 
 

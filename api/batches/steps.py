@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,14 +14,16 @@ from api.batches.batch import Batch, BatchStatus, LineError, Position
 from api.batches.jsonl_reader import Line, read_lines
 from api.batches.request_line import LineRejected, parse
 from api.batches.results import Results, write_results
-from api.batches.store import BatchJob, BatchStore
+from api.batches.store import BatchJob, BatchStore, SubmittedLines
 from api.batches.validation import validate
+from api.cache.response_cache import ResponseCache
 from api.files.blobs import BlobMissing, Blobs
 from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.service import JobService
 from api.keys.earlier_work import EarlierWork
 from shared.config.models.loader import Registry
+from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import JobStatus
 from shared.domain.priorities import Hint
@@ -50,6 +53,7 @@ class BatchSteps:
         registry: Registry,
         members: MemberReader,
         admission: Admission,
+        cache: ResponseCache,
         earlier_work: EarlierWork,
         store: BatchStore,
         blobs: Blobs,
@@ -65,6 +69,7 @@ class BatchSteps:
         self._registry = registry
         self._members = members
         self._admission = admission
+        self._cache = cache
         self._earlier_work = earlier_work
         self._store = store
         self._blobs = blobs
@@ -119,25 +124,30 @@ class BatchSteps:
             return await self._store.finalize(batch.id, BatchStatus.EXPIRED)
         if batch.submitted == batch.total and not tally.open:
             return await self._store.finalize(batch.id, BatchStatus.COMPLETED)
-        if batch.submitted < batch.total:
-            await self._submit_lines(batch, self._max_jobs - tally.open)
-        return False
+        return batch.submitted < batch.total and await self._submit_lines(batch, self._max_jobs - tally.open)
 
-    async def _submit_lines(self, batch: Batch, room: int) -> None:
-        """Submit jobs for up to `room` of the next lines."""
+    async def _submit_lines(self, batch: Batch, room: int) -> bool:
+        """Submit jobs for up to `room` of the next lines. Returns whether there is room for more at once, because the
+        response cache has answered some."""
+        has_room = False
         jobs: list[BatchJob] = []
         requests = size = 0
         next_line = batch.next
 
         async def submit() -> bool:
-            hints = await self._store.submit(batch, jobs, requests, next_line)
-            for hint in hints or ():
+            nonlocal has_room
+            submitted = await self._store.submit(batch, jobs, requests, next_line)
+            if submitted is None:
+                has_room = False
+                return False
+            for hint in submitted.hints:
                 self._metrics.submitted(hint.model, hint.priority)
                 logger.info("job=%s model=%s attempt=%d batch=%s queued", hint.job_id, hint.model, 0, batch.id)
                 self._send(hint)
-            if hints is not None:
-                self._metrics.batch_lines.labels("submitted").inc(requests)
-            return hints is not None
+            self._count_cached(batch, jobs, submitted)
+            has_room = has_room or bool(submitted.answered)
+            self._metrics.batch_lines.labels("submitted").inc(requests)
+            return True
 
         async with self._lines(batch, batch.next) as lines:
             async for line in lines:
@@ -156,18 +166,38 @@ class BatchSteps:
                     logger.debug("batch=%s line=%d rejected: %s", batch.id, line.number, error)
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
-                        return
+                        return False
                     batch = replace(batch, next=next_line, submitted=batch.submitted + requests)
                     jobs, requests, size = [], 0, 0
         if requests:
             await submit()
+        return has_room
+
+    def _count_cached(self, batch: Batch, jobs: Sequence[BatchJob], submitted: SubmittedLines) -> None:
+        """Count the outcomes of the response cache for submitted lines."""
+        for job in submitted.answered:
+            self._metrics.submitted(job.model, job.priority)
+            self._metrics.cache_decided(job)
+            logger.info(
+                "job=%s model=%s attempt=%d batch=%s completed from the response cache source=%s",
+                job.id, job.model, job.attempt, batch.id,
+                job.decisions.cache.source if job.decisions.cache is not None else None,
+            )  # fmt: skip
+        self._cache.add_uses(Counter(submitted.keys))
+        outcomes = Counter((job.model, job.decisions.cache.outcome) for job in jobs if job.decisions.cache is not None)
+        outcomes.subtract((job.model, CacheOutcome.MISS) for job in submitted.answered)
+        for (model, outcome), count in outcomes.items():
+            self._metrics.cache_requests.labels(self._metrics.model_label(model), outcome).inc(count)
 
     async def _admitted(self, batch: Batch, line: Line) -> BatchJob:
         """Parse and admit a line. Raises `LineRejected`, and as `Admission.admit`."""
         request = await off_loop(line.size, parse, line, batch.endpoint, self._members, counted=True)
         job = request.job
         new = job.new(batch)
-        new = await self._admission.admit(await self._earlier_work.principal(new.owner), new)
+        principal = await self._earlier_work.principal(new.owner)
+        new = await self._admission.admit(principal, new)
+        new = await self._cache.admit(principal, new)
+        await self._admission.remember(new)
         return replace(
             job,
             model=new.model,
@@ -175,6 +205,7 @@ class BatchSteps:
             metadata=new.metadata,
             requested_model=new.requested_model,
             decisions=new.decisions,
+            cache_key=new.cache_key,
         )
 
     async def _recheck(self, new: NewJob) -> None:

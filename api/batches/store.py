@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
+    LargeBinary,
     SmallInteger,
     Text,
     bindparam,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import aliased
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
@@ -40,7 +42,15 @@ from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
-from shared.postgres.job_statements import SUMMARY_COLUMNS, JobRowStore, insert_queued, read_job
+from shared.postgres.job_statements import (
+    LOG,
+    SUMMARY_COLUMNS,
+    JobRowStore,
+    insert_answered,
+    insert_queued,
+    read_job,
+    to_summary,
+)
 from shared.postgres.job_store import NewJob
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
@@ -62,11 +72,22 @@ class BatchJob:
     requested_model: str | None = None
     decisions: Decisions = NO_DECISIONS
     options: RequestOptions = NO_REQUEST_OPTIONS
+    cache_key: bytes | None = None
 
     def new(self, batch: Batch) -> NewJob:
         """The job to admit."""
         owner = Owner(batch.project_id, batch.key_id, self.end_user)
         return NewJob(owner, self.model, BATCH_PRIORITY, self.request, self.metadata, options=self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedLines:
+    """The jobs that were stored: the hints for those that are queued, and those that the response cache answered, with
+    the keys of their answers."""
+
+    hints: Sequence[Hint]
+    answered: Sequence[JobSummary]
+    keys: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +111,7 @@ class ResultFile:
 _NEW = Records(
     "new",
     id=Text,
+    project_id=BigInteger,
     model=Text,
     request=JSON,
     prompt_bytes=Integer,
@@ -99,22 +121,24 @@ _NEW = Records(
     line=Integer,
     requested_model=Text,
     decisions=JSONB,
+    cache_key=LargeBinary,
+    max_age_s=Integer,
 )
-_SUBMIT = insert_queued(
-    _NEW,
-    {
-        JobRow.project_id: bindparam("project", type_=BigInteger),
-        JobRow.key_id: bindparam("key", type_=BigInteger),
-        JobRow.end_user: _NEW.end_user,
-        JobRow.priority: literal(BATCH_PRIORITY),
-        JobRow.finish_before: bindparam("expires_at", type_=Timestamp),
-        JobRow.batch_id: bindparam("batch", type_=Text),
-        JobRow.batch_line: _NEW.line,
-        JobRow.prompt_bytes: _NEW.prompt_bytes,
-        JobRow.requested_model: _NEW.requested_model,
-        JobRow.decisions: _NEW.decisions,
-    },
-).returning(JobRow.id)
+_VALUES = {
+    JobRow.project_id: _NEW.project_id,
+    JobRow.key_id: bindparam("key", type_=BigInteger),
+    JobRow.end_user: _NEW.end_user,
+    JobRow.priority: literal(BATCH_PRIORITY),
+    JobRow.finish_before: bindparam("expires_at", type_=Timestamp),
+    JobRow.batch_id: bindparam("batch", type_=Text),
+    JobRow.batch_line: _NEW.line,
+    JobRow.prompt_bytes: _NEW.prompt_bytes,
+    JobRow.requested_model: _NEW.requested_model,
+    JobRow.decisions: _NEW.decisions,
+}
+# A line neither leads nor follows a job with the same request. With a key, its answer is stored in the response cache.
+_SUBMIT = insert_queued(_NEW, {**_VALUES, JobRow.entry_key: _NEW.cache_key}).returning(JobRow.id)
+_, _ANSWER = insert_answered(_NEW, _VALUES)
 
 
 class BatchStore(JobRowStore):
@@ -226,10 +250,11 @@ class BatchStore(JobRowStore):
 
     async def submit(
         self, batch: Batch, jobs: Sequence[BatchJob], requests: int, next_line: Position
-    ) -> list[Hint] | None:
+    ) -> SubmittedLines | None:
         """Commit the jobs of the next `requests` lines, and the position of the line after them.
 
-        Returns None, and writes nothing, if another driver was faster or the batch has been cancelled or has expired.
+        Those that the response cache has an answer for are committed as completed. Returns None, and writes nothing, if
+        another driver was faster or the batch has been cancelled or has expired.
         """
         advance = (
             update(BatchRow)
@@ -250,6 +275,7 @@ class BatchStore(JobRowStore):
         records: list[dict[str, Any]] = [
             {
                 "id": new_job_id(self._region),
+                "project_id": batch.project_id,
                 "model": job.model,
                 "request": await _request_json(job.request),
                 "prompt_bytes": job.request.prompt_bytes,
@@ -259,20 +285,25 @@ class BatchStore(JobRowStore):
                 "line": job.line,
                 "requested_model": job.requested_model,
                 "decisions": job.decisions.stored(),
+                "cache_key": job.cache_key,
+                "max_age_s": None,
             }
             for job in jobs
         ]
+        # In an order that all statements with several entries of the cache follow.
+        keyed = sorted((item for item in records if item["cache_key"] is not None), key=lambda item: item["cache_key"])
         async with transaction(self._engine) as connection:
             if not (await connection.execute(advance)).rowcount:
                 return None
-            common = {
-                "project": batch.project_id,
-                "key": batch.key_id,
-                "expires_at": batch.expires_at,
-                "batch": batch.id,
-            }
-            await connection.execute(_SUBMIT, {**_NEW.parameters(records), **common})
-        return [Hint(record["id"], record["model"], BATCH_PRIORITY) for record in records]
+            common = {"key": batch.key_id, "expires_at": batch.expires_at, "batch": batch.id}
+            rows = (await connection.execute(_ANSWER, {**_NEW.parameters(keyed), **common})).all() if keyed else []
+            answered = {row.id for row in rows}
+            queued = [item for item in records if item["id"] not in answered]
+            if queued:
+                await connection.execute(_SUBMIT, {**_NEW.parameters(queued), **common})
+        hints = [Hint(item["id"], item["model"], BATCH_PRIORITY) for item in queued]
+        keys = [item["cache_key"] for item in keyed if item["id"] in answered]
+        return SubmittedLines(hints, [to_summary(row) for row in rows], keys)
 
     async def tally(self, batch_id: str) -> Tally | None:
         """Count a batch's jobs, and store the counts. Returns None if it has ended or on a concurrent update."""
@@ -361,7 +392,11 @@ class BatchStore(JobRowStore):
 
     async def jobs(self, batch_id: str, after_line: int, limit: int, *, log: bool = False) -> list[LineResult]:
         """Return the jobs of the next lines after `after_line`, in order: at least one, and fewer if they are large."""
-        size = func.coalesce(func.pg_column_size(JobRow.output), 0) + func.coalesce(func.pg_column_size(JobRow.log), 0)
+        answer = aliased(JobRow, name="answer")
+        shared = (
+            select(_stored_bytes(answer)).where(answer.id == JobRow.answered_by).correlate(JobRow).scalar_subquery()
+        )
+        size = _stored_bytes(JobRow) + func.coalesce(shared.scalar_subquery(), 0)
         lines = (
             select(JobRow.batch_line, func.sum(size).over(order_by=JobRow.batch_line).label("total"))
             .where(JobRow.batch_id == batch_id, JobRow.batch_line > after_line)
@@ -371,7 +406,7 @@ class BatchStore(JobRowStore):
         )
         first = select(func.min(lines.c.batch_line)).scalar_subquery()
         statement = (
-            select(*JOB_COLUMNS, JobRow.batch_line, JobRow.log if log else null().label("log"))
+            select(*JOB_COLUMNS, JobRow.batch_line, (LOG if log else null()).label("log"))
             .join(lines, lines.c.batch_line == JobRow.batch_line)
             .where(JobRow.batch_id == batch_id, or_(lines.c.total <= PAGE_BYTES, lines.c.batch_line == first))
             .order_by(JobRow.batch_line)
@@ -392,6 +427,11 @@ class BatchStore(JobRowStore):
             update(BatchRow).where(BatchRow.id == batch_id, guard).values({BatchRow.status: target.value, **values})
         )
         return await self._changes(statement)
+
+
+def _stored_bytes(row: Any) -> Any:
+    """The bytes of a job's own output and log."""
+    return func.coalesce(func.pg_column_size(row.output), 0) + func.coalesce(func.pg_column_size(row.log), 0)
 
 
 async def _request_json(request: GenerateRequest) -> str:

@@ -22,6 +22,8 @@ from api.batches.batch import Batch, BatchStatus, Position
 from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.cache.response_cache import ResponseCache
+from api.cache.store import CacheStore
 from api.context.window import ContextWindow
 from api.files.blobs import LocalBlobs
 from api.files.store import FileStore, Purpose, StoredFile
@@ -125,6 +127,7 @@ class World:
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome=status.value) for attempt in job.attempts)
         ending = JobResult(status, now, output, Usage(3, 1, 2), failure, now, attempts, b"")
+        ending = replace(ending, cacheable=status is JobStatus.COMPLETED)
         assert await self.worker.finish(job.id, job.attempt, ending)
 
     async def work(self) -> int:
@@ -211,6 +214,7 @@ def make_world(
         registry=registry,
         members=MemberReader(metrics, refuse_unknown=False),
         admission=admission,
+        cache=ResponseCache(registry, CacheStore(database), store, metrics),
         earlier_work=EarlierWork(ApiKeyStore(database), cache_s=0),
         store=batches,
         blobs=blobs,
@@ -271,6 +275,62 @@ async def test_a_batch_writes_results_for_all_its_lines(world: World) -> None:
     (error,) = errors
     assert (error["custom_id"], error["error"], error["response"]["status_code"]) == ("one", None, 500)
     assert error["response"]["body"]["error"]["code"] == "engine_error"
+
+
+CACHED: dict[str, Any] = {"cache": {"ttl": 600}}
+
+
+async def test_lines_are_answered_from_the_response_cache(world: World) -> None:
+    """From earlier batches, and from earlier lines that have ended; the others are run."""
+    lines = [line("one", **CACHED), line("two", **CACHED), line("three"), line("four", store=False, **CACHED)]
+    content = b"".join(lines)
+    earlier = await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS)
+    earlier = await world.step(earlier)
+    assert await world.work() == 4
+    earlier = await world.advance(earlier, BatchStatus.COMPLETED)
+    later = await world.step(await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS))
+    assert later.submitted == 4
+    world.hints[:] = world.hints[4:]
+    assert [hint.job_id for hint in world.hints] == await world.queued()
+    assert await world.work() == 2, "a line without the option, and one that must not be stored"
+    later = await world.advance(later, BatchStatus.COMPLETED)
+    assert (later.completed, later.failed, later.usage) == (4, 0, earlier.usage)
+    output, _ = await world.results(later)
+    expected, _ = await world.results(earlier)
+    answers = [[item["response"]["body"]["choices"] for item in lines] for lines in (output, expected)]
+    assert answers[0] == answers[1]
+    assert await world.lines(later) == [1, 2, 3, 4]
+    async with world.database.connect() as connection:
+        query = "SELECT decisions -> 'cache' ->> 'outcome' FROM jobs WHERE batch_id = :id ORDER BY batch_line"
+        outcomes = list((await connection.execute(text(query), {"id": later.id})).scalars())
+    assert outcomes == ["HIT", "HIT", None, "BYPASS"]
+
+
+async def test_cached_lines_do_not_wait_for_others(world: World) -> None:
+    """They take none of the places of unfinished jobs, so the next step follows at once."""
+    content = line("first", **CACHED)
+    first = await world.step(await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS))
+    await world.work()
+    await world.advance(first, BatchStatus.COMPLETED)
+    same: dict[str, Any] = {"messages": [{"role": "user", "content": "first"}], **CACHED}
+    many = b"".join(line(f"p{number}", **same) for number in range(2 * MAX_JOBS + 1))
+    batch = await world.advance(await world.batch(content=many), BatchStatus.IN_PROGRESS)
+    assert [await world.steps.take(await world.reload(batch)) for _ in range(3)] == [True] * 3
+    batch = await world.reload(batch)
+    assert (batch.submitted, await world.queued()) == (2 * MAX_JOBS + 1, [])
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
+    assert batch.completed == 2 * MAX_JOBS + 1
+
+
+async def test_a_deleted_answer_is_not_given_to_a_line(world: World, store: JobStore) -> None:
+    content = line("one", **CACHED)
+    first = await world.step(await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS))
+    (job_id,) = await world.queued()
+    await world.work()
+    await world.advance(first, BatchStatus.COMPLETED)
+    await store.delete(job_id, world.owner.project_id)
+    await world.step(await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS))
+    assert len(await world.queued()) == 1
 
 
 async def test_the_number_of_unfinished_jobs_is_limited(world: World) -> None:
