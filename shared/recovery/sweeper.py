@@ -30,6 +30,8 @@ CANCELLATION_S = 24 * 3600
 WITHHELD_S = 10
 # How many such jobs one sweep reads.
 WITHHELD_LIMIT = 10
+# How often rows that have become too old are deleted: an idle process spends a good part of its time on sweeps.
+CLEAN_UP_INTERVAL_S = 60.0
 
 
 class Sweeper:
@@ -62,6 +64,7 @@ class Sweeper:
         self._faulty = FaultyItems("job")
         self._last_withheld: Withheld | None = None
         self._steady_since = time.monotonic()
+        self._cleaned_up_at = float("-inf")
 
     async def run(self) -> None:
         """Sweep until cancelled. Many processes may sweep concurrently: the SQL guards every change."""
@@ -96,6 +99,13 @@ class Sweeper:
             await self._fallbacks.move_stranded()
         await self._orphaned_followers.settle()
         await self._release_unreadable()
+        if time.monotonic() - self._cleaned_up_at >= CLEAN_UP_INTERVAL_S:
+            await self._clean_up()
+            self._cleaned_up_at = time.monotonic()
+        return requeued
+
+    async def _clean_up(self) -> None:
+        """Delete rows that have become too old."""
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)
         for one in await self._store.abandon_cancellations(CANCELLATION_S):
@@ -105,7 +115,6 @@ class Sweeper:
                 "job=%s model=%s the upstream's request %.100s could not be cancelled, and may still run",
                 one.job_id, one.model, one.state.id,
             )  # fmt: skip
-        return requeued
 
     async def _recover(self) -> int:
         """Requeue the jobs of dead workers, or end them. Returns the number of jobs that were requeued."""

@@ -34,6 +34,7 @@ PASSED_OVER_S = 10
 # this, and no more than this many jobs are resent at a time.
 RESEND_INTERVAL_S = 30.0
 RESEND_LIMIT = 50
+ALL_PRIORITIES = range(URGENT_PRIORITIES[0], BATCH_PRIORITIES[-1] + 1)
 
 
 class Redelivery:
@@ -65,25 +66,29 @@ class Redelivery:
         elif self._runner.holding:
             return 0  # messages wait here for the upstream; those of others could not be run either
         else:
-            slot_pool, lost = self._runner.slot_pool, []
-            for room, priorities in (
-                (slot_pool.urgent_room, URGENT_PRIORITIES),
-                (slot_pool.batch_room, BATCH_PRIORITIES),
-            ):
-                if room > 0:
-                    found = await self._store.waiting(
-                        self._model,
-                        limit=room + len(self._runner.waiting),
-                        older_than_s=in_transit_s,
-                        priorities=priorities,
-                    )
-                    lost += self._not_here(found)[:room]
+            lost = await self._lost_in_empty_queue(in_transit_s)
         for hint in lost:
             self._hints.put(hint)
         if lost:
             self._metrics.hints_resent.labels(self._metrics.model_label(self._model)).inc(len(lost))
             logger.warning("model=%s the messages of %d queued jobs were lost; sent again", self._model, len(lost))
         return len(lost)
+
+    async def _lost_in_empty_queue(self, in_transit_s: float) -> list[Hint]:
+        """Hints for jobs whose message is lost because the queue is empty, as many as there is room for."""
+        slot_pool, store, lost = self._runner.slot_pool, self._store, []
+        rooms = [(slot_pool.urgent_room, URGENT_PRIORITIES), (slot_pool.batch_room, BATCH_PRIORITIES)]
+        rooms = [(room, priorities) for room, priorities in rooms if room > 0]
+        # One query, instead of one for each kind of jobs, is all that an idle worker needs.
+        if len(rooms) > 1 and not await store.waiting(
+            self._model, limit=1, older_than_s=in_transit_s, priorities=ALL_PRIORITIES
+        ):
+            return []
+        for room, priorities in rooms:
+            limit = room + len(self._runner.waiting)
+            found = await store.waiting(self._model, limit=limit, older_than_s=in_transit_s, priorities=priorities)
+            lost += self._not_here(found)[:room]
+        return lost
 
     async def _lost_in_queue(self, depths: dict[int, int], in_transit_s: float) -> list[Hint]:
         """Hints for jobs whose message is lost although the queue is not empty; those passed over go to its front."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
@@ -90,3 +91,35 @@ async def test_a_slow_sweep_restarts_the_wait(clock: Clock) -> None:
     assert await sweeper.rounds(1) == [True]
     sweeper.duration_s = 0
     assert await sweeper.rounds(6) == [False] * 4 + [True] * 2
+
+
+class _Idle:
+    """A store in which there is nothing to do. Records the names of the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[list[object]]]:
+        async def call(*_arguments: object, **_options: object) -> list[object]:
+            self.calls.append(name)
+            return []
+
+        return call
+
+
+async def test_old_rows_are_deleted_once_a_minute(clock: Clock) -> None:
+    """Not in each sweep, which may follow every two seconds."""
+    store = _Idle()
+    terminator = cast("JobTerminator", None)
+    sweeper = Sweeper(
+        cast("RecoveryStore", store), terminator, print, api_metrics(), interval_s=2, lease_s=6, max_attempts=3
+    )
+    for _ in range(61):
+        await sweeper.sweep(recover=False)
+        clock.now += 2
+    assert [store.calls.count(name) for name in ("overdue", "delete_idempotency_keys", "delete_dead_workers")] == [
+        61,
+        3,
+        3,
+    ]
+    assert store.calls.count("abandon_cancellations") == 3
