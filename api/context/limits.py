@@ -19,7 +19,8 @@ from shared.domain.decisions import TokenLimitsDecision
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import NewJob
-from shared.telemetry.metrics import Metrics, TokenLimitOutcome
+from shared.telemetry.definitions.labels import TokenLimitOutcome
+from shared.telemetry.metrics import Metrics
 
 # An estimate, which is often much too high, never lowers max_tokens below the smaller of these shares: of its former
 # value, and of the context.

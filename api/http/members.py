@@ -22,7 +22,8 @@ from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
 from shared.domain.errors import InvalidRequest
-from shared.telemetry.metrics import OTHER, Metrics
+from shared.telemetry.definitions.labels import OTHER
+from shared.telemetry.metrics import Metrics
 
 HEADER = "x-headrace-ignored"
 MAX_NAMES = 20

@@ -23,7 +23,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from api.settings import HttpSettings
-from shared.telemetry.metrics import HttpRejection, Metrics
+from shared.telemetry.definitions.labels import HttpRejection
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from api.settings import QuotaSettings
 from shared.domain.errors import QuotaExceeded
 from shared.domain.priorities import BANDS, PRIORITY_STEPS
 from shared.postgres.job_store import NewJob
-from shared.telemetry.metrics import Metrics, Quota
+from shared.telemetry.definitions.labels import Quota
+from shared.telemetry.metrics import Metrics
 
 FRESH_S = 1.0
 # A rejected submit is counted again if the last count is older than this many times its duration, which under load

@@ -17,7 +17,7 @@ from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import NewJob
 from shared.runtime.outages import is_database_outage
-from shared.telemetry.metrics import SkipReason
+from shared.telemetry.definitions.labels import SkipReason
 
 logger = logging.getLogger(__name__)
 

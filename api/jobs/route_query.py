@@ -19,7 +19,7 @@ from api.keys.auth import CurrentPrincipal
 from api.routing.router import Explanation
 from shared.config.models.routes import Mode
 from shared.domain.errors import InvalidRequest
-from shared.telemetry.metrics import SkipReason
+from shared.telemetry.definitions.labels import SkipReason
 
 router = APIRouter(prefix="/v1/route", tags=["routes"], route_class=JsonRoute)
 

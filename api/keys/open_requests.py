@@ -12,7 +12,8 @@ from collections.abc import Callable
 from api.keys.principal import Principal
 from api.settings import QuotaSettings
 from shared.domain.errors import QuotaExceeded
-from shared.telemetry.metrics import Metrics, Quota
+from shared.telemetry.definitions.labels import Quota
+from shared.telemetry.metrics import Metrics
 
 RETRY_S = 5
 

@@ -16,7 +16,8 @@ from shared.config.models.loader import Registry
 from shared.domain.job import WorkerState
 from shared.redis.write_check import check_writes
 from shared.runtime.outages import is_database_outage, is_redis_outage
-from shared.telemetry.metrics import OTHER, PRIORITY_LABELS, Metrics
+from shared.telemetry.definitions.labels import OTHER, PRIORITY_LABELS
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, WorkerRow
-from shared.telemetry.metrics import Metrics, priority_label
+from shared.telemetry.definitions.labels import priority_label
+from shared.telemetry.metrics import Metrics
 
 Key = tuple[str, str]
 

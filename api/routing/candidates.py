@@ -9,7 +9,7 @@ from api.context.window import PromptTokens
 from api.keys.principal import Principal
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import NewJob
-from shared.telemetry.metrics import SkipReason
+from shared.telemetry.definitions.labels import SkipReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from shared.domain.conversation import Conversation, ConversationNote
 from shared.domain.decisions import RouteDecision
 from shared.postgres.job_store import NewJob
 from shared.redis.conversation_models import KnownModel
-from shared.telemetry.metrics import Metrics, SkipReason
+from shared.telemetry.definitions.labels import SkipReason
+from shared.telemetry.metrics import Metrics
 
 # For how long the model of a tool loop is remembered by routes that remember nothing else.
 TOOL_LOOP_S = 3600

@@ -24,8 +24,9 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
 from shared.postgres.job_store import NewJob
 from shared.redis.conversation_models import ConversationModels, KnownModel
+from shared.telemetry.definitions.labels import SkipReason
 from shared.telemetry.instruments import Exporter
-from shared.telemetry.metrics import Metrics, SkipReason
+from shared.telemetry.metrics import Metrics
 
 OWNER = Owner(1, 1)
 SIMPLE = "What is the capital of Peru?"

@@ -7,7 +7,8 @@ from datetime import datetime
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job
 from shared.domain.result import JobResult
-from shared.telemetry.metrics import Metrics, priority_label
+from shared.telemetry.definitions.labels import priority_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import BusyReason
 
 

@@ -19,7 +19,8 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
-from shared.telemetry.metrics import OTHER, Metrics
+from shared.telemetry.definitions.labels import OTHER
+from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
 from tests.support.stack import write_models

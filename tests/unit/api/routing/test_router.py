@@ -33,7 +33,7 @@ from shared.domain.request import (
 )
 from shared.postgres.job_store import NewJob
 from shared.prompts.token_counter import count_words
-from shared.telemetry.metrics import SkipReason
+from shared.telemetry.definitions.labels import SkipReason
 from tests.support.routing import COMPLEX, IMAGE, OWNER, SIMPLE, Routing, chat, user
 
 RULES = """\

@@ -27,15 +27,10 @@ from shared.domain.job import Failure, Job, JobStatus, JobSummary, Usage, new_jo
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
+from shared.telemetry.definitions.buckets import FIRST_TOKEN_BUCKETS, INTER_TOKEN_BUCKETS, WAIT_BUCKETS
+from shared.telemetry.definitions.labels import OTHER, priority_label
 from shared.telemetry.instruments import Aggregation, Exporter, WeightedHistogram
-from shared.telemetry.metrics import (
-    FIRST_TOKEN_BUCKETS,
-    INTER_TOKEN_BUCKETS,
-    OTHER,
-    WAIT_BUCKETS,
-    Metrics,
-    priority_label,
-)
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.scrape_targets import scrape_target
 from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
