@@ -8,6 +8,7 @@ admission of the same request to the chosen model by its name, which counts the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ from benchmarks.statistics import percentile
 from benchmarks.systems.headrace import Headrace, headrace
 from benchmarks.systems.vllm_model import vllm_model
 from shared.config.models.loader import load_registry
+from shared.domain.errors import InvalidRequest
 from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
 from shared.postgres.job_store import NewJob
 from shared.redis.connection import connect_redis
@@ -131,12 +134,12 @@ async def _decisions(bench: Bench, system: Headrace, name: str, complexity: Comp
                     if settled.note is not None:
                         await router.remember(settled.note)
                     decided, counting = process_time(), window.seconds
-                    await window.check(routed.job.model, request)
+                    await _check(window, routed.job.model, request)
                 checked = process_time()
                 complexity.score(request)
                 scored = process_time()
                 with counting_once(naming):
-                    await window.check(routed.job.model, request)
+                    await _check(window, routed.job.model, request)
                 named = process_time()
                 if number >= WARM_UP:
                     seconds["decision"].append(decided - began)
@@ -150,6 +153,12 @@ async def _decisions(bench: Bench, system: Headrace, name: str, complexity: Comp
     finally:
         await redis.aclose()
         await database.dispose()
+
+
+async def _check(window: ContextWindow, model: str, request: GenerateRequest) -> None:
+    """Check a prompt as admission does. The longest ones do not fit any model."""
+    with contextlib.suppress(InvalidRequest):
+        await window.check(model, request)
 
 
 def _add(bench: Bench, name: str, measured: Mapping[str, Sequence[float]], kind: str) -> None:
