@@ -117,7 +117,8 @@ CALLS: dict[str, tuple[Call, set[str]]] = {
 async def test_a_periodic_query_uses_indexes(database: AsyncEngine, owner: Owner, name: str, generic: bool) -> None:
     call, indexes = CALLS[name]
     scans = await scans_of(database, owner, call, generic=generic)
-    scans = [line for line in scans if "Subquery Scan" not in line]
+    # The leader of each job is looked up by an index.
+    scans = [line for line in scans if "Subquery Scan" not in line and "using jobs_led" not in line]
     assert {index for index in indexes for line in scans if index in line} == indexes, scans
     assert len(scans) == len(indexes), scans
 
