@@ -18,8 +18,10 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     JSON,
+    BigInteger,
     Boolean,
     ColumnElement,
+    Double,
     Integer,
     Select,
     SmallInteger,
@@ -141,9 +143,11 @@ SUMMARY_COLUMNS = (
     LEADER,
     JobRow.continues,
 )
-# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
-# are looked for in this many of its last characters.
-_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
+# The timings in the last line of a log.
+_TIMINGS = r'"timings":\{[^{}]*\}'
+# Those in the log of a completed job end the log: they are looked for in this many of its last characters. Those of a
+# job that did not wait.
+_LAST_TIMINGS = _TIMINGS + r"\}$"
 _NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
 _LAST_LINE = 400
 
@@ -157,12 +161,31 @@ def _answered(own: Any, of_answer: Any) -> Any:
     return case((JobRow.deleted_at.is_not(None), null()), (JobRow.answered_by.is_(None), own), else_=shared)
 
 
+def _with_own_timings(log: Any) -> Any:
+    """The log of a follower, which is a copy of its leader's, with the times of the follower (`JobSummary.timings`)."""
+
+    def since_submit(moment: Any) -> Any:
+        seconds = sql_cast(func.extract("epoch", moment - JobRow.created_at), Double)
+        ms = sql_cast(func.round(seconds * literal_column("1000::float8")), BigInteger)
+        return func.coalesce(sql_cast(ms, Text), "null")
+
+    timings = func.concat(
+        '"timings":{"queued_ms":', since_submit(JobRow.started_at),
+        ',"ttft_ms":', since_submit(JobRow.first_token_at),
+        ',"total_ms":', since_submit(JobRow.finished_at), "}",
+    )  # fmt: skip
+    last_line = func.split_part(log, "\n", -1)
+    return func.left(log, func.length(log) - func.length(last_line)).concat(
+        func.regexp_replace(last_line, _TIMINGS, timings)
+    )
+
+
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
 OUTPUT = _answered(sql_cast(JobRow.output, Text), sql_cast(_ANSWER.output, Text)).label("output")
 # The archived log of an ended job. That of an answered one has the times of a job that did not wait.
 LOG = _answered(
-    JobRow.log,
+    case((JobRow.follows.is_(None), JobRow.log), else_=_with_own_timings(JobRow.log)),
     func.left(_ANSWER.log, -_LAST_LINE).concat(
         func.regexp_replace(func.right(_ANSWER.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
     ),

@@ -230,7 +230,9 @@ class Requests(Interleavings):
             assert EventType.RESTARTED not in {event.type for event in events}
             assert events[-1].type.value == row.status
             if row.status in ("completed", "incomplete"):
-                assert [event.line() for event in events] == [event.line() for event in parse_archive(row.log)]
+                archived = parse_archive(await self.world.store.archived_log(job.id) or "")
+                assert [event.line() for event in events] == [event.line() for event in archived]
+                assert events[-1].payload()["timings"] == (await self.world.read(job)).timings()
 
         async def has_no_readers() -> bool:
             return not self.world.hub._readers
