@@ -153,6 +153,12 @@ class ClaimStore(ReroutingStore):
         values: dict[Any, Any] = {JobRow.deferred_since: None} | ({JobRow.suspect: False} if cleared else {})
         await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values(values))
 
+    async def drop_inherited(self, job_id: str, attempt: int) -> None:
+        """Record that the answer of a job which this attempt owns does not begin with that of another job any more."""
+        inherited = literal(["cache", "inherited"], ARRAY(Text))
+        values = {JobRow.decisions: JobRow.decisions.op("#-")(inherited)}
+        await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values(values))
+
     async def finish(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
         """End a job that this attempt owns. None: the attempt does not own it any more, and nothing was written."""
         return await self._settled(job_id, await self._results(result_record(job_id, attempt, result)))
