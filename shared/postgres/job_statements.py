@@ -31,7 +31,6 @@ from sqlalchemy import (
     case,
     column,
     delete,
-    exists,
     func,
     insert,
     literal,
@@ -672,7 +671,15 @@ MAY_BE_SHARED = and_(
 _HIT = aliased(JobRow, name="hit")
 # Condition: no other job has the job's answer. Decisive only if an earlier statement has deleted the job: before, a
 # statement that gives its answer to another one may be in progress.
-IS_UNSHARED = ~exists().where(_HIT.answered_by == JobRow.id, _HIT.deleted_at.is_(None)).correlate(JobRow)
+# One job by the index: for an EXISTS, PostgreSQL could read all jobs.
+IS_UNSHARED = (
+    select(_HIT.id)
+    .where(_HIT.answered_by == JobRow.id, _HIT.deleted_at.is_(None))
+    .limit(literal_column("1"))
+    .correlate(JobRow)
+    .scalar_subquery()
+    .is_(None)
+)
 
 
 def release_statement(*guards: ColumnElement[bool]) -> Any:
