@@ -119,7 +119,7 @@ class JobService:
                 self._hints.put(Hint(job.id, job.model, job.priority))
                 await asyncio.sleep(0)  # send the hint before building the response
             else:
-                await self._settle(job.follows, job.id)
+                await self._settle(job.id)
         return job, created
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
@@ -132,14 +132,14 @@ class JobService:
                     return answered
         return await self._store.insert(new, idempotency)
 
-    async def _settle(self, leader: str, follower: str) -> None:
-        """End or release a new follower of a job, if that has ended before the follower was committed."""
+    async def _settle(self, follower: str) -> None:
+        """End or release a new follower, if its leader has ended before the follower was committed."""
         try:
-            report_changes(await self._store.settle_follower(leader, follower), self._hints.put, self._metrics)
+            report_changes(await self._store.settle_follower(follower), self._hints.put, self._metrics)
         except Exception as error:
             if not is_database_outage(error):
                 raise
-            logger.warning("job=%s cannot release its followers, leaving them to the sweeper: %s", leader, error)
+            logger.warning("job=%s cannot be released, leaving it to the sweeper: %s", follower, error)
 
     async def _settle_all(self, leader: str) -> None:
         """End or release all followers of a job that has ended."""

@@ -210,9 +210,9 @@ class StreamHub:
         if earlier is not None and (unread := self._discard(earlier, reader, end_was_live=False)):
             await self._stored.unsubscribe(unread)
 
-    async def _settle(self, leader: str, follower: str) -> None:
+    async def _settle(self, follower: str) -> None:
         async with self._settling:
-            report_changes(await self._store.settle_follower(leader, follower), self._send, self._metrics)
+            report_changes(await self._store.settle_follower(follower), self._send, self._metrics)
 
     def _discard(self, job_id: str, reader: Reader, *, end_was_live: bool) -> str | None:
         """Remove a reader. Returns the job if it was the last one, and this process is to unsubscribe from the job.

@@ -45,9 +45,9 @@ class StoredEvents:
     """Reads stored events for a subscriber to live events."""
 
     def __init__(
-        self, logs: EventLog, store: JobStore, subscriber: str, settle: Callable[[str, str], Awaitable[None]]
+        self, logs: EventLog, store: JobStore, subscriber: str, settle: Callable[[str], Awaitable[None]]
     ) -> None:
-        """`settle` ends or releases a follower (the second argument) of a job that has ended, if it is still open."""
+        """`settle` ends or releases a follower that is open although its leader has ended."""
         self._logs = logs
         self._store = store
         self._subscriber = subscriber
@@ -137,7 +137,7 @@ class StoredEvents:
         """Whether a leader has ended; if so, make sure that this follower does not wait for it."""
         ended, _ = await self._store.has_ended(leader)
         if ended:
-            await self._settle(leader, follower)
+            await self._settle(follower)
         return ended
 
     async def _pause(self, job_id: str, outage: Exception) -> None:

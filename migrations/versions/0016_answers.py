@@ -17,6 +17,8 @@ COLUMNS = {
     "decisions": "jsonb",
     "cache_key": "bytea",
     "follows": 'text COLLATE "C"',
+    "leads": 'text COLLATE "C"',
+    "lead_number": "integer",
     "prompt_bytes": "integer",
     "continues": 'text COLLATE "C"',
     "entry_key": "bytea",
@@ -96,7 +98,10 @@ def upgrade() -> None:
             "jobs_summaries",
             "ON jobs (project_id, (decisions -> 'context' ->> 'conversation')) WHERE kind = 'summary'",
         )
-        create_index("jobs_following", "ON jobs (follows) WHERE follows IS NOT NULL AND finished_at IS NULL")
+        create_index(
+            "jobs_following", "ON jobs (follows, priority, id) WHERE follows IS NOT NULL AND finished_at IS NULL"
+        )
+        create_index("jobs_led", "ON jobs (leads, lead_number) WHERE leads IS NOT NULL", unique=True)
         create_index("jobs_answered_by", "ON jobs (answered_by) WHERE answered_by IS NOT NULL")
         create_index("jobs_kept", "ON jobs (id) WHERE deleted_at IS NOT NULL AND log IS NOT NULL")
         create_index(
@@ -121,6 +126,7 @@ def downgrade() -> None:
             "jobs_leading",
             "jobs_summaries",
             "jobs_following",
+            "jobs_led",
             "jobs_answered_by",
             "jobs_kept",
             "jobs_discarded",

@@ -122,6 +122,17 @@ class Decisions(_Decision):
         """Whether the job has left the model that it was admitted for."""
         return self.route is not None and bool(self.route.left)
 
+    @property
+    def inherits(self) -> bool:
+        """Whether the answer begins with tokens that were generated for another job."""
+        return self.cache is not None and self.cache.inherited is not None
+
+    def without_inherited(self) -> Decisions:
+        """Return the decisions about a job whose answer has started again."""
+        if self.cache is None:
+            return self
+        return self.model_copy(update={"cache": self.cache.model_copy(update={"inherited": None})})
+
     def stored(self) -> dict[str, Any] | None:
         """The JSON form for the job's row; None if nothing was decided."""
         return self.model_dump(mode="json", exclude_defaults=True) or None

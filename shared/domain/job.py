@@ -320,8 +320,8 @@ class JobSummary:
         """The part of the job's usage that was generated for this job, and not for one that it followed."""
         if self.follows is not None:
             return Usage()
-        inherited = self.decisions.cache.inherited if self.decisions.cache is not None else None
-        return usage.without(inherited) if inherited else usage
+        cache = self.decisions.cache
+        return usage if cache is None or cache.inherited is None else usage.without(cache.inherited)
 
     @property
     def missed_start(self) -> bool:

@@ -12,6 +12,7 @@ from sqlalchemy import ARRAY, Boolean, Text, bindparam, case, delete, func, lite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.orm import aliased
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.events import UpstreamState
@@ -20,7 +21,7 @@ from shared.domain.priorities import Hint
 from shared.domain.prompt_cache import cache_salt
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
-from shared.postgres.followers import FOLLOWS, Ended, FollowerChange
+from shared.postgres.followers import FOLLOWS, Ended, FollowerChange, group_of
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -104,6 +105,7 @@ _UNCLAIMED: dict[Any, Any] = {
         (or_(JobRow.attempts != literal([], JSONB), JobRow.started_at < JobRow.attempt_started_at), JobRow.started_at)
     ),
 }
+_LEADER = aliased(JobRow, name="leader")
 _OWNER = bindparam("owner", type_=Text)
 _FINISH = EndStatements(JobRow.worker == _OWNER, IS_RUNNING)
 _HAND_OVER = EndStatements(JobRow.worker == _OWNER, IS_RUNNING, claimant=_OWNER)
@@ -151,6 +153,12 @@ class ClaimStore(ReroutingStore):
         values: dict[Any, Any] = {JobRow.deferred_since: None} | ({JobRow.suspect: False} if cleared else {})
         await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values(values))
 
+    async def drop_inherited(self, job_id: str, attempt: int) -> None:
+        """Record that the answer of a job which this attempt owns does not begin with that of another job any more."""
+        inherited = literal(["cache", "inherited"], ARRAY(Text))
+        values = {JobRow.decisions: JobRow.decisions.op("#-")(inherited)}
+        await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values(values))
+
     async def finish(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
         """End a job that this attempt owns. None: the attempt does not own it any more, and nothing was written."""
         return await self._settled(job_id, await self._results(result_record(job_id, attempt, result)))
@@ -164,7 +172,8 @@ class ClaimStore(ReroutingStore):
 
     async def has_followers(self, job_id: str) -> bool:
         """Whether open jobs follow a job."""
-        return await self._first(select(JobRow.id).where(JobRow.follows == job_id, FOLLOWS).limit(1)) is not None
+        group = select(group_of(_LEADER)).where(_LEADER.id == job_id).scalar_subquery()
+        return await self._first(select(JobRow.id).where(JobRow.follows == group, FOLLOWS).limit(1)) is not None
 
     async def hand_over(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
         """As `finish`, for a job that was cancelled or is late: the follower that takes the lead is claimed by this

@@ -1,16 +1,19 @@
 """SQL about followers: jobs that wait for the answer of their leader, another open job with the same request.
 
-A follower is queued and has no message. What happens to the followers depends on how their leader ends:
+A follower is queued and has no message. It names its group, and the group's last leader is its leader (`leader_of`). So
+a change of the leader concerns two rows, however many followers there are. What happens to the followers depends on how
+their leader ends:
 
-* It is cancelled or expires: in the same statement, the most urgent follower, of these the oldest, takes the lead, and
-  the others follow it (`promote_followers`).
+* It is cancelled or expires: in the same statement, the most urgent follower, of these the oldest, takes the lead of
+  the group (`promote_followers`).
 * It moves to another model, and so loses its cache key: in the same statement, each becomes a job of its own
   (`release_followers`).
 * It has an answer, or fails: after its end is committed, they end with the same answer, or are released to the queue
   (`settle_followers`). A copy of the answer takes time and space, so this is done in portions.
 
 `settle_followers` also covers the followers that the first two statements could not see, because they were inserted at
-the same time. The process that ends a leader, the one that inserts a follower, and every sweep run it, as do readers.
+the same time: they have no leader any more, or one that they are not to wait for, because it is queued with a lower
+priority. The process that ends a leader, the one that inserts a follower, and every sweep run it, as do readers.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Select,
+    Text,
     and_,
     case,
-    exists,
     func,
     literal,
     literal_column,
@@ -63,6 +66,8 @@ SUCCEEDED_BY_FOLLOWER = _literals((JobStatus.CANCELLED, JobStatus.EXPIRED))
 COALESCED, _MISS = _literals((CacheOutcome.COALESCED, CacheOutcome.MISS))
 _EXHAUSTED: ColumnElement[str] = literal_column(f"'{ErrorCode.ATTEMPTS_EXHAUSTED.value}'::text")
 _FALSE = literal_column("false", Boolean)
+_ONE = literal_column("1", Integer)
+_QUEUED: ColumnElement[str] = literal_column(f"'{JobStatus.QUEUED.value}'::text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,9 @@ class Ended:
 # The columns of leaders that the values of released followers depend on.
 LEADER_COLUMNS = (
     JobRow.id,
+    JobRow.leads,
+    JobRow.lead_number,
+    JobRow.priority,
     JobRow.status,
     JobRow.attempt,
     JobRow.deaths,
@@ -126,16 +134,42 @@ ANSWER_COLUMNS = (
 FOLLOWS = and_(JobRow.follows.is_not(None), JobRow.finished_at.is_(None))
 
 
+def group_of(leader: Any) -> ColumnElement[str]:
+    """The group that a job leads or has led."""
+    group: ColumnElement[str] = func.coalesce(leader.leads, leader.id)
+    return group
+
+
+def leader_of(group: Any) -> ColumnElement[str]:
+    """The last leader of a group."""
+    row = aliased(JobRow)
+    later = select(row.id).where(row.leads == group).order_by(row.lead_number.desc()).limit(_ONE)
+    leader: ColumnElement[str] = func.coalesce(later.correlate_except(row).scalar_subquery(), group)
+    return leader
+
+
+# The job that a job follows or, if it has ended, whose answer or beginning it has.
+LEADER = case(
+    (JobRow.follows.is_(None), null()),
+    (JobRow.finished_at.is_not(None), JobRow.decisions["cache"]["source"].astext),
+    # As text: a RETURNING clause of an INSERT would not be correlated.
+    else_=leader_of(literal_column("jobs.follows", Text)),
+).label("follows")
+
+
 def promote_followers(leaders: CTE, claimant: Any = None) -> CTE:
     """Let a follower of each leader take the lead; `leaders` have their `LEADER_COLUMNS`.
 
     With `claimant`, it is claimed, as its first attempt, by the worker that continues the generation. Returns the
-    changed followers, with the columns `CHANGE`.
+    followers that lead now, with the columns `CHANGE`. The others are not written: they follow their group.
     """
-    followers = _locked(leaders)
-    successors = select(followers.c.id, followers.c.leader).where(_is_first(followers)).cte("successors")
+    successors = _locked(leaders, limit=_ONE)
     values = _released(leaders)
     del values[JobRow.cache_key], values[JobRow.entry_key]
+    values |= {
+        JobRow.leads: JobRow.follows,
+        JobRow.lead_number: func.coalesce(leaders.c.lead_number, literal_column("0")) + _ONE,
+    }
     if claimant is not None:
         del values[JobRow.suspect]  # the generation that it continues is running already
         values |= {
@@ -148,19 +182,11 @@ def promote_followers(leaders: CTE, claimant: Any = None) -> CTE:
             JobRow.worker: claimant,
             JobRow.attempt_started_at: func.clock_timestamp(),
         }
-    is_successor = JobRow.id == successors.c.id
-    changes = {column: case((is_successor, value), else_=column) for column, value in values.items()} | {
-        JobRow.follows: case((~is_successor, successors.c.id)),
-        JobRow.decisions: case(
-            (is_successor, values[JobRow.decisions]),
-            else_=with_cache_decision(JobRow.decisions, source=successors.c.id),
-        ),
-    }
     return (
         update(JobRow)
-        .where(JobRow.id == followers.c.id, leaders.c.id == followers.c.leader, successors.c.leader == leaders.c.id)
-        .values(changes)
-        .returning(*_change(leaders.c.id, is_successor), JobRow.follows)
+        .where(JobRow.id == successors.c.id, leaders.c.id == successors.c.leader)
+        .values(values)
+        .returning(*_change(leaders.c.id, literal_column("true", Boolean)))
         .cte("followers_promoted")
     )
 
@@ -175,9 +201,10 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
 
     A portion is at most `PORTION` followers; of those that end, as many as get about `portion_bytes`, but at least one.
 
-    `leaders`, which have ended, have lost their cache key, or do not exist, have their `LEADER_COLUMNS` and
-    `ANSWER_COLUMNS`. Returns the followers that have ended, with the columns `CHANGE` and those of `_with_effects`,
-    through which all jobs end; and the released ones.
+    `leaders`, which have ended, have lost their cache key, do not exist, or wait (`is_waiting`), have their
+    `LEADER_COLUMNS` and `ANSWER_COLUMNS`. Of those that wait, only the followers that are more urgent are released.
+    Returns the followers that have ended, with the columns `CHANGE` and those of `_with_effects`, through which all
+    jobs end; and the released ones.
 
     A follower fails with its leader if that has used up its attempts, because the same request would cause the same
     deaths; not if it can still move to another model.
@@ -185,13 +212,15 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
     # The answer of a leader without a key is that of another model.
     has_end = and_(leaders.c.cache_key.is_not(None), leaders.c.log.is_not(None))
     succeeded, exhausted = leaders.c.status.in_(_SUCCEEDED), leaders.c.error_code == _EXHAUSTED
-    portion = None
+    limit = None
     if follower is None:
         # As it is stored: it is copied without being decompressed.
         size = func.pg_column_size(leaders.c.output) + func.pg_column_size(leaders.c.log)
         copies = func.least(PORTION, func.greatest(portion_bytes // func.greatest(size, 1, type_=Integer), 1))
-        portion = case((and_(has_end, or_(succeeded, exhausted)), copies), else_=PORTION)
-    followers = _locked(leaders, portion=portion, follower=follower)
+        limit = case((and_(has_end, or_(succeeded, exhausted)), copies), else_=PORTION)
+    has_left = or_(leaders.c.finished_at.is_not(None), leaders.c.cache_key.is_(None))
+    is_released = or_(has_left, JobRow.priority < leaders.c.priority)
+    followers = _locked(leaders, is_released, limit=limit, skip_locked=follower is None, follower=follower)
     fallbacks = func.coalesce(func.jsonb_array_length(JobRow.decisions["route"]["fallbacks"]), 0)
     ends = func.coalesce(and_(has_end, or_(succeeded, and_(exhausted, fallbacks == 0))), _FALSE)
     ended = (
@@ -231,26 +260,33 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
         )
         .cte("followers_ended")
     )
-    return ended, _release(leaders, followers, ~ends)
+    return ended, _release(leaders, followers, ~ends, has_left=has_left)
 
 
-def _locked(leaders: CTE, *, portion: Any = None, follower: Any = None) -> CTE:
+def is_waiting(leader: Any) -> ColumnElement[bool]:
+    """Condition: the leader waits for its first attempt, and has no output."""
+    return and_(leader.status == _QUEUED, leader.attempt == literal_column("0"), leader.continues.is_(None))
+
+
+def _locked(
+    leaders: CTE, *conditions: ColumnElement[bool], limit: Any = None, skip_locked: bool = False, follower: Any = None
+) -> CTE:
     """Lock open followers: `id`, `leader`, and the `place` among the followers of that leader, from 1.
 
-    With `portion`, at most as many of each leader, without those that others have locked, and so decide about. Once
-    they are locked, the conditions are checked again, so none of them ends or is released elsewhere meanwhile.
+    With `limit`, at most as many of each leader; with `skip_locked`, without those that others have locked, and so
+    decide about. Once they are locked, the conditions are checked again, so none of them ends or is released elsewhere
+    meanwhile.
     """
     rows = (
         select(JobRow.id, JobRow.priority)
-        .where(JobRow.follows == leaders.c.id, JobRow.finished_at.is_(None))
+        .where(JobRow.follows == group_of(leaders.c), JobRow.finished_at.is_(None), *conditions)
         .order_by(JobRow.priority, JobRow.id)
+        .with_for_update(skip_locked=skip_locked)
     )
     if follower is not None:
-        rows = rows.where(JobRow.id == follower).with_for_update()
-    elif portion is not None:
-        rows = rows.limit(portion).with_for_update(skip_locked=True)
-    else:
-        rows = rows.with_for_update()
+        rows = rows.where(JobRow.id == follower)
+    if limit is not None:
+        rows = rows.limit(limit)
     followers = rows.lateral("open_followers")
     place = func.row_number().over(partition_by=leaders.c.id, order_by=(followers.c.priority, followers.c.id))
     return (
@@ -258,10 +294,6 @@ def _locked(leaders: CTE, *, portion: Any = None, follower: Any = None) -> CTE:
         .join_from(leaders, followers, true())
         .cte("followers")
     )
-
-
-def _is_first(followers: CTE) -> ColumnElement[bool]:
-    return followers.c.place == literal_column("1")
 
 
 def _released(leaders: CTE) -> dict[Any, Any]:
@@ -273,9 +305,9 @@ def _released(leaders: CTE) -> dict[Any, Any]:
     # A job without an attempt has no log of its own, only the beginning that it had from an earlier leader. The log of
     # one that has moved is that of another model.
     begins_with = case(
+        (and_(leaders.c.cache_key.is_not(None), leaders.c.attempt == literal_column("0")), leaders.c.continues),
         (or_(leaders.c.finished_at.is_(None), leaders.c.cache_key.is_(None)), literal_column("''")),
-        (leaders.c.attempt > 0, leaders.c.id),
-        else_=leaders.c.continues,
+        else_=leaders.c.id,
     )
     usage = type_coerce(leaders.c.usage, JSONB)
     names = ("completion_tokens", "reasoning_tokens")
@@ -299,12 +331,16 @@ def _released(leaders: CTE) -> dict[Any, Any]:
     }
 
 
-def _release(leaders: CTE, followers: CTE, *conditions: ColumnElement[bool]) -> CTE:
+def _release(
+    leaders: CTE, followers: CTE, *conditions: ColumnElement[bool], has_left: ColumnElement[bool] | None = None
+) -> CTE:
+    """`has_left`: whether the leader leaves its turn to the first of them; by default, each does."""
+    is_first = followers.c.place == _ONE
     return (
         update(JobRow)
         .where(JobRow.id == followers.c.id, leaders.c.id == followers.c.leader, *conditions)
         .values(_released(leaders))
-        .returning(*_change(leaders.c.id, _is_first(followers)), JobRow.follows)
+        .returning(*_change(leaders.c.id, is_first if has_left is None else and_(is_first, has_left)))
         .cte("followers_released")
     )
 
@@ -327,27 +363,31 @@ def _change(leader: Any, first: Any) -> tuple[Any, ...]:
     )
 
 
-def ended_rows(ended: CTE) -> Select[Any]:
-    """Select the followers that have ended: rows of `CHANGE`, for `read_change`."""
-    return select(*(ended.c[name] for name in CHANGE))
-
-
-def released_rows(released: CTE) -> Select[Any]:
-    """Select the followers that follow no job any more: rows of `CHANGE`, for `read_change`."""
-    return select(*(released.c[name] for name in CHANGE)).where(released.c.follows.is_(None))
+def changed_rows(changed: CTE) -> Select[Any]:
+    """Select followers that have ended or follow no job any more: rows of `CHANGE`, for `read_change`."""
+    return select(*(changed.c[name] for name in CHANGE))
 
 
 def orphans(limit: int, without: Collection[str] = ()) -> Select[Any]:
-    """Select the leaders of open followers that have ended, lead no more, or do not exist; not those in `without`."""
-    leader = aliased(JobRow)
+    """Select the groups of open followers that `settle_followers` ends or releases; not those in `without`."""
+    groups = (
+        select(JobRow.follows.label("id"), func.min(JobRow.priority).label("priority"))
+        .where(FOLLOWS, JobRow.follows.not_in(without))
+        .group_by(JobRow.follows)
+        .subquery("groups")
+    )
+    row = aliased(JobRow)
+    leads = and_(row.finished_at.is_(None), row.cache_key.is_not(None))
+    leader = (
+        select(row.id, and_(leads, or_(~is_waiting(row), row.priority <= groups.c.priority)).label("leads"))
+        .where(row.id == leader_of(groups.c.id))
+        .limit(_ONE)
+        .lateral("leader")
+    )
     return (
-        select(JobRow.follows)
-        .where(
-            FOLLOWS,
-            JobRow.follows.not_in(without),
-            ~exists().where(leader.id == JobRow.follows, leader.finished_at.is_(None), leader.cache_key.is_not(None)),
-        )
-        .distinct()
+        select(groups.c.id)
+        .join_from(groups, leader, true(), isouter=True)
+        .where(func.coalesce(leader.c.leads, _FALSE).is_(_FALSE))
         .limit(limit)
     )
 

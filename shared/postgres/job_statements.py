@@ -18,8 +18,10 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     JSON,
+    BigInteger,
     Boolean,
     ColumnElement,
+    Double,
     Integer,
     Select,
     SmallInteger,
@@ -29,7 +31,6 @@ from sqlalchemy import (
     case,
     column,
     delete,
-    exists,
     func,
     insert,
     literal,
@@ -65,15 +66,18 @@ from shared.domain.result import JobResult
 from shared.postgres.followers import (
     ANSWER_COLUMNS,
     CHANGE,
+    FOLLOWS,
+    LEADER,
     LEADER_COLUMNS,
     PORTION_BYTES,
     SUCCEEDED_BY_FOLLOWER,
     Ended,
     FollowerChange,
-    ended_rows,
+    changed_rows,
+    is_waiting,
+    leader_of,
     promote_followers,
     read_change,
-    released_rows,
     settle_followers,
 )
 from shared.postgres.prepared import Prepared
@@ -135,12 +139,14 @@ SUMMARY_COLUMNS = (
     JobRow.requested_model,
     JobRow.kind,
     JobRow.decisions,
-    JobRow.follows,
+    LEADER,
     JobRow.continues,
 )
-# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
-# are looked for in this many of its last characters.
-_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
+# The timings in the last line of a log.
+_TIMINGS = r'"timings":\{[^{}]*\}'
+# Those in the log of a completed job end the log: they are looked for in this many of its last characters. Those of a
+# job that did not wait.
+_LAST_TIMINGS = _TIMINGS + r"\}$"
 _NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
 _LAST_LINE = 400
 
@@ -154,12 +160,31 @@ def _answered(own: Any, of_answer: Any) -> Any:
     return case((JobRow.deleted_at.is_not(None), null()), (JobRow.answered_by.is_(None), own), else_=shared)
 
 
+def _with_own_timings(log: Any) -> Any:
+    """The log of a follower, which is a copy of its leader's, with the times of the follower (`JobSummary.timings`)."""
+
+    def since_submit(moment: Any) -> Any:
+        seconds = sql_cast(func.extract("epoch", moment - JobRow.created_at), Double)
+        ms = sql_cast(func.round(seconds * literal_column("1000::float8")), BigInteger)
+        return func.coalesce(sql_cast(ms, Text), "null")
+
+    timings = func.concat(
+        '"timings":{"queued_ms":', since_submit(JobRow.started_at),
+        ',"ttft_ms":', since_submit(JobRow.first_token_at),
+        ',"total_ms":', since_submit(JobRow.finished_at), "}",
+    )  # fmt: skip
+    last_line = func.split_part(log, "\n", -1)
+    return func.left(log, func.length(log) - func.length(last_line)).concat(
+        func.regexp_replace(last_line, _TIMINGS, timings)
+    )
+
+
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
 OUTPUT = _answered(sql_cast(JobRow.output, Text), sql_cast(_ANSWER.output, Text)).label("output")
 # The archived log of an ended job. That of an answered one has the times of a job that did not wait.
 LOG = _answered(
-    JobRow.log,
+    case((JobRow.follows.is_(None), JobRow.log), else_=_with_own_timings(JobRow.log)),
     func.left(_ANSWER.log, -_LAST_LINE).concat(
         func.regexp_replace(func.right(_ANSWER.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
     ),
@@ -243,10 +268,20 @@ def _summary(row: Any) -> dict[str, Any]:
         "choices": row.choices,
         "requested_model": row.requested_model,
         "kind": row.kind,
-        "decisions": Decisions.model_validate(row.decisions) if row.decisions is not None else NO_DECISIONS,
+        "decisions": _decisions(row),
         "follows": row.follows,
         "continues": row.continues,
     }
+
+
+def _decisions(row: Any) -> Decisions:
+    if row.decisions is None:
+        return NO_DECISIONS
+    decisions = Decisions.model_validate(row.decisions)
+    if row.follows is None or decisions.cache is None:
+        return decisions
+    # The row of a follower has the job that led when it was inserted.
+    return decisions.model_copy(update={"cache": decisions.cache.model_copy(update={"source": row.follows})})
 
 
 def _attempt(item: dict[str, Any]) -> Attempt:
@@ -437,8 +472,10 @@ def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
     }
 
 
-def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: Any = None) -> Any:
-    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
+def end_statement(
+    *guards: ColumnElement[bool], keyed: bool = True, claimant: Any = None, values: Mapping[Any, Any] | None = None
+) -> Any:
+    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`), and `values`, to jobs.
 
     Returns the ids of these jobs (a job that may have followers is its own `leader`), and the followers that continue
     for jobs that were cancelled or have expired (`claimant`: see `promote_followers`). All other followers are settled
@@ -473,6 +510,7 @@ def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: An
                 JobRow.error_param: result.error_param,
                 JobRow.attempts: result.attempts,
                 JobRow.log: result.log,
+                **(values or {}),
             }
         )
         .returning(
@@ -482,39 +520,50 @@ def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: An
             result.upstream.label("upstream"),
             result.cacheable.label("cacheable"),
             result.answer_bytes.label("answer_bytes"),
-            _LEADS.label("leads"),
+            _LEADS.label("may_lead"),
             JobRow.decisions,
             *(one for one in LEADER_COLUMNS if keyed and one.key != "cache_key"),
             *([] if keyed else [JobRow.id]),
         )
         .cte("ended")
     )
-    own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
+    own = {"id": ended.c.id, "leader": case((ended.c.may_lead, ended.c.id))}
     jobs = select(*(own.get(name, null()).label(name) for name in CHANGE))
     if not keyed:
         return _with_effects(jobs, ended, keyed=False)
     leaders = (
         select(*(ended.c[one.key] for one in LEADER_COLUMNS))
-        .where(ended.c.leads, ended.c.status.in_(SUCCEEDED_BY_FOLLOWER))
+        .where(ended.c.may_lead, ended.c.status.in_(SUCCEEDED_BY_FOLLOWER))
         .cte("leaders")
     )
-    rows = union_all(jobs, released_rows(promote_followers(leaders, claimant)))
+    rows = union_all(jobs, changed_rows(promote_followers(leaders, claimant)))
     return _with_effects(select(rows.subquery()), ended)
 
 
-def settle_statement(**portion: Any) -> Any:
-    """Run `settle_followers` for those of the jobs `ids` that have ended, lead no more, or do not exist."""
-    wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
+def settle_statement(groups: Select[Any], **portion: Any) -> Any:
+    """Run `settle_followers` for those of the groups (`id`) whose leader has ended, leads no more, does not exist, or
+    waits."""
+    found = groups.subquery("groups")
+    named = select(found.c.id.label("named"), leader_of(found.c.id).label("id")).cte("named")
     leader = aliased(JobRow)
-    columns = [getattr(leader, one.key) for one in (*LEADER_COLUMNS, *ANSWER_COLUMNS) if one.key != "id"]
+    columns = [getattr(leader, one.key) for one in (*LEADER_COLUMNS, *ANSWER_COLUMNS) if one.key not in ("id", "leads")]
+    has_left = or_(leader.finished_at.is_not(None), leader.cache_key.is_(None))  # also if it does not exist
     leaders = (
-        select(wanted.c.id, *columns)
-        .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
-        .where(or_(leader.id.is_(None), leader.finished_at.is_not(None), leader.cache_key.is_(None)))
+        select(named.c.id, named.c.named.label("leads"), *columns)
+        .join_from(named, leader, leader.id == named.c.id, isouter=True)
+        .where(or_(has_left, is_waiting(leader)))
         .cte("leaders")
     )
     ended, released = settle_followers(leaders, **portion)
-    return _with_effects(select(union_all(ended_rows(ended), released_rows(released)).subquery()), ended)
+    return _with_effects(select(union_all(changed_rows(ended), changed_rows(released)).subquery()), ended)
+
+
+def _groups_of_leaders() -> Select[Any]:
+    """The groups that the jobs `ids` lead or have led. An id of which there is no job is that of a group."""
+    wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
+    leader = aliased(JobRow)
+    group = func.coalesce(leader.leads, wanted.c.id).label("id")
+    return select(group).join_from(wanted, leader, leader.id == wanted.c.id, isouter=True).distinct()
 
 
 def _with_effects(rows: Select[Any], ended: CTE, *, keyed: bool = True) -> Select[Any]:
@@ -622,7 +671,15 @@ MAY_BE_SHARED = and_(
 _HIT = aliased(JobRow, name="hit")
 # Condition: no other job has the job's answer. Decisive only if an earlier statement has deleted the job: before, a
 # statement that gives its answer to another one may be in progress.
-IS_UNSHARED = ~exists().where(_HIT.answered_by == JobRow.id, _HIT.deleted_at.is_(None)).correlate(JobRow)
+# One job by the index: for an EXISTS, PostgreSQL could read all jobs.
+IS_UNSHARED = (
+    select(_HIT.id)
+    .where(_HIT.answered_by == JobRow.id, _HIT.deleted_at.is_(None))
+    .limit(literal_column("1"))
+    .correlate(JobRow)
+    .scalar_subquery()
+    .is_(None)
+)
 
 
 def release_statement(*guards: ColumnElement[bool]) -> Any:
@@ -678,17 +735,22 @@ def due(for_s: float = 0) -> ColumnElement[bool]:
 class EndStatements:
     """The `end_statement` with some guards, for jobs with and without keys of the response cache."""
 
-    def __init__(self, *guards: ColumnElement[bool], claimant: Any = None) -> None:
-        self.keyed = Prepared(end_statement(*guards, claimant=claimant))
-        self.plain = Prepared(end_statement(*guards, keyed=False))
+    def __init__(
+        self, *guards: ColumnElement[bool], claimant: Any = None, values: Mapping[Any, Any] | None = None
+    ) -> None:
+        self.keyed = Prepared(end_statement(*guards, claimant=claimant, values=values))
+        self.plain = Prepared(end_statement(*guards, values=values, keyed=False))
 
     def of(self, results: Sequence[Mapping[str, Any]]) -> Prepared:
         """The one for these results. A leader that ends without its followers is found by its row (`_end`)."""
         return self.keyed if any(item["keyed"] for item in results) else self.plain
 
 
-_SETTLE = Prepared(settle_statement(portion_bytes=bindparam("portion_bytes", type_=Integer)))
-_SETTLE_FOLLOWER = Prepared(settle_statement(follower=bindparam("follower", type_=Text)))
+_SETTLE = Prepared(settle_statement(_groups_of_leaders(), portion_bytes=bindparam("portion_bytes", type_=Integer)))
+_FOLLOWER = bindparam("follower", type_=Text)
+_SETTLE_FOLLOWER = Prepared(
+    settle_statement(select(JobRow.follows.label("id")).where(JobRow.id == _FOLLOWER, FOLLOWS), follower=_FOLLOWER)
+)
 
 
 class JobRowStore(Store):
@@ -738,13 +800,16 @@ class JobRowStore(Store):
         return await self.settle([leader])
 
     async def settle(self, leaders: Sequence[str]) -> list[FollowerChange]:
-        """End or release a portion of the followers of those of these jobs that have ended. Returns the changes."""
+        """End or release a portion of the followers that are not to wait any more, of those that these jobs have led.
+
+        Returns the changes. Instead of a job, its group may be given.
+        """
         parameters = {"ids": list(leaders), "portion_bytes": PORTION_BYTES // max(1, len(leaders))}
         return [read_change(row) for row in await _SETTLE.run(self._engine, parameters)]
 
-    async def settle_follower(self, leader: str, follower: str) -> list[FollowerChange]:
-        """End or release one follower of a job, if that has ended. Returns the change, if there is one."""
-        rows = await _SETTLE_FOLLOWER.run(self._engine, {"ids": [leader], "follower": follower})
+    async def settle_follower(self, follower: str) -> list[FollowerChange]:
+        """End or release a follower, if it is not to wait any more. Returns the change, if there is one."""
+        rows = await _SETTLE_FOLLOWER.run(self._engine, {"follower": follower})
         return [replace(read_change(row), first=False) for row in rows]
 
     async def archived_log(self, job_id: str) -> str | None:

@@ -62,7 +62,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
-from shared.postgres.followers import COALESCED, with_cache_decision
+from shared.postgres.followers import COALESCED, LEADER, group_of, with_cache_decision
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -208,9 +208,7 @@ class _Insertion:
     """A statement that inserts queued jobs, and the one that inserts their responses too."""
 
     def __init__(self, insertion: Any) -> None:
-        returning = insertion.returning(
-            JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before, JobRow.follows
-        )
+        returning = insertion.returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before, LEADER)
         inserted = returning.cte("inserted")
         self._plain = Prepared(returning)
         self._with_responses = _with_responses(select(*inserted.c), inserted)
@@ -270,7 +268,7 @@ _JOIN = _Insertion(
             **_VALUES,
             JobRow.cache_key: case((_FOLLOWS, _NEW.cache_key)),
             JobRow.entry_key: case((~_FOLLOWS, _NEW.cache_key)),
-            JobRow.follows: case((_FOLLOWS, _LEADER.id)),
+            JobRow.follows: case((_FOLLOWS, group_of(_LEADER))),
             JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
             JobRow.decisions: case(
                 (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
@@ -308,7 +306,7 @@ def _archive_query(start: Any) -> Prepared:
     """Read a page of an archived log from a position."""
     page = func.coalesce(func.substr(LOG, start, bindparam("size", type_=Integer)), "")  # none if deleted
     ended = JobRow.status.in_(TERMINAL).label("ended")
-    columns = (ended, JobRow.follows, page.label("page"), start.label("start"))
+    columns = (ended, LEADER, page.label("page"), start.label("start"))
     return Prepared(select(*columns).where(JobRow.id == bindparam("job", type_=Text)))
 
 
@@ -506,7 +504,7 @@ class JobStore(JobRowStore):
 
     async def has_ended(self, job_id: str) -> tuple[bool, str | None]:
         """Whether a job has ended; if not, also the job that it follows."""
-        statement = select(JobRow.status.in_(TERMINAL).label("ended"), JobRow.follows).where(JobRow.id == job_id)
+        statement = select(JobRow.status.in_(TERMINAL).label("ended"), LEADER).where(JobRow.id == job_id)
         row = await self._first(statement)
         return (False, None) if row is None else (row.ended, None if row.ended else row.follows)
 

@@ -36,7 +36,7 @@ from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
-from shared.postgres.followers import Ended, FollowerChange, orphans
+from shared.postgres.followers import Ended, FollowerChange, leader_of, orphans, with_cache_decision
 from shared.postgres.job_statements import (
     COLUMNS,
     IS_QUEUED,
@@ -120,7 +120,17 @@ def _worker(job: LostJob) -> str:
 # More than any worker has slots, so that all jobs of a worker are judged together.
 LOST_LIMIT = 10_000
 _JUDGED = Records("judged", id=Text, attempt=SmallInteger, charged=Boolean, suspect=Boolean)
-_END_QUEUED = EndStatements(IS_QUEUED, JobRow.follows.is_not_distinct_from(bindparam("follows", type_=Text)))
+_FOLLOWED = bindparam("follows", type_=Text)
+_END_QUEUED = EndStatements(
+    IS_QUEUED,
+    JobRow.follows.is_(None) == _FOLLOWED.is_(None),
+    values={
+        # The leader of its group may change; this is the one that the job's beginning is from.
+        JobRow.decisions: case(
+            (_FOLLOWED.is_not(None), with_cache_decision(JobRow.decisions, source=_FOLLOWED)), else_=JobRow.decisions
+        )
+    },
+)
 # Condition: the job's readers have no events of a job that it followed; with output, it could not move.
 _HAS_NO_BEGINNING = or_(JobRow.continues.is_(None), JobRow.continues == literal_column("''"))
 _END_LOST = EndStatements(IS_RUNNING, JobRow.worker.endswith(LOST))
@@ -132,8 +142,8 @@ class RecoveryStore(ReroutingStore):
     async def end_queued(
         self, job_id: str, attempt: int, result: JobResult, *, follows: str | None = None
     ) -> Ended | None:
-        """End a queued job. None: it is not queued any more, another attempt was made, or it does not follow the job
-        `follows`."""
+        """End a queued job. None: it is not queued any more, another attempt was made, or it does not follow another
+        job any more. `follows`: the job that it followed when it was read."""
         (ended,) = await self._end(_END_QUEUED, [result_record(job_id, attempt, result)], follows=follows)
         return await self._settled(job_id, ended)
 
@@ -323,7 +333,8 @@ class RecoveryStore(ReroutingStore):
         )
         # A job that follows another one was started when that one was.
         row = aliased(JobRow)
-        leader = select(row.started_at).where(row.id == JobRow.follows).limit(literal_column("1")).lateral("leader")
+        by_id = select(row.started_at).where(row.id == leader_of(JobRow.follows))
+        leader = by_id.limit(literal_column("1")).lateral("leader")
         started_at = case((JobRow.follows.is_not(None), leader.c.started_at), else_=JobRow.started_at)
         columns = [started_at.label("started_at") if one is JobRow.started_at else one for one in SUMMARY_COLUMNS]
         statement = (
@@ -335,11 +346,11 @@ class RecoveryStore(ReroutingStore):
         return await self._summaries(statement)
 
     async def orphans(self, limit: int = 500, *, without: Collection[str] = ()) -> list[str]:
-        """Return the followed jobs that have ended, or lead no more, although some of their followers are open.
+        """Return the groups with open followers that have no leader, or one that they are not to wait for.
 
-        `without` are the ids of jobs to leave out.
+        `without` are the groups to leave out.
         """
-        return await self._all(orphans(limit, without), lambda row: str(row.follows))
+        return await self._all(orphans(limit, without), lambda row: str(row.id))
 
     async def deferred_for(
         self, model: str, longest_s: float, limit: int, *, without: Collection[str] = ()

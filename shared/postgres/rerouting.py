@@ -31,9 +31,9 @@ from shared.postgres.followers import (
     CHANGE,
     LEADER_COLUMNS,
     FollowerChange,
+    changed_rows,
     read_change,
     release_followers,
-    released_rows,
 )
 from shared.postgres.job_statements import JobRowStore, ended_attempt
 from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
@@ -127,7 +127,7 @@ class ReroutingStore(JobRowStore):
             deaths = literal(job.deaths, SmallInteger).label("deaths")
             columns = (deaths if one.key == "deaths" else moved.c[one.key] for one in LEADER_COLUMNS)
             released = release_followers(select(*columns).cte("leaders"))
-            statement = select(union_all(statement, released_rows(released)).subquery())
+            statement = select(union_all(statement, changed_rows(released)).subquery())
         if move.upstream is not None and (state := stored_state(job.id, move.upstream)) is not None:
             request = select(moved.c.id, literal(job.model), bindparam("state", state, JSONB))
             cancellation = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], request)

@@ -149,10 +149,15 @@ class JobRow(Base):
     kind: Mapped[str | None] = mapped_column(Text)
     # `shared.domain.decisions.Decisions`.
     decisions: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    # Identifies the answer in the response cache. Of the open jobs with the same key, one runs, and the others follow
-    # it: they wait for its answer, and are never claimed.
+    # Identifies the answer in the response cache. Of the open jobs with the same key, one runs, the leader, and the
+    # others follow it: they wait for its answer, and are never claimed.
     cache_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # The group that the job follows: the id of its first leader. Followers keep it when another job takes the lead.
     follows: Mapped[str | None] = mapped_column(Text(collation="C"))
+    # The group that the job leads, or has led, and its number among the leaders; NULL in the first leader. The one with
+    # the highest number leads.
+    leads: Mapped[str | None] = mapped_column(Text(collation="C"))
+    lead_number: Mapped[int | None]
     # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log; ''
     # if it is not.
     continues: Mapped[str | None] = mapped_column(Text(collation="C"))
@@ -203,7 +208,15 @@ class JobRow(Base):
             text("((decisions -> 'context'::text) ->> 'conversation'::text)"),  # as PostgreSQL shows it
             postgresql_where=text("kind = 'summary'"),
         ),
-        Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),
+        # In the order in which they take the lead.
+        Index(
+            "jobs_following",
+            "follows",
+            "priority",
+            "id",
+            postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL"),
+        ),
+        Index("jobs_led", "leads", "lead_number", unique=True, postgresql_where=text("leads IS NOT NULL")),
         Index("jobs_answered_by", "answered_by", postgresql_where=text("answered_by IS NOT NULL")),
         # Deleted jobs whose output and log may still be those of others.
         Index("jobs_kept", "id", postgresql_where=text("deleted_at IS NOT NULL AND log IS NOT NULL")),

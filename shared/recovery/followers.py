@@ -58,21 +58,21 @@ class OrphanedFollowers:
         )
 
     async def settle(self) -> None:
-        """Settle followers for about `SETTLE_S` seconds, a portion of each leader after the other."""
+        """Settle followers for about `SETTLE_S` seconds, a portion of each group after the other."""
         stop_at = time.monotonic() + SETTLE_S
-        leaders = await self._store.orphans(without=self._faulty.ids())
-        random.shuffle(leaders)  # other processes sweep too
-        while leaders:
+        groups = await self._store.orphans(without=self._faulty.ids())
+        random.shuffle(groups)  # other processes sweep too
+        while groups:
             left = []
-            for leader in leaders:
+            for group in groups:
                 if time.monotonic() >= stop_at:
                     return
-                with self._faulty.isolated(leader):
-                    changes = await self._store.settle([leader])
+                with self._faulty.isolated(group):
+                    changes = await self._store.settle([group])
                     report_changes(changes, self._send, self._metrics)
                     if changes:
-                        left.append(leader)
-            leaders = left
+                        left.append(group)
+            groups = left
 
 
 @dataclass(frozen=True, slots=True)

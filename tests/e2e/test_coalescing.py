@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import orjson
 
 from tests.e2e.test_jobs import wait_for_end
+from tests.support.sse import follow
 
 REQUESTS = 100
 
@@ -71,3 +73,32 @@ async def test_the_first_client_disconnects(sim: httpx.AsyncClient) -> None:
     expected = again.json()["choices"][0]["message"]["content"]
     assert text_of(answer.text) == expected == done["output_text"]
     assert done["status"] == "incomplete"
+
+
+async def test_a_follower_has_its_own_times(sim: httpx.AsyncClient) -> None:
+    """Whatever API it was sent with: those of its leader began before it was submitted."""
+    text = "the second one came later"
+    async with sim.stream("POST", "/v1/chat/completions", json=request(text, stream=True)) as first:
+        frames = first.aiter_text()
+        while "content" not in await anext(frames):
+            pass
+        job = (await sim.post("/v1/jobs", json=request(text))).json()
+        streamed, chat, _ = await asyncio.gather(
+            follow(sim, job["id"]),
+            sim.post("/v1/chat/completions", json=request(text)),
+            _drain(frames),
+        )
+    leader = (await sim.get(f"/v1/jobs/{first.headers['x-headrace-job-id']}")).json()
+    for job_id in (job["id"], chat.headers["x-headrace-job-id"]):
+        done = (await sim.get(f"/v1/jobs/{job_id}")).json()
+        assert (done["cache"]["outcome"], done["cache"]["source"]) == ("COALESCED", leader["id"])
+        assert (await follow(sim, job_id))[-1].data["timings"] == done["timings"]
+        assert (done["timings"]["queued_ms"], done["timings"]["ttft_ms"]) == (0, 0)
+        assert 0 < done["timings"]["total_ms"] < leader["timings"]["total_ms"]
+    assert streamed[-1].data["timings"] == (await sim.get(f"/v1/jobs/{job['id']}")).json()["timings"]
+    assert (await follow(sim, leader["id"]))[-1].data["timings"] == leader["timings"]
+
+
+async def _drain(frames: AsyncIterator[str]) -> None:
+    async for _ in frames:
+        pass

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 from shared.domain.conversation import Conversation
@@ -161,6 +162,8 @@ class JobAttempt:
         self._reported_usage: Usage | None = None
         # Tokens that this attempt continues from, and tokens that each earlier attempt generated, from the log.
         self._prior_tokens = 0
+        # How often the output was discarded.
+        self._restarts = 0
         # Whether the upstream's request of an earlier attempt is resumed, instead of a new one sent.
         self._resumes_request = False
         # Whether the upstream's request in the transcript has ended, so that there is nothing to cancel.
@@ -324,7 +327,9 @@ class JobAttempt:
 
     async def _restart(self) -> None:
         """Discard the output so far, here and at the readers, and the upstream's request that generates it."""
+        await self._drop_inherited()
         upstream = self._running_upstream
+        self._restarts += 1
         self._transcript.clear()
         self._prior_tokens, self._resumes_request, self._run_ended = 0, False, False
         self._log.discard_pending()
@@ -332,6 +337,14 @@ class JobAttempt:
         if upstream is not None:
             await self._abandon(upstream)
             await self._cancel_upstreams()
+
+    async def _drop_inherited(self) -> None:
+        """Let all tokens count for this job, although its answer began with those of a job that it followed."""
+        while (job := self.job).decisions.inherits:
+            await self._retry(partial(self._context.store.drop_inherited, job.id, job.attempt), "row")
+            if self.job is job:  # the generation was not handed over meanwhile
+                self.job = replace(job, decisions=job.decisions.without_inherited())
+                self._metrics = JobMetrics(self._context.metrics, self.job)
 
     async def _generate(self) -> None:
         """Generate in a separate task, so that a stop cancels that task and nothing else."""
@@ -600,7 +613,9 @@ class JobAttempt:
             if not await self._retry(lambda: store.has_followers(job.id), "row"):
                 self._abort(reason)
                 return None
-            log, upstream, tokens = self._log, self._running_upstream, self._transcript.tokens
+            log, upstream, tokens, restarts = (
+                self._log, self._running_upstream, self._transcript.tokens, self._restarts
+            )  # fmt: skip
             failure = LATE if reason is InterruptReason.DEADLINE_EXCEEDED else CANCELLED
             # What comes from now on is not the job's any more.
             self._log = log.fork()
@@ -620,8 +635,11 @@ class JobAttempt:
                 await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
                 await self._cancel_upstreams()
             return JobStatus.CANCELLED
-        self._continue_for(successor, tokens)
+        has_restarted = self._restarts > restarts
+        self._continue_for(successor, 0 if has_restarted else tokens)
         self._on_handover(self, job.id)
+        if has_restarted:
+            await self._drop_inherited()
         return None
 
     async def _successor(self, ended: Ended | None) -> Job | None:

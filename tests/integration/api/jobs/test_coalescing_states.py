@@ -202,13 +202,14 @@ class Requests(Interleavings):
                 assert archived[-1].type.value == row.status
                 assert "".join(choice["text"] for choice in row.output) == text_of(archived)
                 assert text_of(archived) == text_of_tokens(row.usage["completion_tokens"]), "each token once"
-            elif row.follows is not None:
-                leader = await self.world.row(row.follows)
+            elif (follows := (await self.world.read(job)).follows) is not None:
+                leader = await self.world.row(follows)
                 assert (row.status, row.attempt, row.dispatched_at) == ("queued", 0, None)
                 assert leader.finished_at is None
                 assert leader.follows is None
                 assert leader.cache_key == row.cache_key
-                assert leader.status != "queued" or leader.priority <= row.priority
+                has_begun = leader.attempt > 0 or leader.continues is not None
+                assert leader.status != "queued" or has_begun or leader.priority <= row.priority
 
     async def _finish_all(self) -> None:
         """Every job can still end, and every reader receives the end."""
@@ -229,7 +230,9 @@ class Requests(Interleavings):
             assert EventType.RESTARTED not in {event.type for event in events}
             assert events[-1].type.value == row.status
             if row.status in ("completed", "incomplete"):
-                assert [event.line() for event in events] == [event.line() for event in parse_archive(row.log)]
+                archived = parse_archive(await self.world.store.archived_log(job.id) or "")
+                assert [event.line() for event in events] == [event.line() for event in archived]
+                assert events[-1].payload()["timings"] == (await self.world.read(job)).timings()
 
         async def has_no_readers() -> bool:
             return not self.world.hub._readers

@@ -5,19 +5,23 @@ PostgreSQL plans a statement either for its parameters or, from the sixth execut
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.cache.store import CacheStore
+from api.jobs.retention_store import RetentionStore
 from api.monitoring.queue_stats import QueueStatsStore
 from shared.domain.owner import Owner
 from shared.postgres import claim_store, job_statements, job_store
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
+from shared.postgres.summary_deletion import delete_summaries
 from tests.support.metrics import api_metrics
 
 # Most jobs have ended, many wait, a few of those were withheld or deferred, and a few run.
@@ -38,10 +42,47 @@ INSERT INTO upstream_cancellations (job_id, model, state, due_at, tries)
 SELECT 'job_' || n, 'm' || n % 4, '{"id": "r", "data": {}}', now() + (n - 16000) * interval '1 s', 3
 FROM generate_series(1, 32000) AS n
 """
+# Few rows are due for retention: the first jobs have ended two hours ago, and their entries, responses and summaries
+# are as old. Most of the others have an entry, a response or a summary too, and some were deleted.
+RETAINED = (
+    """
+    INSERT INTO jobs (
+        id, project_id, key_id, model, status, priority, request, metadata, finished_at, kind, decisions, cache_key,
+        answered_by, deleted_at, log
+    )
+    SELECT 'job_' || lpad(n::text, 6, '0'), :project, :key, 'm', 'completed', 3, '{}', '{}',
+        now() - CASE WHEN n <= 50 THEN interval '2 h' ELSE interval '1 s' END,
+        CASE WHEN n % 10 = 1 THEN 'summary' END,
+        CASE WHEN n % 10 = 1 THEN jsonb_build_object('context', jsonb_build_object(
+            'conversation', 'conversation_' || n / 100, 'deleted', n > 29900)) END,
+        CASE WHEN n % 10 = 2 THEN decode(lpad(to_hex(n), 64, '0'), 'hex') END,
+        CASE WHEN n % 10 = 3 THEN 'job_' || lpad((n - 1)::text, 6, '0') END,
+        CASE WHEN n % 10 = 4 THEN now() END, CASE WHEN n % 10 <> 4 OR n > 29900 THEN 'log' END
+    FROM generate_series(1, 30000) AS n
+    """,
+    """
+    INSERT INTO cached_answers (key, project_id, model, job_id, bytes, expires_at, created_at, used_at)
+    SELECT decode(lpad(to_hex(n), 64, '0'), 'hex'), :project, 'm' || lpad((n % 1000)::text, 3, '0'),
+        'job_' || lpad(n::text, 6, '0'), 10, now() + (n - 50) * interval '1 s', now(), now()
+    FROM generate_series(1, 30000) AS n
+    """,
+    """
+    INSERT INTO responses (job_id, asked, input, background, stored)
+    SELECT id, '{}', '[]', false, right(id, 2) <> '05' FROM jobs
+    """,
+    """
+    INSERT INTO summaries (project_id, model, sha256, messages, summary, job_id, conversation, used_at)
+    SELECT :project, 'm', decode(lpad(to_hex(n), 64, '0'), 'hex'), 1, 'text', 'job_' || lpad(n::text, 6, '0'),
+        'conversation_' || n / 100, now() - CASE WHEN n <= 50 THEN interval '2 h' ELSE interval '1 s' END
+    FROM generate_series(1, 30000) AS n
+    """,
+)
 Call = Callable[[AsyncEngine], Awaitable[Any]]
 
 
-async def scans_of(database: AsyncEngine, owner: Owner, call: Call, *, generic: bool) -> list[str]:
+async def scans_of(
+    database: AsyncEngine, owner: Owner, call: Call, rows: Sequence[str] = (ROWS, CANCELLATIONS), *, generic: bool
+) -> list[str]:
     """The scans of tables in the plans of a call's statements."""
     statements: list[tuple[str, Any]] = []
     event.listen(
@@ -51,9 +92,9 @@ async def scans_of(database: AsyncEngine, owner: Owner, call: Call, *, generic: 
     )
     plan: list[str] = []
     async with database.connect() as connection:
-        await connection.execute(text(ROWS), {"project": owner.project_id, "key": owner.key_id})
-        await connection.execute(text(CANCELLATIONS))
-        await connection.execute(text("ANALYZE jobs, upstream_cancellations"))
+        for inserted in rows:
+            await connection.execute(text(inserted), {"project": owner.project_id, "key": owner.key_id})
+        await connection.execute(text("ANALYZE"))
         statements.clear()
         await call(database)
         assert statements
@@ -117,7 +158,8 @@ CALLS: dict[str, tuple[Call, set[str]]] = {
 async def test_a_periodic_query_uses_indexes(database: AsyncEngine, owner: Owner, name: str, generic: bool) -> None:
     call, indexes = CALLS[name]
     scans = await scans_of(database, owner, call, generic=generic)
-    scans = [line for line in scans if "Subquery Scan" not in line]
+    # The leader of each job is looked up by an index.
+    scans = [line for line in scans if "Subquery Scan" not in line and "using jobs_led" not in line]
     assert {index for index in indexes for line in scans if index in line} == indexes, scans
     assert len(scans) == len(indexes), scans
 
@@ -132,6 +174,48 @@ async def test_models_with_queued_jobs_are_found_in_the_index(
     scans = [line for line in await scans_of(database, owner, call, generic=generic) if "jobs" in line]
     assert scans
     assert all("Index Only Scan using jobs_queued" in line for line in scans), scans
+
+
+def retention(call: Callable[[RetentionStore], Awaitable[Any]]) -> Call:
+    return lambda database: call(RetentionStore(database))
+
+
+def cache(call: Callable[[CacheStore], Awaitable[Any]]) -> Call:
+    return lambda database: call(CacheStore(database))
+
+
+async def delete_conversation(database: AsyncEngine) -> None:
+    async with database.connect() as connection:
+        await delete_summaries(connection, 1, "conversation_7")
+
+
+# A call, and the indexes by which it finds what is due.
+RETENTION: dict[str, tuple[Call, set[str]]] = {
+    "old jobs": (retention(lambda store: store.delete_ended(3600, 100)), {"jobs_ended"}),
+    "unstored responses": (retention(lambda store: store.purge_unstored(3600, 100)), {"responses_unstored"}),
+    "discarded summaries": (retention(lambda store: store.purge_discarded(100)), {"jobs_discarded"}),
+    "answers of deleted jobs": (retention(lambda store: store.release_answers(100)), {"jobs_kept", "jobs_answered_by"}),
+    "unused summaries": (retention(lambda store: store.delete_unused_summaries(3600, 100)), {"summaries_used"}),
+    "summaries of a conversation": (delete_conversation, {"jobs_summaries", "summaries_conversation"}),
+    "expired answers": (cache(lambda store: store.delete_expired()), {"cached_answers_expiring"}),
+    "answers of a model": (
+        cache(lambda store: store.purge(project_id=1, model="m012")), {"cached_answers_project"}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("generic", [False, True])
+@pytest.mark.parametrize("name", RETENTION)
+async def test_retention_reads_what_is_due(database: AsyncEngine, owner: Owner, name: str, generic: bool) -> None:
+    """It reads no whole table either if the plan is for any age, model and project. Only the table of summaries, which
+    is small, may be read then: of an unknown limit, PostgreSQL expects a tenth of its rows."""
+    call, indexes = RETENTION[name]
+    scans = await scans_of(database, owner, call, RETAINED, generic=generic)
+    small = ("on batches", "on summaries") if generic else ("on batches",)
+    assert [line for line in scans if "Seq Scan" in line and not any(table in line for table in small)] == []
+    used = {found[1] for line in scans if (found := re.search(r"(?:using|Bitmap Index Scan on) (\w+)", line))}
+    assert used >= indexes or generic, scans
+    assert used, scans
 
 
 PREPARED = {

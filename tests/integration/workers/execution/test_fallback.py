@@ -23,7 +23,7 @@ from shared.config.models.loader import Registry
 from shared.domain.conversation import Conversation
 from shared.domain.decisions import CacheDecision, Decisions, RouteDecision
 from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
-from shared.domain.events import EventType, UpstreamState
+from shared.domain.events import Event, EventType, UpstreamState, parse_archive, seq_before
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job, JobStatus
 from shared.domain.opaque import OpaquePart
@@ -522,6 +522,33 @@ async def test_a_lost_log_of_a_model_without_output_takes_nothing_back(models: M
     assert await models.fail("b", job, UpstreamError("down")) is None, "it may move again"
     await models.complete("c", job)
     assert EventType.RESTARTED not in [kind for kind, _ in await models.events(job)]
+
+
+async def test_a_reader_resumes_at_the_model_that_took_over_after_a_lost_log(models: Models, redis: Redis) -> None:
+    """It has received the start at the first model, and receives all that the next one writes."""
+    hub = StreamHub(redis, models.logs, models.store, models.metrics, resync_s=0.2)
+    receiving = asyncio.create_task(hub.run())
+    try:
+        job = await models.submit("b")
+        assert await models.fail("a", job, UpstreamError("down")) is None
+        assert [kind for kind, _ in await models.events(job)] == [EventType.STARTED]
+        seen = await anext(hub.follow(job.id))
+        await models.logs.delete(job.id)
+        reading = asyncio.create_task(read_all(hub, job, after=seen[-1].seq))
+        await models.complete("b", job)
+        events = await asyncio.wait_for(reading, WITHIN_S)
+    finally:
+        await cancel_and_wait(receiving)
+    start = seq_before(2) + 1
+    assert [event.seq for event in (*seen, *events)] == [1, *range(start, start + len(events))]
+    assert [event.line() for event in events] == [
+        event.line() for event in parse_archive(await models.store.archived_log(job.id) or "")
+    ]
+    assert "".join(event.delta().text for event in events if event.type is EventType.DELTA) == text_of_tokens(3)
+
+
+async def read_all(hub: StreamHub, job: Job, *, after: int) -> list[Event]:
+    return [event async for batch in hub.follow(job.id, after) for event in batch]
 
 
 async def test_a_lost_log_may_have_had_output(models: Models) -> None:

@@ -230,7 +230,7 @@ def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
         ({"inherited": {"completion_tokens": 3}}, {"prompt": 11, "cached": 5, "completion": 4}, 1),
         ({"inherited": {"completion_tokens": 9}}, {"prompt": 11, "cached": 5}, 1),
     ],
-    ids=["run", "follower", "took over a generation", "continues an answer", "began anew"],
+    ids=["run", "follower", "took over a generation", "continues an answer", "ended without its beginning"],
 )
 def test_tokens_are_counted_for_the_job_that_they_were_generated_for(
     changes: dict[str, Any], tokens: dict[str, int], ended: int
