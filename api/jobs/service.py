@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import fields, replace
 
@@ -90,6 +91,7 @@ class JobService:
 
     async def _create(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
         """Commit an admitted job; raises as `submit`."""
+        looked_up_at = time.monotonic()
         if (answered := await self._answer(new, idempotency)) is not None:
             return answered
         try:
@@ -103,7 +105,7 @@ class JobService:
         try:
             self._admission.require_model(new.model)
             await self._admission.remember(new)
-            job, created = await self._insert(new, idempotency)
+            job, created = await self._insert(new, idempotency, looked_up_at)
         finally:
             reservation.release()
         if created and not job.status.terminal:
@@ -122,12 +124,13 @@ class JobService:
                 await self._settle(job.id)
         return job, created
 
-    async def _insert(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
-        """Commit a job that the response cache has no answer for: it runs, or follows a job with the same request."""
+    async def _insert(self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float) -> tuple[Job, bool]:
+        """Commit a job that the response cache had no answer for: it runs, or follows a job with the same request."""
         if new.cache_key is not None:
             for _ in range(COALESCE_TRIES):
-                if (coalesced := await self._store.coalesce(new, idempotency)) is not None:
+                if (coalesced := await self._store.coalesce(new, idempotency, looked_up_at=looked_up_at)) is not None:
                     return coalesced
+                looked_up_at = time.monotonic()
                 if (answered := await self._answer(new, idempotency)) is not None:
                     return answered
         return await self._store.insert(new, idempotency)

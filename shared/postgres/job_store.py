@@ -9,6 +9,7 @@ that own the job, so that a duplicate, late or fenced write changes nothing and 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -168,6 +169,7 @@ _NEW = Records(
     cache_key=LargeBinary,
     max_age_s=Integer,
     demands_new=Boolean,
+    since_lookup_s=Double,
 )
 _VALUES = {
     JobRow.project_id: _NEW.project_id,
@@ -215,23 +217,30 @@ class _Insertion:
 
     def of(self, new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
         """The statement that inserts these records, and its parameters."""
+        for item in new:
+            if item["looked_up_at"] is not None:
+                item["since_lookup_s"] = time.monotonic() - item["looked_up_at"]
         responses = [item["response"] for item in new if item["response"] is not None]
         if not responses:
             return self._plain, _NEW.parameters(new)
         return self._with_responses, _NEW.parameters(new) | _RESPONSES.parameters(responses)
 
 
-# An answer that is as young may have been stored after it was looked up.
-_STORED_NOW_S = 1
+# An entry has the time at which the statement that wrote it began, and can be read up to this much later.
+_END_S = 5
 _LEADER = aliased(JobRow, name="leader")
 
 
 def _may_lead(records: Select[Any]) -> Select[Any]:
-    """Those records whose answer has not just been stored, in the same order as in other statements."""
+    """Those records whose answer was not stored after it was looked up, in the same order as in other statements."""
     # One entry by its key: PostgreSQL could read all entries for an EXISTS.
     stored = (
         select(CachedAnswerRow.key)
-        .where(CachedAnswerRow.key == _NEW.cache_key, CachedAnswerRow.created_at > func.now() - seconds(_STORED_NOW_S))
+        .where(
+            CachedAnswerRow.key == _NEW.cache_key,
+            CachedAnswerRow.created_at > func.now() - seconds(_NEW.since_lookup_s + _END_S),
+            or_(_NEW.max_age_s.is_(None), CachedAnswerRow.created_at > func.now() - seconds(_NEW.max_age_s)),
+        )
         .limit(literal_column("1"))
         .scalar_subquery()
     )
@@ -341,20 +350,27 @@ class JobStore(JobRowStore):
         assert created is not None, "it is inserted without conditions"
         return created
 
-    async def coalesce(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool] | None:
+    async def coalesce(
+        self, new: NewJob, idempotency: Idempotency | None = None, *, looked_up_at: float | None = None
+    ) -> tuple[Job, bool] | None:
         """As `insert`, for a job with a cache key: it leads the later ones with the key, or follows an open job that
         has it.
 
         It does neither if an open job leads that it is not to follow, because it is more urgent or its request demands
         a new answer. None: nothing was written; the leader has ended meanwhile, and the cache may have its answer.
+        `looked_up_at`: when the last lookup in the cache began, by the monotonic clock;
+        None: just now.
         """
-        return await self._create(new, idempotency, _LEAD) or await self._create(new, idempotency, _JOIN)
+        return await self._create(new, idempotency, _LEAD, looked_up_at) or await self._create(
+            new, idempotency, _JOIN, looked_up_at
+        )
 
     async def _create(
-        self, new: NewJob, idempotency: Idempotency | None, insertion: _Insertion
+        self, new: NewJob, idempotency: Idempotency | None, insertion: _Insertion, looked_up_at: float | None = None
     ) -> tuple[Job, bool] | None:
         """Insert a job; return None if the insertion's conditions do not hold."""
         job_id, record = await self._new_record(new)
+        record["looked_up_at"] = looked_up_at
         if idempotency is None:
             inserted = await self._commits[insertion](record)
             return None if inserted is None else (_job(job_id, new, inserted), True)
@@ -633,6 +649,9 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "cache_key": new.cache_key,
         "max_age_s": new.options.cache_control.max_age_s,
         "demands_new": new.options.cache_control.no_cache,
+        # When the response cache was looked up, by the monotonic clock, and how long ago that is at the insertion.
+        "looked_up_at": None,
+        "since_lookup_s": 0.0,
         "response": None if new.response is None else _response_record(job_id, new.response),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -298,6 +299,23 @@ async def test_many_requests_get_the_answer_at_once(
     batches.clear()
     await asyncio.gather(*(store.answer(new_job(owner), answer_bytes=MAX_WEIGHT) for _ in range(4)))
     assert batches == [1] * 4
+
+
+async def test_an_answer_stored_after_a_slow_lookup_is_found(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
+) -> None:
+    """On a busy machine, seconds pass from the lookup to the insertion. A job that led then would run needlessly."""
+    looked_up_at = time.monotonic() - 60
+    await run(store, workers, new_job(owner))
+    async with transaction(database) as connection:
+        await connection.execute(text("UPDATE cached_answers SET created_at = now() - interval '30 s'"))
+    assert await store.coalesce(new_job(owner), looked_up_at=looked_up_at) is None
+    assert await answer(store, owner) is not None
+
+    young_only = new_job(owner, options=RequestOptions(cache_control=CacheControl(max_age_s=10)))
+    led = await store.coalesce(young_only, looked_up_at=looked_up_at)
+    assert led is not None, "the lookup found none that is young enough"
+    assert led[0].follows is None
 
 
 async def test_a_process_that_hangs_holds_up_others_only_for_a_while(
