@@ -19,6 +19,11 @@ from api.batches.store import BatchStore
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
+from api.console.data.overview_store import OverviewStore
+from api.console.overview.routes import Overview
+from api.console.overview.snapshot import Snapshots
+from api.console.overview.store import ModelTimesStore
+from api.console.sessions import Sessions
 from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
@@ -208,8 +213,11 @@ async def open_resources(
             )
             supervisor.start("revoked_work", revoked_work.run())
         authenticator = Authenticator(keys, settings.key_cache_s)
+        sessions = Sessions(database, settings.key_cache_s, authenticator)
         open_requests = OpenRequests(settings, metrics)
-        revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
+        revocation_check = RevocationCheck(
+            keys, (authenticator, sessions.authenticator), open_requests, interval_s=settings.key_cache_s / 2
+        )
         supervisor.start("revocation_check", revocation_check.run())
 
         readiness = ReadinessCheck(store, redis, registry)
@@ -239,6 +247,11 @@ async def open_resources(
         resources.add(MemberReader, members)
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
+        resources.add(Sessions, sessions)
+        snapshots = Snapshots(OverviewStore(database), ModelTimesStore(database), registry)
+        overview = Overview(snapshots, registry)
+        stack.push_async_callback(overview.broadcaster.close)
+        resources.add(Overview, overview)
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)

@@ -93,8 +93,8 @@ def _public_prefix(generated_key: str) -> str:
     return "_".join(generated_key.split("_")[:2])
 
 
-def _valid() -> ColumnElement[bool]:
-    """Condition: the key is neither revoked nor expired."""
+def key_is_valid() -> ColumnElement[bool]:
+    """Condition: a key is neither revoked nor expired."""
     return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
 
 
@@ -159,7 +159,7 @@ class ApiKeyStore(Store):
             ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes, ApiKeyRow.priority_floor, ApiKeyRow.options,
         )  # fmt: skip
         async with transaction(self._engine) as connection:
-            old = select(*copied).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
+            old = select(*copied).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
             row = (await connection.execute(old)).first()
             if row is None:
                 return None
@@ -189,7 +189,7 @@ class ApiKeyStore(Store):
         return found
 
     async def _find(self, digests: Sequence[str]) -> list[ValidKey | UnreadableRow | None]:
-        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), _valid())
+        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), key_is_valid())
         stale = (
             select(ApiKeyRow.id)
             .where(
@@ -204,22 +204,13 @@ class ApiKeyStore(Store):
         )
         used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
         statement = (
-            select(
-                ApiKeyRow.sha256,
-                ApiKeyRow.id,
-                ApiKeyRow.project_id,
-                ApiKeyRow.scopes,
-                ApiKeyRow.priority_floor,
-                ApiKeyRow.options,
-                ProjectRow.tier,
-                func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
-            )
+            select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .where(*valid)
             .add_cte(used.cte("used"))
         )
         async with self._engine.connect() as connection:
-            found = {row.sha256: _valid_key(row) for row in await connection.execute(statement)}
+            found = {row.sha256: read_valid_key(row) for row in await connection.execute(statement)}
         return [found.get(sha256) for sha256 in digests]
 
     async def principal(self, owner: Owner) -> Principal:
@@ -243,7 +234,7 @@ class ApiKeyStore(Store):
         """Return the ids of those keys that are neither revoked nor expired."""
         ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
         async with self._engine.connect() as connection:
-            found = await connection.execute(select(ApiKeyRow.id).where(ApiKeyRow.id == func.any(ids), _valid()))
+            found = await connection.execute(select(ApiKeyRow.id).where(ApiKeyRow.id == func.any(ids), key_is_valid()))
             return set(found.scalars())
 
     async def all(self) -> Sequence[ApiKey]:
@@ -257,11 +248,11 @@ class ApiKeyStore(Store):
             ApiKeyRow.name == text,
             ApiKeyRow.sha256 == digest(text),
         )
-        return await self._all(_listed().where(either, _valid()), _api_key)
+        return await self._all(_listed().where(either, key_is_valid()), _api_key)
 
     async def revoke(self, key_id: int) -> bool:
         """Revoke a key. False: there is no valid key with this id."""
-        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, _valid()).values(revoked_at=func.now())
+        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, key_is_valid()).values(revoked_at=func.now())
         return await self._changes(statement)
 
     async def change(
@@ -280,7 +271,9 @@ class ApiKeyStore(Store):
             UnreadableRow: as `find`.
         """
         async with transaction(self._engine) as connection:
-            old = select(ApiKeyRow.options).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
+            old = (
+                select(ApiKeyRow.options).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
+            )
             row = (await connection.execute(old)).first()
             if row is None:
                 return False
@@ -308,6 +301,18 @@ def parse_id(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
+# What `read_valid_key` reads, of a valid key joined with its project.
+VALID_KEY_COLUMNS = (
+    ApiKeyRow.id,
+    ApiKeyRow.project_id,
+    ApiKeyRow.scopes,
+    ApiKeyRow.priority_floor,
+    ApiKeyRow.options,
+    ProjectRow.tier,
+    func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
+)
+
+
 def _listed() -> Any:
     return (
         select(
@@ -329,7 +334,8 @@ def _listed() -> Any:
     )
 
 
-def _valid_key(row: Any) -> ValidKey | UnreadableRow:
+def read_valid_key(row: Any) -> ValidKey | UnreadableRow:
+    """The valid key of a row with `VALID_KEY_COLUMNS`. The error, which is logged: this version cannot read it."""
     try:
         options = _options(row.id, row.options)
     except UnreadableRow as error:  # one key must not fail the lookups of others

@@ -241,6 +241,20 @@ class CachedAnswerRow(Base):
     )
 
 
+class ConsoleSessionRow(Base):
+    """A session of the web console, or a one-time sign-in link that starts one. Both are of one API key.
+
+    As of a key, only the SHA-256 of its random token is stored.
+    """
+
+    __tablename__ = "console_sessions"
+
+    sha256: Mapped[str] = mapped_column(Text, primary_key=True)
+    api_key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    is_link: Mapped[bool]
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+
+
 class SecretRow(Base):
     """A secret that the processes of an installation share."""
 

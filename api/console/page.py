@@ -1,0 +1,25 @@
+"""What a page tells the rest of the console about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from api.keys.principal import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page, or a group of pages with one entry in the navigation.
+
+    `path` is its path below `/console`, which is added to those of its router; empty for the start page. `key`: `g` and this key
+    lead to it. `scope`: without it, the key of a session gets the error page 403.
+    """
+
+    path: str
+    title: str
+    router: APIRouter
+    key: str
+    group: str = ""
+    scope: Scope | None = None
