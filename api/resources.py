@@ -20,6 +20,8 @@ from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
 from api.console.data.overview_store import OverviewStore
+from api.console.data.statistics import JobStatistics
+from api.console.data.statistics_store import StatisticsStore
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
 from api.console.overview.store import ModelTimesStore
@@ -204,6 +206,7 @@ async def open_resources(
         supervisor.start("reported_contexts", reported_contexts.run())
         learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
         supervisor.start("learned_ratios", learned_ratios.run())
+        supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
@@ -262,6 +265,7 @@ async def open_resources(
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
+        resources.add(OverviewStore, OverviewStore(database))
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))

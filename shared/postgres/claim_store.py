@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.events import UpstreamState
-from shared.domain.job import AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
+from shared.domain.job import NO_REPORT, AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerReport, WorkerState
 from shared.domain.priorities import Hint
 from shared.domain.prompt_cache import cache_salt
 from shared.domain.result import JobResult
@@ -110,7 +110,10 @@ _HAND_OVER = EndStatements(JobRow.worker == _OWNER, IS_RUNNING, claimant=_OWNER)
 
 
 # The columns of a worker that each heartbeat writes.
-_BEAT = ("slots", "running", "state", "lease_expires_at", "breaker_since", "breaker_reason")
+_BEAT = (
+    "slots", "running", "state", "lease_expires_at", "breaker_since", "breaker_reason", "version", "options", "waiting",
+    "kv_cache_usage", "tokens_per_s", "last_error",
+)  # fmt: skip
 
 
 class ClaimStore(ReroutingStore):
@@ -316,6 +319,7 @@ class ClaimStore(ReroutingStore):
         lease_s: float,
         state: WorkerState = WorkerState.READY,
         breaker: OpenBreaker | None = None,
+        report: WorkerReport = NO_REPORT,
     ) -> list[Claim]:
         """Renew the lease; return this worker's claims, whose status shows which are being cancelled."""
         expires = func.clock_timestamp() + seconds(lease_s)
@@ -328,10 +332,21 @@ class ClaimStore(ReroutingStore):
             lease_expires_at=expires,
             breaker_since=breaker and breaker.since,
             breaker_reason=breaker and breaker.reason,
+            state_since=func.clock_timestamp(),
+            version=report.version,
+            options=report.options,
+            waiting=report.waiting,
+            kv_cache_usage=report.kv_cache_usage,
+            tokens_per_s=report.tokens_per_s,
+            last_error=report.last_error,
         )
+        changed = WorkerRow.state.is_distinct_from(renew.excluded.state)
         renew = renew.on_conflict_do_update(
             index_elements=[WorkerRow.id],
-            set_={name: renew.excluded[name] for name in _BEAT},
+            set_={
+                **{name: renew.excluded[name] for name in _BEAT},
+                "state_since": case((changed, renew.excluded.state_since), else_=WorkerRow.state_since),
+            },
         )
         async with self._engine.connect() as connection:
             await connection.execute(renew)

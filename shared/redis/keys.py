@@ -2,9 +2,9 @@
 
 
 def log(job_id: str) -> str:
-    """Stream: the job's events, entry id `<seq>-0`, fields `t` type, `e` JSON, `k` token ids, `c` cursor.
+    """Stream: the job's events, entry id `<seq>-0`, fields `t` type, `e` JSON, `k` token ids, `c` cursor, `w` time.
 
-    Only workers read the last two."""
+    Only workers read the ids and the cursor. The last event that was written together with others has the time."""
     return f"hr:log:{job_id}"
 
 
