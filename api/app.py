@@ -134,7 +134,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(cache.router)
     app.include_router(savings.router)
     app.include_router(health.router)
-    pages.install(app)
+    pages.install(app, console=settings.console == "on")
     if settings.console == "on":
         install_console(app)
     return app

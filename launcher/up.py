@@ -72,7 +72,7 @@ def run(
             supervisor.start(child)
         wait_until_ready(settings, registry, supervisor, progress, stopping, not_before)
         supervisor.stop_timeout_s = max(STOP_TIMEOUT_S, settings.drain_s + 10.0)
-        console = console_address(components, stopping) if settings.console else None
+        console = console_address(components, progress, stopping) if settings.console else None
         progress.say(banner(settings, list(registry.models), key, password, _servers(settings), console))
         while True:
             supervisor.restart_dead()
@@ -165,15 +165,14 @@ def wait_until_ready(
             stopping.sleep(0.2)
 
 
-def console_address(components: Parts, stopping: Stopping) -> str:
-    """The address of the console: a one-time link, or without one the sign-in page."""
+def console_address(components: Parts, progress: Progress, stopping: Stopping) -> str:
+    """The address of the console: a one-time link, or if there is none, that of the sign-in page."""
     child = components.console_link()
     try:
-        run_command(child, Phase(), "creating a sign-in link", stopping)
-    except LaunchError:
-        return (
-            f"{components.settings.api_url}/console   (sign in with an API key; {child.log} says why there is no link)"
-        )
+        with progress.phase("console", "link created") as phase:
+            run_command(child, phase, "creating a sign-in link", stopping)
+    except LaunchError as error:
+        progress.say(f"  {'console':<12} no sign-in link: {error}")
     found = re.search(r"^https?://\S+$", child.last_lines(10), re.MULTILINE)
     return f"{found[0]}   (works once, for 10 minutes)" if found else f"{components.settings.api_url}/console"
 

@@ -100,7 +100,7 @@ def time(moment: datetime | None, style: str = "time") -> Markup:
     `style`: `time` (14:02:11, and the day if it is not today), `day` (30 Nov 2026), or `full` (both).
     """
     if moment is None:
-        return Markup(NONE)
+        return escape(NONE)
     utc = moment.astimezone(UTC)
     exact = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     shown = {"day": f"{utc:%-d %b %Y}", "full": f"{utc:%-d %b %Y, %H:%M:%S}"}.get(style, f"{utc:%H:%M:%S}")

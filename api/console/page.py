@@ -13,8 +13,8 @@ from api.keys.principal import Scope
 class Page:
     """A page, or a group of pages with one entry in the navigation.
 
-    `path` is its path below `/console`, which is added to those of its router; empty for the start page. `key`: `g` and this key
-    lead to it. `scope`: without it, the key of a session gets the error page 403.
+    `path` is its path below `/console`, with which those of its router start; empty for the start page. `key`: `g` and
+    this key lead to it. `scope`: without it, the key of a session gets the error page 403.
     """
 
     path: str

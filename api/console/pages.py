@@ -1,4 +1,4 @@
-"""The pages of the console, in the order of the navigation. A new page is a folder beside this file, and a line here."""
+"""The pages of the console, in the order of the navigation. A new page is a folder here, and a line in this list."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 from playwright.async_api import Browser, expect
 
@@ -51,13 +50,3 @@ async def test_the_keyboard_leads_to_pages_and_to_help(operator: Visit) -> None:
     await operator.page.keyboard.press("g")
     await operator.page.keyboard.press("o")
     await operator.page.wait_for_url(f"{operator.url}/console/")
-
-
-async def test_the_console_can_be_off(sim_stack: Stack) -> None:
-    with sim_stack.second_api(HEADRACE_CONSOLE="off") as url:
-        for path in ("/console", "/console/sign-in", "/console/static/x/console.css"):
-            response = httpx.get(url + path)
-            assert response.status_code == 404
-            assert response.json()["error"]["code"] == "not_found"
-        assert "console" not in httpx.get(url).text
-        assert "/v1/console/links" not in httpx.get(f"{url}/openapi.json").json()["paths"]

@@ -80,6 +80,16 @@ def test_a_large_form_is_refused_before_the_sign_in(sim_stack: Stack) -> None:
     assert response.status_code == 413
 
 
+def test_the_console_can_be_off(sim_stack: Stack) -> None:
+    with sim_stack.second_api(HEADRACE_CONSOLE="off") as url:
+        for path in ("/console", "/console/sign-in", "/console/static/x/console.css"):
+            response = httpx.get(url + path)
+            assert response.status_code == 404
+            assert response.json()["error"]["code"] == "not_found"
+        assert "console" not in httpx.get(url).text
+        assert "/v1/console/links" not in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+
 def token_of(client: httpx.Client) -> str:
     """The CSRF token of a client's session."""
     page = client.get("/").text

@@ -47,7 +47,8 @@ async def test_a_wrong_key_is_refused(visitor: Visit) -> None:
 async def test_a_link_signs_in_once(browser: Browser, visitor: Visit, sim_stack: Stack, member_key: str) -> None:
     link = await create_link(sim_stack, member_key)
     # What a scanner of messages or a preview sends does not use the link.
-    assert httpx.get(link).status_code == httpx.head(link).status_code == 200
+    async with httpx.AsyncClient() as client:
+        assert {(await client.request(method, link)).status_code for method in ("GET", "HEAD")} == {200}
     await visitor.page.goto(link)
     await visitor.page.wait_for_url(f"{visitor.url}/console/")
     await expect(visitor.page.locator(".who-name")).to_have_text("member")
@@ -84,8 +85,8 @@ async def test_signing_out_ends_the_session(operator: Visit) -> None:
     await operator.open("")
     await operator.page.wait_for_url("**/console/sign-in")
     # The token is of no use to whoever has copied it.
-    response = httpx.get(f"{operator.url}/console", cookies={cookie["name"]: cookie["value"]})
-    assert response.status_code == 303
+    async with httpx.AsyncClient(cookies={cookie["name"]: cookie["value"]}) as client:
+        assert (await client.get(f"{operator.url}/console")).status_code == 303
 
 
 async def test_revoking_the_key_ends_its_sessions(visitor: Visit, sim_stack: Stack) -> None:

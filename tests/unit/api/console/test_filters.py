@@ -47,8 +47,10 @@ def test_duration(seconds: float | None, text: str) -> None:
         (1204, "1.2k"),
         (9_960, "10k"),
         (48_200, "48k"),
-    ]
-    + [(999_600, "1.0M"), (3_140_000, "3.1M"), (2.5e9, "2.5B")],
+        (999_600, "1.0M"),
+        (3_140_000, "3.1M"),
+        (2.5e9, "2.5B"),
+    ],
 )
 def test_compact(value: float | None, text: str) -> None:
     assert filters.compact(value) == text
