@@ -9,6 +9,11 @@ startKeyboard();
 document.addEventListener("htmx:after:swap", (event) => localizeTimes(event.target?.ownerDocument ? event.target : document));
 
 document.addEventListener("click", async (event) => {
+  if (event.target.closest(".skip")) {
+    event.preventDefault(); // its address is relative to the base, and would load the page again
+    document.getElementById("main").focus();
+    return;
+  }
   const button = event.target.closest("[data-copy], [data-dialog]");
   if (!button) return;
   if (button.dataset.dialog) {
