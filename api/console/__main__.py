@@ -19,9 +19,9 @@ from shared.postgres.engine import connect
 KEY_NAME = "console"
 
 
-async def link(database_url: str, arguments: argparse.Namespace) -> int:
+async def link(arguments: argparse.Namespace) -> int:
     """Print a link of a key: of the given one, or of an operator's key that exists for this and is known to nobody."""
-    database = connect(database_url, pool_size=1)
+    database = connect(settings_or_exit(DatabaseCommandSettings).database_url, pool_size=1)
     try:
         store = SessionStore(database)
         key_id = arguments.key
@@ -67,9 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--project", default="default", help="the project of the key that is created (default: %(default)s)"
     )
     parsed = parser.parse_args(arguments)
-    settings = settings_or_exit(DatabaseCommandSettings)
     try:
-        return asyncio.run(link(settings.database_url, parsed))
+        return asyncio.run(link(parsed))
     except (SQLAlchemyError, OSError) as error:
         print(f"DATABASE_URL: the database cannot be used: {error}", file=sys.stderr)
         return 1

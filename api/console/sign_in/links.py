@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from api.console.session_store import LINK_S, link_path
 from api.console.sessions import Sessions
 from api.http.dependencies import resource
+from api.http.openapi import ERRORS
 from api.keys.auth import AnyPrincipal
 
 router = APIRouter(tags=["console"])
@@ -23,7 +24,7 @@ class ConsoleLink(BaseModel):
     expires_in_s: int = Field(description="Seconds for which the link is valid.")
 
 
-@router.post("/v1/console/links", status_code=201)
+@router.post("/v1/console/links", status_code=201, responses=ERRORS)
 async def create_console_link(
     principal: AnyPrincipal, sessions: Annotated[Sessions, Depends(resource(Sessions))], response: Response
 ) -> ConsoleLink:

@@ -126,6 +126,7 @@ def test_banner_names_everything(launcher: Launcher) -> None:
     launcher.start_and_wait()
     key = (launcher.home / "api_key").read_text().strip()
     for text in (
+        f"http://127.0.0.1:{launcher.port}/console/sign-in?token=stub   (works once, for 10 minutes)",
         f"http://127.0.0.1:{launcher.port}/docs",
         f"http://127.0.0.1:{launcher.flower_port}",
         f"Bearer {key}",
@@ -134,7 +135,13 @@ def test_banner_names_everything(launcher: Launcher) -> None:
         str(launcher.home / "logs"),
     ):
         assert text in launcher.output
+    assert launcher.output.index("  Console ") < launcher.output.index("  API ")
     assert "REDIS_URL" in read_environment(launcher.home / "env")
+
+
+def test_the_banner_names_no_console_that_is_off(launcher: Launcher) -> None:
+    launcher.start_and_wait(HEADRACE_CONSOLE="off")
+    assert "console" not in launcher.output.lower()
 
 
 def test_killed_worker_comes_back(launcher: Launcher) -> None:
