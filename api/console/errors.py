@@ -31,7 +31,7 @@ def error_page(scope: Scope, status: int, message: str) -> Response:
         return HTMLResponse(
             render("error_part.html", {"title": title, "message": message}), status, headers=SECURITY_HEADERS
         )
-    return page_response(scope, "error.html", status, status=status, title=title, message=message)
+    return page_response(scope, "error.html", status, title=title, message=message)
 
 
 CONVENTIONS = Conventions(PREFIX, error_page)

@@ -22,6 +22,7 @@ from shared.domain.version import VERSION
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
+    auto_reload=False,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -41,6 +42,7 @@ def page_response(scope: Scope, template: str, status: int = 200, **values: Any)
     pages: Sequence[Page] = scope["app"].state.console_pages
     path = browser_path(scope)
     context = {
+        "status": status,
         "root": root_of(path),
         # Fragments are resolved against the layout's root, so links within a page need its own path.
         "here": path.removeprefix(PREFIX).strip("/"),

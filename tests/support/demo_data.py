@@ -17,9 +17,10 @@ from shared.postgres.engine import connect
 from tests.support.database import make_owner
 from tests.support.job_rows import job_id
 
+_SERVER = {"engine": "openai", "preset": "vllm", "options": {"base_url": "http://127.0.0.1:9/v1"}}
 MODELS: list[dict[str, object]] = [
-    {"name": "llama-3-70b", "engine": "openai", "preset": "vllm", "options": {"base_url": "http://127.0.0.1:9/v1"}},
-    {"name": "qwen3-8b", "engine": "openai", "preset": "vllm", "options": {"base_url": "http://127.0.0.1:9/v1"}},
+    {"name": "llama-3-70b", "model": "llama-3-70b-instruct", **_SERVER},
+    {"name": "qwen3-8b", "model": "qwen3-8b", **_SERVER},
     {"name": "claude-sonnet", "engine": "anthropic", "model": "claude-sonnet-5-5"},
     {"name": "smollm2", "engine": "simulated"},
 ]

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playwright.async_api import Browser
 
@@ -23,7 +24,7 @@ from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
 # Paths of the pages by the name of the picture.
 PAGES = {"overview": "", "sign-in": "sign-in", "not-found": "no-such-page"}
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
     "dark": {"color_scheme": "dark", "viewport": DESKTOP},
     "phone": {"color_scheme": "light", "viewport": PHONE, "device_scale_factor": 2},
@@ -63,7 +64,7 @@ async def take(stack: Stack, pages: dict[str, str], folder: Path) -> None:
                 await _picture(browser, stack, key, path, options, folder / f"{name}-{variant}.png")
 
 
-async def _picture(browser: Browser, stack: Stack, key: str, path: str, options: dict[str, object], file: Path) -> None:
+async def _picture(browser: Browser, stack: Stack, key: str, path: str, options: dict[str, Any], file: Path) -> None:
     async with visit(browser, stack.url, **options) as window:
         window.complaints.expect_status(404)
         if path != "sign-in":

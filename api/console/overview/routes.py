@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from api.console.live import Broadcaster
-from api.console.overview.snapshot import DEFAULT_RANGE, RANGES, Snapshots
+from api.console.overview.snapshot import DEFAULT_RANGE, RANGES, RangeName, Snapshots
 from api.console.overview.view import RANGE_NAMES, build_view
 from api.console.page import Page
 from api.console.sessions import Sessions
@@ -20,14 +20,14 @@ from api.http.sse import event_stream
 from shared.config.models.loader import Registry
 
 PARTS = ("health", "stats", "chart", "events", "models")
-Range = Annotated[Literal["1h", "6h", "24h"], Query(alias="range")]
+Range = Annotated[RangeName, Query(alias="range")]
 
 
 class Audience(NamedTuple):
     """Those who see the same overview."""
 
     project_id: int | None
-    range: str
+    range: RangeName
 
 
 class Overview:
@@ -75,7 +75,7 @@ async def overview_events(
     return event_stream(frames, settings)
 
 
-def _audience(viewer: Viewer, range_name: str) -> Audience:
+def _audience(viewer: Viewer, range_name: RangeName) -> Audience:
     return Audience(viewer.project_id, range_name)
 
 

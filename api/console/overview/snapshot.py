@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from api.console.data.histogram import Percentiles
 from api.console.data.overview import Charts, Live
@@ -18,8 +18,9 @@ from shared.config.models.loader import Registry
 
 # What waits and runs changes at once; a chart whose narrowest part is a minute does not.
 LIVE_S, CHARTS_S = 1.5, 10.0
-RANGES = {"1h": timedelta(hours=1), "6h": timedelta(hours=6), "24h": timedelta(days=1)}
-DEFAULT_RANGE = "1h"
+RangeName = Literal["1h", "6h", "24h"]
+RANGES: Mapping[RangeName, timedelta] = {"1h": timedelta(hours=1), "6h": timedelta(hours=6), "24h": timedelta(days=1)}
+DEFAULT_RANGE: RangeName = "1h"
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class Snapshot:
     """What the overview shows: the time range, its charts, the first tokens of each model in it, and the present."""
 
-    range: str
+    range: RangeName
     charts: Charts
     first_tokens: Mapping[str, Percentiles]
     live: Live
@@ -62,7 +63,7 @@ class Snapshots:
         self._live = {name: _Cached(partial(self._read_live, span), LIVE_S) for name, span in RANGES.items()}
         self._charts = {name: _Cached(partial(self._read_charts, span), CHARTS_S) for name, span in RANGES.items()}
 
-    async def get(self, range_name: str) -> Snapshot:
+    async def get(self, range_name: RangeName) -> Snapshot:
         """A snapshot of one of `RANGES`.
 
         Raises:
