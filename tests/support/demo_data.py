@@ -26,9 +26,9 @@ MODELS: list[dict[str, object]] = [
 ]
 # Model, share of the jobs, its first token in seconds, workers, slots of each, KV use of the fullest.
 _FLEET = (
-    ("llama-3-70b", 0.5, 0.115, 4, 64, 0.71),
-    ("qwen3-8b", 0.4, 0.06, 3, 64, 0.83),
-    ("claude-sonnet", 0.07, 0.42, 1, 64, None),
+    ("llama-3-70b", 0.53, 0.115, 4, 64, 0.71),
+    ("qwen3-8b", 0.42, 0.06, 3, 64, 0.83),
+    ("claude-sonnet", 0.02, 0.34, 1, 64, None),
     ("smollm2", 0.03, 0.05, 1, 32, 0.06),
 )
 _RUNNING = {("llama-3-70b", 3): 176, ("llama-3-70b", 9): 48, ("qwen3-8b", 3): 150, ("qwen3-8b", 9): 39,
@@ -133,8 +133,8 @@ def _job(random: Random, owners: list[Owner], model: str, created_at: datetime, 
 
 def _first_token_s(random: Random, base_s: float, minutes_ago: float) -> float:
     """A time to the first token: a long tail, and a peak while a worker was missing."""
-    peak = 1 + 2.2 * math.exp(-(((minutes_ago - _LOST_MINUTES_AGO) / 3) ** 2))
-    return base_s * random.lognormvariate(0, 0.35) * peak
+    peak = 1 + 1.5 * math.exp(-(((minutes_ago - _LOST_MINUTES_AGO) / 3) ** 2))
+    return base_s * random.lognormvariate(0, 0.28) * peak
 
 
 def _ended(now: datetime, random: Random, owners: list[Owner]) -> Iterator[dict[str, Any]]:

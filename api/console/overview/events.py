@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -31,7 +31,8 @@ class Event:
 def events(live: Live, since: datetime, project_id: int | None) -> list[Event]:
     """The last events after a time, newest first. `project_id`: of rescues, only those of its jobs."""
     visible = [rescue for rescue in live.rescues if project_id is None or rescue.project_id == project_id]
-    found = [*_rescues(visible), *_workers(live.workers), *_pauses(live)]
+    rescued = {rescue.worker for rescue in visible}
+    found = [*_rescues(visible), *_workers(live.workers, rescued), *_pauses(live)]
     recent = [event for event in found if event.at >= since]
     return sorted(recent, key=lambda event: event.at, reverse=True)[:SHOWN]
 
@@ -61,11 +62,13 @@ def _rescues(rescues: Sequence[Rescue]) -> Iterable[Event]:
         yield Event(at, "rescue", "bad", text, link, mark=True)
 
 
-def _workers(workers: Sequence[WorkerInfo]) -> Iterable[Event]:
+def _workers(workers: Sequence[WorkerInfo], rescued: Collection[str]) -> Iterable[Event]:
+    """What became of workers. The loss of a worker whose jobs were rescued is that rescue."""
     for worker in workers:
         name = f"{short_worker(worker.id)} of {worker.model}"
         if not worker.alive:
-            yield Event(worker.lease_expires_at, "worker", "bad", f"{name} is gone", mark=True)
+            if worker.id not in rescued:
+                yield Event(worker.lease_expires_at, "worker", "plain", f"{name} stopped", mark=True)
             continue
         yield Event(worker.started_at, "worker", "good", f"{name} started")
         if worker.state != "ready" and worker.state_since is not None:

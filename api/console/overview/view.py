@@ -26,6 +26,7 @@ class Badge:
 
     text: str
     kind: str
+    degrades: bool = False  # part of the answer to whether all is well
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,29 +211,32 @@ def _with_notes(row: ModelRow, alive: Sequence[WorkerInfo], queue: QueueState) -
     notes = []
     ready = [worker for worker in alive if worker.state == WorkerState.READY]
     if not alive:
-        notes.append(Badge("no worker", "bad"))
+        # A model without workers may be one that is scaled to zero.
+        notes.append(Badge("no worker", "bad" if _waits(row) else "plain"))
     elif not ready:
-        notes.append(Badge(alive[0].state, "near"))
+        notes.append(Badge(alive[0].state, "near", degrades=True))
     if queue.paused_at is not None:
         notes.append(Badge("paused", "near"))
     if any(worker.breaker_since is not None for worker in alive):
-        notes.append(Badge("upstream fails", "bad"))
+        notes.append(Badge("upstream fails", "bad", degrades=True))
     if row.kv_cache is not None and row.kv_cache >= KV_NEAR:
         notes.append(Badge(f"KV {percent(row.kv_cache)}", "near"))
-    if not notes and not row.interactive + row.batch + row.waiting + row.waiting_batch:
+    if not notes and not row.interactive + row.batch and not _waits(row):
         notes.append(Badge("idle", "plain"))
     return replace(row, notes=tuple(notes))
 
 
 def _health(rows: Sequence[ModelRow], snapshot: Snapshot) -> tuple[Badge, Sequence[str]]:
-    """Whether all is well, and if not, why."""
-    bad = [f"{row.name} has no worker" for row in rows if not row.workers]
-    near = [
-        f"{row.name}: {note.text}" for row in rows if row.workers for note in row.notes if note.kind in ("bad", "near")
-    ]
+    """Whether all is well, and if not, why. What an operator has decided, such as a pause, is well."""
+    bad = [f"{row.name} has waiting jobs and no worker" for row in rows if not row.workers and _waits(row)]
+    near = [f"{row.name}: {note.text}" for row in rows if row.workers for note in row.notes if note.degrades]
     times = snapshot.charts.total.first_token
     if times is not None and times.p95 > TARGET_MS:
         near.append("first tokens are above the target")
     if bad:
         return Badge("Needs attention", "bad"), (*bad, *near)
     return (Badge("Degraded", "near"), near) if near else (Badge("Healthy", "good"), ())
+
+
+def _waits(row: ModelRow) -> bool:
+    return bool(row.waiting + row.waiting_batch)

@@ -53,7 +53,7 @@ function options(element, current, tip) {
         stroke: color(series.kind),
         width: 1.8,
         spanGaps: false,
-        points: { show: isLonely, size: 5, fill: color(series.kind) },
+        points: { show: true, filter: lonelyValues, size: 5, fill: color(series.kind) },
       })),
     ],
     hooks: {
@@ -66,7 +66,7 @@ function options(element, current, tip) {
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
 
 // A value between two gaps has no line: it gets a point.
-function isLonely(plot, index) {
+function lonelyValues(plot, index) {
   const values = plot.data[index];
   return values.flatMap((value, at) => (value != null && values[at - 1] == null && values[at + 1] == null ? [at] : []));
 }
@@ -76,7 +76,7 @@ function drawTargets(plot, targets, color, faint) {
   ctx.save();
   ctx.lineWidth = devicePixelRatio;
   ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
-  ctx.font = scaled(FONT);
+  writeLeft(ctx);
   for (const target of targets) {
     const y = Math.round(plot.valToPos(target.value, "y", true));
     ctx.strokeStyle = color(target.kind);
@@ -94,8 +94,8 @@ function drawMarks(plot, marks, color, faint) {
   const { ctx, bbox } = plot;
   const right = bbox.left + bbox.width;
   ctx.save();
-  ctx.font = scaled(FONT);
-  let free = [];
+  writeLeft(ctx);
+  const taken = [];
   for (const mark of marks) {
     const x = plot.valToPos(mark.x, "x", true);
     if (x < bbox.left || x > right) continue;
@@ -113,15 +113,19 @@ function drawMarks(plot, marks, color, faint) {
     // The newest marks are the first, and get a text as long as it fits.
     const width = ctx.measureText(mark.text).width;
     const left = x + 8 * devicePixelRatio + width < right ? x + 8 * devicePixelRatio : x - 8 * devicePixelRatio - width;
-    if (left < bbox.left || free.some(([from, to]) => left < to && left + width > from)) continue;
-    free.push([left, left + width]);
+    if (left < bbox.left || taken.some(([from, to]) => left < to && left + width > from)) continue;
+    taken.push([left, left + width]);
     ctx.fillStyle = faint;
     ctx.fillText(mark.text, left, bbox.top + 8 * devicePixelRatio);
   }
   ctx.restore();
 }
 
-const scaled = (font) => font.replace(/^\d+/, (size) => size * devicePixelRatio);
+function writeLeft(ctx) {
+  ctx.font = FONT.replace(/^\d+/, (size) => size * devicePixelRatio);
+  ctx.textAlign = "left";
+  ctx.textBaseline = "alphabetic";
+}
 
 function showTip(plot, data, tip) {
   const { idx, left } = plot.cursor;
