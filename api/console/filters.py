@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -109,8 +110,8 @@ def time(moment: datetime | None, style: str = "time") -> Markup:
 
 def short_id(text: str) -> str:
     """The part of an id that tells it from others on a page: `job_01a2241e…`."""
-    kind, separator, rest = text.partition("_") if "_" in text else text.partition("-")
-    return f"{kind}{separator}{rest[:8]}…" if len(rest) > 10 else text
+    match = re.fullmatch(r"([a-z]+[-_])(.{8}).{3,}", text)
+    return f"{match[1]}{match[2]}…" if match else text
 
 
 def copyable(text: str, shown: str | None = None) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from api.keys.principal import Scope
@@ -121,7 +121,11 @@ class SessionStore(Store):
         scopes = [scope.value for scope in Scope]
         statement = (
             select(ApiKeyRow.id)
-            .where(key_is_valid(), ApiKeyRow.name == name, ApiKeyRow.scopes.contains(scopes))
+            .where(
+                key_is_valid(),
+                ApiKeyRow.name == name,
+                ApiKeyRow.scopes.op("@>")(bindparam("scopes", scopes, type_=ARRAY(Text))),
+            )
             .order_by(ApiKeyRow.id.desc())
             .limit(1)
         )
