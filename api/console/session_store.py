@@ -118,13 +118,13 @@ class SessionStore(Store):
 
     async def key_named(self, name: str) -> int | None:
         """The id of the newest valid key with this name and both scopes, None if there is none."""
-        scopes = [scope.value for scope in Scope]
+        both = bindparam("scopes", [scope.value for scope in Scope], type_=ARRAY(Text))
         statement = (
             select(ApiKeyRow.id)
             .where(
                 key_is_valid(),
                 ApiKeyRow.name == name,
-                ApiKeyRow.scopes.op("@>")(bindparam("scopes", scopes, type_=ARRAY(Text))),
+                ApiKeyRow.scopes.op("@>")(both),
             )
             .order_by(ApiKeyRow.id.desc())
             .limit(1)
