@@ -69,11 +69,13 @@ async def test_workers_are_listed(admin: httpx.AsyncClient) -> None:
     ],
 )
 async def test_other_keys_are_refused(sim: httpx.AsyncClient, admin_key: str, method: str, path: str) -> None:
-    body = {"json": {"name": "x"} if path.endswith(("keys", "projects")) else {}} if method == "POST" else {}
-    response = await sim.request(method, path, **body)
+    body = {"name": "x"} if path.endswith(("keys", "projects")) else {}
+    json = body if method == "POST" else None
+    response = await sim.request(method, path, json=json)
     assert response.status_code == 403, response.text
     assert "admin" in response.json()["error"]["message"]
-    assert (await httpx.AsyncClient(base_url=sim.base_url).request(method, path, **body)).status_code == 401
+    async with httpx.AsyncClient(base_url=sim.base_url) as anonymous:
+        assert (await anonymous.request(method, path, json=json)).status_code == 401
 
 
 async def test_a_paused_queue_keeps_its_jobs(
