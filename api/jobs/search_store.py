@@ -206,9 +206,9 @@ def search_statement(filters: JobFilters, after: str | None, limit: int, size: i
 
 
 def _bounds(filters: JobFilters, after: str | None) -> tuple[str, str]:
-    """The first id of the range, and the first one beyond it."""
-    lowest = JOB_ID_PREFIX if filters.start is None else first_id(JOB_ID_PREFIX, filters.start)
-    beyond = f"{JOB_ID_PREFIX}~" if filters.end is None else first_id(JOB_ID_PREFIX, filters.end)
+    """The first id of the range, and the first one beyond it. An id has the time of another clock than the row."""
+    lowest = JOB_ID_PREFIX if filters.start is None else first_id(JOB_ID_PREFIX, filters.start - _SKEW)
+    beyond = f"{JOB_ID_PREFIX}~" if filters.end is None else first_id(JOB_ID_PREFIX, filters.end + _SKEW)
     return lowest, beyond if after is None else min(beyond, after)
 
 
@@ -274,8 +274,12 @@ def _status_is(status: JobStatus) -> ColumnElement[bool]:
 
 
 def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
-    """Conditions: the job matches, in its range of time."""
+    """Conditions: the job matches."""
     conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
+    if filters.start is not None:
+        conditions.append(JobRow.created_at >= filters.start)
+    if filters.end is not None:
+        conditions.append(JobRow.created_at < filters.end)
     if filters.statuses:
         conditions.append(or_(*map(_status_is, filters.statuses)))
     if filters.project_id is not None:

@@ -178,7 +178,7 @@ async def test_errors_about_keys_name_the_field(admin: httpx.AsyncClient) -> Non
     for body, param in (
         ({}, "name"),
         ({"name": ""}, "name"),
-        ({"name": "x", "scopes": ["root"]}, "scopes.0"),
+        ({"name": "x", "scopes": ["root"]}, "scopes[0]"),
         ({"name": "x", "priority_floor": 10}, "priority_floor"),
         ({"name": "x", "options": {"token_limits": {"max_output": 0}}}, "options.token_limits.max_output"),
     ):
