@@ -11,12 +11,18 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from api.admin.fleet import routes as fleet
+from api.admin.keys import routes as admin_keys
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
 from api.cache import routes as cache
+from api.console import errors as console_errors
+from api.console.install import install_console
+from api.console.middleware import ConsoleMiddleware
 from api.files import routes as files
 from api.http import errors
+from api.http.conventions import Conventions
 from api.http.dependencies import set_resources
 from api.http.middleware.body_limit import BodyLimitMiddleware
 from api.http.middleware.cors import allow_origins
@@ -54,8 +60,6 @@ DESCRIPTION = (
     "Self-hosted, queue-based, asynchronous LLM inference. Every call is a job: committed, queued, run by vLLM."
 )
 
-CONVENTIONS = (anthropic_errors.CONVENTIONS,)
-
 
 class Application(FastAPI):
     """The application. Its outermost layer answers browsers' preflight requests."""
@@ -80,6 +84,9 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     """
     registry = load_registry(settings.models)
     complexity = load_complexity(settings.routing_model)
+    conventions: tuple[Conventions, ...] = (anthropic_errors.CONVENTIONS,)
+    if settings.console == "on":
+        conventions += (console_errors.CONVENTIONS,)
     metrics = Metrics(Exporter.API, registry.models)
     metrics.loaded(registry.models)
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
@@ -106,17 +113,19 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.state.connections = Connections(settings, settings.send_timeout_s, metrics)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
+    if settings.console == "on":
+        app.add_middleware(ConsoleMiddleware)
     app.add_middleware(AuthenticationMiddleware, metrics=metrics, api_key_prefix=anthropic_errors.PREFIX)
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
     app.add_middleware(ShutdownMiddleware)
     if traces.enabled:
         app.add_middleware(TracingMiddleware, traces=traces)
-    app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
+    app.add_middleware(RequestIdMiddleware, conventions=conventions)
     app.add_middleware(PathMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     app.add_middleware(InterruptedResponses, metrics=metrics)
-    errors.install(app, CONVENTIONS)
+    errors.install(app, conventions)
     app.include_router(jobs.router)
     app.include_router(route_query.router)
     app.include_router(openai.router)
@@ -126,6 +135,10 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(batches.router)
     app.include_router(cache.router)
     app.include_router(savings.router)
+    app.include_router(fleet.router)
+    app.include_router(admin_keys.router)
     app.include_router(health.router)
-    pages.install(app)
+    pages.install(app, console=settings.console == "on")
+    if settings.console == "on":
+        install_console(app)
     return app

@@ -241,6 +241,12 @@ class RoutingSettings(SettingsGroup):
         return text or None  # an empty variable is none
 
 
+class ConsoleSettings(SettingsGroup):
+    """The web console."""
+
+    console: Literal["on", "off"] = Field("on", description="Whether this process serves the web console at /console.")
+
+
 class RegionSettings(SettingsGroup):
     """Multiple regions."""
 
@@ -282,6 +288,7 @@ class ApiSettings(
     RetentionSettings,
     CacheSettings,
     RoutingSettings,
+    ConsoleSettings,
     RegionSettings,
     Settings,
 ):

@@ -48,6 +48,10 @@ class Parts:
     def ensure_key(self, api_key: str) -> Child:
         return self._child("key", ["-m", "api.keys", "ensure", "default"], {"HEADRACE_API_KEY": api_key})
 
+    def console_link(self) -> Child:
+        """Prints a one-time link that signs in to the console."""
+        return self._child("console", ["-m", "api.console", "link", "--url", self.settings.api_url])
+
     def prepare_models(self, names: list[str]) -> Child:
         return self._child("models", ["-m", "launcher.bundled_model", *names])
 

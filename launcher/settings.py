@@ -29,6 +29,7 @@ class Settings:
     start_timeout_s: int
     drain_s: int
     lease_s: float
+    console: bool
 
     @property
     def logs(self) -> Path:
@@ -69,6 +70,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         start_timeout_s=_number(environ, "HEADRACE_START_TIMEOUT_S", 900, 1, 86400),
         drain_s=_number(environ, "HEADRACE_DRAIN_S", 5, 0, 86400),
         lease_s=_seconds(environ, "HEADRACE_LEASE_S", 6.0),
+        console=environ.get("HEADRACE_CONSOLE", "on") != "off",
     )
     if settings.api_key is not None and len(settings.api_key) < 16:
         raise SettingError("HEADRACE_API_KEY must have at least 16 characters; leave it unset to generate one.")

@@ -1,6 +1,7 @@
 """Starts, supervises and stops the whole stack: `make up` after the packages are installed."""
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -71,7 +72,8 @@ def run(
             supervisor.start(child)
         wait_until_ready(settings, registry, supervisor, progress, stopping, not_before)
         supervisor.stop_timeout_s = max(STOP_TIMEOUT_S, settings.drain_s + 10.0)
-        progress.say(banner(settings, list(registry.models), key, password, _servers(settings)))
+        console = console_address(components, progress, stopping) if settings.console else None
+        progress.say(banner(settings, list(registry.models), key, password, _servers(settings), console))
         while True:
             supervisor.restart_dead()
             if stopping.take_reload():
@@ -161,6 +163,18 @@ def wait_until_ready(
                 )
             phase.note(f"waiting for {state.waiting_for or ('Flower' if not flower else 'old leases to expire')}")
             stopping.sleep(0.2)
+
+
+def console_address(components: Parts, progress: Progress, stopping: Stopping) -> str:
+    """The address of the console: a one-time link, or if there is none, that of the sign-in page."""
+    child = components.console_link()
+    try:
+        with progress.phase("console", "link created") as phase:
+            run_command(child, phase, "creating a sign-in link", stopping)
+    except LaunchError as error:
+        progress.say(f"  {'console':<12} no sign-in link: {error}")
+    found = re.search(r"^https?://\S+$", child.last_lines(10), re.MULTILINE)
+    return f"{found[0]}   (works once, for 10 minutes)" if found else f"{components.settings.api_url}/console"
 
 
 def _died_while_starting(child: Child) -> str:

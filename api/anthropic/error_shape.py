@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from api.http.conventions import Conventions
 
@@ -44,4 +46,8 @@ def anthropic_error(status: int, message: str) -> dict[str, Any]:
     return AnthropicErrorResponse(error=AnthropicErrorBody(type=kind, message=message)).model_dump()
 
 
-CONVENTIONS = Conventions(PREFIX, anthropic_error, request_id_header="request-id")
+def _error_response(_: Scope, status: int, message: str) -> JSONResponse:
+    return JSONResponse(anthropic_error(status, message), status)
+
+
+CONVENTIONS = Conventions(PREFIX, _error_response, request_id_header="request-id")

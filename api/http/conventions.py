@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Scope
 
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """The conventions of one API dialect, for a path prefix and everything below it."""
+    """The conventions of one API dialect, or of the console, for a path prefix and everything below it."""
 
     prefix: str
-    error_body: Callable[[int, str], dict[str, Any]]
-    """An error's body, from its HTTP status and message."""
-    request_id_header: str
+    error_response: Callable[[Scope, int, str], Response]
+    """The response to an error, from the request's scope, the HTTP status and the message."""
+    request_id_header: str | None = None
     """An additional response header for the request id."""
 
     def cover(self, path: str) -> bool:

@@ -76,9 +76,10 @@ class JsonErrorResponse(JSONResponse):
         conventions = find_conventions(registered, scope["path"])
         if conventions is None:
             await super().__call__(scope, receive, send)
-        else:
-            body = conventions.error_body(self.status_code, self.message)
-            await JSONResponse(body, self.status_code, self._extra_headers)(scope, receive, send)
+            return
+        response = conventions.error_response(scope, self.status_code, self.message)
+        response.headers.update(self._extra_headers)
+        await response(scope, receive, send)
 
 
 def error_response(

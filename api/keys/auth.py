@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from api.keys.open_requests import OpenRequest
 from api.keys.principal import Principal, Scope
-from api.keys.store import ApiKeyStore, digest
+from api.keys.store import ValidKey, digest
 from shared.domain.errors import Unauthorized, UnreadableRow
 
 CACHE_SIZE = 10_000
@@ -45,10 +45,21 @@ api_key_header = _ApiKeyHeader(
 )
 
 
-class Authenticator:
-    """Looks up keys. The results are cached for a few seconds, so a revoked key remains usable for that long."""
+class CredentialStore(Protocol):
+    """Finds what a credential is valid for: an API key, or the token of a session of the console."""
 
-    def __init__(self, store: ApiKeyStore, cache_s: float) -> None:
+    async def find(self, credential: str, /) -> ValidKey | None:
+        """Return the principal of a valid credential, else None.
+
+        Raises:
+            UnreadableRow: this version cannot read the options of its key.
+        """
+
+
+class Authenticator:
+    """Looks up credentials. The results are cached for a few seconds, so a revoked key remains usable for that long."""
+
+    def __init__(self, store: CredentialStore, cache_s: float) -> None:
         self._store = store
         self._cache_s = cache_s
         # By digest; None: there is no such key. The error: this version cannot read it.
@@ -93,6 +104,10 @@ class Authenticator:
             if not isinstance(entry[1], Principal) or entry[1].key_id != key_id
         }
 
+    def forget_credential(self, credential: str) -> None:
+        """Remove a credential from the cache: it was withdrawn, but others of its key may be valid."""
+        self._cache.pop(digest(credential), None)
+
     async def _look_up(self, key: str, sha256: str, now: float) -> Principal | None:
         """Look up a key for all requests that need it now: a burst after a pause costs one query, not one each."""
         if len(self._cache) >= CACHE_SIZE:
@@ -118,18 +133,28 @@ def _retrieve_error(lookup: asyncio.Task[Principal | None]) -> None:
         lookup.exception()
 
 
+async def any_principal(request: Request, _: Annotated[None, Depends(bearer)]) -> Principal:
+    """Return the principal of a request, which the middleware has authenticated, whatever the scopes of its key.
+
+    Raises:
+        Unauthorized: the request was not authenticated.
+    """
+    open_request: OpenRequest | None = getattr(request.state, "open_request", None)
+    if open_request is None:
+        raise Unauthorized
+    return open_request.principal
+
+
 async def current_principal(request: Request, _: Annotated[None, Depends(bearer)]) -> Principal:
-    """Return the principal of a request, which the middleware has authenticated, if the key has the `inference` scope.
+    """Return the principal of a request, if its key has the `inference` scope.
 
     Raises:
         Unauthorized: the request was not authenticated.
         Forbidden: the key does not have the scope.
     """
-    open_request: OpenRequest | None = getattr(request.state, "open_request", None)
-    if open_request is None:
-        raise Unauthorized
-    open_request.principal.require(Scope.INFERENCE)
-    return open_request.principal
+    principal = await any_principal(request, _)
+    principal.require(Scope.INFERENCE)
+    return principal
 
 
 async def anthropic_principal(
@@ -145,6 +170,7 @@ async def current_request(request: Request) -> OpenRequest:
     return open_request
 
 
+AnyPrincipal = Annotated[Principal, Depends(any_principal)]
 CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
 AnthropicPrincipal = Annotated[Principal, Depends(anthropic_principal)]
 CurrentRequest = Annotated[OpenRequest, Depends(current_request)]

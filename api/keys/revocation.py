@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from api.keys.auth import Authenticator
 from api.keys.open_requests import OpenRequests
@@ -19,10 +20,15 @@ class RevocationCheck:
     """Checks the keys that this process has cached or that have open requests: streams, waits and uploads."""
 
     def __init__(
-        self, store: ApiKeyStore, authenticator: Authenticator, requests: OpenRequests, *, interval_s: float
+        self,
+        store: ApiKeyStore,
+        authenticators: Collection[Authenticator],
+        requests: OpenRequests,
+        *,
+        interval_s: float,
     ) -> None:
         self._store = store
-        self._authenticator = authenticator
+        self._authenticators = authenticators
         self._requests = requests
         self._interval_s = max(MIN_INTERVAL_S, interval_s)
 
@@ -34,12 +40,13 @@ class RevocationCheck:
 
     async def check(self) -> int:
         """Interrupt the requests of keys that are not valid any more. Returns the number of those keys."""
-        known = self._authenticator.cached_key_ids() | self._requests.key_ids()
+        known = self._requests.key_ids().union(*(cache.cached_key_ids() for cache in self._authenticators))
         if not known:
             return 0
         invalid = known - await self._store.valid_ids(known)
         for key_id in invalid:
-            self._authenticator.forget(key_id)
+            for authenticator in self._authenticators:
+                authenticator.forget(key_id)
             interrupted = self._requests.interrupt(key_id)
             logger.info("key=%d was revoked or has expired; %d requests closed", key_id, interrupted)
         return len(invalid)

@@ -22,6 +22,7 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
+    literal,
     or_,
     select,
     update,
@@ -71,6 +72,17 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Project:
+    """A project. `keys`: the number of its keys that are neither revoked nor expired."""
+
+    id: int
+    name: str
+    tier: str | None
+    created_at: datetime
+    keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ValidKey:
     """The principal of a valid key, and the seconds until the key expires (None: it does not expire)."""
 
@@ -93,8 +105,8 @@ def _public_prefix(generated_key: str) -> str:
     return "_".join(generated_key.split("_")[:2])
 
 
-def _valid() -> ColumnElement[bool]:
-    """Condition: the key is neither revoked nor expired."""
+def key_is_valid() -> ColumnElement[bool]:
+    """Condition: a key is neither revoked nor expired."""
     return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
 
 
@@ -159,7 +171,7 @@ class ApiKeyStore(Store):
             ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes, ApiKeyRow.priority_floor, ApiKeyRow.options,
         )  # fmt: skip
         async with transaction(self._engine) as connection:
-            old = select(*copied).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
+            old = select(*copied).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
             row = (await connection.execute(old)).first()
             if row is None:
                 return None
@@ -189,7 +201,7 @@ class ApiKeyStore(Store):
         return found
 
     async def _find(self, digests: Sequence[str]) -> list[ValidKey | UnreadableRow | None]:
-        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), _valid())
+        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), key_is_valid())
         stale = (
             select(ApiKeyRow.id)
             .where(
@@ -204,22 +216,13 @@ class ApiKeyStore(Store):
         )
         used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
         statement = (
-            select(
-                ApiKeyRow.sha256,
-                ApiKeyRow.id,
-                ApiKeyRow.project_id,
-                ApiKeyRow.scopes,
-                ApiKeyRow.priority_floor,
-                ApiKeyRow.options,
-                ProjectRow.tier,
-                func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
-            )
+            select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .where(*valid)
             .add_cte(used.cte("used"))
         )
         async with self._engine.connect() as connection:
-            found = {row.sha256: _valid_key(row) for row in await connection.execute(statement)}
+            found = {row.sha256: read_valid_key(row) for row in await connection.execute(statement)}
         return [found.get(sha256) for sha256 in digests]
 
     async def principal(self, owner: Owner) -> Principal:
@@ -243,12 +246,46 @@ class ApiKeyStore(Store):
         """Return the ids of those keys that are neither revoked nor expired."""
         ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
         async with self._engine.connect() as connection:
-            found = await connection.execute(select(ApiKeyRow.id).where(ApiKeyRow.id == func.any(ids), _valid()))
+            found = await connection.execute(select(ApiKeyRow.id).where(ApiKeyRow.id == func.any(ids), key_is_valid()))
             return set(found.scalars())
 
     async def all(self) -> Sequence[ApiKey]:
         """Return all keys, oldest first."""
         return await self._all(_listed(), _api_key)
+
+    async def get(self, key_id: int) -> ApiKey | None:
+        """Return a key, valid or not."""
+        return await self._one(_listed().where(ApiKeyRow.id == key_id), _api_key)
+
+    async def page(self, *, limit: int, after: int | None = None, project: str | None = None) -> list[ApiKey]:
+        """Return one page of keys, newest first, of one project or of all."""
+        statement = _listed().order_by(None).order_by(ApiKeyRow.id.desc()).limit(limit)
+        if after is not None:
+            statement = statement.where(ApiKeyRow.id < after)
+        if project is not None:
+            statement = statement.where(ProjectRow.name == project)
+        return await self._all(statement, _api_key)
+
+    async def projects(self, *, limit: int, after: str | None = None) -> list[Project]:
+        """Return one page of projects, by name."""
+        keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, key_is_valid()).scalar_subquery()
+        statement = select(*_PROJECT, keys.label("keys")).order_by(ProjectRow.name)
+        if after is not None:
+            statement = statement.where(ProjectRow.name > after)
+        return await self._all(statement.limit(limit), _project)
+
+    async def create_project(self, name: str, tier: str | None = None) -> Project:
+        """Create a project without keys.
+
+        Raises:
+            ProjectExists: a project with this name exists.
+        """
+        statement = insert(ProjectRow).values(name=name, tier=tier)
+        statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name])
+        created = await self._one(statement.returning(*_PROJECT, literal(0).label("keys")), _project)
+        if created is None:
+            raise ProjectExists
+        return created
 
     async def candidates(self, text: str) -> Sequence[ApiKey]:
         """Return the valid keys that have this text as their prefix or name, or that are this text."""
@@ -257,11 +294,11 @@ class ApiKeyStore(Store):
             ApiKeyRow.name == text,
             ApiKeyRow.sha256 == digest(text),
         )
-        return await self._all(_listed().where(either, _valid()), _api_key)
+        return await self._all(_listed().where(either, key_is_valid()), _api_key)
 
     async def revoke(self, key_id: int) -> bool:
         """Revoke a key. False: there is no valid key with this id."""
-        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, _valid()).values(revoked_at=func.now())
+        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, key_is_valid()).values(revoked_at=func.now())
         return await self._changes(statement)
 
     async def change(
@@ -280,7 +317,9 @@ class ApiKeyStore(Store):
             UnreadableRow: as `find`.
         """
         async with transaction(self._engine) as connection:
-            old = select(ApiKeyRow.options).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
+            old = (
+                select(ApiKeyRow.options).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
+            )
             row = (await connection.execute(old)).first()
             if row is None:
                 return False
@@ -291,6 +330,15 @@ class ApiKeyStore(Store):
                 values[ApiKeyRow.priority_floor] = priority_floor
             await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
             return True
+
+    async def project_id(self, name: str) -> int | None:
+        """The id of the project with this name; None if there is none."""
+        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
+
+    async def project_of(self, key_id: int) -> int | None:
+        """The id of the project that a key belongs to, valid or not; None if there is no such key."""
+        statement = select(ApiKeyRow.project_id).where(ApiKeyRow.id == key_id)
+        return await self._one(statement, lambda row: int(row.project_id))
 
     async def set_tier(self, project: str, tier: str | None) -> bool:
         """Change the tier of a project. False: there is no project with this name."""
@@ -306,6 +354,24 @@ def parse_id(text: str) -> int | None:
     """The number of a key's id; None if the text is no such id."""
     match = re.fullmatch(r"key_([0-9]{1,18})", text)
     return int(match[1]) if match else None
+
+
+# What `read_valid_key` reads, of a valid key joined with its project.
+VALID_KEY_COLUMNS = (
+    ApiKeyRow.id,
+    ApiKeyRow.project_id,
+    ApiKeyRow.scopes,
+    ApiKeyRow.priority_floor,
+    ApiKeyRow.options,
+    ProjectRow.tier,
+    func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
+)
+
+_PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
+
+
+def _project(row: Row[Any]) -> Project:
+    return Project(row.id, row.name, row.tier, row.created_at, row.keys)
 
 
 def _listed() -> Any:
@@ -329,7 +395,8 @@ def _listed() -> Any:
     )
 
 
-def _valid_key(row: Any) -> ValidKey | UnreadableRow:
+def read_valid_key(row: Any) -> ValidKey | UnreadableRow:
+    """The valid key of a row with `VALID_KEY_COLUMNS`. The error, which is logged: this version cannot read it."""
     try:
         options = _options(row.id, row.options)
     except UnreadableRow as error:  # one key must not fail the lookups of others

@@ -19,16 +19,21 @@ _FOLDER = Path(__file__).parent
 _SERVED = frozenset(("favicon.svg", "swagger-ui.css", "swagger-ui-bundle.js"))
 
 
-def install(app: FastAPI) -> None:
-    """Add the pages, outside the OpenAPI schema. The application must be created without FastAPI's own docs pages."""
+def install(app: FastAPI, *, console: bool) -> None:
+    """Add the pages, outside the OpenAPI schema. The application must be created without FastAPI's own docs pages.
+
+    `console`: link to the console.
+    """
     # Swagger UI sets style attributes, and its style sheet has its icons in data URLs.
-    _add_page(app, "/docs", "docs.html", style="'self' 'unsafe-inline'", img="'self' data:")
-    _add_page(app, "/", "landing.html", style="", img="'self'")
+    docs, landing = ((_FOLDER / file).read_text() for file in ("docs.html", "landing.html"))
+    if not console:
+        landing = re.sub("<!-- console -->.*<!-- /console -->\n", "", landing)
+    _add_page(app, "/docs", docs, style="'self' 'unsafe-inline'", img="'self' data:")
+    _add_page(app, "/", landing, style="", img="'self'")
     app.mount("/static", _Assets(directory=_FOLDER / "static", packages=[("fastapi_swagger", "resources")]))
 
 
-def _add_page(app: FastAPI, path: str, file: str, *, style: str, img: str) -> None:
-    html = (_FOLDER / file).read_text()
+def _add_page(app: FastAPI, path: str, html: str, *, style: str, img: str) -> None:
     policy = {
         "default-src": "'none'",
         "script-src": f"'self' {_hashes('script', html)}",

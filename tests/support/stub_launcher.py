@@ -64,6 +64,9 @@ class StubParts(Parts):
         code = "import os, sys; sys.exit(not os.environ['HEADRACE_API_KEY'].startswith('hr_'))"
         return self._child("key", ["-c", code], {"HEADRACE_API_KEY": api_key})
 
+    def console_link(self) -> Child:
+        return self._child("console", ["-c", f"print('{self.settings.api_url}/console/sign-in?token=stub')"])
+
     def api(self) -> Child:
         if "STUB_API_FAILS" in os.environ:
             return self._child("api", ["-c", "import sys; sys.exit('no table named jobs')"])

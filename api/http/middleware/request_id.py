@@ -38,7 +38,7 @@ class RequestIdMiddleware:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                if conventions is not None:
+                if conventions is not None and conventions.request_id_header is not None:
                     headers[conventions.request_id_header] = request_id
                 state = scope.get("state", {})
                 if job_id := state.get("job_id"):

@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from api.cache import __main__ as cache
+from api.console import __main__ as console
 from api.keys import __main__ as keys
 from tests.support.stack import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-COMMANDS = {"api.keys": keys, "api.cache": cache}
+COMMANDS = {"api.keys": keys, "api.cache": cache, "api.console": console}
 
 
 def documented() -> Iterator[tuple[str, str]]:
     """The commands with arguments, without those that only name an action."""
     for page in PAGES:
-        for module, arguments in re.findall(r"python -m (api\.(?:keys|cache)) ([^`\n#|)]+)", page.read_text()):
+        for module, arguments in re.findall(r"python -m (api\.(?:keys|cache|console)) ([^`\n#|)]+)", page.read_text()):
             yield module, arguments.strip()
 
 

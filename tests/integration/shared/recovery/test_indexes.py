@@ -80,24 +80,19 @@ RETAINED = (
 Call = Callable[[AsyncEngine], Awaitable[Any]]
 
 
-async def scans_of(
-    database: AsyncEngine, owner: Owner, call: Call, rows: Sequence[str] = (ROWS, CANCELLATIONS), *, generic: bool
-) -> list[str]:
-    """The scans of tables in the plans of a call's statements."""
+async def explained(database: AsyncEngine, call: Call, *, generic: bool) -> list[str]:
+    """The plans of a call's statements, line by line."""
     statements: list[tuple[str, Any]] = []
-    event.listen(
-        database.sync_engine,
-        "before_cursor_execute",
-        lambda _connection, _cursor, statement, parameters, *_: statements.append((statement, parameters)),
-    )
+
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(database.sync_engine, "before_cursor_execute", record)
+    await call(database)
+    event.remove(database.sync_engine, "before_cursor_execute", record)
+    assert statements
     plan: list[str] = []
     async with database.connect() as connection:
-        for inserted in rows:
-            await connection.execute(text(inserted), {"project": owner.project_id, "key": owner.key_id})
-        await connection.execute(text("ANALYZE"))
-        statements.clear()
-        await call(database)
-        assert statements
         driver: Any = (await connection.get_raw_connection()).driver_connection
         for statement, parameters in statements:
             if generic:
@@ -108,7 +103,21 @@ async def scans_of(
             else:
                 rows = await driver.fetch(f"EXPLAIN {statement}", *parameters)
             plan += [row[0] for row in rows]
-    return [line for line in plan if "Scan" in line and "workers" not in line and "Bitmap Heap" not in line]
+    return plan
+
+
+async def scans_of(
+    database: AsyncEngine, owner: Owner, call: Call, rows: Sequence[str] = (ROWS, CANCELLATIONS), *, generic: bool
+) -> list[str]:
+    """The scans of tables in the plans of a call's statements."""
+    async with database.connect() as connection:
+        for inserted in rows:
+            await connection.execute(text(inserted), {"project": owner.project_id, "key": owner.key_id})
+        await connection.execute(text("ANALYZE"))
+    plan = await explained(database, call, generic=generic)
+    small = ("workers", "model_pauses")
+    scans = [line for line in plan if "Scan" in line and "Bitmap Heap" not in line]
+    return [line for line in scans if not any(table in line for table in small)]
 
 
 def recovery(call: Callable[[RecoveryStore], Awaitable[Any]]) -> Call:

@@ -1,0 +1,56 @@
+"""The cookie that holds a session's token."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.responses import Response
+
+from api.console.session_store import SESSION_S
+
+_PORT = re.compile(r":([0-9]{1,5})$")
+
+
+def session_token(headers: Headers) -> str | None:
+    """The token that a request's cookie holds."""
+    return cookie_parser(headers.get("cookie", "")).get(_name(headers))
+
+
+def set_session(response: Response, headers: Headers, token: str) -> None:
+    """Add the cookie to the response of a sign-in.
+
+    It has no path: the browser derives it from the address of the sign-in page, which ends in `/console/sign-in` behind
+    any path prefix. `lax`: it is sent when a link elsewhere leads to a page, and never with a form or a script's
+    request from another site.
+    """
+    response.set_cookie(
+        _name(headers),
+        token,
+        max_age=int(SESSION_S),
+        path=None,
+        secure=_is_https(headers),
+        httponly=True,
+        samesite="lax",
+    )
+
+
+def clear_session(response: Response, headers: Headers) -> None:
+    """Remove the cookie."""
+    response.set_cookie(
+        _name(headers), "", max_age=0, path=None, secure=_is_https(headers), httponly=True, samesite="lax"
+    )
+
+
+def _name(headers: Headers) -> str:
+    """The cookie's name. Cookies are shared by all ports of a host, such as those of forwarded clusters."""
+    port = _PORT.search(headers.get("host", ""))
+    return f"headrace_session_{port[1]}" if port else "headrace_session"
+
+
+def _is_https(headers: Headers) -> bool:
+    """Whether the browser uses HTTPS. A proxy in between does not say so reliably; the browser's `Origin` does."""
+    if origin := headers.get("origin"):
+        return origin.startswith("https://")
+    return headers.get("x-forwarded-proto") == "https"

@@ -1,0 +1,127 @@
+"""Parts of pages that change by themselves: computed once for all who look at them, and sent as server-sent events.
+
+A page that is open in fifty tabs costs one computation each interval and fifty writes of the same bytes; one that
+nobody looks at costs nothing. A part is sent only if it has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from typing import Generic, TypeVar
+
+import orjson
+
+from shared.domain.errors import HeadraceError, Unauthorized
+from shared.runtime.aio import cancel_and_wait
+from shared.runtime.outages import is_outage
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 2.0
+# How often an open stream checks that its session has not ended.
+SESSION_CHECK_S = 30.0
+
+A = TypeVar("A", bound=Hashable)
+
+
+class _Channel(Generic[A]):
+    """The parts that one audience sees: those with the same rights, filters and times."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, audience: A) -> None:
+        self.audience = audience
+        self.readers = 0
+        self.round = 0
+        # By name: the HTML, the round in which it changed, and its frame.
+        self.parts: dict[str, tuple[str, int, bytes]] = {}
+        self.frame = b""
+        self.changed = asyncio.Event()
+
+    def publish(self, parts: Mapping[str, str], frame: bytes) -> None:
+        """Replace the parts, and wake all readers. `frame` reports the state, also if no part has changed."""
+        self.round += 1
+        for name, html in parts.items():
+            old = self.parts.get(name)
+            if old is None or old[0] != html:
+                self.parts[name] = (html, self.round, part_frame(name, html))
+        self.frame = frame
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    def frames_since(self, seen: int) -> list[bytes]:
+        """The frames of the parts that have changed after a round, and of the state."""
+        return [frame for _, changed_in, frame in self.parts.values() if changed_in > seen] + [self.frame]
+
+
+class Broadcaster(Generic[A]):
+    """Sends the parts of one page. `render` computes all parts for an audience: HTML by name."""
+
+    def __init__(
+        self, name: str, render: Callable[[A], Awaitable[Mapping[str, str]]], *, interval_s: float = INTERVAL_S
+    ) -> None:
+        self._name = name
+        self._render = render
+        self._interval_s = interval_s
+        self._channels: dict[A, _Channel[A]] = {}
+        # Those that render, and those that were cancelled and have not ended.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def frames(self, audience: A, check_session: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
+        """The frames for one reader: all parts at first, then those that change, until its session has ended."""
+        channel = self._channels.get(audience)
+        if channel is None:
+            channel = self._channels[audience] = _Channel(audience)
+            channel.task = asyncio.create_task(self._run(channel), name=f"console-{self._name}")
+            self._tasks.add(channel.task)
+            channel.task.add_done_callback(self._tasks.discard)
+        channel.readers += 1
+        try:
+            seen, checked_at = 0, _now()
+            while True:
+                if channel.round > seen:
+                    frames, seen = channel.frames_since(seen), channel.round
+                    yield b"".join(frames)
+                    continue
+                await channel.changed.wait()
+                if _now() - checked_at >= SESSION_CHECK_S:
+                    checked_at = _now()
+                    await check_session()
+        except Unauthorized:
+            return  # the script asks again, and is led to the sign-in page
+        finally:
+            channel.readers -= 1
+            if not channel.readers:
+                del self._channels[audience]
+                channel.task.cancel()
+
+    async def close(self) -> None:
+        """End all computations."""
+        await cancel_and_wait(*self._tasks)
+
+    async def _run(self, channel: _Channel[A]) -> None:
+        while True:
+            try:
+                parts: Mapping[str, str] = await self._render(channel.audience)
+                frame = _STATE_OK
+            except Exception as error:
+                if not isinstance(error, HeadraceError) and not is_outage(error):
+                    logger.exception("the console's %s cannot be computed", self._name)
+                parts, frame = {}, _STATE_STALE
+            channel.publish(parts, frame)
+            await asyncio.sleep(self._interval_s)
+
+
+def part_frame(name: str, html: str) -> bytes:
+    """The server-sent event that replaces a part."""
+    return b"event: part\ndata: " + orjson.dumps({"name": name, "html": html}) + b"\n\n"
+
+
+_STATE_OK = b"event: state\ndata: live\n\n"
+_STATE_STALE = b"event: state\ndata: stale\n\n"
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

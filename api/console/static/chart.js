@@ -1,0 +1,179 @@
+// Draws time series with uPlot, in the colours of the style sheet. The data is JSON in `data-chart`:
+// {x: [Unix seconds], series: [{name, kind, values}], targets: [{value, text, kind}], marks: [{x, text, kind}], unit}.
+const HEIGHT = 240;
+// Room for the names of the targets, and rows for what happened, in CSS pixels.
+const RIGHT = 96;
+const ROW = 14;
+const COLORS = { info: "--blue", batch: "--teal", tail: "--orange", bad: "--red", good: "--green", near: "--amber", plain: "--soft", faint: "--faint", line: "--line", panel: "--panel" };
+const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+
+export function startChart(element) {
+  let data = JSON.parse(element.dataset.chart);
+  let plot = null;
+  const tip = document.createElement("div");
+  tip.className = "chart-tip";
+  tip.hidden = true;
+
+  const build = () => {
+    plot?.destroy();
+    plot = new uPlot(options(element, () => data, tip), columns(data), element);
+    plot.over.append(tip);
+  };
+
+  // The attribute is replaced when the part is: see live.js.
+  new MutationObserver(() => {
+    data = JSON.parse(element.dataset.chart);
+    plot.setData(columns(data));
+  }).observe(element, { attributes: true, attributeFilter: ["data-chart"] });
+  new ResizeObserver(() => plot?.setSize({ width: element.clientWidth, height: HEIGHT })).observe(element);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", build);
+  build();
+}
+
+const columns = (data) => [data.x, ...data.series.map((series) => series.values)];
+
+function options(element, current, tip) {
+  const style = getComputedStyle(element);
+  const color = (kind) => style.getPropertyValue(COLORS[kind] ?? COLORS.plain).trim();
+  const data = current();
+  return {
+    width: element.clientWidth,
+    height: HEIGHT,
+    padding: [12, RIGHT, 0, 0],
+    legend: { show: false },
+    cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false } },
+    scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, ...current().targets.map((target) => target.value)) * 1.2 || 1] } },
+    axes: [
+      { stroke: color("faint"), font: FONT, grid: { show: false }, ticks: { show: false }, size: 28, space: 72, values: (_, splits) => splits.map(clock) },
+      { stroke: color("faint"), font: FONT, grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, size: 44, gap: 8, space: 44 },
+    ],
+    series: [
+      {},
+      ...data.series.map((series) => ({
+        label: series.name,
+        stroke: color(series.kind),
+        width: 1.8,
+        spanGaps: false,
+        points: { show: true, filter: lonelyValues, size: 5, fill: color(series.kind) },
+      })),
+    ],
+    hooks: {
+      draw: [(plot) => drawTargets(plot, current().targets, color), (plot) => drawMarks(plot, current().marks, color)],
+      setCursor: [(plot) => showTip(plot, current(), tip)],
+    },
+  };
+}
+
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+
+// A value between two gaps has no line: it gets a point.
+function lonelyValues(plot, index) {
+  const values = plot.data[index];
+  return values.flatMap((value, at) => (value != null && values[at - 1] == null && values[at + 1] == null ? [at] : []));
+}
+
+// The targets are lines across the chart, named beside it.
+function drawTargets(plot, targets, color) {
+  const { ctx, bbox } = plot;
+  const right = bbox.left + bbox.width;
+  let last = Infinity;
+  ctx.save();
+  ctx.lineWidth = devicePixelRatio;
+  ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
+  startWriting(ctx);
+  for (const target of targets) {
+    const y = Math.round(plot.valToPos(target.value, "y", true));
+    ctx.strokeStyle = color(target.kind);
+    ctx.beginPath();
+    ctx.moveTo(bbox.left, y);
+    ctx.lineTo(right, y);
+    ctx.stroke();
+    const place = Math.min(y + 4 * devicePixelRatio, last - ROW * devicePixelRatio);
+    ctx.fillStyle = color(target.kind);
+    ctx.fillText(target.text, right + 8 * devicePixelRatio, place);
+    last = place;
+  }
+  ctx.restore();
+}
+
+// What happened, at its moment. The newest marks are the first; a text that has no room in two rows is left out.
+function drawMarks(plot, marks, color) {
+  const { ctx, bbox } = plot;
+  const px = devicePixelRatio;
+  const right = bbox.left + bbox.width;
+  const shown = marks
+    .map((mark) => ({ ...mark, at: plot.valToPos(mark.x, "x", true) }))
+    .filter((mark) => mark.at >= bbox.left && mark.at <= right);
+  const taken = shown.map(({ at }) => ({ row: 0, from: at - 6 * px, to: at + 6 * px }));
+  ctx.save();
+  startWriting(ctx);
+  for (const { at, kind } of shown) {
+    ctx.strokeStyle = ctx.fillStyle = color(kind);
+    ctx.lineWidth = px;
+    ctx.globalAlpha = 0.5;
+    ctx.beginPath();
+    ctx.moveTo(at, bbox.top);
+    ctx.lineTo(at, bbox.top + bbox.height);
+    ctx.stroke();
+    ctx.globalAlpha = 1;
+    ctx.beginPath();
+    ctx.arc(at, bbox.top + 4 * px, 3.5 * px, 0, 2 * Math.PI);
+    ctx.fill();
+  }
+  for (const { at, text } of shown) {
+    const width = ctx.measureText(text).width;
+    const places = [0, 1].flatMap((row) => [at + 8 * px, at - 8 * px - width].map((from) => ({ row, from, to: from + width })));
+    const place = places.find(
+      ({ row, from, to }) =>
+        from >= bbox.left && to <= right + RIGHT * px && !taken.some((other) => other.row === row && from < other.to && to > other.from),
+    );
+    if (!place) continue;
+    taken.push(place);
+    write(ctx, text, place.from, bbox.top + (8 + place.row * ROW) * px, color);
+  }
+  ctx.restore();
+}
+
+function startWriting(ctx) {
+  ctx.font = FONT.replace(/^\d+/, (size) => size * devicePixelRatio);
+  ctx.textAlign = "left";
+  ctx.textBaseline = "alphabetic";
+}
+
+// A text that lines behind it do not make illegible.
+function write(ctx, text, x, y, color) {
+  ctx.save();
+  ctx.setLineDash([]);
+  ctx.lineWidth = 4 * devicePixelRatio;
+  ctx.lineJoin = "round";
+  ctx.strokeStyle = color("panel");
+  ctx.strokeText(text, x, y);
+  ctx.fillStyle = color("faint");
+  ctx.fillText(text, x, y);
+  ctx.restore();
+}
+
+function showTip(plot, data, tip) {
+  const { idx, left } = plot.cursor;
+  tip.hidden = idx == null || left < 0;
+  if (tip.hidden) return;
+  const lines = data.series.map((series) => {
+    const line = document.createElement("p");
+    const key = document.createElement("span");
+    key.className = `key key-${series.kind}`;
+    line.append(key, `${series.name} `, strong(series.values[idx] == null ? "–" : `${Math.round(series.values[idx]).toLocaleString("en")} ${data.unit}`));
+    return line;
+  });
+  const at = document.createElement("p");
+  at.className = "soft";
+  at.textContent = clock(data.x[idx]);
+  tip.replaceChildren(at, ...lines);
+  tip.classList.toggle("chart-tip-left", left > plot.over.clientWidth / 2);
+  tip.style.left = `${left}px`;
+}
+
+function strong(text) {
+  const element = document.createElement("strong");
+  element.textContent = text;
+  return element;
+}

@@ -1,0 +1,5 @@
+import { startChart } from "./chart.js";
+import { connectLive } from "./live.js";
+
+for (const element of document.querySelectorAll("[data-chart]")) startChart(element);
+connectLive(document.getElementById("live"));

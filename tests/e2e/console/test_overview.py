@@ -1,0 +1,53 @@
+"""The overview in a browser: it shows what happens while it happens."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+from playwright.async_api import expect
+
+from tests.support.console import BROWSER_TESTS, Visit
+from tests.support.stack import Stack
+
+pytestmark = BROWSER_TESTS
+
+
+async def test_the_overview_shows_models_and_their_workers(operator: Visit) -> None:
+    rows = operator.page.locator("[data-part=models] tbody tr")
+    await expect(rows.filter(has_text="sim").first).to_contain_text("simulated")
+    await expect(rows.filter(has_text="orphan")).to_contain_text("no worker")
+    await expect(operator.page.locator("[data-part=health]")).to_contain_text("Healthy")
+
+
+async def test_waiting_jobs_appear_without_a_reload(operator: Visit, sim_stack: Stack, member_key: str) -> None:
+    await expect(operator.page.locator("#live")).to_have_attribute("data-state", "live")
+    row = operator.page.locator("[data-part=models] tbody tr").filter(has_text="orphan")
+    async with httpx.AsyncClient(base_url=sim_stack.url, headers={"Authorization": f"Bearer {member_key}"}) as client:
+        body = {"model": "orphan", "prompt": "x"}
+        jobs = [(await client.post("/v1/jobs", json=body)).json()["id"] for _ in range(3)]
+        await expect(row.locator("td").nth(4)).to_have_text("3")
+        await asyncio.gather(*(client.post(f"/v1/jobs/{job}/cancel") for job in jobs))
+    await expect(row.locator("td").nth(4)).to_have_text("0")
+
+
+_NEXT_CHART = """
+new Promise((resolve) => {
+  const chart = document.querySelector("[data-chart]");
+  new MutationObserver(resolve).observe(chart, { attributes: true, attributeFilter: ["data-chart"] });
+})
+"""
+
+
+async def test_the_chart_shows_jobs_without_being_built_again(
+    operator: Visit, sim_stack: Stack, member_key: str
+) -> None:
+    canvas = operator.page.locator("[data-chart] canvas")
+    await canvas.evaluate("(element) => { element.id = 'first'; }")
+    changed = asyncio.create_task(operator.page.evaluate(_NEXT_CHART))
+    async with httpx.AsyncClient(base_url=sim_stack.url, headers={"Authorization": f"Bearer {member_key}"}) as client:
+        await client.post("/v1/jobs", json={"model": "sim", "prompt": "x"}, headers={"Prefer": "wait=10"})
+    async with asyncio.timeout(30):
+        await changed
+    await expect(canvas).to_have_count(1)
+    await expect(canvas).to_have_attribute("id", "first")

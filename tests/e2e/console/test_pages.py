@@ -1,0 +1,52 @@
+"""Each page of the console, in a browser: accessible in both themes, and without a sideways scroll on a phone."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from api.console.pages import PAGES
+from tests.support.console import BROWSER_TESTS, PHONE, Visit, accessibility_faults, visit
+from tests.support.stack import Stack
+
+pytestmark = BROWSER_TESTS
+
+PATHS = ["sign-in", "no-such-page", *(page.path for page in PAGES)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_pages_are_accessible(operator: Visit, path: str, scheme: str) -> None:
+    operator.complaints.expect_status(404)
+    await operator.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    await operator.open(path)
+    assert await accessibility_faults(operator.page) == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_pages_fit_a_phone(browser: Browser, sim_stack: Stack, operator_key: str, path: str) -> None:
+    async with visit(browser, sim_stack.url, viewport=PHONE) as phone:
+        phone.complaints.expect_status(404)
+        await phone.sign_in(operator_key)
+        await phone.open(path)
+        width = await phone.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= PHONE["width"], "only tables may scroll sideways, within their frame"
+
+
+async def test_an_unknown_page_says_so(operator: Visit) -> None:
+    operator.complaints.expect_status(404)
+    response = await operator.open("no-such-page/below")
+    assert response.status == 404
+    await expect(operator.page.get_by_role("heading", level=1)).to_have_text("Not found")
+    await operator.page.get_by_role("link", name="Start page").click()
+    await operator.page.wait_for_url(f"{operator.url}/console/")
+
+
+async def test_the_keyboard_leads_to_pages_and_to_help(operator: Visit) -> None:
+    await operator.open("?range=24h")
+    await operator.page.keyboard.press("?")
+    await expect(operator.page.get_by_role("dialog")).to_be_visible()
+    await operator.page.keyboard.press("Escape")
+    await operator.page.keyboard.press("g")
+    await operator.page.keyboard.press("o")
+    await operator.page.wait_for_url(f"{operator.url}/console/")

@@ -1,0 +1,97 @@
+"""`python -m tests.support.screenshots [FOLDER] [PAGE ...]`: pictures of the console's pages, for the docs.
+
+Each page in the light and the dark theme and at phone width, of an installation with made-up data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import Browser
+
+from launcher.embedded import start_postgres, start_valkey
+from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visit
+from tests.support.database import TEMPLATE, create_database, migrate, switch_database
+from tests.support.demo_data import MODELS, fill, refresh
+from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
+
+# Paths of the pages by the name of the picture.
+PAGES = {"overview": "", "sign-in": "sign-in", "not-found": "no-such-page"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": DESKTOP},
+    "dark": {"color_scheme": "dark", "viewport": DESKTOP},
+    "phone": {"color_scheme": "light", "viewport": PHONE},
+}
+# Charts and fonts are drawn in the frames after they were loaded.
+_SETTLED = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+
+
+@contextmanager
+def demo_stack() -> Iterator[Stack]:
+    """An API on a database with made-up data. No worker runs."""
+    with tempfile.TemporaryDirectory(prefix="headrace-screenshots-") as name:
+        folder = Path(name)
+        postgres = start_postgres(folder / "postgres")
+        valkey = start_valkey(folder / "valkey", persist=False)
+        try:
+            create_database(postgres.url, TEMPLATE)
+            migrate(switch_database(postgres.url, TEMPLATE))
+            create_database(postgres.url, "demo", template=stack_template(postgres.url))
+            url = switch_database(postgres.url, "demo")
+            asyncio.run(fill(url))
+            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS), folder)
+            try:
+                stack.start_api()
+                yield stack
+            finally:
+                stack.stop()
+        finally:
+            valkey.stop()
+            postgres.stop()
+
+
+async def take(stack: Stack, pages: dict[str, str], folder: Path) -> None:
+    """Take the pictures."""
+    key = create_key(stack, "ann", "admin", "inference", project="default")
+    async with open_browser() as browser:
+        for variant, options in VARIANTS.items():
+            for name, path in pages.items():
+                await _picture(browser, stack, key, path, options, folder / f"{name}-{variant}.png")
+
+
+async def _picture(browser: Browser, stack: Stack, key: str, path: str, options: dict[str, Any], file: Path) -> None:
+    async with visit(browser, stack.url, **options) as window:
+        window.complaints.expect_status(404)
+        if path != "sign-in":
+            await window.sign_in(key)
+        await refresh(stack.environment["DATABASE_URL"])
+        await window.open(path)
+        await window.page.wait_for_load_state("load")
+        if await window.page.locator("[data-live]").count():
+            await window.page.wait_for_selector('[data-state="live"]')
+            await window.page.evaluate(_SETTLED)
+        await window.page.screenshot(path=file, full_page=True)
+        print(file, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.support.screenshots", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=REPOSITORY / "docs" / "images" / "console")
+    parser.add_argument("page", nargs="*", metavar="PAGE", help="the names of the pages (default: all)")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    pages = {name: path for name, path in PAGES.items() if not arguments.page or name in arguments.page}
+    with demo_stack() as stack:
+        asyncio.run(take(stack, pages, arguments.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

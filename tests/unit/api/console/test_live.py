@@ -1,0 +1,136 @@
+"""Parts of pages that change by themselves, sent to all who look at them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import orjson
+import pytest
+
+from api.console.live import Broadcaster
+from shared.domain.errors import Unauthorized, Unavailable
+from tests.support.waiting import eventually
+
+
+class Source:
+    """A page whose parts a test sets."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {"a": "1", "b": "1"}
+        self.computed = 0
+        self.error: Exception | None = None
+
+    async def render(self, audience: str) -> Mapping[str, str]:
+        self.computed += 1
+        if self.error is not None:
+            raise self.error
+        return {name: f"{audience}:{html}" for name, html in self.parts.items()}
+
+
+class Reader:
+    """A reader of a broadcaster."""
+
+    def __init__(self, broadcaster: Broadcaster[str], audience: str = "all") -> None:
+        self.received: list[bytes] = []
+        self._frames = broadcaster.frames(audience, self.check_session)
+        self.session_ended = False
+        self.task = asyncio.create_task(self._read())
+
+    async def check_session(self) -> None:
+        if self.session_ended:
+            raise Unauthorized
+
+    async def _read(self) -> None:
+        async for frames in self._frames:
+            self.received.append(frames)
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self._frames.aclose()  # type: ignore[attr-defined]  # a generator
+
+    def parts(self) -> list[dict[str, str]]:
+        frames = b"".join(self.received).split(b"\n\n")
+        return [orjson.loads(frame.partition(b"data: ")[2]) for frame in frames if frame.startswith(b"event: part")]
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition."""
+
+    async def holds() -> bool:
+        return condition()
+
+    await eventually(holds, what)
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def broadcaster(source: Source) -> Broadcaster[str]:
+    return Broadcaster("test", source.render, interval_s=0.01)
+
+
+async def test_all_readers_get_the_same_bytes_of_one_computation(source: Source, broadcaster: Broadcaster[str]) -> None:
+    readers = [Reader(broadcaster) for _ in range(50)]
+    await until(lambda: all(reader.received for reader in readers), "all have received something")
+    assert len({id(part) for part in {reader.received[0] for reader in readers}}) == 1
+    assert source.computed < 20, "one for all readers, not one for each"
+    for reader in readers:
+        await reader.leave()
+
+
+async def test_only_what_has_changed_is_sent(source: Source, broadcaster: Broadcaster[str]) -> None:
+    reader = Reader(broadcaster)
+    await until(lambda: len(reader.received) >= 3, "three rounds")
+    assert reader.parts() == [{"name": "a", "html": "all:1"}, {"name": "b", "html": "all:1"}]
+    source.parts["b"] = "2"
+    await until(lambda: len(reader.parts()) > 2, "the change")
+    assert reader.parts()[2:] == [{"name": "b", "html": "all:2"}]
+    late = Reader(broadcaster)
+    await until(lambda: len(late.parts()) == 2, "a late reader gets all parts")
+    await reader.leave()
+    await late.leave()
+
+
+async def test_audiences_are_kept_apart(broadcaster: Broadcaster[str]) -> None:
+    first, second = Reader(broadcaster, "first"), Reader(broadcaster, "second")
+    await until(lambda: bool(first.parts() and second.parts()), "both have received something")
+    assert all(part["html"].startswith("first") for part in first.parts())
+    assert all(part["html"].startswith("second") for part in second.parts())
+    await first.leave()
+    await second.leave()
+
+
+async def test_nothing_is_computed_while_nobody_looks(source: Source, broadcaster: Broadcaster[str]) -> None:
+    reader = Reader(broadcaster)
+    await until(lambda: source.computed > 0, "a round")
+    await reader.leave()
+    await asyncio.sleep(0)
+    computed = source.computed
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    assert source.computed == computed
+
+
+async def test_an_outage_is_shown_and_survived(source: Source, broadcaster: Broadcaster[str]) -> None:
+    source.error = Unavailable()
+    reader = Reader(broadcaster)
+    await until(lambda: b"data: stale" in b"".join(reader.received), "the outage is reported")
+    source.error = None
+    await until(lambda: bool(reader.parts()), "the parts come back")
+    await reader.leave()
+
+
+async def test_a_stream_ends_with_its_session(
+    source: Source, broadcaster: Broadcaster[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.console.live.SESSION_CHECK_S", 0)
+    reader = Reader(broadcaster)
+    await until(lambda: len(reader.received) > 2, "it runs")
+    reader.session_ended = True
+    async with asyncio.timeout(5):
+        await reader.task
