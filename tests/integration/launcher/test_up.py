@@ -134,7 +134,9 @@ def test_banner_names_everything(launcher: Launcher) -> None:
         str(launcher.home / "logs"),
     ):
         assert text in launcher.output
-    assert "REDIS_URL" in read_environment(launcher.home / "env")
+    environment = read_environment(launcher.home / "env")
+    assert "REDIS_URL" in environment
+    assert environment["HEADRACE_URL"] == f"http://127.0.0.1:{launcher.port}"
 
 
 def test_killed_worker_comes_back(launcher: Launcher) -> None:
