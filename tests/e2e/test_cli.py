@@ -47,8 +47,12 @@ def first_character(process: subprocess.Popen[str]) -> str:
 
 def rest(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait for a process; returns its exit code and what remained to be read."""
-    stdout, stderr = process.communicate(timeout=60)
-    return process.returncode, stdout, stderr
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Not by `communicate`, which would lose what is buffered here.
+        stdout, stderr = process.stdout.read(), process.stderr.read()
+        return process.wait(60), stdout, stderr
 
 
 def test_answer_comes_while_it_is_generated(sim_stack: Stack) -> None:
