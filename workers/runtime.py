@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry
 from shared.config.models.loader import ModelSpec
 from shared.config.models.reload import ModelsReload
 from shared.config.models.vllm import VllmModel
-from shared.domain.job import JobStatus, WorkerState
+from shared.domain.job import JobStatus, WorkerReport, WorkerState
 from shared.domain.result import CANCELLED
+from shared.domain.version import VERSION
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
@@ -30,8 +31,10 @@ from shared.redis.context_lengths import ContextLengths
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
+from shared.runtime.aio import cancel_and_wait
 from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.outages import is_outage
+from shared.runtime.periodic import run_periodically
 from shared.runtime.reload_signal import ReloadSignal
 from shared.runtime.supervisor import Supervisor
 from shared.telemetry.logs import redact_errors
@@ -44,7 +47,7 @@ from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.model_context import with_model
-from workers.execution.runner import Runner
+from workers.execution.runner import PauseReason, Runner
 from workers.execution.slots import SlotPool
 from workers.execution.warm_up import WarmUp
 from workers.execution.worker_metrics import WorkerMetrics
@@ -53,10 +56,11 @@ from workers.supervision.cancel_listener import CancelListener
 from workers.supervision.consumer_control import ConsumerControl
 from workers.supervision.context_report import ContextReport
 from workers.supervision.deferral_limit import DeferralLimit
-from workers.supervision.engine_supervisor import EngineSupervisor
+from workers.supervision.engine_supervisor import EngineSupervisor, start_failure
 from workers.supervision.heartbeat import Heartbeat
 from workers.supervision.lease_keeper import LeaseKeeper
 from workers.supervision.model_reload import ModelReload
+from workers.supervision.operator_orders import OperatorOrders
 from workers.supervision.process_shutdown import ProcessShutdown
 from workers.supervision.redelivery import Redelivery
 from workers.supervision.upstream_cancellations import UpstreamCancellations
@@ -112,6 +116,7 @@ class WorkerRuntime:
         self._supervisor = Supervisor(on_failure=self._shutdown.begin)
         self._stack = AsyncExitStack()
         self._parts: _Parts | None = None
+        self._drained = False
 
     async def start(self) -> None:
         """Connect to the servers, start the engine and run all parts; returns when the engine can run jobs."""
@@ -122,10 +127,10 @@ class WorkerRuntime:
         self._stack.push_async_callback(redis.aclose)
         traces = open_traces("headrace-worker", self._worker)
         self._stack.push_async_callback(asyncio.to_thread, traces.close)
-        current = await self._start_engine()
+        claims = ClaimStore(database, self._worker, model.name)
+        current = await self._start_engine(claims)
 
         logs = EventLog(redis)
-        claims = ClaimStore(database, self._worker, model.name)
         recovery_store = RecoveryStore(database)
         hints = HintSender(self._app, redis)
         fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
@@ -154,7 +159,19 @@ class WorkerRuntime:
             warm_up = WarmUp(model, lambda: cast(PrefixEngine, current.engine), PrefixStore(database), metrics)
         warms_up = warm_up is not None and warm_up.needed
         state = WorkerState.WARMING if warms_up else WorkerState.READY
-        heartbeat = Heartbeat(runner, current, claims, model.name, settings, state)
+        tokens = metrics.generated_tokens.labels(metrics.model_label(model.name))
+        heartbeat = Heartbeat(
+            runner,
+            current,
+            claims,
+            model.name,
+            settings,
+            state,
+            lambda: model_reload.model.summary,
+            lambda: tokens.value,
+        )
+        orders = OperatorOrders(runner, heartbeat, self._stop_drained)
+        heartbeat.on_reply = orders.apply
         engine_supervisor = EngineSupervisor(
             current,
             engine_death,
@@ -209,7 +226,8 @@ class WorkerRuntime:
             await warm_up.run()
             runner.resume()
             await heartbeat.set_state(WorkerState.READY)
-        run("cancel_listener", CancelListener(redis, runner, self._worker, metrics).run())
+        run("operator_orders", orders.run())
+        run("cancel_listener", CancelListener(redis, runner, self._worker, metrics, heartbeat.hurry).run())
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
@@ -246,7 +264,7 @@ class WorkerRuntime:
     async def drain(self) -> None:
         """Finish or requeue all jobs. Does nothing before the start."""
         if self._parts is not None:
-            self._parts.runner.pause()
+            self._parts.runner.pause(PauseReason.SHUTDOWN)
             await self._parts.heartbeat.set_state(WorkerState.DRAINING)
             await self._parts.runner.drain(self._settings.drain_s)
 
@@ -267,15 +285,56 @@ class WorkerRuntime:
         assert self._parts is not None
         return self._parts
 
-    async def _start_engine(self) -> CurrentEngine:
+    async def _start_engine(self, claims: ClaimStore) -> CurrentEngine:
         model = self._model
         logger.info("model=%s engine=%s starting", model.name, model.engine)
         began = time.monotonic()
         engine = CurrentEngine(make_engine(model, self._metrics))
-        await engine.start()
+        with_lease = run_periodically(
+            lambda: self._report_loading(claims),
+            "registration of the worker",
+            interval_s=self._settings.heartbeat_s,
+            immediately=True,
+        )
+        registration = asyncio.create_task(with_lease, name="registration")
+        try:
+            await engine.start()
+        except Exception as error:
+            await cancel_and_wait(registration)
+            await self._report_failure(claims, error)
+            raise
+        finally:
+            await cancel_and_wait(registration)
         self._stack.push_async_callback(engine.stop)
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
         return engine
+
+    def _stop_drained(self) -> None:
+        """End this process: an operator has drained it."""
+        self._drained = True
+        self._shutdown.begin(0)
+
+    async def _report_loading(
+        self, claims: ClaimStore, *, lease_s: float | None = None, error: str | None = None
+    ) -> None:
+        """Show operators that the engine is starting."""
+        await claims.heartbeat(
+            self._model.name,
+            slots=self._model.slots,
+            running=0,
+            lease_s=self._settings.lease_s if lease_s is None else lease_s,
+            state=WorkerState.LOADING,
+            report=WorkerReport(VERSION, self._model.summary, last_error=error),
+        )
+
+    async def _report_failure(self, claims: ClaimStore, error: Exception) -> None:
+        """Leave the reason in the worker's row, with a lease that has expired."""
+        try:
+            await self._report_loading(claims, lease_s=0, error=start_failure(error))
+        except Exception as outage:
+            if not is_outage(outage):
+                raise
+            logger.warning("cannot report that the engine failed to start: %s", outage)
 
     async def _release(self) -> None:
         """Give up all jobs and the lease."""
@@ -286,7 +345,7 @@ class WorkerRuntime:
     async def _end_lease(self) -> None:
         """End the lease now. If the database is unavailable, the lease expires instead."""
         try:
-            await self._started.claims.end_lease()
+            await self._started.claims.end_lease(drained=self._drained)
         except Exception as error:
             if not is_outage(error):
                 raise

@@ -22,6 +22,7 @@ OK = "ok"
 # Does not make the process unready.
 STARTING = "added, no worker yet"
 WARMING = "no live worker, one fills its prompt cache"
+LOADING = "no live worker, one starts its engine"
 # Nor does an upstream that fails: other models are served, and the jobs of this one wait.
 BREAKER_OPEN = "ok (upstream breaker open since "
 
@@ -83,8 +84,17 @@ class ReadinessCheck:
             elif name in self._starting:
                 checks[f"model {name}"] = STARTING
             else:
-                checks[f"model {name}"] = WARMING if workers.get((name, WorkerState.WARMING)) else "no live worker"
+                checks[f"model {name}"] = _unserved(
+                    [state for state in WorkerState if workers.get((name, state.value))]
+                )
         return checks
+
+
+def _unserved(states: list[WorkerState]) -> str:
+    """The state of a model whose workers, if there are any, are all in these states."""
+    if WorkerState.WARMING in states:
+        return WARMING
+    return LOADING if WorkerState.LOADING in states else "no live worker"
 
 
 def _state(breaker: OpenBreaker | None) -> str:

@@ -240,11 +240,15 @@ class Attempt:
 class WorkerState(StrEnum):
     """The state of a worker; only a `ready` one counts for readiness."""
 
+    # Its engine is starting for the first time.
+    LOADING = "loading"
     READY = "ready"
     # Its engine runs and fills its prompt cache; it takes no jobs yet.
     WARMING = "warming"
     RESTARTING = "restarting"
     DRAINING = "draining"
+    # It has finished its jobs, because an operator has drained it, and has ended.
+    DRAINED = "drained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +257,26 @@ class OpenBreaker:
 
     since: datetime
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker reports about itself with each heartbeat, for operators.
+
+    `options`: how its model is run. `waiting`: requests that the engine has accepted but not started. `kv_cache_usage`:
+    the fraction in use, from 0 to 1. `tokens_per_s`: output tokens since the report before. `last_error`: why its
+    engine failed last. None if unknown.
+    """
+
+    version: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    waiting: int = 0
+    kv_cache_usage: float | None = None
+    tokens_per_s: float | None = None
+    last_error: str | None = None
+
+
+NO_REPORT = WorkerReport()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 
 from shared.domain.errors import UnreadableRow
-from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
+from shared.domain.job import AttemptOutcome, JobStatus, JobSummary, WorkerState
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
@@ -441,9 +441,10 @@ class RecoveryStore(ReroutingStore):
         return await self._all(select(found.c.model).where(found.c.model.is_not(None)), lambda row: str(row.model))
 
     async def served_models(self) -> set[str]:
-        """Return the models with a live worker, in any state."""
-        statement = select(WorkerRow.model).where(WorkerRow.lease_expires_at > func.clock_timestamp()).distinct()
-        return set(await self._all(statement, lambda row: str(row.model)))
+        """Return the models with a live worker whose engine has started."""
+        started = WorkerRow.state != WorkerState.LOADING.value
+        statement = select(WorkerRow.model).where(WorkerRow.lease_expires_at > func.clock_timestamp(), started)
+        return set(await self._all(statement.distinct(), lambda row: str(row.model)))
 
     async def queued_of(self, model: str, *, limit: int, without: Collection[str] = ()) -> list[JobSummary]:
         """Return queued jobs of a model that follow no other one, the next ones first.

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     JSON,
+    REAL,
     BigInteger,
     DateTime,
     ForeignKey,
@@ -82,6 +83,54 @@ class WorkerRow(Base):
     # Since when its circuit breaker lets no jobs through, and the failure of the upstream; NULL while it is closed.
     breaker_since: Mapped[datetime | None] = mapped_column(Timestamp)
     breaker_reason: Mapped[str | None] = mapped_column(Text)
+    # Since when it has been in its state; NULL if a process of an earlier version wrote the row.
+    state_since: Mapped[datetime | None] = mapped_column(Timestamp)
+    version: Mapped[str | None] = mapped_column(Text)
+    # How its model is run: the entry in models.yaml, without secrets (`shared.config.models.base.Spec.summary`).
+    options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
+    # Requests that the engine has accepted but not started, the fraction of its KV cache in use, and the output tokens
+    # per second since the heartbeat before; NULL if unknown.
+    waiting: Mapped[int] = mapped_column(server_default=text("0"))
+    kv_cache_usage: Mapped[float | None] = mapped_column(REAL)
+    tokens_per_s: Mapped[float | None] = mapped_column(REAL)
+    # Why its engine failed last.
+    last_error: Mapped[str | None] = mapped_column(Text)
+    # When an operator asked it to finish its jobs and stop.
+    drain_requested_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class ModelPauseRow(Base):
+    """A model whose queue an operator has paused: jobs are accepted, and no worker claims them."""
+
+    __tablename__ = "model_pauses"
+
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    paused_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    # The key that paused it, for audit.
+    key_id: Mapped[int | None] = mapped_column(ForeignKey("api_keys.id"))
+
+
+class JobStatisticsRow(Base):
+    """Counts of the jobs of a model that ended within a minute, so that charts need not read the jobs.
+
+    A row with the model '' says that the minute was counted, even if no job ended in it.
+    """
+
+    __tablename__ = "job_statistics"
+
+    minute: Mapped[datetime] = mapped_column(Timestamp, primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    # Whether the jobs are those of interactive priorities, or those of batches.
+    interactive: Mapped[bool] = mapped_column(primary_key=True)
+    # Numbers of jobs by status, and of failed ones by error code.
+    ended: Mapped[dict[str, int]] = mapped_column(JSONB)
+    errors: Mapped[dict[str, int]] = mapped_column(JSONB)
+    # Output tokens that workers generated for them.
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    # Histograms of the times from submission to the first token and to the first claim: numbers of jobs by bin
+    # (`api.console.data.histogram`).
+    first_tokens: Mapped[dict[str, int]] = mapped_column(JSONB)
+    waits: Mapped[dict[str, int]] = mapped_column(JSONB)
 
 
 class JobRow(Base):
@@ -205,6 +254,15 @@ class JobRow(Base):
         ),
         Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),
         Index("jobs_answered_by", "answered_by", postgresql_where=text("answered_by IS NOT NULL")),
+        # Jobs without an answer, or with a part of one: few among many that an operator looks for.
+        Index(
+            "jobs_unsuccessful",
+            "status",
+            "id",
+            postgresql_where=text("status IN ('failed', 'cancelled', 'expired', 'incomplete')"),
+        ),
+        # Jobs that a worker or an engine was lost with.
+        Index("jobs_rescued", "id", postgresql_where=text("(deaths + exposures) > 0")),
         # Deleted jobs whose output and log may still be those of others.
         Index("jobs_kept", "id", postgresql_where=text("deleted_at IS NOT NULL AND log IS NOT NULL")),
         Index(

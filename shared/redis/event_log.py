@@ -13,12 +13,15 @@ checked in the row that it still owns the job.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
+import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -33,6 +36,9 @@ FENCED = -1
 # A page ends with the event that reaches one of these numbers.
 PAGE_EVENTS = 256
 PAGE_BYTES = 128 * 1024
+# Events that are read in one step to find out when they were written.
+PAGE_FLUSHES = 1000
+WRITTEN_AGAIN = b"0"
 # About how many events, and bytes of them, are written in one step of Redis and of the event loop.
 CHUNK_EVENTS = 1000
 CHUNK_BYTES = 1024 * 1024
@@ -70,6 +76,19 @@ class LogPage:
 
     events: list[Event]
     more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Events that were written to a log together, by an attempt: how many tokens they have.
+
+    `at`: by the clock of Redis. `restarted`: the output so far was discarded.
+    """
+
+    at: datetime
+    attempt: int
+    tokens: int
+    restarted: bool = False
 
 
 class EventLog:
@@ -134,6 +153,31 @@ class EventLog:
         """The events after the one with `seq` `after`."""
         entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=f"({after}-0")
         return _events(entries)
+
+    async def flushes(self, job_id: str) -> list[Flush]:
+        """When a log was written. Empty if it does not exist any more, or if an earlier version wrote it.
+
+        What was written again, after Redis had lost the log, is left out: it was first written at another time.
+        """
+        found: list[Flush] = []
+        attempt, tokens, restarted, after = 0, 0, False, "-"
+        while True:
+            entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=after, count=PAGE_FLUSHES)
+            for _, fields in entries:
+                kind = fields.get(b"t")
+                if kind == b"started":
+                    attempt = _attempt_of(fields) or attempt
+                restarted = restarted or kind == b"restarted"
+                tokens += _tokens_of(fields.get(b"k", b""))
+                if (written := fields.get(b"w", b"")).isdigit():
+                    if written != WRITTEN_AGAIN:
+                        at = datetime.fromtimestamp(int(written) / 1000, UTC)
+                        found.append(Flush(at, attempt, tokens, restarted))
+                    tokens, restarted = 0, False
+            if len(entries) < PAGE_FLUSHES:
+                return found
+            after = f"({entries[-1][0].decode()}"
+            await asyncio.sleep(0)
 
     async def last_seq(self, job_id: str) -> int:
         """The `seq` of the last event in a log, or 0 if it has none."""
@@ -218,6 +262,22 @@ def _events(entries: Iterable[tuple[bytes, Sequence[bytes] | Mapping[bytes, byte
         except (ValueError, KeyError) as error:
             logger.warning("a log has an entry that is no event: %s", type(error).__name__)
     return events
+
+
+def _attempt_of(fields: Mapping[bytes, bytes]) -> int | None:
+    """The attempt of a `started` event."""
+    try:
+        attempt = orjson.loads(fields[b"e"])["attempt"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return attempt if isinstance(attempt, int) else None
+
+
+def _tokens_of(token_ids: bytes) -> int:
+    """The number of tokens of an event: of a list of ids, or as it is if the ids are not known."""
+    if token_ids.startswith(b"["):
+        return token_ids.count(b",") + 1
+    return int(token_ids) if token_ids.isdigit() else 0
 
 
 def _seq(entry_id: bytes) -> int:

@@ -7,8 +7,12 @@
 -- Result for each job: -1 if a later attempt owns its log, otherwise the seq of the log's last event. If there is a gap
 --        between that event and the first one sent, Redis has lost the log. Nothing is written in these two cases.
 --
+-- The last event of each job also has the time at which it was written, `w`, in milliseconds; 0 if
+-- the log was written again.
 -- Events that the log already has are skipped. `force` deletes the log first, unless a later attempt owns it.
 local results, messages = {}, {}
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 local k, a = 1, 1
 while k <= #KEYS do
   local log, fence, followers = KEYS[k], KEYS[k + 1], KEYS[k + 2]
@@ -33,13 +37,16 @@ while k <= #KEYS do
       local seq, kind, data, ids, cursor = tonumber(ARGV[e]), ARGV[e + 1], ARGV[e + 2], ARGV[e + 3], ARGV[e + 4]
       if seq == 0 then seq = last + 1 end
       if seq > last then
+        local entry = {'XADD', log, seq .. '-0', 't', kind, 'e', data}
         if cursor ~= '' then
-          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids, 'c', cursor)
-        elseif ids == '' then
-          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data)
-        else
-          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids)
+          entry[8], entry[9], entry[10], entry[11] = 'k', ids, 'c', cursor
+        elseif ids ~= '' then
+          entry[8], entry[9] = 'k', ids
         end
+        if i == count - 1 then
+          entry[#entry + 1], entry[#entry + 2] = 'w', force == '1' and '0' or now
+        end
+        redis.call(unpack(entry))
         generates = generates or ids ~= ''
         last = seq
         lines[#lines + 1] = job .. ' ' .. seq .. ' ' .. kind .. ' ' .. data

@@ -2,9 +2,9 @@
 
 
 def log(job_id: str) -> str:
-    """Stream: the job's events, entry id `<seq>-0`, fields `t` type, `e` JSON, `k` token ids, `c` cursor.
+    """Stream: the job's events, entry id `<seq>-0`, fields `t` type, `e` JSON, `k` token ids, `c` cursor, `w` time.
 
-    Only workers read the last two."""
+    Only workers read the ids and the cursor. The last event that was written together with others has the time."""
     return f"hr:log:{job_id}"
 
 
@@ -24,8 +24,12 @@ def api_channel(api_id: str) -> str:
     return f"hr:api:{api_id}"
 
 
+# Sent on a worker's channel: its row has changed, and it should send a heartbeat now.
+HEARTBEAT = "heartbeat"
+
+
 def worker_channel(worker_id: str) -> str:
-    """Channel: ids of jobs that this worker must cancel."""
+    """Channel: ids of jobs that this worker must cancel, and `HEARTBEAT`."""
     return f"hr:worker:{worker_id}"
 
 

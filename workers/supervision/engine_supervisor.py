@@ -22,6 +22,13 @@ POLL_S = 0.5
 BACK_OFF_S = 1.0
 # An engine that has run for this long has recovered: the back-off starts from its minimum again.
 RECOVERED_S = 60.0
+# The longest message of an error that is reported.
+MAX_REASON = 300
+
+
+def start_failure(error: Exception) -> str:
+    """Why an engine failed to start, for operators."""
+    return f"The engine failed to start: {type(error).__name__}: {str(error)[:MAX_REASON]}"
 
 
 class EngineSupervisor:
@@ -73,7 +80,7 @@ class EngineSupervisor:
         logger.error("the engine has died; requeuing %d jobs", self._runner.running)
         self._runner.pause()
         self._consumer.pause()
-        await self._heartbeat.set_state(WorkerState.RESTARTING)
+        await self._heartbeat.set_state(WorkerState.RESTARTING, "The engine has died.")
         await self._runner.requeue_all()
         await self._log_writer.drain(5)
         while True:
@@ -83,9 +90,10 @@ class EngineSupervisor:
             self._delay_s = min(2 * self._delay_s, self._back_off_max_s)
             try:
                 await self._engine.start()
-            except Exception:
+            except Exception as error:
                 # The cause may be temporary, such as a GPU that is still in use or a full disk.
                 logger.exception("the engine failed to start")
+                await self._heartbeat.set_state(WorkerState.RESTARTING, start_failure(error))
                 continue
             if self._warm_up is not None and self._warm_up.needed:
                 await self._heartbeat.set_state(WorkerState.WARMING)

@@ -49,7 +49,7 @@ class ModelReload:
 
         `grace_s`: for this long after the removal, API processes that have not reloaded yet may submit more jobs.
         """
-        self._model = model
+        self.model = model
         self._engine = engine
         self._runner = runner
         self._store = store
@@ -66,7 +66,7 @@ class ModelReload:
         Raises:
             HeadraceError: its engine cannot be started; the worker continues with the one that it has.
         """
-        old, new = self._model, models.get(self._model.name)
+        old, new = self.model, models.get(self.model.name)
         if new is None:
             if self._removed_at is None:
                 self._removed_at = time.monotonic()
@@ -89,7 +89,7 @@ class ModelReload:
         context = replace(self._runner.context, engine=self._engine.engine)
         self._runner.use(with_model(context, new, earlier=old))
         self._runner.slot_pool.resize(new.slots)
-        self._model = new
+        self.model = new
         if self._warm_up is not None and isinstance(new, VllmModel):
             self._warm_up.model = new  # from the engine's next start on
         self._consumer.poll()
@@ -107,9 +107,9 @@ class ModelReload:
         if removed_at is None or time.monotonic() - removed_at < self._grace_s:
             return
         # Jobs that run on other workers may be requeued, and these may have ended by then.
-        if not self._runner.idle or await self._store.has_unfinished(self._model.name):
+        if not self._runner.idle or await self._store.has_unfinished(self.model.name):
             return
         if self._runner.idle and self._removed_at == removed_at:  # no message and no reload has arrived meanwhile
-            logger.warning("model=%s was removed and has no jobs left; this worker ends", self._model.name)
+            logger.warning("model=%s was removed and has no jobs left; this worker ends", self.model.name)
             self._on_removed()
             self._removed_at = None

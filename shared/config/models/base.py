@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -169,6 +170,18 @@ class Spec(BaseModel):
         return False
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """How the model is run, for operators: what its entry says about the engine, without prompts and secrets.
+
+        Secrets are in environment variables, but options of an engine can be one, such as `hf_token`.
+        """
+        unseen = {"name", "description", "warm_prompts"}
+        entry: dict[str, Any] = _without_secrets(
+            self.model_dump(mode="json", exclude=unseen, exclude_defaults=True, exclude_none=True)
+        )
+        return entry
+
+    @property
     def fingerprint(self) -> str:
         """Identifies how the model is run: a hash of its entry without the fields that do not change its output."""
         entry = without_operational(self)
@@ -181,3 +194,15 @@ class Spec(BaseModel):
         Unlike the fingerprint, it changes with the addresses of upstreams, which may serve another model.
         """
         return self.fingerprint
+
+
+_SECRET = re.compile(r"(^|_)(token|secret|password|key|authorization)$", re.IGNORECASE)
+
+
+def _without_secrets(value: Any) -> Any:
+    """A value without the members of mappings whose names are those of secrets."""
+    if isinstance(value, dict):
+        return {
+            name: _without_secrets(item) for name, item in value.items() if not _SECRET.search(name.replace("-", "_"))
+        }
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value

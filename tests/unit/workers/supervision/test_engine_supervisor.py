@@ -38,7 +38,7 @@ class Parts:
         self.deaths -= 1
         self.dead = self.deaths >= 0
 
-    async def set_state(self, state: WorkerState) -> None:
+    async def set_state(self, state: WorkerState, error: str | None = None) -> None:
         self.calls.append(state.value)
 
     def pause(self) -> None:

@@ -1,0 +1,80 @@
+"""SQL that keeps the statistics of ended jobs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BigInteger, Text, cast, delete, func, literal, select, union_all
+from sqlalchemy.dialects.postgresql import JSONB, insert
+
+from api.console.data.job_counts import counted
+from shared.postgres.engine import transaction
+from shared.postgres.store import Store
+from shared.postgres.tables import JobStatisticsRow
+
+# Identifies the advisory lock of the process that counts.
+_LOCK = 0x6872_0001
+# The model of the row that says that a minute was counted.
+MARK = ""
+_EMPTY = cast(literal("{}", Text), JSONB)
+
+
+class StatisticsStore(Store):
+    """Counts jobs minute by minute."""
+
+    async def counted_until(self) -> datetime | None:
+        """The end of the last minute that was counted."""
+        row = await self._first(select(func.max(JobStatisticsRow.minute)))
+        last: datetime | None = row[0] if row is not None else None
+        return None if last is None else last + timedelta(minutes=1)
+
+    async def count(self, start: datetime, end: datetime) -> bool:
+        """Count the jobs that ended from the minute `start` to the minute `end`, again if they were counted before.
+
+        False: another process is counting.
+        """
+        async with transaction(self._engine) as connection:
+            if not await connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))):
+                return False
+            await connection.execute(_count(start, end))
+            return True
+
+    async def delete(self, before: datetime) -> None:
+        """Delete the statistics of earlier minutes."""
+        await self._changes(delete(JobStatisticsRow).where(JobStatisticsRow.minute < before))
+
+
+def _count(start: datetime, end: datetime) -> Any:
+    jobs = counted(start, end).subquery("jobs")
+
+    def by(column: Any) -> Any:
+        counts = func.jsonb_object_agg(cast(column, Text), jobs.c.jobs, type_=JSONB).filter(column.is_not(None))
+        return func.coalesce(counts, _EMPTY)
+
+    minutes = func.generate_series(start, end - timedelta(minutes=1), timedelta(minutes=1)).column_valued("minute")
+    marks = select(
+        minutes,
+        literal(MARK, Text),
+        literal(True),
+        _EMPTY,
+        _EMPTY,
+        cast(0, BigInteger),
+        _EMPTY,
+        _EMPTY,
+    )
+    counts = select(
+        jobs.c.minute,
+        jobs.c.model,
+        jobs.c.interactive,
+        by(jobs.c.status),
+        by(jobs.c.error_code),
+        cast(func.coalesce(func.sum(jobs.c.tokens), 0), BigInteger),
+        by(jobs.c.first_token),
+        by(jobs.c.wait),
+    ).group_by(jobs.c.minute, jobs.c.model, jobs.c.interactive)
+    columns = [column.key for column in JobStatisticsRow.__table__.columns]
+    statement = insert(JobStatisticsRow).from_select(columns, union_all(counts, marks))
+    keys = [JobStatisticsRow.minute, JobStatisticsRow.model, JobStatisticsRow.interactive]
+    values = {name: statement.excluded[name] for name in columns if name not in ("minute", "model", "interactive")}
+    return statement.on_conflict_do_update(index_elements=keys, set_=values)
