@@ -9,10 +9,12 @@ import typer
 from cli.commands.batch import batch, batches
 from cli.commands.failed import failed
 from cli.commands.jobs import cancel, job, jobs
+from cli.commands.keys import keys, projects
 from cli.commands.local import bench, up
 from cli.commands.models import models
 from cli.commands.status import status
 from cli.commands.submit import submit
+from cli.commands.workers import workers
 from cli.groups import RootGroup
 
 app = typer.Typer(
@@ -55,6 +57,9 @@ app.command(short_help="Run a file of requests and save the results.")(batch)
 app.command(short_help="List batches.")(batches)
 app.add_typer(failed, name="failed")
 app.add_typer(models, name="models")
+app.add_typer(workers, name="workers")
+app.add_typer(projects, name="projects")
+app.add_typer(keys, name="keys")
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)
 
 

@@ -15,8 +15,8 @@ import typer
 
 from cli.client import Client, path
 from cli.errors import CliError, ExitCode, UsageError
-from cli.options import After, All, Json, Limit, Quiet, connect
-from cli.output import Column, console, note, print_json, print_table, say, status_text
+from cli.options import After, All, Json, Limit, Quiet, connect, show_list
+from cli.output import Column, console, note, print_json, say, status_text
 from cli.text import age, count, one_line, size
 
 if TYPE_CHECKING:
@@ -335,23 +335,23 @@ def batches(
 ) -> None:
     """List batches, newest first."""
     with connect(context) as client:
-        found = client.pages(
-            "/v1/batches", limit=None if everything else limit, params={"after": after} if after else {}
+        show_list(
+            client,
+            "/v1/batches",
+            {"after": after} if after else {},
+            None if everything else limit,
+            BATCH_COLUMNS,
+            _row,
+            as_json=as_json,
+            empty="There are no batches. Create one:  headrace batch FILE",
         )
-        if as_json:
-            for item in found:
-                print_json(item)
-            return
-        rows = [
-            [
-                item["id"],
-                status_text(item["status"]),
-                age(item["created_at"]),
-                *(count(item["request_counts"][name]) for name in ("total", "completed", "failed")),
-                item["endpoint"],
-            ]
-            for item in found
-        ]
-        print_table(BATCH_COLUMNS, rows, empty="There are no batches. Create one:  headrace batch FILE")
-        if client.more_after is not None:
-            note(f"There are more: add --after {client.more_after}, or --all.", style="dim")
+
+
+def _row(batch: dict[str, Any]) -> list[object]:
+    return [
+        batch["id"],
+        status_text(batch["status"]),
+        age(batch["created_at"]),
+        *(count(batch["request_counts"][name]) for name in ("total", "completed", "failed")),
+        batch["endpoint"],
+    ]

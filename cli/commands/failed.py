@@ -8,10 +8,13 @@ import typer
 
 from cli.client import path
 from cli.commands.jobs import moment, of_each
+from cli.errors import UsageError
 from cli.groups import ListGroup
-from cli.options import After, All, Json, Limit, complete_models, connect
-from cli.output import Column, note, print_json, print_table
-from cli.text import age
+from cli.operator import run_in_store
+from cli.options import After, All, Json, Limit, complete_models, connect, show_list
+from cli.output import Column
+from cli.target import find_target
+from cli.text import age, one_line
 
 failed = typer.Typer(cls=ListGroup, help="List failed jobs, replay or discard them.", rich_markup_mode=None)
 
@@ -46,14 +49,8 @@ def list_failed(
     filters = {"model": model, "created_after": moment(since, "--since"), "after": after}
     params: dict[str, Any] = {"status": "failed"} | {name: value for name, value in filters.items() if value}
     with connect(context) as client:
-        found = client.pages("/v1/jobs", limit=None if everything else limit, params=params)
-        if as_json:
-            for job in found:
-                print_json(job)
-            return
-        print_table(COLUMNS, [_row(job) for job in found], empty="No job has failed.")
-        if client.more_after is not None:
-            note(f"There are more: add --after {client.more_after}, or --all.", style="dim")
+        shown = None if everything else limit
+        show_list(client, "/v1/jobs", params, shown, COLUMNS, _row, as_json=as_json, empty="No job has failed.")
 
 
 def _row(job: dict[str, Any]) -> list[object]:
@@ -70,14 +67,18 @@ def _row(job: dict[str, Any]) -> list[object]:
 
 @failed.command()
 def replay(context: typer.Context, ids: Ids, as_json: Json = False) -> None:
-    """Submit failed jobs again, as new jobs. The failed jobs stay as they are."""
-    with connect(context) as client:
-        of_each(
-            ids,
-            lambda job_id: client.post(path("jobs", job_id, "replay")),
-            lambda job_id, new: f"{job_id} replayed as {new['id']}",
-            as_json=as_json,
+    """Submit failed jobs again, as new jobs, on the machine of the installation. The failed jobs stay as they are."""
+    if not find_target(context.obj).local:
+        raise UsageError(
+            "Jobs can be replayed on the machine of the installation only.",
+            f"There:  python -m api.failed replay {' '.join(map(one_line, ids))}",
         )
+    of_each(
+        ids,
+        lambda job_id: {"id": run_in_store("api.failed", "replay", job_id).split()[-1], "replay_of": job_id},
+        lambda job_id, new: f"{job_id} replayed as {new['id']}",
+        as_json=as_json,
+    )
 
 
 @failed.command()

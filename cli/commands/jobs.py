@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -14,7 +14,7 @@ from cli.answer import tokens_per_s
 from cli.client import Client, path
 from cli.commands.submit import follow as follow_job
 from cli.errors import CliError, ExitCode, UsageError
-from cli.options import After, All, Json, Limit, Quiet, complete_models, connect
+from cli.options import After, All, Json, Limit, Quiet, complete_models, connect, seconds_of, show_list
 from cli.output import Column, note, print_fields, print_json, print_table, say, status_text, write_text
 from cli.sse import ServerEvent
 from cli.text import age, count, duration, local_time, milliseconds, one_line, rate
@@ -85,39 +85,22 @@ def jobs(
     }
     params = {name: value for name, value in filters.items() if value not in (None, [])}
     with connect(context) as client:
-        show_jobs(client, params, None if everything else limit, as_json=as_json, empty="There are no such jobs.")
+        shown = None if everything else limit
+        show_list(client, "/v1/jobs", params, shown, COLUMNS, _row, as_json=as_json, empty="There are no such jobs.")
 
 
 def moment(text: str | None, option: str) -> str | None:
     """A time as the API takes it: a duration before now, or a timestamp, which is local unless it has a zone."""
     if text is None:
         return None
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)", text):
-        seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-        try:
-            return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
-        except OverflowError:
-            pass
-    try:
+    with contextlib.suppress(ValueError, OverflowError):
         return datetime.fromisoformat(text).astimezone(UTC).isoformat()
-    except (ValueError, OverflowError):
-        raise UsageError(
-            f"{option} must be a duration such as 2h, or a timestamp such as 2026-01-31 or 2026-01-31T12:00,"
-            f" got {one_line(text)!r}."
-        ) from None
-
-
-def show_jobs(client: Client, params: dict[str, Any], limit: int | None, *, as_json: bool, empty: str) -> None:
-    """Print a list of jobs, and how to see more of it."""
-    found = client.pages("/v1/jobs", limit=limit, params=params)
-    if as_json:
-        for job in found:
-            print_json(job)
-        return
-    print_table(COLUMNS, [_row(job) for job in found], empty=empty)
-    if client.more_after is not None:
-        seen = "The search was stopped after a second" if client.partial else "There are more"
-        note(f"{seen}: add --after {client.more_after}, or --all.", style="dim")
+    with contextlib.suppress(UsageError, OverflowError):
+        return (datetime.now(UTC) - timedelta(seconds=seconds_of(text, option))).isoformat()
+    raise UsageError(
+        f"{option} must be a duration such as 2h, or a timestamp such as 2026-01-31 or 2026-01-31T12:00,"
+        f" got {one_line(text)!r}."
+    )
 
 
 def _row(job: dict[str, Any]) -> list[object]:

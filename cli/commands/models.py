@@ -7,12 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import path
+from cli.commands.jobs import of_each
 from cli.groups import ListGroup
+from cli.operator import connect_operator
 from cli.options import Json, complete_models, connect
 from cli.output import Column, print_fields, print_json, print_table
 from cli.text import count
 
-models = typer.Typer(cls=ListGroup, help="List models and routes.", rich_markup_mode=None)
+models = typer.Typer(cls=ListGroup, help="List models and routes; pause and resume queues.", rich_markup_mode=None)
 
 COLUMNS = (
     Column("MODEL"),
@@ -55,6 +57,36 @@ def show_model(
             *((name.replace("_", " ").capitalize(), _shown(value)) for name, value in model["capabilities"].items()),
         ]
     )
+
+
+@models.command()
+def pause(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", autocompletion=complete_models)],
+    as_json: Json = False,
+) -> None:
+    """Pause the queues of models: jobs are accepted and wait. Running jobs continue."""
+    _order(context, names, "pause", "paused", as_json=as_json)
+
+
+@models.command()
+def resume(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", autocompletion=complete_models)],
+    as_json: Json = False,
+) -> None:
+    """Resume the queues of models."""
+    _order(context, names, "resume", "resumed", as_json=as_json)
+
+
+def _order(context: typer.Context, names: list[str], order: str, done: str, *, as_json: bool) -> None:
+    with connect_operator(context) as client:
+        of_each(
+            names,
+            lambda name: client.post(path("models", name, order)),
+            lambda name, _: f"{name}  {done}",
+            as_json=as_json,
+        )
 
 
 def _kind(model: dict[str, Any]) -> str:

@@ -14,8 +14,11 @@ import typer
 
 from cli.answer import tokens_per_s
 from cli.client import Client
-from cli.errors import CannotConnect, CliError, ExitCode, Unavailable
-from cli.options import Json, connect
+from cli.commands.workers import COLUMNS as WORKER_COLUMNS
+from cli.commands.workers import worker_row
+from cli.errors import CannotConnect, CliError, ExitCode, Refused, Unavailable
+from cli.operator import connect_operator
+from cli.options import Json
 from cli.output import Column, console, print_json, table_lines
 from cli.text import count, duration, milliseconds, one_line, rate
 
@@ -51,7 +54,7 @@ def status(
 
     Without a terminal, and with --json, it is printed once.
     """
-    with connect(context) as client:
+    with connect_operator(context, create=False) as client:
         if not (once or as_json) and sys.stdout.isatty():
             _watch(client, interval)
             return
@@ -99,6 +102,8 @@ def read_status(client: Client) -> dict[str, Any]:
     queue = _read_queue(client)
     jobs = client.get("/v1/jobs", params={"limit": SAMPLE})["data"]
     models = client.get("/v1/models")["data"]
+    fleet = _read_workers(client)
+    paused = {} if fleet is None else {pause["model"]: pause["paused_at"] for pause in fleet["paused"]}
     return {
         "url": client.target.url,
         "version": client.get("/version")["version"],
@@ -106,13 +111,26 @@ def read_status(client: Client) -> dict[str, Any]:
         "status": ready["status"],
         "checks": {name: state for name, state in checks.items() if not name.startswith("model ")},
         "models": [
-            {"model": model["id"], "state": checks.get(f"model {model['id']}", "unknown")}
+            {
+                "model": model["id"],
+                "state": checks.get(f"model {model['id']}", "unknown"),
+                "paused_at": paused.get(model["id"]),
+            }
             | queue.get(model["id"], dict.fromkeys(_QUEUE))
             | _speed([job for job in jobs if job["model"] == model["id"]])
             for model in models
             if "route" not in model
         ],
+        "workers": None if fleet is None else [worker for worker in fleet["data"] if worker["alive"]],
     }
+
+
+def _read_workers(client: Client) -> dict[str, Any] | None:
+    """The workers and paused queues; None if the key has no `admin` scope."""
+    try:
+        return client.get("/v1/workers")
+    except Refused:
+        return None
 
 
 _QUEUE = ("workers", "slots", "running", "waiting", "oldest_s")
@@ -167,6 +185,14 @@ def _percentile(values: list[float], share: float) -> float | None:
     return values[min(len(values) - 1, int(len(values) * share))] if values else None
 
 
+def _state(model: dict[str, Any]) -> Text:
+    from rich.text import Text
+
+    if model["paused_at"] is not None:
+        return Text("paused", "yellow")
+    return Text(one_line(model["state"]), "" if model["state"] == "ok" else "red")
+
+
 def status_lines(found: dict[str, Any], *, width: int | None) -> Iterator[Text]:
     """The lines that show what `read_status` has returned."""
     from rich.text import Text
@@ -184,7 +210,7 @@ def status_lines(found: dict[str, Any], *, width: int | None) -> Iterator[Text]:
     rows = [
         [
             model["model"],
-            Text(one_line(model["state"]), "" if model["state"] == "ok" else "red"),
+            _state(model),
             count(model["workers"]),
             count(model["slots"]),
             count(model["running"]),
@@ -197,4 +223,8 @@ def status_lines(found: dict[str, Any], *, width: int | None) -> Iterator[Text]:
         for model in found["models"]
     ]
     yield from table_lines(COLUMNS, rows, width=width)
+    if found["workers"]:
+        yield Text()
+        yield from table_lines(WORKER_COLUMNS, list(map(worker_row, found["workers"])), width=width)
+    yield Text()
     yield Text(f"First tokens and speed: of the last {SAMPLE} jobs of this project.", "dim")

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from typer.testing import Result
 
+from launcher.home import write_environment
 from tests.e2e.conftest import FAIL
 from tests.support import command_line
 from tests.support.ports import free_port
@@ -176,6 +177,78 @@ def test_status_shows_what_is_not_ready(sim_stack: Stack) -> None:
     assert states["sim"]["slots"] == 32
     assert states["sim"]["ttft_p50_ms"] >= 0
     assert states["orphan"]["workers"] == 0
+
+
+@pytest.fixture
+def home(sim_stack: Stack, tmp_path: Path) -> Path:
+    """HEADRACE_HOME, as the launcher writes it, of the stack."""
+    variables = ("DATABASE_URL", "REDIS_URL", "HEADRACE_MODELS")
+    environment = {name: sim_stack.environment[name] for name in variables}
+    write_environment(tmp_path / "env", environment | {"HEADRACE_URL": sim_stack.url})
+    (tmp_path / "api_key").write_text(f"{KEY}\n")
+    return tmp_path
+
+
+def local(home: Path, *arguments: str) -> Result:
+    """Run a command on the machine of the installation, without any setting."""
+    result = command_line.run(None, *arguments, key=None, HEADRACE_HOME=str(home))
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_operators_manage_keys_workers_and_queues_of_this_machine(sim_stack: Stack, home: Path) -> None:
+    created = local(home, "keys", "create", "cli-web", "--project", "cli-shop")
+    assert "operator_key" in created.stderr  # the first command of an operator
+    assert (home / "operator_key").stat().st_mode & 0o777 == 0o600
+    web = created.stdout.strip()
+    assert run(sim_stack, "jobs", key=web).exit_code == 0
+    assert run(sim_stack, "keys", key=web).exit_code == 4
+    (listed,) = [
+        json.loads(line) for line in local(home, "keys", "--project", "cli-shop", "--json").stdout.splitlines()
+    ]
+    rotated = json.loads(local(home, "keys", "rotate", listed["id"], "--overlap", "1h", "--json").stdout)
+    assert run(sim_stack, "jobs", key=rotated["secret"]).exit_code == 0
+    local(home, "keys", "revoke", listed["id"], rotated["id"])
+    assert "revoked" in local(home, "keys", "--project", "cli-shop").stdout
+    local(home, "projects", "create", "cli-empty", "--tier", "free")
+    names = [json.loads(line)["name"] for line in local(home, "projects", "--all", "--json").stdout.splitlines()]
+    assert {"cli-empty", "cli-shop"} <= set(names)
+
+    workers = [json.loads(line) for line in local(home, "workers", "--json").stdout.splitlines()]
+    assert {"sim", "small"} <= {worker["model"] for worker in workers}
+    local(home, "models", "pause", "orphan")
+    assert "orphan" in local(home, "workers").stderr
+    local(home, "models", "resume", "orphan")
+    assert "orphan" not in local(home, "workers").stderr
+
+
+def test_failed_jobs_are_replayed_or_discarded(sim_stack: Stack, home: Path) -> None:
+    submitted = run(sim_stack, "submit", FAIL, "--model", "sim", "--json")
+    job_id = json.loads(submitted.stdout)["id"]
+    assert job_id in local(home, "failed", "--limit", "100").stdout
+    replayed = json.loads(local(home, "failed", "replay", job_id, "--json").stdout)
+    assert run(sim_stack, "job", replayed["id"], "--follow").exit_code == 1
+    assert job_of(sim_stack, replayed["id"])["metadata"] == {"replay_of": job_id}
+    local(home, "failed", "discard", job_id, replayed["id"])
+    assert run(sim_stack, "job", job_id).exit_code == 5
+
+
+def test_drained_worker_ends(sim_stack: Stack, home: Path) -> None:
+    name = sim_stack.start_worker("sim")
+    process = sim_stack.processes.pop(name)
+    workers = [json.loads(line) for line in local(home, "workers", "--json").stdout.splitlines()]
+    (worker,) = [item["id"] for item in workers if f"-{process.pid}-" in item["id"]]
+    assert worker in local(home, "workers", "drain", worker).stdout
+    assert process.wait(30) == 0
+
+
+def test_jobs_are_found_by_what_they_are_about(sim_stack: Stack) -> None:
+    made = run(sim_stack, "submit", "x", "-m", "sim", "--metadata", "cli=filter me", "-p", "user=cli-ann", "--json")
+    job_id = json.loads(made.stdout)["id"]
+    for filters in (["--metadata", "cli=filter me"], ["--user", "cli-ann", "--since", "1h"]):
+        found = run(sim_stack, "jobs", "--json", *filters)
+        assert [json.loads(line)["id"] for line in found.stdout.splitlines()] == [job_id], found.stderr
+    assert run(sim_stack, "jobs", "--user", "cli-ann", "--until", "1h").stdout == ""
 
 
 def test_live_status_is_drawn_until_it_is_interrupted(sim_stack: Stack) -> None:

@@ -19,8 +19,13 @@ from cli.app import app
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run(url: str, *arguments: str, key: str | None = "hr_test_key", stdin: str | None = None, **env: str) -> Result:
-    """Run a command in this process; its output is captured, so it sees no terminal."""
+def run(
+    url: str | None, *arguments: str, key: str | None = "hr_test_key", stdin: str | None = None, **env: str
+) -> Result:
+    """Run a command in this process; its output is captured, so it sees no terminal.
+
+    Without `url`, it finds the installation by HEADRACE_HOME.
+    """
     environment: dict[str, str | None] = {"HEADRACE_URL": url, "HEADRACE_API_KEY": key, "HEADRACE_MODEL": None, **env}
     return CliRunner().invoke(app, list(arguments), input=stdin, env=environment, prog_name="headrace")
 

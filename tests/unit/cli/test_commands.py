@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -280,9 +282,111 @@ def status_of(api: ScriptedApi, *, ready: bool = True, metrics: bool = True) -> 
     api.on("GET /version", reply({"version": "1.2.3"}))
     api.on("GET /v1/models", reply({"data": [{"id": "smollm2"}, {"id": "auto", "route": {"models": ["smollm2"]}}]}))
     api.on("GET /v1/jobs", page(job(1), job(2, timings=TIMES | {"ttft_ms": 40})))
+    api.on("GET /v1/workers", fleet(WORKER) if ready else refusal(403, "needs the admin scope"))
     text = reply({})
     text.body = METRICS.encode()
     api.on("GET /metrics", text if metrics else refusal(403, "not from outside"))
+
+
+WORKER = {
+    "id": "smollm2-4711@gpu-1", "model": "smollm2", "state": "ready", "alive": True, "slots": 64, "running": 12,
+    "waiting": 1, "kv_cache_usage": 0.314, "tokens_per_s": 1840.5, "started_at": "2026-01-01T00:00:00Z",
+    "version": "0.1.0", "breaker": None, "last_error": None,
+}  # fmt: skip
+
+
+def fleet(*workers: dict[str, Any], paused: bool = False) -> Any:
+    pauses = [{"model": "smollm2", "paused_at": "2026-01-01T00:00:00Z"}] if paused else []
+    return reply({"data": list(workers), "paused": pauses})
+
+
+def test_workers_show_how_full_they_are_and_what_is_wrong(api: ScriptedApi) -> None:
+    breaker = {"since": "2026-01-01T00:00:00Z", "reason": "503 of the upstream"}
+    lost = WORKER | {"id": "w-2", "alive": False, "kv_cache_usage": None, "tokens_per_s": None, "breaker": breaker}
+    api.on("GET /v1/workers", fleet(WORKER, lost, paused=True))
+    result = run(api.url, "workers")
+    _, one, two = result.stdout.splitlines()
+    assert one.split()[:9] == ["smollm2-4711@gpu-1", "ready", "smollm2", "12/64", "1", "31", "%", "1,840.5", "tokens/s"]
+    assert two.split()[:2] == ["w-2", "lost"]
+    assert two.endswith("503 of the upstream")
+    assert "The queue of smollm2 has been paused for" in result.stderr
+
+
+def test_ids_of_workers_are_escaped(api: ScriptedApi) -> None:
+    api.on("POST /v1/workers/a%2Fb%40c/drain", reply(WORKER | {"id": "a/b@c", "state": "draining"}))
+    assert run(api.url, "workers", "drain", "a/b@c").stdout == "a/b@c  draining, 12 jobs left\n"
+
+
+def test_queues_are_paused_and_resumed(api: ScriptedApi) -> None:
+    api.on("POST /v1/models/smollm2/pause", reply({"model": "smollm2", "paused_at": "2026-01-01T00:00:00Z"}))
+    api.on("POST /v1/models/smollm2/resume", reply({"model": "smollm2", "paused_at": None}))
+    assert run(api.url, "models", "pause", "smollm2").stdout == "smollm2  paused\n"
+    assert run(api.url, "models", "resume", "smollm2").stdout == "smollm2  resumed\n"
+
+
+KEY = {
+    "id": "key_7", "name": "web", "prefix": "hr_1a2b", "project": "shop", "scopes": ["inference"], "expires_at": None,
+    "created_at": "2026-01-01T00:00:00Z", "revoked_at": None, "last_used_at": None,
+}  # fmt: skip
+
+
+def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
+    api.on("POST /v1/api_keys", reply(KEY | {"secret": "hr_secret"}))
+    api.on("POST /v1/api_keys/key_7/rotate", reply(KEY | {"id": "key_8", "secret": "hr_new"}))
+    api.on("POST /v1/api_keys/key_8/revoke", reply(KEY | {"id": "key_8"}))
+    created = run(api.url, "keys", "create", "web", "--project", "shop", "--scope", "admin", "--expires", "90d")
+    assert (created.stdout, created.exit_code) == ("hr_secret\n", 0)
+    assert "key_7" in created.stderr
+    assert api.requests[0].json == {
+        "name": "web", "project": "shop", "scopes": ["admin"], "expires_in_s": 90 * 86400
+    }  # fmt: skip
+    assert run(api.url, "keys", "rotate", "key_7", "--overlap", "30m").stdout == "hr_new\n"
+    assert api.requests[1].json == {"overlap_s": 1800}
+    assert run(api.url, "keys", "revoke", "key_8").stdout == "key_8  revoked\n"
+    assert run(api.url, "keys", "create", "web", "--expires", "soon").exit_code == 2
+
+
+def test_states_of_keys(api: ScriptedApi) -> None:
+    past, future = "2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z"
+    states = [KEY, KEY | {"revoked_at": past}, KEY | {"expires_at": past}, KEY | {"expires_at": future}]
+    api.on("GET /v1/api_keys", page(*states))
+    _, *rows = run(api.url, "keys").stdout.splitlines()
+    assert [row.split()[3] for row in rows] == ["valid", "revoked", "expired", "until"]
+
+
+def test_failed_jobs_are_listed_with_their_errors_and_discarded(api: ScriptedApi) -> None:
+    error = {"code": "attempts_exhausted", "message": "Three workers died."}
+    api.on("GET /v1/jobs", page(job(1, status="failed", error=error)))
+    api.on(f"DELETE /v1/jobs/{JOB}", reply({"id": JOB, "deleted": True}))
+    assert "attempts_exhausted  Three workers died." in run(api.url, "failed").stdout
+    assert "status=failed" in api.requests[0].path
+    assert run(api.url, "failed", "discard", JOB).stdout == f"{JOB} discarded\n"
+    elsewhere = run(api.url, "failed", "replay", JOB)
+    assert (elsewhere.exit_code, f"python -m api.failed replay {JOB}" in elsewhere.stderr) == (2, True)
+
+
+def test_filters_of_jobs_become_parameters(api: ScriptedApi) -> None:
+    api.on("GET /v1/jobs", page())
+    run(
+        api.url, "jobs", "--status", "failed", "--status", "expired", "--since", "2026-01-31T12:00:00+01:00",
+        "--until", "2h", "--user", "ann", "--key", "key_1", "--metadata", "a=b", "--project", "*",
+    )  # fmt: skip
+    query = parse_qs(urlsplit(api.requests[0].path).query)
+    until = datetime.fromisoformat(query.pop("created_before")[0])
+    assert 7190 < (datetime.now(UTC) - until).total_seconds() < 7260
+    assert query == {
+        "status": ["failed", "expired"], "created_after": ["2026-01-31T11:00:00+00:00"], "user": ["ann"],
+        "key": ["key_1"], "metadata": ["a=b"], "project": ["*"], "limit": ["20"],
+    }  # fmt: skip
+    assert run(api.url, "jobs", "--since", "yesterday").exit_code == 2
+
+
+def test_search_that_was_stopped_says_how_to_go_on(api: ScriptedApi) -> None:
+    stopped = reply({"data": [job(3)], "has_more": True, "last_id": "job_9", "partial": True})
+    api.on("GET /v1/jobs", stopped)
+    result = run(api.url, "jobs")
+    assert len(api.requests) == 1
+    assert "stopped after a second: add --after job_9, or --all" in result.stderr
 
 
 def test_status_once(api: ScriptedApi) -> None:
@@ -293,6 +397,7 @@ def test_status_once(api: ScriptedApi) -> None:
     assert line.split() == [
         "smollm2", "ok", "2", "64", "7", "5", "1.50", "s", "40", "ms", "40", "ms", "4,742.3", "tokens/s"
     ]  # fmt: skip
+    assert "smollm2-4711@gpu-1" in result.stdout
 
 
 def test_status_in_json_says_what_is_not_ready(api: ScriptedApi) -> None:
@@ -302,6 +407,7 @@ def test_status_in_json_says_what_is_not_ready(api: ScriptedApi) -> None:
     assert (result.exit_code, found["status"]) == (1, "unready")
     assert found["models"][0]["state"] == "no live worker"
     assert found["models"][0]["running"] is None
+    assert found["workers"] is None
 
 
 def test_unknown_commands_and_options_are_exit_code_2(api: ScriptedApi) -> None:
