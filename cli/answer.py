@@ -28,13 +28,17 @@ class AnswerView:
         self._calls: dict[tuple[int, int], dict[str, str]] = {}
         self._reasoning = False
         self._terminal = sys.stdout.isatty()
+        # A report has ended the line of the answer on the terminal.
+        self._line_ended = False
 
     def lost(self, problem: CliError, delay_s: float) -> None:
         """Report that the connection was lost and is tried again."""
         self._report(f"{problem} Trying again.", f"{problem} Trying again in {delay_s:.1f} s.")
 
     def _report(self, text: str, detail: str | None = None) -> None:
-        self._spinner.report(text, detail, new_line=self._reasoning or (self._terminal and self._answer.in_line))
+        new_line = (self._reasoning or (self._terminal and self._answer.in_line)) and not self._line_ended
+        self._line_ended = self._line_ended or new_line
+        self._spinner.report(text, detail, new_line=new_line)
 
     def run(self, events: Iterable[ServerEvent]) -> str:
         """Show the events until the last. Returns the status that the job ended with."""
@@ -96,6 +100,7 @@ class AnswerView:
         else:
             self._spinner.show("receiving the answer")
         self._end_reasoning()
+        self._line_ended = False
         if self._answer.differs:
             self._answer.differs = False
             self._spinner.end()

@@ -160,6 +160,8 @@ class Client:
                 problem = self._transport_error(error)
             except Unavailable as error:
                 problem = error
+            except ValueError:
+                raise Unavailable(f"{one_line(self.target.url)} has sent an event that is not JSON.") from None
             retry.wait(problem)
 
     def upload(self, path: str, **options: Any) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def batch(
         if no_wait:
             print_json(found) if as_json else say(found["id"])
             return
+        progress.say(f"{found['id']} {found['status']}")
         try:
             found = wait(client, found, progress)
             saved = files.save(client, found, progress)
@@ -285,7 +286,7 @@ class _Progress:
         failed = f", {count(counts['failed'])} failed" if counts["failed"] else ""
         bars.update(
             self._requests,
-            description=f"{batch['id']} {batch['status']}",
+            description=batch["status"],
             total=counts["total"] or None,
             completed=ended,
             done=f"{count(ended)} of {count(counts['total'])} requests{failed}",
@@ -293,25 +294,30 @@ class _Progress:
 
     def lost(self, problem: CliError, _delay_s: float) -> None:
         """Report once that the connection was lost and is tried again."""
-        if self._shown and str(problem) != self._problem:
+        if str(problem) != self._problem:
             self._problem = str(problem)
-            if self._bars is not None:
-                from rich.text import Text
+            self.say(f"{problem} Trying again.")
 
-                self._bars.console.print(Text(one_line(f"{problem} Trying again.")))
-            else:
-                note(f"{problem} Trying again.")
+    def say(self, text: str) -> None:
+        """Print a line, above the bars."""
+        if not self._shown:
+            return
+        if self._bars is None:
+            note(text, style="dim")
+        else:
+            from rich.text import Text
+
+            self._bars.console.print(Text(one_line(text), "dim"))
 
     def _start(self) -> Progress:
         if self._bars is None:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[done]}", markup=False),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
                 console=console(stderr=True),
                 transient=True,
             )

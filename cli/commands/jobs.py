@@ -170,6 +170,7 @@ def show_job(job: dict[str, Any]) -> None:
             ("First token", _known(timings["ttft_ms"])),
             ("Total", _known(timings["total_ms"])),
             ("Tokens", _tokens(usage, timings)),
+            ("Worker", job["attempts"][-1]["worker"] if job["attempts"] else None),
             ("User", user),
             ("Metadata", metadata or None),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -97,7 +98,9 @@ def _group(found: dict[str, Any], width: int, problem: str | None) -> Group:
 
 def read_status(client: Client) -> dict[str, Any]:
     """The state of an installation, as `--json` shows it. What the server does not tell is None."""
-    ready = client.send("GET", "/readyz", accept=(503,)).json()
+    ready = client.get("/readyz", accept=(503,))
+    if "checks" not in ready:
+        raise Unavailable("The API is shutting down or starting.")
     checks: dict[str, str] = ready["checks"]
     queue = _read_queue(client)
     jobs = client.get("/v1/jobs", params={"limit": SAMPLE})["data"]
@@ -182,7 +185,8 @@ def _speed(jobs: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _percentile(values: list[float], share: float) -> float | None:
-    return values[min(len(values) - 1, int(len(values) * share))] if values else None
+    """The nearest-rank percentile of sorted values."""
+    return values[max(0, math.ceil(len(values) * share) - 1)] if values else None
 
 
 def _state(model: dict[str, Any]) -> Text:
