@@ -1,7 +1,8 @@
 """Create `.venv` and run its Python: `bootstrap.py [--dev] [ARGUMENTS]`. Standard library only.
 
 Environments are cached, one per set of locked packages, so a fresh clone can reuse an existing one; `.venv` is a
-symlink to it. The stamp file is written last: an environment without it is incomplete.
+symlink to it. `.venv/bin/headrace` is the command line. The stamp file is written last: an environment without it is
+incomplete.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import platform
 import re
 import selectors
+import shlex
 import shutil
 import signal
 import subprocess
@@ -89,6 +91,7 @@ def environment(engine: str, dev: bool) -> Path:
                 (folder / f"{STAMP}-dev").write_text(wanted[f"{STAMP}-dev"])
     if folder != LINK:
         _link(folder)
+    _write_command(folder)
     return folder / "bin" / "python"
 
 
@@ -125,6 +128,57 @@ def _link(folder: Path) -> None:
     new = LINK.with_name(f".venv-{os.getpid()}")
     new.symlink_to(folder)
     new.replace(LINK)
+
+
+# The command line: it runs `cli` of the clone whose .venv this is. Clones with the same packages share an environment,
+# so the clone is found by the path that was called; or, if that is in the environment itself (it was activated), by the
+# working folder, or else it is the clone whose `make` ran last. The first lines start the environment's Python, whose
+# path may be too long for a #! line, or have spaces.
+COMMAND = """\
+#!/bin/sh
+'''exec' {python} -I "$0" "$@"
+' '''
+import os
+import sys
+from pathlib import Path
+
+
+def clones():
+    path = Path(os.path.abspath(sys.argv[0]))
+    while True:
+        yield path.parents[2] if len(path.parents) > 2 else path.parent
+        if not path.is_symlink():
+            break
+        path = Path(os.path.normpath(path.parent / path.readlink()))
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / ".venv").resolve() == Path(sys.prefix).resolve():
+            yield folder
+    yield Path({repository!r})
+
+
+clone = next((folder for folder in clones() if (folder / "cli" / "__main__.py").exists()), None)
+if clone is None:
+    sys.exit("The clone of Headrace that this command belongs to was moved or deleted. Run `make up` in its new place.")
+sys.path.insert(0, str(clone))
+
+from cli.app import main
+
+main()
+"""
+
+
+def _write_command(folder: Path) -> None:
+    """Write `bin/headrace`, atomically."""
+    text = COMMAND.format(python=shlex.quote(str(folder / "bin" / "python")), repository=str(REPOSITORY))
+    command = folder / "bin" / "headrace"
+    with contextlib.suppress(OSError):
+        if command.read_text() == text:
+            return
+    command.parent.mkdir(exist_ok=True)
+    new = command.with_name(f".headrace-{os.getpid()}")
+    new.write_text(text)
+    new.chmod(0o755)
+    new.replace(command)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     models = "models.simulated.yaml" if engine == "simulated" else "models.yaml"
     settings = Settings(
         engine=engine,
-        home=_path(environ, "HEADRACE_HOME", ".headrace"),
+        home=home_folder(environ),
         models=_path(environ, "HEADRACE_MODELS", models),
         host=environ.get("HEADRACE_HOST") or "127.0.0.1",
         port=_number(environ, "HEADRACE_PORT", 8000, 1, 65535),
@@ -79,6 +79,11 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     if "," in (settings.flower_password or ""):
         raise SettingError("HEADRACE_FLOWER_PASSWORD has a comma, which Flower treats as a separator; remove it.")
     return settings
+
+
+def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder with the state of the installation."""
+    return _path(environ, "HEADRACE_HOME", ".headrace")
 
 
 def _in_url(host: str) -> str:

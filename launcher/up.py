@@ -67,7 +67,8 @@ def run(
         prepare(components, key, progress, stopping)
         supervisor = stack.enter_context(supervised(settings, progress, stopping, servers))
         stack.callback((settings.home / "env").unlink, missing_ok=True)
-        write_environment(settings.home / "env", components.environment)
+        # With the address for `headrace`, which finds the running stack by this file.
+        write_environment(settings.home / "env", components.environment | {"HEADRACE_URL": settings.api_url})
         for child in (components.api(), *components.workers(), components.flower(password)):
             supervisor.start(child)
         wait_until_ready(settings, registry, supervisor, progress, stopping, not_before)

@@ -137,7 +137,9 @@ def test_banner_names_everything(launcher: Launcher) -> None:
     ):
         assert text in launcher.output
     assert launcher.output.index("  Console ") < launcher.output.index("  API ")
-    assert "REDIS_URL" in read_environment(launcher.home / "env")
+    environment = read_environment(launcher.home / "env")
+    assert "REDIS_URL" in environment
+    assert environment["HEADRACE_URL"] == f"http://127.0.0.1:{launcher.port}"
 
 
 def test_the_banner_names_no_console_that_is_off(launcher: Launcher) -> None:

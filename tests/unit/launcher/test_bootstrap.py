@@ -120,3 +120,58 @@ def test_bootstrap_needs_nothing_but_the_standard_library() -> None:
     command = [sys.executable, "-I", "-S", str(bootstrap.REPOSITORY / "launcher" / "bootstrap.py")]
     answer = subprocess.run(command, env={"ENGINE": "none"}, capture_output=True, text=True, check=False)
     assert "ENGINE=none is not known" in answer.stderr
+
+
+def command_of(clone: Path, cache: Path, says: str) -> Path:
+    """A clone with a command line that says which clone it is of; its environment, `cache`, may be shared."""
+    (clone / "cli").mkdir(parents=True)
+    (clone / "cli" / "__init__.py").touch()
+    (clone / "cli" / "__main__.py").touch()
+    (clone / "cli" / "app.py").write_text(f"import sys\ndef main(): print({says!r}, sys.argv[1:])\n")
+    if not (cache / "bin").exists():
+        (cache / "bin").mkdir(parents=True)
+        (cache / "bin" / "python").symlink_to(sys.executable)
+    (clone / ".venv").symlink_to(cache)
+    return clone / ".venv" / "bin" / "headrace"
+
+
+def said(command: Path | str, *arguments: str, cwd: Path | None = None, path: str = "") -> str:
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+    answer = subprocess.run([command, *arguments], capture_output=True, text=True, check=True, cwd=cwd, env=environment)
+    return answer.stdout.strip()
+
+
+def test_command_line_is_that_of_the_clone_it_is_called_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "a cache" / "venv"
+    one = command_of(tmp_path / "one", cache, "one")
+    two = command_of(tmp_path / "two clones", cache, "two")
+    monkeypatch.setattr(bootstrap, "REPOSITORY", tmp_path / "two clones")
+    bootstrap._write_command(cache)
+    assert said(one, "a b") == "one ['a b']"
+    assert said(two) == "two []"
+    assert said(".venv/bin/headrace", cwd=tmp_path / "one") == "one []"
+    assert said("headrace", path=str(one.parent)) == "one []"
+    link = tmp_path / "bin" / "headrace"
+    link.parent.mkdir()
+    link.symlink_to(one)
+    assert said(link) == "one []"
+    # An activated environment has its own folder on the path.
+    assert said("headrace", path=str(cache / "bin")) == "two []"
+
+
+def test_command_line_of_a_clone_that_is_gone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = command_of(tmp_path / "clone", tmp_path / "cache", "x")
+    monkeypatch.setattr(bootstrap, "REPOSITORY", tmp_path / "clone")
+    bootstrap._write_command(tmp_path / "cache")
+    (tmp_path / "clone" / "cli" / "__main__.py").unlink()
+    answer = subprocess.run([command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert answer.returncode == 1
+    assert "was moved or deleted" in answer.stderr
+
+
+def test_command_line_comes_with_the_environment(clone: Path) -> None:
+    python = bootstrap.environment("simulated", dev=False)
+    assert os.access(python.parent / "headrace", os.X_OK)
+    (python.parent / "headrace").unlink()
+    bootstrap.environment("simulated", dev=False)
+    assert os.access(clone / ".venv" / "bin" / "headrace", os.X_OK)

@@ -1,0 +1,93 @@
+"""`headrace failed`: jobs that failed, to be replayed or discarded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import path
+from cli.commands.jobs import moment, of_each
+from cli.errors import UsageError
+from cli.groups import ListGroup
+from cli.operator import run_in_store
+from cli.options import After, All, Json, Limit, complete_models, connect, show_list
+from cli.output import Column
+from cli.target import find_target
+from cli.text import age, one_line
+
+failed = typer.Typer(cls=ListGroup, help="List failed jobs, replay or discard them.", rich_markup_mode=None)
+
+COLUMNS = (
+    Column("JOB"),
+    Column("MODEL", drop=2),
+    Column("AGE", right=True, drop=3),
+    Column("ATTEMPTS", right=True, drop=4),
+    Column("ERROR"),
+    Column("MESSAGE", drop=1),
+)
+
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of failed jobs.")]
+
+
+@failed.command("list")
+def list_failed(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", autocompletion=complete_models, help="The model that ran."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Submitted since: a duration ago (90s, 2h, 7d), or a timestamp.")
+    ] = None,
+    limit: Limit = 20,
+    after: After = None,
+    everything: All = False,
+    as_json: Json = False,
+) -> None:
+    """List failed jobs, newest first, with their errors."""
+    filters = {"model": model, "created_after": moment(since, "--since"), "after": after}
+    params: dict[str, Any] = {"status": "failed"} | {name: value for name, value in filters.items() if value}
+    with connect(context) as client:
+        shown = None if everything else limit
+        show_list(client, "/v1/jobs", params, shown, COLUMNS, _row, as_json=as_json, empty="No job has failed.")
+
+
+def _row(job: dict[str, Any]) -> list[object]:
+    error = job["error"] or {}
+    return [
+        job["id"],
+        job["model"],
+        age(job["created_at"]),
+        len(job["attempts"]),
+        error.get("code", "-"),
+        error.get("message", "-"),
+    ]
+
+
+@failed.command()
+def replay(context: typer.Context, ids: Ids, as_json: Json = False) -> None:
+    """Submit failed jobs again, as new jobs, on the machine of the installation. The failed jobs stay as they are."""
+    if not find_target(context.obj).local:
+        raise UsageError(
+            "Jobs can be replayed on the machine of the installation only.",
+            f"There:  python -m api.failed replay {' '.join(map(one_line, ids))}",
+        )
+    of_each(
+        ids,
+        lambda job_id: {"id": run_in_store("api.failed", "replay", job_id).split()[-1], "replay_of": job_id},
+        lambda job_id, new: f"{job_id} replayed as {new['id']}",
+        as_json=as_json,
+    )
+
+
+@failed.command()
+def discard(context: typer.Context, ids: Ids, as_json: Json = False) -> None:
+    """Delete the inputs and outputs of failed jobs."""
+    with connect(context) as client:
+        of_each(
+            ids,
+            lambda job_id: client.request("DELETE", path("jobs", job_id)),
+            lambda job_id, _: f"{job_id} discarded",
+            as_json=as_json,
+        )

@@ -1,0 +1,55 @@
+"""The command groups: errors of all commands end here, and `headrace models` means `headrace models list`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cli.errors import CliError, ExitCode
+from cli.output import note, prepare_streams
+
+# In the order of `headrace --help`.
+COMMANDS = (
+    "up", "status", "submit", "jobs", "job", "cancel", "batch", "batches", "failed", "models", "workers", "projects",
+    "keys", "bench",
+)  # fmt: skip
+
+
+class RootGroup(TyperGroup):
+    """Turns errors into a line on stderr and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+    def invoke(self, ctx: Any) -> Any:
+        prepare_streams()
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except CliError as error:
+            note(f"Error: {error}", style="red")
+            if error.hint:
+                note(error.hint)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            note("Interrupted.")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # Otherwise the interpreter would fail to flush stdout at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.CLOSED_PIPE) from None
+        return result
+
+
+class ListGroup(TyperGroup):
+    """A group whose command is `list` if none is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        asks_for_help = args[:1] in (["--help"], ["-h"])
+        if not asks_for_help and (not args or args[0].startswith("-")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
