@@ -22,6 +22,7 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
+    literal,
     or_,
     select,
     update,
@@ -68,6 +69,17 @@ class ApiKey:
         if self.expires_at is None:
             return "valid"
         return f"{'expired' if self.expires_at <= now else 'expires'} {self.expires_at:%Y-%m-%d %H:%M}"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project. `keys`: the number of its keys that are neither revoked nor expired."""
+
+    id: int
+    name: str
+    tier: str | None
+    created_at: datetime
+    keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +253,40 @@ class ApiKeyStore(Store):
         """Return all keys, oldest first."""
         return await self._all(_listed(), _api_key)
 
+    async def get(self, key_id: int) -> ApiKey | None:
+        """Return a key, valid or not."""
+        return await self._one(_listed().where(ApiKeyRow.id == key_id), _api_key)
+
+    async def page(self, *, limit: int, after: int | None = None, project: str | None = None) -> list[ApiKey]:
+        """Return one page of keys, newest first, of one project or of all."""
+        statement = _listed().order_by(None).order_by(ApiKeyRow.id.desc()).limit(limit)
+        if after is not None:
+            statement = statement.where(ApiKeyRow.id < after)
+        if project is not None:
+            statement = statement.where(ProjectRow.name == project)
+        return await self._all(statement, _api_key)
+
+    async def projects(self, *, limit: int, after: str | None = None) -> list[Project]:
+        """Return one page of projects, by name."""
+        keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, key_is_valid()).scalar_subquery()
+        statement = select(*_PROJECT, keys.label("keys")).order_by(ProjectRow.name)
+        if after is not None:
+            statement = statement.where(ProjectRow.name > after)
+        return await self._all(statement.limit(limit), _project)
+
+    async def create_project(self, name: str, tier: str | None = None) -> Project:
+        """Create a project without keys.
+
+        Raises:
+            ProjectExists: a project with this name exists.
+        """
+        statement = insert(ProjectRow).values(name=name, tier=tier)
+        statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name])
+        created = await self._one(statement.returning(*_PROJECT, literal(0).label("keys")), _project)
+        if created is None:
+            raise ProjectExists
+        return created
+
     async def candidates(self, text: str) -> Sequence[ApiKey]:
         """Return the valid keys that have this text as their prefix or name, or that are this text."""
         either = or_(
@@ -285,6 +331,15 @@ class ApiKeyStore(Store):
             await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
             return True
 
+    async def project_id(self, name: str) -> int | None:
+        """The id of the project with this name; None if there is none."""
+        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
+
+    async def project_of(self, key_id: int) -> int | None:
+        """The id of the project that a key belongs to, valid or not; None if there is no such key."""
+        statement = select(ApiKeyRow.project_id).where(ApiKeyRow.id == key_id)
+        return await self._one(statement, lambda row: int(row.project_id))
+
     async def set_tier(self, project: str, tier: str | None) -> bool:
         """Change the tier of a project. False: there is no project with this name."""
         return await self._changes(update(ProjectRow).where(ProjectRow.name == project).values(tier=tier))
@@ -311,6 +366,12 @@ VALID_KEY_COLUMNS = (
     ProjectRow.tier,
     func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
 )
+
+_PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
+
+
+def _project(row: Row[Any]) -> Project:
+    return Project(row.id, row.name, row.tier, row.created_at, row.keys)
 
 
 def _listed() -> Any:
