@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.batches.batch import Batch
 from api.batches.service import BatchService
-from api.console.batches.view import ENDPOINTS, batch_row, example, expires_in, history
+from api.console.batches.view import ENDPOINTS, batch_row, example, expires_in, history, shown_name
 from api.console.live import Broadcaster
 from api.console.page import Page
 from api.console.sessions import Sessions
@@ -66,7 +66,9 @@ class BatchPages:
         values = {"rows": rows, "page": batches, "after": audience.after, "files_after": audience.files_after}
         return {
             "batches": render("batches/list.html", values),
-            "files": render("batches/files.html", {**values, "page": files, "expires_in": expires_in}),
+            "files": render(
+                "batches/files.html", {**values, "page": files, "expires_in": expires_in, "shown_name": shown_name}
+            ),
         }
 
     async def batch_parts(self, audience: BatchAudience) -> Mapping[str, str]:

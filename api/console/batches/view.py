@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from api.batches.batch import Batch, BatchStatus
-from api.console.filters import duration
+from api.batches.batch import Batch, BatchStatus, is_batch_id
+from api.console.filters import duration, short_id
 from api.files.store import StoredFile
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -85,6 +85,12 @@ def history(batch: Batch) -> Sequence[Entry]:
         (batch.status.value, batch.ended_at),
     ]
     return [Entry(text, at) for text, at in entries if at is not None]
+
+
+def shown_name(name: str) -> str:
+    """A file's name. That of a result begins with the id of its batch, which is shortened so that its end is seen."""
+    batch_id, separator, rest = name.rpartition("_")
+    return f"{short_id(batch_id)}{separator}{rest}" if is_batch_id(batch_id) else name
 
 
 def expires_in(file: StoredFile) -> str | None:

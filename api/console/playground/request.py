@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from api.jobs.parameters import DEFAULT_PRIORITY
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.job import Job
 from shared.domain.request import ChatOptions, Message, StructuredOutputs
@@ -28,7 +29,8 @@ def request_body(job: Job) -> dict[str, Any]:
     for name in ("logprobs", "prompt_logprobs", "extra_body", "prompt_cache_key"):
         if (value := getattr(request, name)) is not None:
             body[name] = value
-    body["priority"] = job.priority
+    if job.priority != DEFAULT_PRIORITY:
+        body["priority"] = job.priority
     if job.owner.end_user is not None:
         body["user"] = job.owner.end_user
     return body

@@ -126,18 +126,17 @@ async function preview() {
   const counts = await Promise.all(counted);
   const found = await written;
   if (signal.aborted) return;
-  element("count").textContent = counts.map(tokensText).join(" · ");
+  element("count").textContent = [...new Set(counts.map(tokensText))].join(" · ");
   if (found) {
     code = found;
     showCode();
   }
 }
 
-function tokensText(count, index) {
+function tokensText(count) {
   if (!count) return "– tokens";
   const number = `${count.estimated ? "≈ " : ""}${count.tokens.toLocaleString("en")}`;
-  const limit = count.limit ? ` of ${count.limit.toLocaleString("en")}` : "";
-  return `${number}${limit} tokens${count.estimated ? ", estimated" : ""}${state.sides > 1 && index ? ` (${count.model})` : ""}`;
+  return `${number}${count.limit ? ` of ${count.limit.toLocaleString("en")}` : ""} tokens${count.estimated ? " (estimated)" : ""}`;
 }
 
 function showCode() {
