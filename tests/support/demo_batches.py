@@ -35,9 +35,9 @@ _ERRORS = [
 _PROMPT = "A worker crashed in the middle of an answer. What does the reader of the stream see?"
 _TEXTS = (
     "Nothing but a short pause. The tokens that had arrived stay, and the next worker continues with the one after"
-    " them.\n\nThe log of the job is in Redis, and each event in it has a number. When the lease of the lost worker ends, another"
-    " claims the job, reads what was written, and appends from there.\n\nSo the reader needs no special case: it"
-    " keeps reading, or reconnects with the number of the last event that it has seen.",
+    " them.\n\nThe log of the job is in Redis, and each event in it has a number. When the lease of the lost worker"
+    " ends, another claims the job, reads what was written, and appends from there.\n\nSo the reader needs no special"
+    " case: it keeps reading, or reconnects with the number of the last event that it has seen.",
     "The reader sees a gap of one to two seconds, and then the rest of the answer.\n\n- Tokens before the crash are"
     " kept.\n- The job is claimed by another worker, which resumes at the next token.\n- If that is impossible, the"
     " stream says `job.restarted`, and the answer begins again.",

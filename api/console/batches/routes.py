@@ -78,7 +78,7 @@ class BatchPages:
         source = files["input_file_id"]
         row = batch_row(batch, source.filename if source is not None else None)
         values = {"row": row, "batch": batch, "files": files, "history": history(batch)}
-        return {name: render(f"batches/{name}.html", values) for name in ("progress", "results", "facts")}
+        return {name: render(f"batches/{name}.html", values) for name in ("title", "progress", "results", "facts")}
 
     async def close(self) -> None:
         """End all computations."""
@@ -126,6 +126,7 @@ async def batches_events(
 ) -> Response:
     """The lists as they change, as server-sent events."""
     audience = ListAudience(viewer.principal.project_id, after, files_after)
+    await pages.list_parts(audience)  # a wrong cursor is an error, not a stream without parts
     frames = pages.lists.frames(audience, lambda: sessions.principal(viewer.session_token))
     return event_stream(frames, settings)
 

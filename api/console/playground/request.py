@@ -38,8 +38,9 @@ def request_body(job: Job) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     body = message.model_dump(mode="json", exclude_none=True, exclude={"content"})
-    content = message.content
-    body["content"] = [_part(part) for part in content] if isinstance(content, list) else content or ""
+    if message.content is not None:
+        content = message.content
+        body["content"] = [_part(part) for part in content] if isinstance(content, list) else content
     return body
 
 

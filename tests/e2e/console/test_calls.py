@@ -12,13 +12,14 @@ from tests.support.stack import Stack
 JOB = {"model": "sim", "prompt": "x", "max_tokens": 2}
 
 
-def with_token(client: httpx.Client) -> httpx.Client:
+def with_token(client: httpx.Client) -> None:
+    """Send the token of its session from now on."""
     client.headers["x-csrf-token"] = token_of(client)
-    return client
 
 
 def test_a_session_calls_the_api(sim_stack: Stack, member_key: str) -> None:
-    with with_token(sign_in(sim_stack, member_key)) as client:
+    with sign_in(sim_stack, member_key) as client:
+        with_token(client)
         job = client.post("v1/jobs", json=JOB, headers={"Prefer": "wait=20"}).json()
         assert job["status"] == "incomplete"
         direct = httpx.get(f"{sim_stack.url}/v1/jobs/{job['id']}", headers={"Authorization": f"Bearer {member_key}"})
@@ -47,7 +48,8 @@ def test_things_of_others_are_not_found(sim_stack: Stack, member_key: str, opera
         file = api.post("/v1/files", data={"purpose": "batch"}, files={"file": ("secret.jsonl", b"{}\n")}).json()["id"]
         body = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "1h"}
         batch = api.post("/v1/batches", json=body).json()["id"]
-    with with_token(sign_in(sim_stack, member_key)) as client:
+    with sign_in(sim_stack, member_key) as client:
+        with_token(client)
         for path in (f"v1/jobs/{job}", f"v1/jobs/{job}/stream", f"v1/files/{file}/content", f"v1/batches/{batch}",
                      f"batches/{batch}", f"batches/{batch}/live", f"playground?job={job}"):  # fmt: skip
             assert client.get(path).status_code == 404, path
@@ -57,7 +59,8 @@ def test_things_of_others_are_not_found(sim_stack: Stack, member_key: str, opera
 
 
 def test_a_key_without_inference_calls_nothing(sim_stack: Stack) -> None:
-    with with_token(sign_in(sim_stack, create_key(sim_stack, "admin-only", "admin"))) as client:
+    with sign_in(sim_stack, create_key(sim_stack, "admin-only", "admin")) as client:
+        with_token(client)
         assert client.post("v1/jobs", json=JOB).status_code == 403
         for path in ("v1/jobs", "v1/files", "v1/batches", "batches", "batches/live", "batches/example.jsonl"):
             assert client.get(path).status_code == 403, path
@@ -89,7 +92,8 @@ def test_a_bad_job_is_refused(sim_stack: Stack, member_key: str, query: str) -> 
 def test_a_large_upload_is_streamed(sim_stack: Stack, member_key: str) -> None:
     """It is larger than any other body may be."""
     content = b'{"custom_id": "%s"}\n' % (b"x" * 200_000)
-    with with_token(sign_in(sim_stack, member_key)) as client:
+    with sign_in(sim_stack, member_key) as client:
+        with_token(client)
         response = client.post("v1/files", data={"purpose": "batch"}, files={"file": ("large.jsonl", content)})
         assert response.status_code == 200
         assert client.get(f"v1/files/{response.json()['id']}/content").content == content
@@ -98,7 +102,8 @@ def test_a_large_upload_is_streamed(sim_stack: Stack, member_key: str) -> None:
 
 
 def test_the_code_is_returned_for_any_text(sim_stack: Stack, member_key: str) -> None:
-    with with_token(sign_in(sim_stack, member_key)) as client:
+    with sign_in(sim_stack, member_key) as client:
+        with_token(client)
         body = {
             "body": {"model": "sim", "messages": [], "stop": [], "x": None},
             "headers": {"Cache-Control": "no-store"},

@@ -87,10 +87,11 @@ export function fieldOf(param, hasSystem) {
 function messageOf({ role, content, extra }, index) {
   const parts = Array.isArray(extra?.parts);
   const { parts: _, ...members } = extra ?? {};
+  if (!content && members.tool_calls) return { role, ...members };
   return { role, content: parts ? json(`messages[${index}]`, content) : content, ...members };
 }
 
-function turnOf({ role, content, ...members }) {
+function turnOf({ role, content = "", ...members }) {
   if (!Array.isArray(content)) return { role, content, ...(Object.keys(members).length ? { extra: members } : {}) };
   return { role, content: JSON.stringify(content, null, 2), extra: { ...members, parts: [] } };
 }
