@@ -28,7 +28,7 @@ async def write(window: Visit, prompt: str, model: str = "sim", **fields: str) -
     """Open the page, and fill in the form."""
     await window.open("playground")
     await window.page.get_by_label("Turn 1", exact=True).fill(prompt)
-    await window.page.get_by_label("Model 1").select_option(model)
+    await window.page.get_by_label("Model 1", exact=True).select_option(model)
     for name, value in fields.items():
         await window.page.locator(f"#{name}").fill(value)
 
@@ -54,26 +54,26 @@ async def test_a_prompt_streams(member: Visit, sim_stack: Stack, member_key: str
     await write(member, "Why do mills need water?", max_tokens="200")
     await page.locator("#system").fill("Answer briefly.")
     await page.keyboard.press("Control+Enter")
-    text = side(page).locator(".text")
+    text = side(page).locator(".choice > .text")
     await expect(state(page)).to_have_text("Running")
     await expect(text).not_to_be_empty()
-    early = len(await text.inner_text())
+    early = len(await text.text_content() or "")
     await expect(state(page)).to_have_text("Cut at the limit")
-    assert len(await text.inner_text()) > early, "it grew while it was shown"
+    assert len(await text.text_content() or "") > early, "it grew while it was shown"
     await expect(side(page).locator('[data-side="output"]')).to_have_text("200 tokens")
     await expect(side(page).locator('[data-side="ttft"]')).to_contain_text(" ms")
     await expect(side(page).locator('[data-side="rate"]')).to_contain_text("tokens/s")
     await expect(side(page).locator('[data-side="finish"]')).to_have_text("length")
     job = await api(sim_stack, member_key, "GET", f"/v1/jobs/{await job_of(member)}")
-    assert await text.inner_text() == job["output_text"]
+    assert await text.text_content() == job["output_text"]
 
 
 async def test_two_models_side_by_side(member: Visit) -> None:
     page = member.page
     await write(member, "Compare", max_tokens="20")
     await page.get_by_role("button", name="Two side by side").click()
-    await page.get_by_label("Model 2").select_option("small")
-    await page.get_by_role("button", name="Run").click()
+    await page.get_by_label("Model 2", exact=True).select_option("small")
+    await page.locator("#run").click()
     for number in (1, 2):
         await expect(state(page, number)).to_have_text("Cut at the limit")
         await expect(side(page, number).locator('[data-side="output"]')).to_have_text("20 tokens")
@@ -85,13 +85,13 @@ async def test_two_models_side_by_side(member: Visit) -> None:
 async def test_stop_cancels_the_job(member: Visit, sim_stack: Stack, member_key: str) -> None:
     page = member.page
     await write(member, "A long story", model="small", max_tokens="2000")
-    await page.get_by_role("button", name="Run").click()
-    await expect(side(page).locator(".text")).not_to_be_empty()
-    await page.get_by_role("button", name="Stop").click()
+    await page.locator("#run").click()
+    await expect(side(page).locator(".choice > .text")).not_to_be_empty()
+    await page.get_by_role("button", name="Stop", exact=True).click()
     await expect(state(page)).to_have_text("Stopped")
     job = await api(sim_stack, member_key, "GET", f"/v1/jobs/{await job_of(member)}")
     assert job["status"] == "cancelled"
-    await expect(page.get_by_role("button", name="Run")).to_be_enabled()
+    await expect(page.locator("#run")).to_be_enabled()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ async def test_stop_cancels_the_job(member: Visit, sim_stack: Stack, member_key:
 async def test_an_error_is_shown_at_its_field(member: Visit, field: str, value: str, message: str) -> None:
     member.complaints.expect_status(400)
     await write(member, "Hello", **{field: value})
-    await member.page.get_by_role("button", name="Run").click()
+    await member.page.locator("#run").click()
     await expect(member.page.locator(f"#{field}-error")).to_contain_text(message)
     await expect(member.page.locator(f"#{field}")).to_be_focused()
     await expect(member.page.locator(f"#{field}")).to_have_attribute("aria-invalid", "true")
@@ -120,10 +120,10 @@ async def test_errors_in_folded_sections_open_them(member: Visit) -> None:
     await page.locator("[data-section=tools] summary").click()
     await page.locator("#tools").fill('[{"type": "function", "function": {"name": "no good"}}]')
     await page.locator("[data-section=tools] summary").click()
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(page.locator("#tools-error")).to_contain_text("pattern")
     await page.locator("#tools").fill("[")
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(page.locator("#tools-error")).to_contain_text("This is not JSON")
 
 
@@ -133,7 +133,7 @@ async def test_tools_and_schemas(member: Visit) -> None:
     await page.locator("[data-section=tools] summary").click()
     await page.get_by_role("button", name="Insert an example").click()
     await page.locator("#tool_choice").select_option("required")
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(state(page)).to_have_text("Completed")
     await expect(side(page).locator(".tool-call h3")).to_have_text("get_weather()")
     await page.get_by_role("button", name="Continue the conversation").click()
@@ -147,9 +147,9 @@ async def test_tools_and_schemas(member: Visit) -> None:
     await page.locator("#schema").fill(
         '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}'
     )
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(state(page)).to_have_text("Completed")
-    assert "city" in json.loads(await side(page).locator(".text").inner_text())
+    assert "city" in json.loads(await side(page).locator(".choice > .text").inner_text())
 
 
 async def test_tokens_are_counted_while_typing(member: Visit) -> None:
@@ -162,12 +162,12 @@ async def test_tokens_are_counted_while_typing(member: Visit) -> None:
 async def test_the_state_survives_a_reload(member: Visit) -> None:
     page = member.page
     await write(member, "A long story", model="small", max_tokens="100", temperature="0.5")
-    await page.get_by_role("button", name="Run").click()
-    await expect(side(page).locator(".text")).not_to_be_empty()
+    await page.locator("#run").click()
+    await expect(side(page).locator(".choice > .text")).not_to_be_empty()
     await page.reload()
     await expect(page.get_by_label("Turn 1", exact=True)).to_have_value("A long story")
     await expect(page.locator("#temperature")).to_have_value("0.5")
-    await expect(page.get_by_label("Model 1")).to_have_value("small")
+    await expect(page.get_by_label("Model 1", exact=True)).to_have_value("small")
     await expect(side(page).locator('[data-side="output"]')).to_have_text("100 tokens")
 
 
@@ -186,12 +186,12 @@ async def test_a_stream_that_breaks_continues(member: Visit) -> None:
 
     await page.route("**/stream", cut)
     await write(member, "A story", max_tokens="60")
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(side(page).locator('[data-side="output"]')).to_have_text("60 tokens")
     assert seen[0] is None
     assert seen[1] is not None
     response = await page.request.get(f"{member.url}/console/v1/jobs/{await job_of(member)}")
-    assert await side(page).locator(".text").inner_text() == (await response.json())["output_text"]
+    assert await side(page).locator(".choice > .text").text_content() == (await response.json())["output_text"]
 
 
 async def test_a_job_is_loaded(member: Visit, sim_stack: Stack, member_key: str) -> None:
@@ -211,9 +211,9 @@ async def test_a_job_is_loaded(member: Visit, sim_stack: Stack, member_key: str)
     await expect(page.locator("#stop")).to_have_value("END")
     await expect(page.locator("#format")).to_have_value("json_object")
     assert json.loads(await page.locator("#more").input_value()) == {"top_k": 3}
-    await expect(page.get_by_label("Model 1")).to_have_value("small")
+    await expect(page.get_by_label("Model 1", exact=True)).to_have_value("small")
     assert await job_of(member) == job["id"]
-    await expect(side(page).locator(".text")).to_have_text(job["output_text"])
+    await expect(side(page).locator(".choice > .text")).to_have_text(job["output_text"])
 
 
 async def test_the_job_of_another_project_is_not_found(sim_stack: Stack, member: Visit, operator_key: str) -> None:
@@ -227,7 +227,7 @@ async def test_the_job_of_another_project_is_not_found(sim_stack: Stack, member:
 async def test_texts_are_never_markup(member: Visit, sim_stack: Stack, member_key: str, text: str) -> None:
     page = member.page
     await write(member, text, max_tokens="3")
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(state(page)).to_have_text("Cut at the limit")
     await expect(page.locator("#code")).to_contain_text("HEADRACE_URL")
     # What a model writes: an answer with the text, as the events of a job.
@@ -258,7 +258,7 @@ async def test_texts_are_never_markup(member: Visit, sim_stack: Stack, member_ke
             ),
         ),
     )
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(state(page)).to_have_text("Failed")
     await expect(side(page).locator(".choice > .text")).to_have_text(text)
     await expect(side(page).locator('[data-side="error"]')).to_have_text(text)
@@ -272,13 +272,13 @@ async def test_an_answer_is_accessible(member: Visit, scheme: str) -> None:
     member.complaints.expect_status(400)
     await write(member, "Hello", max_tokens="0")
     await page.get_by_role("button", name="Two side by side").click()
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     await expect(page.locator("#max_tokens-error")).to_be_visible()
     assert await accessibility_faults(page) == []
     await page.locator("#max_tokens").fill("5")
     for section in ("tools", "format", "delivery"):
         await page.locator(f"[data-section={section}] summary").click()
-    await page.get_by_role("button", name="Run").click()
+    await page.locator("#run").click()
     for number in (1, 2):
         await expect(state(page, number)).to_have_text("Cut at the limit")
     assert await accessibility_faults(page) == []
@@ -289,7 +289,7 @@ async def test_two_answers_fit_a_phone(browser: Browser, sim_stack: Stack, membe
         await phone.sign_in(member_key)
         await write(phone, "x" * 300, max_tokens="5")
         await phone.page.get_by_role("button", name="Two side by side").click()
-        await phone.page.get_by_role("button", name="Run").click()
+        await phone.page.locator("#run").click()
         await expect(state(phone.page, 2)).to_have_text("Cut at the limit")
         assert await phone.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
