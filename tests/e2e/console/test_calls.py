@@ -113,5 +113,6 @@ def test_the_code_is_returned_for_any_text(sim_stack: Stack, member_key: str) ->
         assert "Cache-Control: no-store" in code["curl"]
         assert '"stop": []' in code["curl"], "it is not changed"
         assert '"x": null' in code["curl"]
-        for bad in ([], {"body": "x"}, {"headers": {}}):
+        wrong: list[object] = [[], {"body": "x"}, {"headers": {}}]
+        for bad in wrong:
             assert client.post("playground/code", json=bad).status_code == 400
