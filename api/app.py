@@ -17,6 +17,7 @@ from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
 from api.cache import routes as cache
+from api.console import calls as console_calls
 from api.console import errors as console_errors
 from api.console.install import install_console
 from api.console.middleware import ConsoleMiddleware
@@ -86,7 +87,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     complexity = load_complexity(settings.routing_model)
     conventions: tuple[Conventions, ...] = (anthropic_errors.CONVENTIONS,)
     if settings.console == "on":
-        conventions += (console_errors.CONVENTIONS,)
+        conventions += (console_calls.CONVENTIONS, console_errors.CONVENTIONS)
     metrics = Metrics(Exporter.API, registry.models)
     metrics.loaded(registry.models)
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
@@ -112,7 +113,9 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.state.cors_origins = settings.cors_origins
     app.state.connections = Connections(settings, settings.send_timeout_s, metrics)
     app.add_middleware(HeadMiddleware)
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
+    app.add_middleware(
+        BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH, console_calls.FILES_PATH)
+    )
     if settings.console == "on":
         app.add_middleware(ConsoleMiddleware)
     app.add_middleware(AuthenticationMiddleware, metrics=metrics, api_key_prefix=anthropic_errors.PREFIX)

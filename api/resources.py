@@ -22,6 +22,7 @@ from api.batches.store import BatchStore
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
+from api.console.batches.routes import BatchPages
 from api.console.data.overview_store import OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
@@ -263,6 +264,9 @@ async def open_resources(
         overview = Overview(snapshots, registry)
         stack.push_async_callback(overview.broadcaster.close)
         resources.add(Overview, overview)
+        batch_pages = BatchPages(batch_service, files)
+        stack.push_async_callback(batch_pages.close)
+        resources.add(BatchPages, batch_pages)
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 
+from api.console import calls
 from api.console.assets import ASSETS
 from api.console.csrf import require_csrf_token
 from api.console.navigation import PREFIX
@@ -21,7 +22,8 @@ from shared.domain.errors import NotFound
 def install_console(app: FastAPI) -> None:
     """Add the pages, outside the OpenAPI schema, and the call that creates sign-in links.
 
-    The application must also have `api.console.middleware.ConsoleMiddleware` and `api.console.errors.CONVENTIONS`.
+    The application must also have `api.console.middleware.ConsoleMiddleware` and the conventions of `api.console.calls`
+    and `api.console.errors`, in this order.
     """
     app.state.console_pages = PAGES
     app.add_api_route(
@@ -31,6 +33,7 @@ def install_console(app: FastAPI) -> None:
     app.include_router(sign_in.public, prefix=PREFIX, include_in_schema=False)
     csrf = Depends(require_csrf_token)
     app.include_router(sign_in.router, prefix=PREFIX, include_in_schema=False, dependencies=[csrf])
+    calls.install(app)
     for page in PAGES:
         prefix = f"{PREFIX}/{page.path}".rstrip("/")
         needs = [csrf, Depends(_requires(page))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from api.files.blobs import BlobMissing, Blobs
@@ -56,6 +56,10 @@ class FileService:
             NotFound: it does not exist or belongs to another project.
         """
         return await own_or_404("file", file_id, project_id, is_file_id, self._store.get, param)
+
+    async def names(self, project_id: int, file_ids: Sequence[str]) -> dict[str, str]:
+        """Return the names of those of these files that exist and that the project owns, by id."""
+        return await self._store.names(project_id, file_ids) if file_ids else {}
 
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool

@@ -93,6 +93,13 @@ class FileStore(Store):
         statement = select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, not_expired())
         return await self._one(statement, _file)
 
+    async def names(self, project_id: int, file_ids: Sequence[str]) -> dict[str, str]:
+        """Return the names of those of these files that exist and that the project owns, by id."""
+        ids = FileRow.id == func.any(bindparam("ids", list(file_ids), type_=ARRAY(Text)))
+        statement = select(FileRow.id, FileRow.filename).where(ids, FileRow.project_id == project_id, not_expired())
+        async with self._engine.connect() as connection:
+            return {row.id: row.filename for row in await connection.execute(statement)}
+
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
     ) -> list[StoredFile]:

@@ -14,8 +14,8 @@ class Conventions:
     """The conventions of one API dialect, or of the console, for a path prefix and everything below it."""
 
     prefix: str
-    error_response: Callable[[Scope, int, str], Response]
-    """The response to an error, from the request's scope, the HTTP status and the message."""
+    error_response: Callable[[Scope, int, str], Response] | None
+    """The response to an error, from the request's scope, the HTTP status and the message; None: OpenAI's."""
     request_id_header: str | None = None
     """An additional response header for the request id."""
 
@@ -25,5 +25,5 @@ class Conventions:
 
 
 def find_conventions(conventions: Iterable[Conventions], path: str) -> Conventions | None:
-    """The conventions that apply to a path; None if OpenAI's apply."""
+    """The first conventions that apply to a path; None if OpenAI's apply."""
     return next((item for item in conventions if item.cover(path)), None)

@@ -74,7 +74,7 @@ class JsonErrorResponse(JSONResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         registered: Sequence[Conventions] = scope["app"].state.conventions
         conventions = find_conventions(registered, scope["path"])
-        if conventions is None:
+        if conventions is None or conventions.error_response is None:
             await super().__call__(scope, receive, send)
             return
         response = conventions.error_response(scope, self.status_code, self.message)

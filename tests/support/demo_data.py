@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from shared.domain.owner import Owner
 from shared.postgres.engine import connect
 from tests.support.database import make_owner
+from tests.support.demo_batches import insert_batches
 from tests.support.job_rows import job_id
 
 _SERVER = {"engine": "openai", "preset": "vllm", "options": {"base_url": "http://127.0.0.1:9/v1"}}
@@ -66,6 +67,9 @@ async def fill(database_url: str) -> None:
     try:
         owners = [await make_owner(engine, name) for name in ("team-docs", "team-search")]
         await _insert(engine, owners)
+        async with engine.begin() as connection:
+            # Of the project whose key takes the pictures.
+            await insert_batches(connection, await make_owner(engine, "default"), datetime.now(UTC))
     finally:
         await engine.dispose()
 

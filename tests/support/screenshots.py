@@ -19,11 +19,20 @@ from playwright.async_api import Browser
 from launcher.embedded import start_postgres, start_valkey
 from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visit
 from tests.support.database import TEMPLATE, create_database, migrate, switch_database
+from tests.support.demo_batches import ANSWERS, INVALID, RUNNING
 from tests.support.demo_data import MODELS, fill, refresh
 from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
 # Paths of the pages by the name of the picture.
-PAGES = {"overview": "", "sign-in": "sign-in", "not-found": "no-such-page"}
+PAGES = {
+    "overview": "",
+    "sign-in": "sign-in",
+    "not-found": "no-such-page",
+    "playground": "playground?" + "&".join(f"job={job}" for job in ANSWERS),
+    "batches": "batches",
+    "batch": f"batches/{RUNNING}",
+    "batch-errors": f"batches/{INVALID}",
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
     "dark": {"color_scheme": "dark", "viewport": DESKTOP},
@@ -77,6 +86,7 @@ async def _picture(browser: Browser, stack: Stack, key: str, path: str, options:
         if await window.page.locator("[data-live]").count():
             await window.page.wait_for_selector('[data-state="live"]')
             await window.page.evaluate(_SETTLED)
+        await window.page.wait_for_load_state("networkidle") if "playground" in path else None
         await window.page.screenshot(path=file, full_page=True)
         print(file, flush=True)
 

@@ -1,0 +1,1 @@
+"""Batches and files: upload, watch the counts move, download the results."""
