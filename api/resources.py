@@ -25,9 +25,13 @@ from api.cache.upkeep import CacheUpkeep
 from api.console.data.overview_store import OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
+from api.console.fleet.routes import FleetPages
+from api.console.fleet.store import RunningJobsStore
+from api.console.keys.store import KeyPagesStore
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
 from api.console.overview.store import ModelTimesStore
+from api.console.routing.store import RoutingStore
 from api.console.sessions import Sessions
 from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
@@ -261,6 +265,11 @@ async def open_resources(
         overview = Overview(snapshots, registry)
         stack.push_async_callback(overview.broadcaster.close)
         resources.add(Overview, overview)
+        fleet_pages = FleetPages(overview_store, RunningJobsStore(database), snapshots, registry)
+        stack.push_async_callback(fleet_pages.close)
+        resources.add(FleetPages, fleet_pages)
+        resources.add(KeyPagesStore, KeyPagesStore(database, keys))
+        resources.add(RoutingStore, RoutingStore(database))
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from api.console.fleet import routes as fleet
+from api.console.keys import routes as keys
 from api.console.overview import routes as overview
 from api.console.page import Page
+from api.console.routing import routes as routing
 
-PAGES: tuple[Page, ...] = (overview.PAGE,)
+PAGES: tuple[Page, ...] = (overview.PAGE, fleet.PAGE, routing.PAGE, keys.PAGE)
