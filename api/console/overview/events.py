@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from api.console.data.overview import Live, Rescue, WorkerInfo
+from api.admin.fleet.store import WorkerInfo
+from api.console.data.overview import Live, Rescue
 from api.console.filters import duration, plural
 from shared.domain.job import AttemptOutcome
 

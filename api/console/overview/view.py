@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from api.admin.fleet.store import WorkerInfo
 from api.console.data.histogram import Percentiles
-from api.console.data.overview import Bucket, QueueState, WorkerInfo
+from api.console.data.overview import Bucket, QueueState
 from api.console.filters import Quantity, compact, duration, milliseconds, number, percent, plural, quantity
 from api.console.overview.events import Event, events
 from api.console.overview.snapshot import Snapshot
