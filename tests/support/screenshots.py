@@ -20,10 +20,22 @@ from launcher.embedded import start_postgres, start_valkey
 from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visit
 from tests.support.database import TEMPLATE, create_database, migrate, switch_database
 from tests.support.demo_data import MODELS, fill
+from tests.support.demo_operations import ROUTES, fill_operations
 from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
 # Paths of the pages by the name of the picture.
-PAGES = {"overview": "", "sign-in": "sign-in", "not-found": "no-such-page"}
+PAGES = {
+    "overview": "",
+    "models": "models",
+    "model": "models/model?name=llama-3-70b",
+    "drain": "models/drain?worker=llama-3-70b-1",
+    "keys": "keys",
+    "new-key": "keys/new?project=team-docs",
+    "projects": "keys/projects",
+    "routing": "routing?range=1h",
+    "sign-in": "sign-in",
+    "not-found": "no-such-page",
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
     "dark": {"color_scheme": "dark", "viewport": DESKTOP},
@@ -44,7 +56,8 @@ def demo_stack() -> Iterator[Stack]:
             create_database(postgres.url, "demo", template=stack_template(postgres.url))
             url = switch_database(postgres.url, "demo")
             asyncio.run(fill(url))
-            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS), folder)
+            asyncio.run(fill_operations(url))
+            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS, ROUTES), folder)
             try:
                 stack.start_api()
                 yield stack

@@ -133,7 +133,7 @@ def model_card(
         waiting=interactive.waiting,
         waiting_capped=interactive.capped or batch.capped,
         waiting_batch=batch.waiting,
-        oldest_s=max((queue.oldest_s for queue in states.values() if queue.oldest_s is not None), default=None),
+        oldest_s=interactive.oldest_s if interactive.oldest_s is not None else batch.oldest_s,
         busy=sum(line.interactive + line.batch for line in lines),
         slots=sum(worker.slots for worker in alive),
         tokens_per_s=sum(rates) if rates else None,

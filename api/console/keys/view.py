@@ -43,6 +43,7 @@ class KeyLine:
     created_at: datetime
     last_used_at: datetime | None
     expires_at: datetime | None
+    revoked_at: datetime | None
     is_valid: bool
     is_own: bool
 
@@ -63,6 +64,7 @@ def key_line(key: ApiKey, now: datetime, own_id: str) -> KeyLine:
         created_at=key.created_at,
         last_used_at=key.last_used_at,
         expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
         is_valid=is_valid,
         is_own=key.id == own_id,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
@@ -26,14 +26,23 @@ from shared.config.models.loader import Registry
 from shared.domain.answer_options import MAX_CACHE_TTL_S
 
 RangeName = Literal["1h", "6h", "24h", "7d"]
-# The time range and the width of its parts.
-RANGES: Mapping[RangeName, tuple[timedelta, timedelta]] = {
-    "1h": (timedelta(hours=1), timedelta(minutes=1)),
-    "6h": (timedelta(hours=6), timedelta(minutes=5)),
-    "24h": (timedelta(days=1), timedelta(minutes=30)),
-    "7d": (timedelta(days=7), timedelta(hours=3)),
+
+
+class Span(NamedTuple):
+    """A time range: its length, in words, and the width of its parts, in words."""
+
+    length: timedelta
+    text: str
+    width: timedelta
+    part: str
+
+
+RANGES: Mapping[RangeName, Span] = {
+    "1h": Span(timedelta(hours=1), "hour", timedelta(minutes=1), "minute"),
+    "6h": Span(timedelta(hours=6), "6 hours", timedelta(minutes=5), "5 minutes"),
+    "24h": Span(timedelta(days=1), "24 hours", timedelta(minutes=30), "half hour"),
+    "7d": Span(timedelta(days=7), "7 days", timedelta(hours=3), "3 hours"),
 }
-NAMES: Mapping[RangeName, str] = {"1h": "hour", "6h": "6 hours", "24h": "day", "7d": "7 days"}
 DEFAULT_RANGE: RangeName = "24h"
 SUGGESTED_PROJECTS = 100
 
@@ -108,12 +117,11 @@ async def purge(
 
 
 async def _view(viewer: Viewer, store: RoutingStore, registry: Registry, range_name: RangeName) -> RoutingView:
-    length, width = RANGES[range_name]
-    end = datetime.now(UTC)
-    starts = parts_of(end - length, end, width)
+    span, end = RANGES[range_name], datetime.now(UTC)
+    starts = parts_of(end - span.length, end, span.width)
     decided = await store.decided(starts, end, viewer.project_id)
     answers = await store.answers(viewer.project_id)
-    return build_view(decided, answers, registry, len(starts), width, is_operator=viewer.is_operator)
+    return build_view(decided, answers, registry, len(starts), span.part, is_operator=viewer.is_operator)
 
 
 def _page(
@@ -128,7 +136,7 @@ def _page(
         trial=trial,
         names_options=[(name, name) for name in names_of(registry)],
         range=range_name,
-        ranges=NAMES,
+        ranges={name: span.text for name, span in RANGES.items()},
         purged=values.get("purged"),
     )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from api.console.filters import Quantity, compact, duration, number, percent, plural, size
-from api.console.overview.view import Badge, Stat
+from api.console.overview.view import Stat
 from api.console.routing.store import COUNTED_ANSWERS, SAMPLED, Answers, Decided
 from shared.config.models.conditions import Conditions
 from shared.config.models.loader import Registry
@@ -76,7 +75,6 @@ class CacheCard:
     bypasses: Sequence[Share]
     answers: Sequence[Answers]
     size: str
-    outcomes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +92,11 @@ def build_view(
     answers: Sequence[Answers],
     registry: Registry,
     parts: int,
-    width: timedelta,
+    part_name: str,
     *,
     is_operator: bool,
 ) -> RoutingView:
-    """The view of a sample of `parts` parts of the time. Operators also see what the rules say."""
+    """The view of a sample of `parts` parts of the time, which are a `part_name` each. Operators also see what the rules say."""
     routed: dict[str, list[Decided]] = {route.name: [] for route in registry.routes}
     direct = 0
     for one in decided:
@@ -108,7 +106,7 @@ def build_view(
             routed.setdefault(one.route, []).append(one)
     known = {route.name: route for route in registry.routes}
     cards = [_route(name, known.get(name), found, parts, is_operator) for name, found in routed.items()]
-    return RoutingView(_sample(decided, width), cards, direct, _cache(decided, answers, parts))
+    return RoutingView(_sample(decided, part_name), cards, direct, _cache(decided, answers, parts))
 
 
 def why(rule: str, route: Route | None, *, is_operator: bool = True) -> str:
@@ -143,7 +141,7 @@ def conditions_text(conditions: Conditions) -> str:
     return " and ".join(texts) or "every request"
 
 
-def _sample(decided: Sequence[Decided], width: timedelta) -> str:
+def _sample(decided: Sequence[Decided], part_name: str) -> str:
     by_part: Counter[int] = Counter()
     for one in decided:
         by_part[one.part] += one.requests
@@ -152,7 +150,7 @@ def _sample(decided: Sequence[Decided], width: timedelta) -> str:
         return "no requests"
     if max(by_part.values()) < SAMPLED:
         return f"all {plural(total, 'request')}" if total > 1 else "1 request"
-    return f"a sample of {plural(total, 'request')}: the last {SAMPLED} of every {duration(width.total_seconds())}"
+    return f"a sample of {plural(total, 'request')}: the last {SAMPLED} of each {part_name}"
 
 
 def _route(name: str, route: Route | None, found: Sequence[Decided], parts: int, is_operator: bool) -> RouteCard:
@@ -224,72 +222,55 @@ def _columns(
 
 
 def _cache(decided: Sequence[Decided], answers: Sequence[Answers], parts: int) -> CacheCard:
-    outcomes: Counter[str] = Counter()
-    served, asked = [0] * parts, [0] * parts
-    saved = 0
+    counts = [Counter[str]() for _ in range(parts)]
+    saved = [0] * parts
     reasons: Counter[str] = Counter()
     prompt = cached = 0
     for one in decided:
+        if one.outcome is not None:
+            counts[one.part][one.outcome] += one.requests
         if one.outcome in (CacheOutcome.HIT, CacheOutcome.COALESCED):
-            served[one.part] += one.requests
-            saved += one.prompt_tokens + one.completion_tokens
+            saved[one.part] += one.prompt_tokens + one.completion_tokens
         else:
             prompt, cached = prompt + one.prompt_tokens, cached + one.cached_tokens
-        if one.outcome in (CacheOutcome.HIT, CacheOutcome.COALESCED, CacheOutcome.MISS):
-            asked[one.part] += one.requests
-        if one.outcome is not None:
-            outcomes[one.outcome] += one.requests
         if one.outcome == CacheOutcome.BYPASS:
             reasons[one.reason or ""] += one.requests
     entries, held = sum(one.entries for one in answers), sum(one.bytes for one in answers)
-    more = entries >= COUNTED_ANSWERS
-    rates = [hit / all_ if all_ else None for hit, all_ in zip(served, asked, strict=True)]
-    hits, coalesced = outcomes[CacheOutcome.HIT], outcomes[CacheOutcome.COALESCED]
+    more = "more than " if entries >= COUNTED_ANSWERS else ""
     return CacheCard(
-        stats=_cache_stats(hits, coalesced, outcomes[CacheOutcome.MISS], saved, (prompt, cached), rates),
+        stats=_cache_stats(counts, saved, cached / prompt if prompt else None),
         bypasses=[
-            Share(_REASONS.get(reason, "not recorded"), count, count / reasons.total())  # type: ignore[call-overload]
+            Share(_REASONS.get(reason, "not recorded"), count, count / reasons.total())
             for reason, count in reasons.most_common()
         ],
         answers=answers,
-        size=f"{'more than ' if more else ''}{plural(entries, 'answer')}, {size(held)}" if entries else "empty",
-        outcomes=outcomes.total(),
+        size=f"{more}{plural(entries, 'answer')}, {size(held)}" if entries else "empty",
     )
 
 
-def _cache_stats(
-    hits: int,
-    coalesced: int,
-    misses: int,
-    saved: int,
-    prompt_cache: tuple[int, int],
-    rates: Sequence[float | None],
-) -> Sequence[Stat]:
-    asked = hits + coalesced + misses
-    rate = (hits + coalesced) / asked if asked else None
-    shown = Quantity("–", "") if rate is None else Quantity(percent(rate).removesuffix(" %"), "%")
-    context = f"of {plural(asked, 'request')} that looked" if asked else "no request looked for an answer"
-    prompt, cached = prompt_cache
-    share = Quantity(percent(cached / prompt).removesuffix(" %"), "%") if prompt else Quantity("–", "")
-    badge = Badge(f"{compact(hits)} stored", "route") if hits else None
-    running = Badge(f"{compact(coalesced)} coalesced", "route") if coalesced else None
+def _cache_stats(counts: Sequence[Counter[str]], saved: Sequence[int], prompt_cached: float | None) -> Sequence[Stat]:
+    hits = [part[CacheOutcome.HIT] for part in counts]
+    coalesced = [part[CacheOutcome.COALESCED] for part in counts]
+    misses = sum(part[CacheOutcome.MISS] for part in counts)
+    rates: list[float | None] = []
+    for part, hit, joined in zip(counts, hits, coalesced, strict=True):
+        looked = hit + joined + part[CacheOutcome.MISS]
+        rates.append((hit + joined) / looked if looked else None)
+    looked = sum(hits) + sum(coalesced) + misses
+    rate = Quantity("–", "")
+    if looked:
+        rate = Quantity(percent((sum(hits) + sum(coalesced)) / looked).removesuffix(" %"), "%")
+    others = "nothing else was generated"
+    if prompt_cached is not None:
+        others = f"prompt caches held {percent(prompt_cached)} of other prompts"
+    context = f"of {plural(looked, 'request')} that looked" if looked else "no request looked for an answer"
     return (
-        Stat("Answered from the cache", shown, context, badge, "route", rates),
-        Stat("Hits", Quantity(number(hits), "requests"), f"{plural(misses, 'miss', 'misses')}", None, "route", ()),
-        Stat(
-            "Coalesced",
-            Quantity(number(coalesced), "requests"),
-            "got the answer of an identical one that was running",
-            running,
-            "route",
-            (),
-        ),
-        Stat(
-            "Not generated again",
-            Quantity(compact(saved), "tokens"),
-            f"prompt caches held {share.number} {share.unit} of the other prompts".replace("– ", "nothing "),
-            None,
-            "route",
-            (),
-        ),
+        Stat("Hit rate", rate, context, None, "route", rates),
+        Stat("Hits", _requests(sum(hits)), f"{plural(misses, 'miss', 'misses')}", None, "route", hits),
+        Stat("Coalesced", _requests(sum(coalesced)), "joined an identical running request", None, "route", coalesced),
+        Stat("Not generated again", Quantity(compact(sum(saved)), "tokens"), others, None, "route", saved),
     )
+
+
+def _requests(count: int) -> Quantity:
+    return Quantity(number(count), "request" if count == 1 else "requests")
