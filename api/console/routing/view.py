@@ -96,7 +96,7 @@ def build_view(
     *,
     is_operator: bool,
 ) -> RoutingView:
-    """The view of a sample of `parts` parts of the time, which are a `part_name` each. Operators also see what the rules say."""
+    """The view of a sample of `parts` parts of the time, each a `part_name` long. Operators see what the rules say."""
     routed: dict[str, list[Decided]] = {route.name: [] for route in registry.routes}
     direct = 0
     for one in decided:
