@@ -366,6 +366,7 @@ VALID_KEY_COLUMNS = (
     ProjectRow.tier,
     func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
 )
+
 _PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
 
 

@@ -90,7 +90,7 @@ def _chart(charts: Charts) -> Mapping[str, object]:
         ],
         "targets": [
             {"value": NOTICED_MS, "text": f"{NOTICED_MS} ms noticed", "kind": "good"},
-            {"value": TARGET_MS, "text": f"target {TARGET_MS} ms", "kind": "near"},
+            {"value": TARGET_MS, "text": f"{TARGET_MS} ms target", "kind": "near"},
         ],
         "marks": [],
         "unit": "ms",
