@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore, generate_key, parse_id
-from shared.domain.answer_options import KeyOptions, TokenLimits
+from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions, TokenLimits
 from shared.postgres.engine import connect
 from tests.support.demo_data import MODELS
 
@@ -80,7 +80,7 @@ async def _keys(engine: AsyncEngine) -> None:
             scopes=scopes,
             priority_floor=0 if Scope.ADMIN in scopes else 3,
             generated=True,
-            **({"options": limits} if project == "trials" else {}),
+            options=limits if project == "trials" else NO_KEY_OPTIONS,
         )
         assert created is not None
         values = {"id": parse_id(created), "expires": expires_in, "used": timedelta(minutes=7) if used else None}

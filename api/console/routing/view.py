@@ -21,7 +21,7 @@ _WHY = {
     OTHERWISE: "no rule applies",
     CONVERSATION: "the conversation keeps its model",
 }
-_REASONS = {
+_REASONS: Mapping[str, str] = {
     BypassReason.NO_STORE: "the request does not want its answer to be stored",
     BypassReason.NOT_REPEATABLE: "another run could give another answer: temperature above 0 and no seed",
     BypassReason.PROMPT_ONLY: "it generates nothing",

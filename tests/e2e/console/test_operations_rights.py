@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -40,7 +40,7 @@ def member(sim_stack: Stack, member_key: str) -> Iterator[httpx.Client]:
 
 
 @pytest_asyncio.fixture
-async def hostile_workers(sim_stack: Stack) -> object:
+async def hostile_workers(sim_stack: Stack) -> AsyncIterator[None]:
     """Workers whose ids, models and errors look like markup: one that is alive, and one that was lost."""
     engine = connect(sim_stack.environment["DATABASE_URL"])
     statement = text(
