@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, Integer, Text, cast, func, literal, select, true
+from sqlalchemy import ARRAY, Integer, Text, cast, func, literal, select, true
 
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX
@@ -15,13 +15,12 @@ from shared.postgres.store import Store
 from shared.postgres.tables import CachedAnswerRow, JobRow
 
 # The most requests that are read of each part of the time, the newest of it.
-SAMPLED = 40
+SAMPLED = 20
 # Answers of the response cache are counted up to this number.
 COUNTED_ANSWERS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(NamedTuple):
     """Requests of one part of the time (its number) for which the same was decided.
 
     `skipped`: a model was passed over when the request came. `moved`: a fallback took over later.
@@ -60,7 +59,7 @@ class RoutingStore(Store):
 
         `starts`: the starts of the parts of the time, in order; the last one ends at `end`.
         """
-        return await self._all(sample_statement(starts, end, project_id), _decided)
+        return await self._all(sample_statement(starts, end, project_id), Decided._make)
 
     async def answers(self, project_id: int | None) -> list[Answers]:
         """The stored answers by model, of a project or of all."""
@@ -112,10 +111,10 @@ def sample_statement(starts: Sequence[datetime], end: datetime, project_id: int 
     left = func.coalesce(func.jsonb_array_length(route["left"]), 0)
     moved = (left > 0).label("moved")
     skipped = (func.coalesce(func.jsonb_array_length(route["tried"]), 0) > left).label("skipped")
-    part = cast(parts.c.part, Integer).label("part")
-    keys = (part, job.c.model, *texts, skipped, moved)
+    part = (cast(parts.c.part, Integer) - 1).label("part")
+    keys = (part, job.c.model, *texts[:3], skipped, moved, *texts[3:])
     tokens = [
-        func.coalesce(func.sum(cast(job.c.usage[name].astext, BigInteger)), 0).label(name)
+        func.coalesce(func.sum(cast(job.c.usage[name].astext, Integer)), 0).label(name)
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
     ]
     return (
@@ -134,21 +133,3 @@ def parts_of(start: datetime, end: datetime, width: timedelta) -> list[datetime]
         starts.append(start)
         start += width
     return starts
-
-
-def _decided(row: Any) -> Decided:
-    return Decided(
-        part=row.part - 1,
-        model=row.model,
-        route=row.route,
-        rule=row.rule,
-        mode=row.mode,
-        skipped=row.skipped,
-        moved=row.moved,
-        outcome=row.outcome,
-        reason=row.reason,
-        requests=row.requests,
-        prompt_tokens=int(row.prompt_tokens),
-        cached_tokens=int(row.cached_tokens),
-        completion_tokens=int(row.completion_tokens),
-    )

@@ -29,8 +29,8 @@ async def test_a_key_lives_and_dies(operator: Visit) -> None:
     page = operator.page
     await operator.open("keys")
     await page.get_by_role("link", name="Create a key").click()
-    await page.get_by_label("Name").fill("browser")
-    await page.get_by_label("Project").fill("browser project")
+    await page.get_by_label("Name", exact=True).fill("browser")
+    await page.get_by_label("Project", exact=True).fill("browser project")
     await page.get_by_label("Largest max_tokens").fill("64")
     await page.get_by_role("button", name="Create the key").click()
     first = await secret_of(operator)
@@ -96,9 +96,9 @@ async def test_an_error_is_at_its_field(operator: Visit) -> None:
     operator.complaints.expect_status(422)
     page = operator.page
     await operator.open("keys/new")
-    await page.get_by_label("Name").fill("kept")
+    await page.get_by_label("Name", exact=True).fill("kept")
     await page.get_by_label("Expires after").fill("tomorrow")
     await page.get_by_role("button", name="Create the key").click()
     await expect(page.get_by_label("Expires after")).to_have_attribute("aria-invalid", "true")
-    await expect(page.get_by_label("Name")).to_have_value("kept")
+    await expect(page.get_by_label("Name", exact=True)).to_have_value("kept")
     assert await accessibility_faults(page) == []

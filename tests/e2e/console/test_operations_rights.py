@@ -231,7 +231,7 @@ def test_a_member_removes_its_own_answers_only(
     """Naming another project does not help."""
 
     def outcome(key: str) -> str:
-        body = {"model": "sim", "prompt": "whose answer", "max_tokens": 2, "temperature": 0, "cache": {"ttl": 600}}
+        body = {"model": "sim", "prompt": "whose answer", "stop": ["🌊"], "temperature": 0, "cache": {"ttl": 600}}
         headers = {"Authorization": f"Bearer {key}", "Prefer": "wait=30"}
         response = httpx.post(f"{sim_stack.url}/v1/jobs", json=body, headers=headers, timeout=60)
         return response.headers["x-headrace-cache"]

@@ -11,7 +11,8 @@ from tests.support.stack import Stack
 
 pytestmark = BROWSER_TESTS
 
-CACHED = {"model": "auto", "prompt": "said twice", "max_tokens": 2, "temperature": 0, "cache": {"ttl": 600}}
+# Only complete answers are stored.
+CACHED = {"model": "auto", "prompt": "said twice", "stop": ["🌊"], "temperature": 0, "cache": {"ttl": 600}}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
