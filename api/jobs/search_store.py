@@ -120,29 +120,32 @@ class JobSearchStore(Store):
         self, filters: JobFilters, *, limit: int, after: str | None = None, budget_s: float = BUDGET_S
     ) -> JobPage:
         """Return a page of at most `limit` jobs after the id `after`. Takes about `budget_s` at most."""
-        found: list[Any] = []
+        found: list[JobSummary] = []
         size, cursor, began = SLICE, after, time.monotonic()
         async with self._searches:
             while True:
                 left_s = budget_s - (time.monotonic() - began)
                 if left_s < _MIN_S:
                     if cursor != after:
-                        return JobPage(_summaries(found, filters), cursor, partial=len(found) < limit)
+                        return JobPage(found, cursor, partial=len(found) < limit)
                     size, left_s = MIN_SLICE, 2 * BUDGET_S  # a small slice must succeed, so that there is progress
+                wanted = limit - len(found) + 1
                 try:
-                    part = await self._read(filters, cursor, limit - len(found) + 1, size, left_s / 2)
+                    part = await self._read(filters, cursor, wanted, size, left_s / 2)
                 except DBAPIError as error:
                     if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED or size == MIN_SLICE:
                         raise
                     size = max(MIN_SLICE, size // 8)
                     continue
-                found += part.rows
+                found += _summaries(part.rows, filters)
                 if len(found) > limit:
-                    page = found[:limit]
-                    return JobPage(_summaries(page, filters), page[-1].id)
-                if part.stopped_at is None:
-                    return JobPage(_summaries(found, filters), None)
-                cursor, size = part.stopped_at, min(2 * size, MAX_SLICE)
+                    return JobPage(found[:limit], found[limit - 1].id)
+                if len(part.rows) == wanted:  # some of them could not be read, and others take their places
+                    cursor = part.rows[-1].id
+                elif part.stopped_at is None:
+                    return JobPage(found, None)
+                else:
+                    cursor, size = part.stopped_at, min(2 * size, MAX_SLICE)
 
     async def _read(self, filters: JobFilters, after: str | None, limit: int, size: int, timeout_s: float) -> _Slice:
         statement = search_statement(filters, after, limit, size)
@@ -203,9 +206,9 @@ def search_statement(filters: JobFilters, after: str | None, limit: int, size: i
 
 
 def _bounds(filters: JobFilters, after: str | None) -> tuple[str, str]:
-    """The first id of the range, and the first one beyond it."""
-    lowest = JOB_ID_PREFIX if filters.start is None else first_id(JOB_ID_PREFIX, filters.start)
-    beyond = f"{JOB_ID_PREFIX}~" if filters.end is None else first_id(JOB_ID_PREFIX, filters.end)
+    """The first id of the range, and the first one beyond it. An id has the time of another clock than the row."""
+    lowest = JOB_ID_PREFIX if filters.start is None else first_id(JOB_ID_PREFIX, filters.start - _SKEW)
+    beyond = f"{JOB_ID_PREFIX}~" if filters.end is None else first_id(JOB_ID_PREFIX, filters.end + _SKEW)
     return lowest, beyond if after is None else min(beyond, after)
 
 
@@ -271,8 +274,12 @@ def _status_is(status: JobStatus) -> ColumnElement[bool]:
 
 
 def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
-    """Conditions: the job matches, in its range of time."""
+    """Conditions: the job matches."""
     conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
+    if filters.start is not None:
+        conditions.append(JobRow.created_at >= filters.start)
+    if filters.end is not None:
+        conditions.append(JobRow.created_at < filters.end)
     if filters.statuses:
         conditions.append(or_(*map(_status_is, filters.statuses)))
     if filters.project_id is not None:

@@ -39,7 +39,7 @@ PAGES = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
     "dark": {"color_scheme": "dark", "viewport": DESKTOP},
-    "phone": {"color_scheme": "light", "viewport": PHONE, "device_scale_factor": 2},
+    "phone": {"color_scheme": "light", "viewport": PHONE},
 }
 # Charts and fonts are drawn in the frames after they were loaded.
 _SETTLED = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
@@ -97,7 +97,7 @@ async def _picture(browser: Browser, stack: Stack, key: str, path: str, options:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.screenshots", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=REPOSITORY / "docs" / "images" / "console")
-    parser.add_argument("page", nargs="*", choices=[*PAGES, []], help="the names of the pages (default: all)")
+    parser.add_argument("page", nargs="*", metavar="PAGE", help="the names of the pages (default: all)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     pages = {name: path for name, path in PAGES.items() if not arguments.page or name in arguments.page}
