@@ -26,9 +26,13 @@ from api.console.batches.routes import BatchPages
 from api.console.data.overview_store import OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
+from api.console.fleet.routes import FleetPages
+from api.console.fleet.store import RunningJobsStore
+from api.console.keys.store import KeyPagesStore
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
 from api.console.overview.store import ModelTimesStore
+from api.console.routing.store import RoutingStore
 from api.console.sessions import Sessions
 from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
@@ -267,6 +271,11 @@ async def open_resources(
         batch_pages = BatchPages(batch_service, files)
         stack.push_async_callback(batch_pages.close)
         resources.add(BatchPages, batch_pages)
+        fleet_pages = FleetPages(overview_store, RunningJobsStore(database), snapshots, registry)
+        stack.push_async_callback(fleet_pages.close)
+        resources.add(FleetPages, fleet_pages)
+        resources.add(KeyPagesStore, KeyPagesStore(database, keys))
+        resources.add(RoutingStore, RoutingStore(database))
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)

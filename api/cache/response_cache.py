@@ -16,7 +16,7 @@ from api.cache.store import CacheStore
 from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.domain.answer_options import MAX_CACHE_TTL_S, CacheOptions
-from shared.domain.decisions import CacheDecision, CacheOutcome
+from shared.domain.decisions import BypassReason, CacheDecision, CacheOutcome
 from shared.domain.job import Job
 from shared.domain.owner import MAX_END_USER
 from shared.domain.request import GenerateRequest
@@ -63,11 +63,12 @@ class ResponseCache:
             options = CacheOptions(ttl=min(control.max_age_s, MAX_CACHE_TTL_S))
         if new.kind is not None or spec is None or (options is None and not control.no_store):
             return new
-        key = None
-        if options is not None and not _bypasses(new):
-            key = await self._key(options, new, spec.revision)
-        if key is None or options is None:
-            return _with(new, CacheDecision(outcome=CacheOutcome.BYPASS))
+        reason = BypassReason.NO_STORE if options is None else _bypass_reason(options, new)
+        if reason is not None or options is None:
+            return _with(new, CacheDecision(outcome=CacheOutcome.BYPASS, reason=reason))
+        key = await self._key(options, new, spec.revision)
+        if key is None:
+            return _with(new, CacheDecision(outcome=CacheOutcome.BYPASS, reason=BypassReason.UNAVAILABLE))
         decision = CacheDecision(outcome=CacheOutcome.MISS, ttl_s=options.ttl, revision=spec.revision)
         return replace(_with(new, decision), cache_key=key)
 
@@ -112,13 +113,9 @@ class ResponseCache:
                 self._uses[key] += count
 
     async def _key(self, options: CacheOptions, new: NewJob, revision: str) -> bytes | None:
-        """The key of the answer; None if it cannot be computed now, or the request names no end user."""
+        """The key of the answer; None if it cannot be computed now."""
         owner = new.owner
         member = {"project": None, "key": owner.key_id, "user": owner.end_user}[options.scope]
-        # A name that may have been cut can stand for several users.
-        unknown = member is None or (isinstance(member, str) and len(member) >= MAX_END_USER)
-        if options.scope != "project" and unknown:
-            return None
         try:
             secret = self._secret or await self._load_secret()
         except _ERRORS as error:
@@ -142,13 +139,21 @@ def _with(new: NewJob, decision: CacheDecision) -> NewJob:
     return replace(new, decisions=new.decisions.model_copy(update={"cache": decision}))
 
 
-def _bypasses(new: NewJob) -> bool:
-    """Whether the answer to a request is neither looked up nor stored although the cache is on for it."""
-    options, response = new.options, new.response
-    if options.cache_control.no_store or options.store is False or (response is not None and not response.stored):
-        return True
-    asked = options.cache is not None or bool(options.cache_control.max_age_s)
-    return new.request.prompt_only or not (asked or _is_repeatable(new.request))
+def _bypass_reason(options: CacheOptions, new: NewJob) -> BypassReason | None:
+    """Why the answer to a request is neither looked up nor stored although the cache is on for it; None if it is."""
+    request, response = new.options, new.response
+    if request.cache_control.no_store or request.store is False or (response is not None and not response.stored):
+        return BypassReason.NO_STORE
+    if new.request.prompt_only:
+        return BypassReason.PROMPT_ONLY
+    asked = request.cache is not None or bool(request.cache_control.max_age_s)
+    if not (asked or _is_repeatable(new.request)):
+        return BypassReason.NOT_REPEATABLE
+    # A name that may have been cut can stand for several users.
+    user = new.owner.end_user
+    if options.scope == "user" and (user is None or len(user) >= MAX_END_USER):
+        return BypassReason.NO_END_USER
+    return None
 
 
 def _is_repeatable(request: GenerateRequest) -> bool:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from api.console.batches import routes as batches
+from api.console.fleet import routes as fleet
+from api.console.keys import routes as keys
 from api.console.overview import routes as overview
 from api.console.page import Page
 from api.console.playground import routes as playground
+from api.console.routing import routes as routing
 
-PAGES: tuple[Page, ...] = (overview.PAGE, playground.PAGE, batches.PAGE)
+PAGES: tuple[Page, ...] = (
+    overview.PAGE,
+    playground.PAGE,
+    batches.PAGE,
+    fleet.PAGE,
+    routing.PAGE,
+    keys.PAGE,
+)

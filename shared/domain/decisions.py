@@ -51,15 +51,31 @@ class CacheOutcome(StrEnum):
     BYPASS = "BYPASS"
 
 
+class BypassReason(StrEnum):
+    """Why the response cache was not used for a request although it is on."""
+
+    # The request, or the server, wants the answer not to be stored.
+    NO_STORE = "no_store"
+    # Running it again is expected to result in another answer.
+    NOT_REPEATABLE = "not_repeatable"
+    # It generates nothing.
+    PROMPT_ONLY = "prompt_only"
+    # Answers are those of end users, and it names none.
+    NO_END_USER = "no_end_user"
+    UNAVAILABLE = "unavailable"
+
+
 class CacheDecision(_Decision):
     """How the response cache took part in an answer.
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
     run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
     `inherited`: the part of the usage, by its names, that was generated for `source` before this job continued it.
+    `reason`: of a `BYPASS`, a `BypassReason`.
     """
 
     outcome: str
+    reason: str | None = None
     source: str | None = None
     age_s: int | None = None
     fingerprint: str | None = None

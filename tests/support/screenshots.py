@@ -21,17 +21,25 @@ from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visi
 from tests.support.database import TEMPLATE, create_database, migrate, switch_database
 from tests.support.demo_batches import ANSWERS, INVALID, RUNNING
 from tests.support.demo_data import MODELS, fill, refresh
+from tests.support.demo_operations import ROUTES, fill_operations
 from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
 # Paths of the pages by the name of the picture.
 PAGES = {
     "overview": "",
-    "sign-in": "sign-in",
-    "not-found": "no-such-page",
     "playground": "playground?" + "&".join(f"job={job}" for job in ANSWERS),
     "batches": "batches",
     "batch": f"batches/{RUNNING}",
     "batch-errors": f"batches/{INVALID}",
+    "models": "models",
+    "model": "models/model?name=llama-3-70b",
+    "drain": "models/drain?worker=llama-3-70b-1",
+    "keys": "keys",
+    "new-key": "keys/new?project=team-docs",
+    "projects": "keys/projects",
+    "routing": "routing?range=1h",
+    "sign-in": "sign-in",
+    "not-found": "no-such-page",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
@@ -55,7 +63,8 @@ def demo_stack() -> Iterator[Stack]:
             create_database(postgres.url, "demo", template=stack_template(postgres.url))
             url = switch_database(postgres.url, "demo")
             asyncio.run(fill(url))
-            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS), folder)
+            asyncio.run(fill_operations(url))
+            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS, ROUTES), folder)
             try:
                 stack.start_api()
                 yield stack

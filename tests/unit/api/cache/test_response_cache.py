@@ -242,7 +242,7 @@ async def test_errors_of_the_cache_let_the_request_run(error: Exception) -> None
     new = new_job(cache=ON)
     broken = cache(store=away, secret=None, metrics=metrics)
     admitted = await broken.admit(PRINCIPAL, new)
-    assert admitted.decisions.cache == CacheDecision(outcome="BYPASS")
+    assert admitted.decisions.cache == CacheDecision(outcome="BYPASS", reason="unavailable")
     assert errors(metrics) == 1
     broken = cache(jobs=away, metrics=metrics)
     assert await broken.answer(await broken.admit(PRINCIPAL, new), None) is None

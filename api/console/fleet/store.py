@@ -1,0 +1,40 @@
+"""SQL of the page of models and workers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from api.console.data.job_counts import INTERACTIVE
+from shared.postgres.job_statements import IS_RUNNING
+from shared.postgres.store import Store
+from shared.postgres.tables import JobRow
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJobs:
+    """The jobs that a worker runs: interactive ones, and those of batches."""
+
+    interactive: int = 0
+    batch: int = 0
+
+
+class RunningJobsStore(Store):
+    """Counts what runs: an index has no other jobs."""
+
+    async def by_worker(self) -> Mapping[str, RunningJobs]:
+        """The running jobs of each worker that has some."""
+        interactive = INTERACTIVE.label("interactive")
+        statement = (
+            select(JobRow.worker, interactive, func.count().label("running"))
+            .where(IS_RUNNING, JobRow.worker.is_not(None))
+            .group_by(JobRow.worker, interactive)
+        )
+        counts: dict[str, dict[bool, int]] = defaultdict(dict)
+        async with self._engine.connect() as connection:
+            for row in await connection.execute(statement):
+                counts[row.worker][row.interactive] = row.running
+        return {worker: RunningJobs(found.get(True, 0), found.get(False, 0)) for worker, found in counts.items()}

@@ -1,0 +1,181 @@
+"""`/console/keys`: keys and projects. Their pages need the `admin` scope."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
+
+from api.admin.keys.service import KeyService
+from api.console.actions import Form, dialog_response, read_form, redirect
+from api.console.keys.store import KeyPagesStore
+from api.console.keys.view import FormInvalid, key_line, key_to_create, project_to_create, rotation
+from api.console.page import Page
+from api.console.templates import page_response
+from api.console.viewer import CurrentViewer
+from api.http.dependencies import resource
+from api.http.pagination import After
+from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
+from api.keys.store import ApiKey, format_id
+from shared.config.models.loader import Registry
+from shared.domain.errors import Conflict
+
+PER_PAGE = 50
+MAX_NAME = 1000
+# Projects that the form of a key suggests.
+SUGGESTED = 100
+
+Keys = Annotated[KeyService, Depends(resource(KeyService))]
+Store = Annotated[KeyPagesStore, Depends(resource(KeyPagesStore))]
+CurrentRegistry = Annotated[Registry, Depends(resource(Registry))]
+Name = Annotated[str, Query(max_length=MAX_NAME)]
+NEW_KEY = Form(
+    {"priority_floor": str(DEFAULT_PRIORITY_FLOOR), "expires_in_s": "90d"}, {"scopes": [Scope.INFERENCE.value]}
+)
+NEW_ROTATION = Form({"overlap_s": "24h"})
+
+router = APIRouter()
+
+
+@router.get("")
+async def keys_page(
+    request: Request, viewer: CurrentViewer, keys: Keys, project: Name = "", after: After = None
+) -> Response:
+    """The keys, newest first."""
+    page = await keys.page(limit=PER_PAGE, after=after, project=project or None)
+    now, own_id = datetime.now(UTC), format_id(viewer.principal.key_id)
+    lines = [key_line(key, now, own_id) for key in page.items]
+    following = page.items[-1].id if page.has_more else None
+    return page_response(request.scope, "keys/keys.html", keys=lines, project=project, after=after, following=following)
+
+
+@router.get("/new")
+async def new_key_page(request: Request, store: Store, registry: CurrentRegistry, project: Name = "") -> Response:
+    """The form for a new key."""
+    form = Form({**NEW_KEY.values, "project": project}, NEW_KEY.lists)
+    return await _key_form(request, store, registry, form)
+
+
+@router.post("/new")
+async def create_key(
+    request: Request, viewer: CurrentViewer, keys: Keys, store: Store, registry: CurrentRegistry
+) -> Response:
+    """Create a key, and show it once."""
+    form = await read_form(request)
+    try:
+        body = key_to_create(form)
+        key, secret = await keys.create(viewer.principal, body)
+    except FormInvalid as error:
+        return await _key_form(request, store, registry, form.with_errors(error.errors), 422)
+    except Conflict:
+        message = (
+            f"The project {form['name']!r} exists. Name it here to give it another key, or choose another name for the"
+            " key."
+        )
+        return await _key_form(request, store, registry, form.with_errors({"project": message}), 409)
+    return _secret(request, key, secret, None)
+
+
+@router.get("/rotate")
+async def ask_to_rotate(request: Request, store: Store, key: Name) -> Response:
+    """Ask how to replace a key."""
+    return dialog_response(request, "keys/rotate.html", key=await store.key(key), form=NEW_ROTATION)
+
+
+@router.post("/rotate")
+async def rotate_key(request: Request, viewer: CurrentViewer, keys: Keys, store: Store) -> Response:
+    """Create the successor of a key, and show it once."""
+    form = await read_form(request)
+    old = await store.key(form["key"])
+    try:
+        created, secret = await keys.rotate(viewer.principal, old.id, rotation(form))
+    except FormInvalid as error:
+        return dialog_response(request, "keys/rotate.html", 422, key=old, form=form.with_errors(error.errors))
+    return _secret(request, created, secret, await store.key(old.id))
+
+
+@router.get("/revoke")
+async def ask_to_revoke(request: Request, store: Store, key: Name) -> Response:
+    """Ask whether to revoke a key."""
+    return dialog_response(request, "keys/revoke.html", key=await store.key(key), form=Form())
+
+
+@router.post("/revoke")
+async def revoke_key(request: Request, viewer: CurrentViewer, keys: Keys, store: Store) -> Response:
+    """Revoke a key whose name was typed."""
+    form = await read_form(request)
+    key = await store.key(form["key"])
+    if form["confirm"] != key.name.strip():
+        form = form.with_errors({"confirm": f"Type the name of the key: {key.name}"})
+        return dialog_response(request, "keys/revoke.html", 422, key=key, form=form)
+    await keys.revoke(viewer.principal, key.id)
+    return redirect(request, "keys")
+
+
+@router.get("/projects")
+async def projects_page(
+    request: Request, keys: Keys, after: Annotated[str | None, Query(max_length=200)] = None
+) -> Response:
+    """The projects, by name."""
+    page = await keys.projects(limit=PER_PAGE, after=after)
+    following = page.items[-1].name if page.has_more else None
+    return page_response(request.scope, "keys/projects.html", projects=page.items, after=after, following=following)
+
+
+@router.get("/projects/new")
+async def new_project_page(request: Request) -> Response:
+    """The form for a new project."""
+    return dialog_response(request, "keys/new_project.html", form=Form())
+
+
+@router.post("/projects/new")
+async def create_project(request: Request, keys: Keys) -> Response:
+    """Create a project."""
+    form = await read_form(request)
+    try:
+        await keys.create_project(project_to_create(form))
+    except FormInvalid as error:
+        return dialog_response(request, "keys/new_project.html", 422, form=form.with_errors(error.errors))
+    except Conflict:
+        form = form.with_errors({"name": f"The project {form['name']!r} exists."})
+        return dialog_response(request, "keys/new_project.html", 409, form=form)
+    return redirect(request, "keys/projects")
+
+
+@router.get("/projects/tier")
+async def ask_for_tier(request: Request, store: Store, project: Name) -> Response:
+    """The form for a project's tier."""
+    tier = await store.tier(project)
+    return dialog_response(request, "keys/tier.html", project=project, form=Form({"tier": tier or ""}))
+
+
+@router.post("/projects/tier")
+async def set_tier(request: Request, viewer: CurrentViewer, store: Store) -> Response:
+    """Change the tier of a project."""
+    form = await read_form(request)
+    try:
+        body = project_to_create(Form({"name": form["project"], "tier": form["tier"]}, errors=form.errors))
+    except FormInvalid as error:
+        form = form.with_errors(error.errors)
+        return dialog_response(request, "keys/tier.html", 422, project=form["project"], form=form)
+    await store.set_tier(viewer.principal, body.name, body.tier)
+    return redirect(request, "keys/projects")
+
+
+async def _key_form(
+    request: Request, store: KeyPagesStore, registry: Registry, form: Form, status: int = 200
+) -> Response:
+    values: dict[str, Any] = {
+        "projects": await store.project_names(SUGGESTED),
+        "model_choices": [(name, name) for name in registry.models],
+    }
+    return page_response(request.scope, "keys/new.html", status, form=form, **values)
+
+
+def _secret(request: Request, key: ApiKey, secret: str, old: ApiKey | None) -> Response:
+    return page_response(request.scope, "keys/secret.html", key=key, secret=secret, old=old)
+
+
+PAGE = Page(path="keys", title="Keys and projects", router=router, key="k", group="Settings", scope=Scope.ADMIN)

@@ -1,0 +1,222 @@
+"""What the pages of keys and projects show, and how their forms are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from api.admin.keys.schemas import ApiKeyCreate, ApiKeyRotate, ProjectCreate
+from api.console.actions import Form, errors_of
+from api.console.overview.view import Badge
+from api.keys.option_arguments import describe
+from api.keys.principal import DEFAULT_PRIORITY_FLOOR
+from api.keys.store import ApiKey
+from shared.config.durations import seconds_of
+from shared.domain.priorities import MAX_PRIORITY
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+# A key that expires sooner is marked.
+SOON = timedelta(days=7)
+_UNITS = ("s", "m", "h", "d")
+_TOKENS = "Must be a number of tokens, at least 1."
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLine:
+    """A key in the list."""
+
+    id: str
+    name: str
+    prefix: str
+    project: str
+    tier: str | None
+    scopes: Sequence[str]
+    priorities: str
+    options: str
+    state: Badge
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    is_valid: bool
+    is_own: bool
+
+
+def key_line(key: ApiKey, now: datetime, own_id: str) -> KeyLine:
+    """A key as listed. `own_id`: the id of the key of the session."""
+    is_valid = key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+    return KeyLine(
+        id=key.id,
+        name=key.name,
+        prefix=key.prefix,
+        project=key.project,
+        tier=key.tier,
+        scopes=[scope.value for scope in key.scopes],
+        priorities=f"{key.priority_floor}–{MAX_PRIORITY}",
+        options=describe(key.options) if key.options is not None else "of another version",
+        state=_state(key, now, is_valid),
+        created_at=key.created_at,
+        last_used_at=key.last_used_at,
+        expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
+        is_valid=is_valid,
+        is_own=key.id == own_id,
+    )
+
+
+def _state(key: ApiKey, now: datetime, is_valid: bool) -> Badge:
+    if key.revoked_at is not None:
+        return Badge("revoked", "plain")
+    if not is_valid:
+        return Badge("expired", "plain")
+    if key.expires_at is not None and key.expires_at - now < SOON:
+        return Badge("expires soon", "near")
+    return Badge("valid", "good")
+
+
+class FormInvalid(Exception):
+    """What is wrong with the fields of a form."""
+
+    def __init__(self, errors: Mapping[str, str]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+CREATE_FIELDS = (
+    "name",
+    "project",
+    "scopes",
+    "expires_in_s",
+    "priority_floor",
+    "options.token_limits.max_output",
+    "options.token_limits.max_input",
+    "options.token_limits.default_output",
+    "options.token_limits.on_exceed",
+    "cache",
+    "options.cache.ttl",
+    "options.cache.scope",
+    "options.context.strategy",
+    "options.context.model",
+    "options.context.trigger",
+    "options.context.target",
+    "options.context.trigger_tokens",
+)
+
+
+def key_to_create(form: Form) -> ApiKeyCreate:
+    """The key that a form describes.
+
+    Raises:
+        FormInvalid: a field has no valid value.
+    """
+    reader = _Reader(form)
+    given = {
+        name: reader.tokens(f"options.token_limits.{name}") for name in ("max_output", "max_input", "default_output")
+    }
+    limits: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if "max_output" in limits:
+        limits["on_exceed"] = form["options.token_limits.on_exceed"] or "reject"
+    options: dict[str, Any] = {"token_limits": limits or None, "no_cache": form["cache"] == "off"}
+    if form["cache"] == "on":
+        ttl = reader.duration("options.cache.ttl")
+        options["cache"] = {"scope": form["options.cache.scope"] or "project"}
+        options["cache"] |= {} if ttl is None else {"ttl": int(ttl)}
+    if form["options.context.strategy"]:
+        options["context"] = {"strategy": form["options.context.strategy"]} | {
+            name: value
+            for name, value in (
+                ("model", form["options.context.model"] or None),
+                ("trigger", reader.share("options.context.trigger")),
+                ("target", reader.share("options.context.target")),
+                ("trigger_tokens", reader.tokens("options.context.trigger_tokens")),
+            )
+            if value is not None
+        }
+    values = {
+        "name": form["name"],
+        "project": form["project"] or None,
+        "scopes": list(form.all("scopes")),
+        "expires_in_s": reader.duration("expires_in_s"),
+        "priority_floor": form["priority_floor"] or DEFAULT_PRIORITY_FLOOR,
+        "options": options,
+    }
+    return reader.build(ApiKeyCreate, values, CREATE_FIELDS)
+
+
+def rotation(form: Form) -> ApiKeyRotate:
+    """How a form replaces a key.
+
+    Raises:
+        FormInvalid: a field has no valid value.
+    """
+    reader = _Reader(form)
+    overlap_s = reader.duration("overlap_s")
+    values = {"expires_in_s": reader.duration("expires_in_s")} | ({} if overlap_s is None else {"overlap_s": overlap_s})
+    return reader.build(ApiKeyRotate, values, ("overlap_s", "expires_in_s"))
+
+
+def project_to_create(form: Form) -> ProjectCreate:
+    """The project that a form describes.
+
+    Raises:
+        FormInvalid: a field has no valid value.
+    """
+    values = {"name": form["name"], "tier": form["tier"] or None}
+    return _Reader(form).build(ProjectCreate, values, ("name", "tier"))
+
+
+_MESSAGES = {
+    "name": "Enter a name of one line, with at most 200 characters.",
+    "project": "Must be a name of one line, with at most 200 characters.",
+    "scopes": "Choose at least one.",
+    "tier": "Must be a word such as free, of letters, digits and ._-, with at most 64 characters.",
+    "priority_floor": f"Must be a priority from 0 to {MAX_PRIORITY}.",
+}
+
+
+class _Reader:
+    """Reads the fields of a form that are no text, and collects what is wrong with them."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._errors = dict(form.errors)
+
+    def duration(self, name: str) -> float | None:
+        """Seconds of a duration such as 90d; None if there is none."""
+        seconds = seconds_of(self._form[name], _UNITS)
+        return self._value(name, seconds, "Must be a duration such as 90d, 24h, 30m or 45s.")
+
+    def tokens(self, name: str) -> int | None:
+        """A number of tokens."""
+        text = self._form[name]
+        return self._value(name, int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None, _TOKENS)
+
+    def share(self, name: str) -> float | None:
+        """A share, such as 0.8."""
+        text = self._form[name]
+        digits = text.replace(".", "", 1)
+        value = float(text) if digits.isascii() and digits.isdigit() and len(text) < 10 else None
+        return self._value(name, value, "Must be a share such as 0.8, above 0 and at most 1.")
+
+    def build(self, kind: type[M], values: Mapping[str, Any], fields: Sequence[str]) -> M:
+        """The model with these values."""
+        try:
+            model = kind(**values)
+        except ValidationError as error:
+            found = errors_of(error, fields)
+            texts = {name: _MESSAGES.get(name, message) for name, message in found.items()}
+            raise FormInvalid({**texts, **self._errors}) from None
+        if self._errors:
+            raise FormInvalid(self._errors)
+        return model
+
+    def _value(self, name: str, value: T | None, message: str) -> T | None:
+        if self._form[name] and value is None:
+            self._errors.setdefault(name, message)
+        return value if self._form[name] else None

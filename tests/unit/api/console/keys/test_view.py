@@ -1,0 +1,143 @@
+"""The forms and the list of keys."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from api.console.actions import Form
+from api.console.keys.view import FormInvalid, key_line, key_to_create, project_to_create, rotation
+from api.keys.principal import Scope
+from api.keys.store import ApiKey
+from shared.domain.answer_options import CacheOptions, ContextOptions, TokenLimits
+
+NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
+
+
+def form(scopes: tuple[str, ...] = ("inference",), **values: str) -> Form:
+    return Form({name.replace("__", "."): value for name, value in values.items()}, {"scopes": scopes})
+
+
+def test_a_plain_key() -> None:
+    body = key_to_create(form(name="web"))
+    assert (body.name, body.project, body.scopes, body.expires_in_s) == ("web", None, [Scope.INFERENCE], None)
+    assert body.priority_floor == 3
+    assert body.options is not None
+    options = body.options.options()
+    assert (options.cache, options.no_cache, options.context, options.token_limits) == (None, False, None, None)
+
+
+def test_a_key_with_everything() -> None:
+    body = key_to_create(
+        form(
+            ("inference", "admin"),
+            name="web",
+            project="shop",
+            expires_in_s="90d",
+            priority_floor="0",
+            options__token_limits__max_output="512",
+            options__token_limits__max_input="8000",
+            options__token_limits__default_output="100",
+            options__token_limits__on_exceed="clamp",
+            cache="on",
+            options__cache__ttl="2h",
+            options__cache__scope="user",
+            options__context__strategy="summarize",
+            options__context__model="small",
+            options__context__trigger="0.7",
+            options__context__target=".3",
+            options__context__trigger_tokens="4000",
+        )
+    )
+    assert (body.project, body.expires_in_s, body.priority_floor) == ("shop", 90 * 86400, 0)
+    assert body.scopes == [Scope.INFERENCE, Scope.ADMIN]
+    assert body.options is not None
+    assert body.options.token_limits == TokenLimits(
+        max_output=512, max_input=8000, default_output=100, on_exceed="clamp"
+    )
+    assert body.options.cache == CacheOptions(ttl=7200, scope="user")
+    assert body.options.context == ContextOptions(
+        strategy="summarize", model="small", trigger=0.7, target=0.3, trigger_tokens=4000
+    )
+
+
+def test_fields_of_what_is_off_are_ignored() -> None:
+    """A browser sends all fields of a form, also those beside a choice that makes them moot."""
+    body = key_to_create(
+        form(name="web", cache="off", options__cache__ttl="1h", options__context__model="small",
+             options__token_limits__on_exceed="clamp")
+    )  # fmt: skip
+    assert body.options is not None
+    assert (body.options.cache, body.options.no_cache) == (None, True)
+    assert (body.options.context, body.options.token_limits) == (None, None)
+
+
+@pytest.mark.parametrize("text", ["90", "1.5d", "-1d", "d", "∞d", "1w"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(FormInvalid) as raised:
+        key_to_create(form(name="web", expires_in_s=text))
+    assert raised.value.errors == {"expires_in_s": "Must be a duration such as 90d, 24h, 30m or 45s."}
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "²", "9999999999"])
+def test_what_is_no_number_of_tokens(text: str) -> None:
+    with pytest.raises(FormInvalid) as raised:
+        key_to_create(form(name="web", options__token_limits__max_input=text))
+    assert list(raised.value.errors) == ["options.token_limits.max_input"]
+
+
+def test_a_rotation() -> None:
+    assert rotation(form(overlap_s="1h", expires_in_s="")).overlap_s == 3600
+    assert rotation(form(overlap_s="0s")).overlap_s == 0
+    assert rotation(form()).overlap_s == 24 * 3600
+    with pytest.raises(FormInvalid) as raised:
+        rotation(form(overlap_s="now", expires_in_s="0s"))
+    assert set(raised.value.errors) == {"overlap_s", "expires_in_s"}
+
+
+def test_a_project() -> None:
+    assert project_to_create(form(name="shop", tier="")).tier is None
+    with pytest.raises(FormInvalid) as raised:
+        project_to_create(form(name="", tier="two words"))
+    assert set(raised.value.errors) == {"name", "tier"}
+
+
+def key(**values: Any) -> ApiKey:
+    defaults: dict[str, Any] = {
+        "id": "key_1",
+        "name": "web",
+        "prefix": "hr_1",
+        "project": "shop",
+        "scopes": (Scope.INFERENCE,),
+        "priority_floor": 3,
+        "created_at": NOW,
+        "expires_at": None,
+        "revoked_at": None,
+        "last_used_at": None,
+        "options": None,
+        "tier": None,
+    }
+    return ApiKey(**{**defaults, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "state", "valid"),
+    [
+        ({}, "valid", True),
+        ({"expires_at": NOW + timedelta(days=8)}, "valid", True),
+        ({"expires_at": NOW + timedelta(days=6)}, "expires soon", True),
+        ({"expires_at": NOW}, "expired", False),
+        ({"revoked_at": NOW}, "revoked", False),
+        ({"expires_at": NOW, "revoked_at": NOW}, "revoked", False),
+    ],
+)
+def test_the_state_of_a_key(values: dict[str, Any], state: str, valid: bool) -> None:
+    line = key_line(key(**values), NOW, "key_2")
+    assert (line.state.text, line.is_valid, line.is_own) == (state, valid, False)
+
+
+def test_the_key_of_the_session_is_marked() -> None:
+    assert key_line(key(), NOW, "key_1").is_own
+    assert key_line(key(options=None), NOW, "key_1").options == "of another version"
