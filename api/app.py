@@ -11,6 +11,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from api.admin.fleet import routes as fleet
+from api.admin.keys import routes as admin_keys
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
@@ -133,6 +135,8 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(batches.router)
     app.include_router(cache.router)
     app.include_router(savings.router)
+    app.include_router(fleet.router)
+    app.include_router(admin_keys.router)
     app.include_router(health.router)
     pages.install(app, console=settings.console == "on")
     if settings.console == "on":

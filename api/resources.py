@@ -11,6 +11,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from api.admin.fleet.service import FleetService
+from api.admin.fleet.store import FleetStore
+from api.admin.keys.service import KeyService
 from api.batches.driver import BatchDriver
 from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
@@ -51,6 +54,8 @@ from api.jobs.removed_models import RemovedModels
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.route_candidates import RouteCandidates
+from api.jobs.search import JobSearch
+from api.jobs.search_store import JobSearchStore
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
 from api.keys.earlier_work import EarlierWork
@@ -260,12 +265,15 @@ async def open_resources(
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
         resources.add(JobService, jobs)
+        resources.add(JobSearch, JobSearch(JobSearchStore(database), keys))
         resources.add(CacheStore, cache_store)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
+        resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
+        resources.add(KeyService, KeyService(keys))
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)

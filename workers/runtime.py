@@ -47,7 +47,7 @@ from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.model_context import with_model
-from workers.execution.runner import Runner
+from workers.execution.runner import PauseReason, Runner
 from workers.execution.slots import SlotPool
 from workers.execution.warm_up import WarmUp
 from workers.execution.worker_metrics import WorkerMetrics
@@ -60,6 +60,7 @@ from workers.supervision.engine_supervisor import EngineSupervisor, start_failur
 from workers.supervision.heartbeat import Heartbeat
 from workers.supervision.lease_keeper import LeaseKeeper
 from workers.supervision.model_reload import ModelReload
+from workers.supervision.operator_orders import OperatorOrders
 from workers.supervision.process_shutdown import ProcessShutdown
 from workers.supervision.redelivery import Redelivery
 from workers.supervision.upstream_cancellations import UpstreamCancellations
@@ -115,6 +116,7 @@ class WorkerRuntime:
         self._supervisor = Supervisor(on_failure=self._shutdown.begin)
         self._stack = AsyncExitStack()
         self._parts: _Parts | None = None
+        self._drained = False
 
     async def start(self) -> None:
         """Connect to the servers, start the engine and run all parts; returns when the engine can run jobs."""
@@ -168,6 +170,8 @@ class WorkerRuntime:
             lambda: model_reload.model.summary,
             lambda: tokens.value,
         )
+        orders = OperatorOrders(runner, heartbeat, self._stop_drained)
+        heartbeat.on_reply = orders.apply
         engine_supervisor = EngineSupervisor(
             current,
             engine_death,
@@ -222,7 +226,8 @@ class WorkerRuntime:
             await warm_up.run()
             runner.resume()
             await heartbeat.set_state(WorkerState.READY)
-        run("cancel_listener", CancelListener(redis, runner, self._worker, metrics).run())
+        run("operator_orders", orders.run())
+        run("cancel_listener", CancelListener(redis, runner, self._worker, metrics, heartbeat.hurry).run())
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
@@ -259,7 +264,7 @@ class WorkerRuntime:
     async def drain(self) -> None:
         """Finish or requeue all jobs. Does nothing before the start."""
         if self._parts is not None:
-            self._parts.runner.pause()
+            self._parts.runner.pause(PauseReason.SHUTDOWN)
             await self._parts.heartbeat.set_state(WorkerState.DRAINING)
             await self._parts.runner.drain(self._settings.drain_s)
 
@@ -304,6 +309,11 @@ class WorkerRuntime:
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
         return engine
 
+    def _stop_drained(self) -> None:
+        """End this process: an operator has drained it."""
+        self._drained = True
+        self._shutdown.begin(0)
+
     async def _report_loading(
         self, claims: ClaimStore, *, lease_s: float | None = None, error: str | None = None
     ) -> None:
@@ -335,7 +345,7 @@ class WorkerRuntime:
     async def _end_lease(self) -> None:
         """End the lease now. If the database is unavailable, the lease expires instead."""
         try:
-            await self._started.claims.end_lease()
+            await self._started.claims.end_lease(drained=self._drained)
         except Exception as error:
             if not is_outage(error):
                 raise

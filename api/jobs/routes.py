@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.http.dependencies import CurrentStreamSettings
@@ -18,15 +18,15 @@ from api.http.openapi import ERRORS, FAILED, JOB, NOT_FOUND, SUBMITTED_JOB
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
-from api.jobs.dependencies import Jobs
+from api.jobs.dependencies import Jobs, Search
 from api.jobs.native_stream import native_stream
 from api.jobs.output_list import list_with_outputs
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobListWithOutput, JobView, summary_view, with_output
+from api.jobs.search import JobQuery, job_query
 from api.jobs.service import JobService
 from api.keys.auth import CurrentPrincipal, CurrentRequest
-from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
-from shared.domain.job import Choice, JobStatus, JobSummary
+from shared.domain.job import Choice, JobSummary
 
 MAX_WAIT_S = 60
 POLL_AFTER_S = "1"
@@ -92,8 +92,8 @@ async def submit(
 async def list_jobs(
     principal: CurrentPrincipal,
     jobs: Jobs,
-    status: JobStatus | None = None,
-    model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
+    search: Search,
+    query: Annotated[JobQuery, Depends(job_query)],
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: After = None,
     include: Annotated[
@@ -101,10 +101,11 @@ async def list_jobs(
         Query(description="`output`: show the outputs too, as `GET /v1/jobs/{id}` does."),
     ] = None,
 ) -> Response:
-    """List jobs, newest first, without their outputs unless `include=output`."""
-    page = await jobs.page(principal.project_id, status=status, model=model, limit=limit, after=after)
+    """List jobs that meet all conditions, newest first, without their outputs unless `include=output`."""
+    page = await search.page(principal, query, limit=limit, after=after)
     if not include:
-        return Response(JobList.of(page, summary_view).model_dump_json(), media_type="application/json")
+        listed = JobList.of_search(page, [summary_view(job) for job in page.jobs])
+        return Response(listed.model_dump_json(), media_type="application/json")
     return StreamingResponse(list_with_outputs(jobs, page), media_type="application/json")
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from api.http.large_json import JsonBody
 from api.http.members import MemberRules
-from api.http.pagination import PageView
+from api.http.pagination import PageView, V
 from api.http.submit_headers import SubmitHeaders
 from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
@@ -24,6 +24,7 @@ from api.jobs.parameters import (
     check_prompts,
     sampling_of,
 )
+from api.jobs.search_store import JobPage
 from shared.domain.decisions import CacheDecision, ContextDecision, RouteDecision, TokenLimitsDecision
 from shared.domain.job import Choice, JobStatus, JobSummary, output_size
 from shared.domain.logprobs import entry_object, prompt_entry_object
@@ -273,11 +274,33 @@ class JobView(JobSummaryView):
     output: list[ChoiceView]
 
 
-class JobList(PageView[JobSummaryView]):
-    """A page of jobs, newest first, without their outputs. `after=last_id` selects the next page."""
+class JobPageView(PageView[V]):
+    """A page of jobs, newest first. `after=last_id` selects the next page."""
+
+    partial: bool = Field(
+        False,
+        description="The search stopped after a second, before it had found a full page or had seen all jobs. It"
+        " continues after `last_id`, which may not be in `data` then.",
+    )
+
+    @classmethod
+    def of_search(cls, page: JobPage, data: Sequence[V]) -> Self:
+        """Build the view of a page; `data` are the views of its jobs."""
+        last = page.jobs[-1].id if page.jobs else None
+        return cls(
+            data=list(data),
+            first_id=page.jobs[0].id if page.jobs else None,
+            last_id=page.cursor or last,
+            has_more=page.cursor is not None,
+            partial=page.partial,
+        )
 
 
-class JobListWithOutput(PageView[JobView]):
+class JobList(JobPageView[JobSummaryView]):
+    """A page of jobs without their outputs."""
+
+
+class JobListWithOutput(JobPageView[JobView]):
     """A page of jobs with their outputs."""
 
 

@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 
 from api.cache.response_cache import ResponseCache
 from api.http.lookup import own_or_404
-from api.http.pagination import Page, check_after, fetch_page
 from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.keys.principal import Principal
@@ -185,19 +184,6 @@ class JobService:
             NotFound: as `get`.
         """
         return await own_or_404("job", job_id, project_id, is_job_id, self._store.result)
-
-    async def page(
-        self, project_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
-    ) -> Page[JobSummary]:
-        """Return a page of a project's jobs, newest first, without their requests and outputs.
-
-        Raises:
-            InvalidRequest: `after` is not a job id.
-        """
-        check_after(after, "job", is_job_id)
-        return await fetch_page(
-            limit, lambda count: self._store.page(project_id, status=status, model=model, limit=count, after=after)
-        )
 
     def follow(self, job_id: str, after: int = 0, queued: QueuedReader | None = None) -> AsyncIterator[list[Event]]:
         """Yield a job's events after a cursor, in batches up to its last, and keepalives; see `StreamHub.follow`."""

@@ -71,6 +71,17 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Project:
+    """A project. `keys`: the number of its keys that are neither revoked nor expired."""
+
+    id: int
+    name: str
+    tier: str | None
+    created_at: datetime
+    keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ValidKey:
     """The principal of a valid key, and the seconds until the key expires (None: it does not expire)."""
 
@@ -241,6 +252,44 @@ class ApiKeyStore(Store):
         """Return all keys, oldest first."""
         return await self._all(_listed(), _api_key)
 
+    async def get(self, key_id: int) -> ApiKey | None:
+        """Return a key, valid or not."""
+        return await self._one(_listed().where(ApiKeyRow.id == key_id), _api_key)
+
+    async def page(self, *, limit: int, after: int | None = None, project: str | None = None) -> list[ApiKey]:
+        """Return one page of keys, newest first, of one project or of all."""
+        statement = _listed().order_by(None).order_by(ApiKeyRow.id.desc()).limit(limit)
+        if after is not None:
+            statement = statement.where(ApiKeyRow.id < after)
+        if project is not None:
+            statement = statement.where(ProjectRow.name == project)
+        return await self._all(statement, _api_key)
+
+    async def projects(self, *, limit: int, after: str | None = None) -> list[Project]:
+        """Return one page of projects, by name."""
+        keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, _valid()).scalar_subquery()
+        statement = select(
+            ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at, keys.label("keys")
+        ).order_by(ProjectRow.name)
+        if after is not None:
+            statement = statement.where(ProjectRow.name > after)
+        return await self._all(statement.limit(limit), lambda row: Project(*row))
+
+    async def create_project(self, name: str, tier: str | None = None) -> Project:
+        """Create a project without keys.
+
+        Raises:
+            ProjectExists: a project with this name exists.
+        """
+        statement = insert(ProjectRow).values(name=name, tier=tier)
+        statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name]).returning(
+            ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at
+        )
+        created = await self._one(statement, lambda row: Project(*row))
+        if created is None:
+            raise ProjectExists
+        return created
+
     async def candidates(self, text: str) -> Sequence[ApiKey]:
         """Return the valid keys that have this text as their prefix or name, or that are this text."""
         either = or_(
@@ -284,6 +333,15 @@ class ApiKeyStore(Store):
                 values[ApiKeyRow.priority_floor] = priority_floor
             await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
             return True
+
+    async def project_id(self, name: str) -> int | None:
+        """The id of the project with this name; None if there is none."""
+        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
+
+    async def project_of(self, key_id: int) -> int | None:
+        """The id of the project that a key belongs to, valid or not; None if there is no such key."""
+        statement = select(ApiKeyRow.project_id).where(ApiKeyRow.id == key_id)
+        return await self._one(statement, lambda row: int(row.project_id))
 
     async def set_tier(self, project: str, tier: str | None) -> bool:
         """Change the tier of a project. False: there is no project with this name."""

@@ -92,5 +92,6 @@ class QueueMetrics(Collector):
         yield metrics.jobs_unreadable.family([((model,), count) for model, count in unreadable.items()])
         deferred = dict.fromkeys(models, 0) | fleet.deferred
         yield metrics.deferred_jobs.family([((model,), count) for model, count in deferred.items()])
+        yield metrics.queues_paused.family([((model,), float(model in fleet.paused)) for model in models])
         yield metrics.queue_oldest_age.family([(key, fleet.oldest.get(key, 0.0)) for key in jobs])
         yield metrics.workers.family([(key, fleet.workers[key]) for key in workers])

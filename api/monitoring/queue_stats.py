@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
 from shared.postgres.store import Store
-from shared.postgres.tables import JobRow, WorkerRow
+from shared.postgres.tables import JobRow, ModelPauseRow, WorkerRow
 from shared.telemetry.metrics import Metrics, priority_label
 
 Key = tuple[str, str]
@@ -21,7 +21,7 @@ class QueueStats:
     """Jobs by model and priority (metric labels), workers by model and state. `oldest`: seconds since submit.
 
     `unreadable`: by model, the waiting jobs that are withheld because a worker's version cannot read them; `deferred`:
-    those that wait because their upstream was busy.
+    those that wait because their upstream was busy. `paused`: the models whose queues are paused.
     """
 
     waiting: Counter[Key] = field(default_factory=Counter)
@@ -30,6 +30,7 @@ class QueueStats:
     workers: Counter[Key] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
     deferred: Counter[str] = field(default_factory=Counter)
+    paused: set[str] = field(default_factory=set)
 
 
 class QueueStatsStore(Store):
@@ -81,4 +82,5 @@ class QueueStatsStore(Store):
                 fleet.unreadable[self._model_label(model)] += count
             for model, count in await connection.execute(deferred):
                 fleet.deferred[self._model_label(model)] += count
+            fleet.paused = set((await connection.execute(select(ModelPauseRow.model))).scalars())
         return fleet

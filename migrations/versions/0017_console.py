@@ -22,6 +22,7 @@ WORKER_COLUMNS = {
     "drain_requested_at": "timestamptz",
 }
 INDEXES = {
+    "jobs_unsuccessful": "ON jobs (status, id) WHERE status IN ('failed', 'cancelled', 'expired', 'incomplete')",
     "jobs_rescued": "ON jobs (id) WHERE deaths + exposures > 0",
 }
 

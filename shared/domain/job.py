@@ -247,6 +247,8 @@ class WorkerState(StrEnum):
     WARMING = "warming"
     RESTARTING = "restarting"
     DRAINING = "draining"
+    # It has finished its jobs, because an operator has drained it, and has ended.
+    DRAINED = "drained"
 
 
 @dataclass(frozen=True, slots=True)

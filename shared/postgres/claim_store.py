@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Boolean, Text, bindparam, case, delete, func, literal, or_, select, update
+from sqlalchemy import ARRAY, Boolean, Text, bindparam, case, delete, exists, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -39,7 +39,7 @@ from shared.postgres.job_statements import (
 from shared.postgres.prepared import Prepared
 from shared.postgres.rerouting import Move, ReroutingStore
 from shared.postgres.store import seconds
-from shared.postgres.tables import JobRow, ProjectRow, WorkerRow
+from shared.postgres.tables import JobRow, ModelPauseRow, ProjectRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,19 @@ class Claim:
     status: JobStatus
 
 
+@dataclass(frozen=True, slots=True)
+class HeartbeatReply:
+    """The running jobs of a worker, whose status shows which are being cancelled, and what operators have ordered.
+
+    `drain`: finish the jobs and stop; `paused`: the queue of the worker's model is paused.
+    """
+
+    claims: list[Claim]
+    drain: bool = False
+    paused: bool = False
+
+
+_PAUSED = exists().where(ModelPauseRow.model == JobRow.model).correlate(JobRow)
 # Rows that another transaction has locked are skipped: that transaction decides about them.
 _WAITING = (
     select(JobRow.id)
@@ -64,6 +77,7 @@ _WAITING = (
         or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
         due(),
+        ~_PAUSED,
         # A suspect runs alone, so a claim for others does not include it.
         or_(bindparam("suspects", type_=Boolean), ~JobRow.suspect),
     )
@@ -320,8 +334,8 @@ class ClaimStore(ReroutingStore):
         state: WorkerState = WorkerState.READY,
         breaker: OpenBreaker | None = None,
         report: WorkerReport = NO_REPORT,
-    ) -> list[Claim]:
-        """Renew the lease; return this worker's claims, whose status shows which are being cancelled."""
+    ) -> HeartbeatReply:
+        """Renew the lease and report on the worker; return its claims and its orders."""
         expires = func.clock_timestamp() + seconds(lease_s)
         renew = upsert(WorkerRow).values(
             id=self._worker,
@@ -347,10 +361,13 @@ class ClaimStore(ReroutingStore):
                 **{name: renew.excluded[name] for name in _BEAT},
                 "state_since": case((changed, renew.excluded.state_since), else_=WorkerRow.state_since),
             },
+        ).returning(
+            WorkerRow.drain_requested_at.is_not(None).label("drain"),
+            exists().where(ModelPauseRow.model == WorkerRow.model).correlate(WorkerRow).label("paused"),
         )
         async with self._engine.connect() as connection:
-            await connection.execute(renew)
-            return await self._list_claims(connection)
+            orders = (await connection.execute(renew)).one()
+            return HeartbeatReply(await self._list_claims(connection), orders.drain, orders.paused)
 
     async def renew_lease(self, lease_s: float) -> None:
         """Extend this worker's lease, if it has one: a lease that was ended stays ended."""
@@ -362,9 +379,14 @@ class ClaimStore(ReroutingStore):
         async with self._engine.connect() as connection:
             return await self._list_claims(connection)
 
-    async def end_lease(self) -> None:
-        """End this worker's lease immediately."""
-        await self._changes(delete(WorkerRow).where(WorkerRow.id == self._worker))
+    async def end_lease(self, *, drained: bool = False) -> None:
+        """End this worker's lease immediately. The row of a worker that was `drained` is kept for operators."""
+        if not drained:
+            await self._changes(delete(WorkerRow).where(WorkerRow.id == self._worker))
+            return
+        now = func.clock_timestamp()
+        values = {"state": WorkerState.DRAINED.value, "state_since": now, "lease_expires_at": now, "running": 0}
+        await self._changes(update(WorkerRow).where(WorkerRow.id == self._worker).values(values))
 
     async def _list_claims(self, connection: AsyncConnection) -> list[Claim]:
         claims = select(JobRow.id, JobRow.attempt, JobRow.status).where(JobRow.worker == self._worker, IS_RUNNING)

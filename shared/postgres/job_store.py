@@ -509,23 +509,6 @@ class JobStore(JobRowStore):
         row = await self._first(statement)
         return (False, None) if row is None else (row.ended, None if row.ended else row.follows)
 
-    async def page(
-        self,
-        project_id: int,
-        *,
-        status: JobStatus | None = None,
-        model: str | None = None,
-        limit: int = 20,
-        after: str | None = None,
-    ) -> list[JobSummary]:
-        """Return one page of a project's jobs, newest first, after the id `after`, without requests and outputs."""
-        statement = select(*SUMMARY_COLUMNS).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
-        if status is not None:
-            statement = statement.where(JobRow.status == status.value)
-        if model is not None:
-            statement = statement.where(JobRow.model == model)
-        return await self._page(statement, JobRow.id, to_summary, limit=limit, after=after)
-
     async def delete(self, job_id: str, project_id: int) -> Sequence[str]:
         """Delete the input and output of a job that has ended; the row remains, for accounting.
 

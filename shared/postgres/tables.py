@@ -254,6 +254,13 @@ class JobRow(Base):
         ),
         Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),
         Index("jobs_answered_by", "answered_by", postgresql_where=text("answered_by IS NOT NULL")),
+        # Jobs without an answer, or with a part of one: few among many that an operator looks for.
+        Index(
+            "jobs_unsuccessful",
+            "status",
+            "id",
+            postgresql_where=text("status IN ('failed', 'cancelled', 'expired', 'incomplete')"),
+        ),
         # Jobs that a worker or an engine was lost with.
         Index("jobs_rescued", "id", postgresql_where=text("(deaths + exposures) > 0")),
         # Deleted jobs whose output and log may still be those of others.

@@ -24,8 +24,12 @@ def api_channel(api_id: str) -> str:
     return f"hr:api:{api_id}"
 
 
+# Sent on a worker's channel: its row has changed, and it should send a heartbeat now.
+HEARTBEAT = "heartbeat"
+
+
 def worker_channel(worker_id: str) -> str:
-    """Channel: ids of jobs that this worker must cancel."""
+    """Channel: ids of jobs that this worker must cancel, and `HEARTBEAT`."""
     return f"hr:worker:{worker_id}"
 
 

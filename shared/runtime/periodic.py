@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ async def run_periodically(
     jitter: float = 0.0,
     immediately: bool = False,
     tolerates: Callable[[BaseException], bool] = is_outage,
+    hurry: asyncio.Event | None = None,
 ) -> None:
     """Await `step` every `interval_s` seconds until cancelled.
 
@@ -30,10 +32,16 @@ async def run_periodically(
         jitter: the fraction by which each wait varies, so that processes do not run in lockstep.
         immediately: start with a round instead of a wait.
         tolerates: whether an error is an outage: it is logged, and the next round tries again. Others propagate.
+        hurry: starts the next round at once when it is set, and is cleared.
     """
 
     async def wait() -> None:
-        await asyncio.sleep(interval_s * random.uniform(1 - jitter, 1 + jitter))
+        pause_s = interval_s * random.uniform(1 - jitter, 1 + jitter)
+        if hurry is None:
+            await asyncio.sleep(pause_s)
+        else:
+            await wait_for_event(hurry, pause_s)
+            hurry.clear()
 
     if not immediately:
         await wait()

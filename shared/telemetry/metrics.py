@@ -370,6 +370,13 @@ class Metrics:
             API,
             aggregation=Aggregation.MAX,
         )
+        self.queues_paused = new.scraped(
+            "headrace_queue_paused",
+            "1 if an operator has paused the queue of the model: its jobs wait.",
+            (MODEL,),
+            API,
+            aggregation=Aggregation.MAX,
+        )
         self.jobs_running = new.scraped(
             "headrace_jobs_running",
             "Jobs claimed by a worker.",

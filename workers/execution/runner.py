@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from shared.domain.job import Job, JobStatus, Usage
@@ -54,6 +55,20 @@ class _Free:
 FREE = _Free()
 
 
+class PauseReason(StrEnum):
+    """Why a runner accepts no messages."""
+
+    # The engine is being started again, or fills its prompt cache.
+    ENGINE = "engine"
+    SHUTDOWN = "shutdown"
+    # An operator has paused the model's queue, or drains this worker. The messages stay on the queue.
+    QUEUE_PAUSED = "queue_paused"
+    DRAIN = "drain"
+
+
+_BY_OPERATOR = (PauseReason.QUEUE_PAUSED, PauseReason.DRAIN)
+
+
 class LastClaim(NamedTuple):
     """The job claimed last, and when its message arrived, on the monotonic clock."""
 
@@ -76,7 +91,7 @@ class Runner:
         self.last_message = time.monotonic()
         self._context = context
         self._attempts: dict[str, JobAttempt] = {}
-        self._paused = False
+        self._pauses: set[PauseReason] = set()
         self._messages = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -111,8 +126,10 @@ class Runner:
     @property
     def holding(self) -> bool:
         """Whether no further messages should be fetched, although slots are free. May be read from any thread."""
+        if self._paused:
+            return not self._pauses.isdisjoint(_BY_OPERATOR)
         gate = self.gate
-        return gate is not None and not self._paused and gate.holding
+        return gate is not None and gate.holding
 
     def uses(self, engine: Engine) -> bool:
         """Whether a running job was started on this engine."""
@@ -184,23 +201,35 @@ class Runner:
         if running is not None and attempt in (None, running.job.attempt):
             running.stop(reason)
 
-    def pause(self) -> None:
+    @property
+    def _paused(self) -> bool:
+        return bool(self._pauses)
+
+    def pause(self, reason: PauseReason = PauseReason.ENGINE) -> None:
         """Accept no messages; running jobs continue."""
-        self._paused = True
+        self._pauses.add(reason)
         self._isolation.stop()
         if self.gate is not None:
             self.gate.stop()
 
-    def resume(self) -> None:
-        """Accept messages again."""
-        self._paused = False
+    def resume(self, reason: PauseReason = PauseReason.ENGINE) -> None:
+        """Accept messages again, unless there is another reason to be paused."""
+        self._pauses.discard(reason)
+        if self._paused:
+            return
         self._isolation.resume()
         if self.gate is not None:
             self.gate.resume()
+        if reason in _BY_OPERATOR:
+            self._on_room()
+
+    async def until_idle(self) -> None:
+        """Wait until no message is handled."""
+        await self._idle.wait()
 
     async def drain(self, grace_s: float) -> None:
         """Accept no messages, let running jobs finish for `grace_s` seconds, then requeue the rest."""
-        self.pause()
+        self.pause(PauseReason.SHUTDOWN)
         waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._grace_over)]
         try:
             await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,10 @@
-"""Receives cancellations: job ids on the worker's channel."""
+"""Receives messages on the worker's channel: ids of jobs to cancel, and requests for a heartbeat."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from redis.asyncio import Redis
 
@@ -22,7 +23,16 @@ RETRY_S = 1.0
 class CancelListener:
     """Stops jobs as soon as their cancellation is requested. The next heartbeat stops those missed here."""
 
-    def __init__(self, redis: Redis, runner: Runner, worker: str, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        runner: Runner,
+        worker: str,
+        metrics: Metrics,
+        on_heartbeat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_heartbeat` is called when the worker is to read its orders from the database."""
+        self._on_heartbeat = on_heartbeat
         self._malformed = metrics.malformed_messages.labels("cancel")
         self._redis = redis
         self._runner = runner
@@ -37,15 +47,17 @@ class CancelListener:
                     while True:
                         message = await pubsub.get_message(timeout=1)
                         if message is not None:
-                            self._cancel(message["data"].decode(errors="replace"))
+                            self._receive(message["data"].decode(errors="replace"))
             except Exception as error:
                 if not is_redis_outage(error):
                     raise
                 logger.warning("cannot listen for cancellations, retrying: %s", error)
                 await asyncio.sleep(RETRY_S)
 
-    def _cancel(self, job_id: str) -> None:
-        if is_job_id(job_id):
+    def _receive(self, job_id: str) -> None:
+        if job_id == redis_keys.HEARTBEAT:
+            self._on_heartbeat()
+        elif is_job_id(job_id):
             self._runner.stop(job_id, InterruptReason.CANCELLED)
         else:
             self._malformed.inc()

@@ -5,6 +5,7 @@ It runs on the event loop. While the loop is busy, `LeaseKeeper` renews the leas
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from shared.domain.job import JobStatus, WorkerReport, WorkerState
 from shared.domain.version import VERSION
-from shared.postgres.claim_store import ClaimStore
+from shared.postgres.claim_store import ClaimStore, HeartbeatReply
 from shared.runtime.outages import is_outage
 from shared.runtime.periodic import run_periodically
 from workers.engines.base import EngineStats, ManagedEngine
@@ -52,6 +53,9 @@ class Heartbeat:
         self._settings = settings
         self._not_running: set[tuple[str, int]] = set()
         self._state = state
+        # Called with each reply of the database.
+        self.on_reply: Callable[[HeartbeatReply], None] = lambda _: None
+        self._hurry = asyncio.Event()
         self._file = HeartbeatFile(settings.heartbeat_file)
         self._options = options
         self._tokens = tokens
@@ -62,7 +66,11 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Renew the lease until cancelled."""
-        await run_periodically(self.renew, "lease renewal", interval_s=self._settings.heartbeat_s)
+        await run_periodically(self.renew, "lease renewal", interval_s=self._settings.heartbeat_s, hurry=self._hurry)
+
+    def hurry(self) -> None:
+        """Let the next heartbeat follow at once: an operator has ordered something."""
+        self._hurry.set()
 
     async def set_state(self, state: WorkerState, error: str | None = None) -> None:
         """Publish the worker's state now, or with a later heartbeat if the database is unavailable.
@@ -88,7 +96,7 @@ class Heartbeat:
         before = time.monotonic()
         gate = self._runner.gate
         stats = self._engine.stats()
-        claims = await self._store.heartbeat(
+        reply = await self._store.heartbeat(
             self._model,
             slots=self._runner.slot_pool.slots,
             running=stats.requests,
@@ -97,6 +105,8 @@ class Heartbeat:
             breaker=gate.breaker if gate is not None else None,
             report=self._report(stats),
         )
+        self.on_reply(reply)
+        claims = reply.claims
         owned = {(claim.job_id, claim.attempt) for claim in claims}
         for job_id, attempt in self._runner.claimed_before(before):
             if (job_id, attempt) not in owned:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
+from api.admin.fleet.store import WorkerInfo
 from api.console.data.histogram import Percentiles, merged
 
 
@@ -52,30 +52,6 @@ class QueueState:
     oldest_s: float | None = None
     running: int = 0
     paused_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """A worker. `alive`: its lease has not expired; rows of dead workers are kept for an hour."""
-
-    id: str
-    model: str
-    state: str
-    state_since: datetime | None
-    alive: bool
-    slots: int
-    running: int
-    waiting: int
-    kv_cache_usage: float | None
-    tokens_per_s: float | None
-    started_at: datetime
-    lease_expires_at: datetime
-    version: str | None
-    options: Mapping[str, Any]
-    breaker_since: datetime | None
-    breaker_reason: str | None
-    last_error: str | None
-    drain_requested_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,15 +29,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.admin.fleet.store import to_worker, workers_statement
 from api.console.data.job_counts import INTERACTIVE, counted
-from api.console.data.overview import Charts, Live, Measures, QueueState, Rescue, WorkerInfo, charts
+from api.console.data.overview import Charts, Live, Measures, QueueState, Rescue, charts
 from api.console.data.statistics_store import MARK
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX, AttemptOutcome
 from shared.domain.priorities import is_batch
 from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, LOST
 from shared.postgres.store import Store
-from shared.postgres.tables import JobRow, JobStatisticsRow, ModelPauseRow, WorkerRow
+from shared.postgres.tables import JobRow, JobStatisticsRow, ModelPauseRow
 
 Timestamp = DateTime(timezone=True)
 # The widths of buckets, of which the narrowest is used that divides the time into at most `MAX_BUCKETS`.
@@ -78,13 +79,9 @@ class OverviewStore(Store):
         rescues since `since`."""
         async with self._engine.connect() as connection:
             queues = await _queues(connection, models)
-            workers = [_worker(row) for row in await connection.execute(workers_statement())]
+            workers = [to_worker(row) for row in await connection.execute(workers_statement())]
             rescues = [_rescue(row) for row in await connection.execute(rescues_statement(since))]
         return Live(datetime.now(UTC), queues, workers, rescues)
-
-    async def workers(self) -> list[WorkerInfo]:
-        """All workers, by model; dead ones too, for an hour."""
-        return await self._all(workers_statement(), _worker)
 
     async def rescues(self, since: datetime) -> list[Rescue]:
         """The last rescues since a time, the newest first."""
@@ -168,12 +165,6 @@ def running_statement() -> Any:
     )
 
 
-def workers_statement() -> Any:
-    """All workers; `alive` if their lease has not expired."""
-    alive = (WorkerRow.lease_expires_at > func.clock_timestamp()).label("alive")
-    return select(*WorkerRow.__table__.columns, alive).order_by(WorkerRow.model, WorkerRow.id)
-
-
 def rescues_statement(since: datetime) -> Any:
     """The attempts that lost their worker or their engine since then, and the attempts that followed them."""
     attempts = (
@@ -241,10 +232,6 @@ async def _queues(connection: AsyncConnection, models: Sequence[str]) -> list[Qu
                 )
             )
     return queues
-
-
-def _worker(row: Any) -> WorkerInfo:
-    return WorkerInfo(**{name: getattr(row, name) for name in WorkerInfo.__dataclass_fields__})
 
 
 def _rescue(row: Any) -> Rescue:

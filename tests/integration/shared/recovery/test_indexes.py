@@ -41,22 +41,19 @@ FROM generate_series(1, 32000) AS n
 Call = Callable[[AsyncEngine], Awaitable[Any]]
 
 
-async def scans_of(database: AsyncEngine, owner: Owner, call: Call, *, generic: bool) -> list[str]:
-    """The scans of tables in the plans of a call's statements."""
+async def explained(database: AsyncEngine, call: Call, *, generic: bool) -> list[str]:
+    """The plans of a call's statements, line by line."""
     statements: list[tuple[str, Any]] = []
-    event.listen(
-        database.sync_engine,
-        "before_cursor_execute",
-        lambda _connection, _cursor, statement, parameters, *_: statements.append((statement, parameters)),
-    )
+
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(database.sync_engine, "before_cursor_execute", record)
+    await call(database)
+    event.remove(database.sync_engine, "before_cursor_execute", record)
+    assert statements
     plan: list[str] = []
     async with database.connect() as connection:
-        await connection.execute(text(ROWS), {"project": owner.project_id, "key": owner.key_id})
-        await connection.execute(text(CANCELLATIONS))
-        await connection.execute(text("ANALYZE jobs, upstream_cancellations"))
-        statements.clear()
-        await call(database)
-        assert statements
         driver: Any = (await connection.get_raw_connection()).driver_connection
         for statement, parameters in statements:
             if generic:
@@ -67,6 +64,16 @@ async def scans_of(database: AsyncEngine, owner: Owner, call: Call, *, generic: 
             else:
                 rows = await driver.fetch(f"EXPLAIN {statement}", *parameters)
             plan += [row[0] for row in rows]
+    return plan
+
+
+async def scans_of(database: AsyncEngine, owner: Owner, call: Call, *, generic: bool) -> list[str]:
+    """The scans of tables in the plans of a call's statements."""
+    async with database.connect() as connection:
+        await connection.execute(text(ROWS), {"project": owner.project_id, "key": owner.key_id})
+        await connection.execute(text(CANCELLATIONS))
+        await connection.execute(text("ANALYZE jobs, upstream_cancellations"))
+    plan = await explained(database, call, generic=generic)
     return [line for line in plan if "Scan" in line and "workers" not in line and "Bitmap Heap" not in line]
 
 

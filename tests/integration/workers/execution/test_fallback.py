@@ -274,7 +274,7 @@ async def test_a_job_never_moves_after_a_token(models: Models) -> None:
     run, call = await models.start("a", job)
     await call.tokens(1)
     call.fail(UpstreamError("down"))
-    models.workers["a"].runner._paused = False
+    models.workers["a"].runner.resume()
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
     assert (await models.read(job)).model == "a"
 

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.admin.fleet.store import FleetStore
 from api.console.data.overview import Charts
 from api.console.data.overview_store import COUNTED, OverviewStore
 from api.console.data.statistics import JobStatistics
@@ -192,14 +193,12 @@ async def test_workers_report_themselves(overview: OverviewStore, workers: Worke
     assert live.tokens_per_s == 120.5
 
 
-async def test_the_time_of_a_workers_state_is_that_of_its_last_change(
-    overview: OverviewStore, workers: Workers
-) -> None:
+async def test_the_time_of_a_workers_state_is_that_of_its_last_change(database: AsyncEngine, workers: Workers) -> None:
     since = []
     for state in (WorkerState.LOADING, WorkerState.READY, WorkerState.READY, WorkerState.DRAINING):
         breaker = OpenBreaker(datetime.now(UTC), "503") if state is WorkerState.DRAINING else None
         await workers("w").heartbeat("m", slots=1, running=0, lease_s=60, state=state, breaker=breaker)
-        (worker,) = await overview.workers()
+        (worker,) = await FleetStore(database).workers()
         assert worker.state == state.value
         since.append(worker.state_since)
     assert since[0] < since[1] == since[2] < since[3]  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""Operations of operators: they need the `admin` scope."""

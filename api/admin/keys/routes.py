@@ -1,0 +1,88 @@
+"""`/v1/api_keys` and `/v1/projects`: create, rotate, revoke, list."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from api.admin.dependencies import ADMIN_ERRORS, AdminPrincipal
+from api.admin.keys.schemas import (
+    ApiKeyCreate,
+    ApiKeyCreated,
+    ApiKeyList,
+    ApiKeyRotate,
+    ApiKeyView,
+    ProjectCreate,
+    ProjectList,
+    ProjectView,
+)
+from api.admin.keys.service import KeyService
+from api.http.dependencies import resource
+from api.http.errors import ErrorResponse
+from api.http.json_body import JsonRoute
+from api.http.openapi import NOT_FOUND, READ
+from api.http.pagination import After
+from api.keys.store import ApiKey
+
+router = APIRouter(prefix="/v1", tags=["keys"], route_class=JsonRoute)
+
+Keys = Annotated[KeyService, Depends(resource(KeyService))]
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+def _conflict(description: str) -> dict[int | str, dict[str, Any]]:
+    return {409: {"model": ErrorResponse, "description": description}}
+
+
+def _with_secret(key: ApiKey, secret: str) -> ApiKeyCreated:
+    return ApiKeyCreated.of(key).model_copy(update={"secret": secret})
+
+
+@router.get("/api_keys", responses=ADMIN_ERRORS)
+async def list_keys(
+    _: AdminPrincipal,
+    keys: Keys,
+    limit: Limit = 20,
+    after: After = None,
+    project: Annotated[str | None, Query(max_length=200, description="Only keys of this project.")] = None,
+) -> ApiKeyList:
+    """List the keys of all projects, newest first, revoked and expired ones too."""
+    return ApiKeyList.of(await keys.page(limit=limit, after=after, project=project), ApiKeyView.of)
+
+
+@router.post("/api_keys", responses={**ADMIN_ERRORS, **_conflict("The project exists already."), 200: READ})
+async def create_key(body: ApiKeyCreate, principal: AdminPrincipal, keys: Keys) -> ApiKeyCreated:
+    """Create a key. The response is the only one that has the key itself (`secret`)."""
+    return _with_secret(*await keys.create(principal, body))
+
+
+@router.post(
+    "/api_keys/{key_id}/rotate",
+    responses={**ADMIN_ERRORS, **NOT_FOUND, **_conflict("The key is not valid any more."), 200: READ},
+)
+async def rotate_key(key_id: str, body: ApiKeyRotate, principal: AdminPrincipal, keys: Keys) -> ApiKeyCreated:
+    """Create the successor of a key, with the same rights. The old key expires after the overlap."""
+    return _with_secret(*await keys.rotate(principal, key_id, body))
+
+
+@router.post(
+    "/api_keys/{key_id}/revoke",
+    responses={**ADMIN_ERRORS, **NOT_FOUND, **_conflict("The key is not valid any more, or is that of the request.")},
+)
+async def revoke_key(key_id: str, principal: AdminPrincipal, keys: Keys) -> ApiKeyView:
+    """Revoke a key. Its requests are refused, and its streams closed, within `HEADRACE_KEY_CACHE_S` seconds."""
+    return ApiKeyView.of(await keys.revoke(principal, key_id))
+
+
+@router.get("/projects", responses=ADMIN_ERRORS)
+async def list_projects(_: AdminPrincipal, keys: Keys, limit: Limit = 20, after: After = None) -> ProjectList:
+    """List the projects, by name."""
+    return ProjectList.of(await keys.projects(limit=limit, after=after), ProjectView.of, attrgetter("name"))
+
+
+@router.post("/projects", responses={**ADMIN_ERRORS, **_conflict("The project exists already."), 200: READ})
+async def create_project(body: ProjectCreate, _: AdminPrincipal, keys: Keys) -> ProjectView:
+    """Create a project without keys."""
+    return ProjectView.of(await keys.create_project(body))

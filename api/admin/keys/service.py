@@ -1,0 +1,124 @@
+"""What operators do with keys and projects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from api.admin.keys.schemas import ApiKeyCreate, ApiKeyRotate, ProjectCreate
+from api.http.pagination import Page, fetch_page
+from api.keys.principal import Principal
+from api.keys.store import ApiKey, ApiKeyStore, Project, ProjectExists, generate_key, parse_id
+from shared.domain.answer_options import NO_KEY_OPTIONS
+from shared.domain.errors import Conflict, InvalidRequest, NotFound
+
+logger = logging.getLogger(__name__)
+
+
+class KeyService:
+    """Creates, rotates, revokes and lists keys; creates and lists projects."""
+
+    def __init__(self, store: ApiKeyStore) -> None:
+        self._store = store
+
+    async def page(self, *, limit: int, after: str | None, project: str | None) -> Page[ApiKey]:
+        """Return a page of keys, newest first.
+
+        Raises:
+            InvalidRequest: `after` is not the id of a key.
+        """
+        after_id = None if after is None else parse_id(after)
+        if after is not None and after_id is None:
+            raise InvalidRequest(f"after: must be a key id, got {after[:64]!r}", param="after")
+        return await fetch_page(limit, lambda count: self._store.page(limit=count, after=after_id, project=project))
+
+    async def create(self, principal: Principal, body: ApiKeyCreate) -> tuple[ApiKey, str]:
+        """Create a key; return it, and the key itself.
+
+        Raises:
+            Conflict: no project is given, and there is one with the name of the key.
+        """
+        secret = generate_key()
+        try:
+            created = await self._store.create(
+                body.name,
+                secret,
+                project=body.project,
+                # As on the command line: without a project, the key must not gain access to another key's work.
+                new_project=body.project is None,
+                scopes=body.scopes,
+                expires_in_s=body.expires_in_s,
+                priority_floor=body.priority_floor,
+                options=NO_KEY_OPTIONS if body.options is None else body.options.options(),
+                generated=True,
+            )
+        except ProjectExists:
+            raise Conflict(
+                f"project: the project {body.name!r} exists; name it to create another of its keys, or choose another"
+                " name for the key."
+            ) from None
+        assert created is not None  # a generated key is new
+        logger.warning("key=%s created by key_%d", created, principal.key_id)
+        return await self._key(created), secret
+
+    async def rotate(self, principal: Principal, key_id: str, body: ApiKeyRotate) -> tuple[ApiKey, str]:
+        """Create the successor of a key; return it, and the key itself.
+
+        Raises:
+            NotFound, Conflict: as `revoke`.
+        """
+        old, secret = await self._key(key_id), generate_key()
+        created = await self._store.rotate(
+            _number(old.id), secret, overlap_s=body.overlap_s, expires_in_s=body.expires_in_s
+        )
+        if created is None:
+            raise Conflict(f"key_id: the key {key_id} is not valid any more.")
+        logger.warning("key=%s replaced by %s, by key_%d", key_id, created, principal.key_id)
+        return await self._key(created), secret
+
+    async def revoke(self, principal: Principal, key_id: str) -> ApiKey:
+        """Revoke a key; return it. It is refused within `HEADRACE_KEY_CACHE_S` seconds.
+
+        Raises:
+            NotFound: there is no such key.
+            Conflict: the key was revoked or has expired, or is the one that the request is made with.
+        """
+        key = await self._key(key_id)
+        if _number(key.id) == principal.key_id:
+            raise Conflict("key_id: a key cannot revoke itself; use another one.")
+        if not await self._store.revoke(_number(key.id)):
+            raise Conflict(f"key_id: the key {key_id} is not valid any more.")
+        logger.warning("key=%s revoked by key_%d", key_id, principal.key_id)
+        return await self._key(key_id)
+
+    async def projects(self, *, limit: int, after: str | None) -> Page[Project]:
+        """Return a page of projects, by name."""
+
+        async def fetch(count: int) -> Sequence[Project]:
+            return await self._store.projects(limit=count, after=after)
+
+        return await fetch_page(limit, fetch)
+
+    async def create_project(self, body: ProjectCreate) -> Project:
+        """Create a project.
+
+        Raises:
+            Conflict: a project with this name exists.
+        """
+        try:
+            return await self._store.create_project(body.name, body.tier)
+        except ProjectExists:
+            raise Conflict(f"name: the project {body.name!r} exists.") from None
+
+    async def _key(self, key_id: str) -> ApiKey:
+        number = parse_id(key_id)
+        key = await self._store.get(number) if number is not None else None
+        if key is None:
+            raise NotFound(f"There is no key `{key_id[:64]}`.", param="key_id", code="api_key_not_found")
+        return key
+
+
+def _number(key_id: str) -> int:
+    number = parse_id(key_id)
+    assert number is not None
+    return number

@@ -1,0 +1,275 @@
+"""SQL that searches jobs, newest first, in slices of bounded size.
+
+The ids of jobs sort by time, so that a page is a range of an index. A slice reads a number of jobs from there and
+returns those that match. So the time of a search is bounded whatever it looks for, and one that finds little can be
+continued where it ended. Most searches need one slice.
+
+Conditions that few jobs meet have a shortcut: jobs that are open, that did not succeed, or that have a rare model are
+found by partial indexes, however far back they are. No index is kept for this on all jobs, because every submit and
+every end of a job would have to write it. For the same reason metadata is compared by its text, not by an index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    Text,
+    and_,
+    cast,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.domain.errors import UnreadableRow
+from shared.domain.ids import first_id
+from shared.domain.job import JOB_ID_PREFIX, RUNNING, JobStatus, JobSummary
+from shared.postgres.engine import transaction
+from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, SUMMARY_COLUMNS, to_summary
+from shared.postgres.store import Store
+from shared.postgres.tables import JobRow
+
+logger = logging.getLogger(__name__)
+
+# How long one page is searched for.
+BUDGET_S = 1.0
+# Jobs that one statement reads: of the first slice, of the largest one, and of the smallest one, after a timeout.
+SLICE = 20_000
+MAX_SLICE = 80_000
+MIN_SLICE = 500
+# A condition with an index of its own counts as rare if it holds for at most this many jobs.
+RARE = 2000
+# Searches that a process makes at a time, so that submits always get connections.
+CONCURRENT = 4
+UNSUCCESSFUL = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.INCOMPLETE)
+# Times of a job come from several clocks.
+_SKEW = timedelta(minutes=1)
+_QUERY_CANCELED = "57014"
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilters:
+    """What a search looks for: jobs that meet all conditions which are set.
+
+    `start` and `end` limit the time of the submission; `start` is part of the range. `metadata` are members that a
+    job's metadata has, with exactly these values. `key_id` is only useful with the key's project.
+    """
+
+    project_id: int | None = None
+    statuses: tuple[JobStatus, ...] = ()
+    model: str | None = None
+    key_id: int | None = None
+    end_user: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Jobs that match, newest first.
+
+    `cursor`: the search continues after this id; None if there is nothing more to find. `partial`: the time of the
+    search was over before the page was full.
+    """
+
+    jobs: Sequence[JobSummary]
+    cursor: str | None
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """The rows that a statement found, and where it stopped; None: it has read all jobs of the range."""
+
+    rows: Sequence[Any]
+    stopped_at: str | None
+
+
+class JobSearchStore(Store):
+    """Searches jobs."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self._searches = asyncio.Semaphore(CONCURRENT)
+
+    async def search(
+        self, filters: JobFilters, *, limit: int, after: str | None = None, budget_s: float = BUDGET_S
+    ) -> JobPage:
+        """Return a page of at most `limit` jobs after the id `after`. Takes about `budget_s` at most."""
+        found: list[Any] = []
+        size, cursor, began = SLICE, after, time.monotonic()
+        async with self._searches:
+            while True:
+                left_s = budget_s - (time.monotonic() - began)
+                if left_s <= 0 and cursor != after:
+                    return JobPage(_summaries(found, filters), cursor, partial=True)
+                if left_s <= 0:  # not even one slice: a small one must suffice
+                    size, left_s = MIN_SLICE, budget_s
+                try:
+                    part = await self._read(filters, cursor, limit - len(found) + 1, size, left_s)
+                except DBAPIError as error:
+                    if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED or size == MIN_SLICE:
+                        raise
+                    size = max(MIN_SLICE, size // 8)
+                    continue
+                found += part.rows
+                if len(found) > limit:
+                    page = found[:limit]
+                    return JobPage(_summaries(page, filters), page[-1].id)
+                if part.stopped_at is None:
+                    return JobPage(_summaries(found, filters), None)
+                cursor, size = part.stopped_at, min(2 * size, MAX_SLICE)
+
+    async def _read(self, filters: JobFilters, after: str | None, limit: int, size: int, timeout_s: float) -> _Slice:
+        statement = search_statement(filters, after, limit, size)
+        timeout_ms = max(1, round(1000 * timeout_s))
+        async with transaction(self._engine) as connection:
+            await connection.execute(select(func.set_config("statement_timeout", f"{timeout_ms}", True)))
+            rows = (await connection.execute(statement)).all()
+        last = rows[-1] if rows and rows[-1].number == size else None
+        return _Slice([row for row in rows if row.matches], last.id if last is not None else None)
+
+
+def search_statement(filters: JobFilters, after: str | None, limit: int, size: int) -> Select[Any]:
+    """Select at most `limit` jobs of the next `size` ones, and the last of these even if it does not match."""
+    within = _range(filters, after)
+    matches = and_(*_conditions(filters))
+    probe = _probe(filters)
+    scanned_where = [*within, *_leading(filters)]
+    few: ColumnElement[bool] | None = None
+    if probe is not None:
+        rare = probe.cte("probe").prefix_with("MATERIALIZED")
+        few = select(func.count() <= literal_column(str(RARE))).select_from(rare).scalar_subquery()
+        scanned_where.append(~few)
+    number = func.row_number().over(order_by=JobRow.id.desc()).label("number")
+    scanned = (
+        select(JobRow.id, number, matches.label("matches"))
+        .where(*scanned_where)
+        .order_by(JobRow.id.desc())
+        .limit(size)
+        .subquery("scanned")
+    )
+    found = (
+        select(scanned.c.id, scanned.c.number, scanned.c.matches)
+        .where(or_(scanned.c.matches, scanned.c.number == size))
+        .order_by(scanned.c.id.desc())
+        .limit(limit)
+    )
+    if few is not None:
+        all_rare = (
+            select(JobRow.id, literal(0, Integer).label("number"), literal(True).label("matches"))
+            .where(few, JobRow.id.in_(select(rare.c.id)), *within, matches)
+            .order_by(JobRow.id.desc())
+            .limit(limit)
+        )
+        parts: Any = union_all(select(found.subquery()), select(all_rare.subquery())).subquery("found")
+    else:
+        parts = found.subquery("found")
+    return (
+        select(*SUMMARY_COLUMNS, parts.c.number, parts.c.matches)
+        .join_from(parts, JobRow, JobRow.id == parts.c.id)
+        .order_by(JobRow.id.desc())
+    )
+
+
+def _range(filters: JobFilters, after: str | None) -> list[ColumnElement[bool]]:
+    """Conditions: the job is in the time range, and after the cursor."""
+    conditions = []
+    if filters.start is not None:
+        conditions.append(JobRow.id >= first_id(JOB_ID_PREFIX, filters.start))
+    if filters.end is not None:
+        conditions.append(JobRow.id < first_id(JOB_ID_PREFIX, filters.end))
+    if after is not None:
+        conditions.append(JobRow.id < after)
+    return conditions
+
+
+def _leading(filters: JobFilters) -> list[ColumnElement[bool]]:
+    """The condition whose index a slice is read from: without it, a slice would have too many jobs of others."""
+    if filters.project_id is not None:
+        return [JobRow.project_id == filters.project_id]
+    if len(filters.statuses) == 1 and filters.statuses[0] in UNSUCCESSFUL:
+        return [_status_is(filters.statuses[0])]
+    return []
+
+
+def _probe(filters: JobFilters) -> Any | None:
+    """Select the ids of jobs that meet a condition with an index of its own, or of some more than are rare."""
+
+    def some(*conditions: ColumnElement[bool]) -> Any:
+        return select(select(JobRow.id).where(*conditions).limit(literal_column(str(RARE + 1))).subquery())
+
+    of_model = [JobRow.model == filters.model] if filters.model is not None else []
+    statuses = set(filters.statuses)
+    if statuses and statuses <= {JobStatus.QUEUED, *RUNNING}:
+        parts = [some(IS_QUEUED, *of_model)] if JobStatus.QUEUED in statuses else []
+        parts += [some(IS_RUNNING, *of_model)] if statuses & set(RUNNING) else []
+    elif of_model:
+        ended = [JobRow.finished_at.is_not(None)]
+        if filters.start is not None:
+            ended.append(JobRow.finished_at >= filters.start - _SKEW)
+        parts = [some(*of_model, *ended), some(IS_QUEUED, *of_model), some(IS_RUNNING, *of_model)]
+    else:
+        return None
+    return union_all(*parts) if len(parts) > 1 else parts[0]
+
+
+def _status_is(status: JobStatus) -> ColumnElement[bool]:
+    # With a literal, as in `IS_QUEUED`, for partial indexes.
+    return JobRow.status == literal_column(f"'{status.value}'")
+
+
+def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
+    """Conditions: the job matches, in its range of time."""
+    conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
+    if filters.statuses:
+        conditions.append(or_(*map(_status_is, filters.statuses)))
+    if filters.project_id is not None:
+        conditions.append(JobRow.project_id == filters.project_id)
+    if filters.model is not None:
+        conditions.append(JobRow.model == filters.model)
+    if filters.key_id is not None:
+        conditions.append(JobRow.key_id == filters.key_id)
+    if filters.end_user is not None:
+        conditions.append(func.coalesce(JobRow.end_user == filters.end_user, False))
+    stored = cast(JobRow.job_metadata, Text)
+    for name, value in filters.metadata.items():
+        # As text, which also takes values with U+0000, and a third of the time. `_summaries` compares the values.
+        conditions.append(func.strpos(stored, _member(name, value)) > 0)
+    return conditions
+
+
+def _member(name: str, value: str) -> str:
+    """A member of a JSON object as it is stored."""
+    return orjson.dumps({name: value}).decode()[1:-1]
+
+
+def _summaries(rows: Sequence[Any], filters: JobFilters) -> list[JobSummary]:
+    """The jobs of rows, without those that this version cannot read."""
+    jobs = []
+    for row in rows:
+        try:
+            job = to_summary(row)
+        except UnreadableRow as error:
+            logger.warning("%s=%s cannot be read: %s", error.what, error.item_id, error.reason)
+            continue
+        if all(job.metadata.get(name) == value for name, value in filters.metadata.items()):
+            jobs.append(job)
+    return jobs
