@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from api.console.jobs import routes as jobs
 from api.console.overview import routes as overview
 from api.console.page import Page
 
-PAGES: tuple[Page, ...] = (overview.PAGE,)
+PAGES: tuple[Page, ...] = (
+    overview.PAGE,
+    jobs.PAGE,
+)

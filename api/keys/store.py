@@ -267,7 +267,7 @@ class ApiKeyStore(Store):
 
     async def projects(self, *, limit: int, after: str | None = None) -> list[Project]:
         """Return one page of projects, by name."""
-        keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, _valid()).scalar_subquery()
+        keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, key_is_valid()).scalar_subquery()
         statement = select(
             ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at, keys.label("keys")
         ).order_by(ProjectRow.name)

@@ -14,7 +14,7 @@ from shared.domain.job import JOB_ID_PREFIX
 from shared.domain.owner import Owner
 
 _COLUMNS = {"metadata": "{}", "request": "{}", "attempts": "[]", "status": "completed", "priority": 3, "attempt": 1}
-_JSON = ("metadata", "request", "attempts", "usage", "decisions")
+_JSON = ("metadata", "request", "attempts", "usage", "decisions", "output")
 
 
 def job_id(created_at: datetime) -> str:

@@ -22,8 +22,17 @@ from tests.support.database import TEMPLATE, create_database, migrate, switch_da
 from tests.support.demo_data import MODELS, fill
 from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
-# Paths of the pages by the name of the picture.
-PAGES = {"overview": "", "sign-in": "sign-in", "not-found": "no-such-page"}
+# Paths of the pages by the name of the picture. `{story}` is the id of the job with a story.
+PAGES = {
+    "overview": "",
+    "sign-in": "sign-in",
+    "not-found": "no-such-page",
+    "jobs": "jobs?range=1h",
+    "jobs-filtered": "jobs?status=failed&range=24h",
+    "job": "jobs/{story}",
+    "job-request": "jobs/{story}?tab=request",
+    "job-events": "jobs/{story}?tab=events",
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
     "dark": {"color_scheme": "dark", "viewport": DESKTOP},
@@ -32,8 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def demo_stack() -> Iterator[Stack]:
-    """An API on a database with made-up data. No worker runs."""
+def demo_stack() -> Iterator[tuple[Stack, str]]:
+    """An API on a database with made-up data, and the id of the job with a story. No worker runs."""
     with tempfile.TemporaryDirectory(prefix="headrace-screenshots-") as name:
         folder = Path(name)
         postgres = start_postgres(folder / "postgres")
@@ -43,11 +52,11 @@ def demo_stack() -> Iterator[Stack]:
             migrate(switch_database(postgres.url, TEMPLATE))
             create_database(postgres.url, "demo", template=stack_template(postgres.url))
             url = switch_database(postgres.url, "demo")
-            asyncio.run(fill(url))
+            story = asyncio.run(fill(url, valkey.url))
             stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS), folder)
             try:
                 stack.start_api()
-                yield stack
+                yield stack, story
             finally:
                 stack.stop()
         finally:
@@ -83,8 +92,9 @@ def main() -> int:
     parser.add_argument("page", nargs="*", choices=[*PAGES, []], help="the names of the pages (default: all)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    pages = {name: path for name, path in PAGES.items() if not arguments.page or name in arguments.page}
-    with demo_stack() as stack:
+    with demo_stack() as (stack, story):
+        wanted = arguments.page or PAGES
+        pages = {name: path.format(story=story) for name, path in PAGES.items() if name in wanted}
         asyncio.run(take(stack, pages, arguments.folder))
     return 0
 
