@@ -25,7 +25,7 @@ from api.cache.upkeep import CacheUpkeep
 from api.console.data.overview_store import OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
-from api.console.job.routes import JobParts
+from api.console.jobs.job.routes import JobParts
 from api.console.jobs.routes import JobsList
 from api.console.jobs.service import ConsoleJobs
 from api.console.jobs.store import KeyNamesStore

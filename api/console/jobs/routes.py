@@ -9,10 +9,10 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Depends, Form, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from api.console.job import routes as job
 from api.console.jobs import conditions, view
 from api.console.jobs.conditions import Conditions, Reading
 from api.console.jobs.export import TYPES, ExportFormat, export
+from api.console.jobs.job import routes as job
 from api.console.jobs.service import Action, ConsoleJobs
 from api.console.live import Broadcaster
 from api.console.navigation import browser_path, root_of

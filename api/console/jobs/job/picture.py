@@ -35,7 +35,7 @@ class Layout:
         return self.width - self.labels - self.right
 
 
-WIDE, NARROW = Layout(1104, 112, 24), Layout(344, 68, 10)
+WIDE, NARROW = Layout(1104, 112, 24), Layout(344, 82, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,7 @@ class _Drawing:
             self._attempt(attempt, row_of[attempt])
         bottom = TOP + ROW * (len(shown) + 1)
         if self._timeline.flushes:
+            bottom += 4
             self._label(self._layout.labels - 12, bottom + TOKENS_HEIGHT / 2 + 4, "Tokens", "", "end")
             self._flushes(bottom)
             bottom += TOKENS_HEIGHT + 8
@@ -241,7 +242,7 @@ class _Drawing:
             self._picture.bars.append(bar)
 
     def _axis(self, bottom: float) -> None:
-        step = _step(self._total, max(2, self._layout.plot // 110))
+        step = _step(self._total, max(2, self._layout.plot // 90))
         count = math.floor(self._total / step + 1e-9)
         for index in range(count + 1):
             seconds = index * step

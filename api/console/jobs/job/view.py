@@ -8,7 +8,7 @@ from datetime import datetime
 
 from api.console.data.timeline import Mark, MarkKind, SpanKind, Timeline, job_timeline
 from api.console.filters import Quantity, duration, milliseconds, number, plural, quantity, short_id
-from api.console.job.picture import NARROW, WIDE, Picture, draw, legend
+from api.console.jobs.job.picture import NARROW, WIDE, Picture, draw, legend
 from api.console.jobs.view import STATUSES
 from api.console.session_store import KeyNames
 from api.keys.store import format_id

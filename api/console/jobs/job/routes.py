@@ -10,10 +10,10 @@ from typing import Annotated, Literal, NamedTuple
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from api.console.job.answer import choices, request_view, title_of
-from api.console.job.code import body_text, programs, request_body
-from api.console.job.live import merged
-from api.console.job.view import JobPageView, build_view
+from api.console.jobs.job.answer import choices, request_view, title_of
+from api.console.jobs.job.code import body_text, programs, request_body
+from api.console.jobs.job.live import merged
+from api.console.jobs.job.view import JobPageView, build_view
 from api.console.jobs.service import Action, ConsoleJobs
 from api.console.live import Broadcaster, part_frame
 from api.console.navigation import browser_path, root_of
@@ -62,7 +62,7 @@ class JobParts:
 
     def render(self, view: JobPageView) -> Mapping[str, str]:
         """The parts of the page by name, as HTML."""
-        return {name: render(f"job/{name}.html", {"view": view}) for name in PARTS}
+        return {name: render(f"jobs/job/{name}.html", {"view": view}) for name in PARTS}
 
     async def last(self, audience: Audience) -> bytes:
         """The frames of all parts of a job that has ended, with its answer."""
@@ -74,7 +74,7 @@ class JobParts:
 async def answer_part(job: Job) -> str:
     """The answer of a job, as HTML."""
     found = await off_loop(job.output_size, choices, job.output)
-    return render("job/answer.html", {"choices": found, "job": job, "is_open": not job.status.terminal})
+    return render("jobs/job/answer.html", {"choices": found, "job": job, "is_open": not job.status.terminal})
 
 
 CurrentJobs = Annotated[ConsoleJobs, Depends(resource(ConsoleJobs))]
@@ -92,7 +92,7 @@ async def job_page(
     body = await off_loop(job.request.size, _body, job)
     return page_response(
         request.scope,
-        "job/job.html",
+        "jobs/job/job.html",
         job=job,
         view=view,
         title=title_of(job),
@@ -119,7 +119,8 @@ async def job_events(
 ) -> Response:
     """The events of the job after a cursor, and the parts of its page that change, as server-sent events."""
     job = await jobs.summary(viewer.project_id, job_id)
-    after = int(last_event_id) if re.fullmatch("[0-9]{1,15}", last_event_id or "") else starting_after
+    resumes = last_event_id is not None and re.fullmatch("[0-9]{1,15}", last_event_id) is not None
+    after = int(last_event_id or 0) if resumes else starting_after
     audience = Audience(viewer.project_id, job.id)
     changing = parts.broadcaster.frames(audience, lambda: sessions.principal(viewer.session_token))
     events = await native_stream(service, job, after)
