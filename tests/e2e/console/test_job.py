@@ -19,6 +19,11 @@ async def start(stack: Stack, key: str, **body: object) -> str:
         return str((await client.post("/v1/jobs", json={"prompt": "x", **body})).json()["id"])
 
 
+async def output_of(stack: Stack, key: str, job: str) -> str:
+    async with httpx.AsyncClient(base_url=stack.url, headers={"Authorization": f"Bearer {key}"}) as client:
+        return str((await client.get(f"/v1/jobs/{job}")).json()["output_text"])
+
+
 async def test_an_answer_streams_to_its_end(member: Visit, sim_stack: Stack, member_key: str) -> None:
     job = await start(sim_stack, member_key, model="small", max_tokens=150, prompt="Tell me a story")
     await member.open(f"jobs/{job}")
@@ -29,8 +34,7 @@ async def test_an_answer_streams_to_its_end(member: Visit, sim_stack: Stack, mem
     await expect(status).to_contain_text("Completed", timeout=20_000)
     await expect(streaming).to_have_count(0)
     await expect(member.page.locator("#cancel")).to_be_hidden()
-    headers = {"Authorization": f"Bearer {member_key}"}
-    text = httpx.get(f"{sim_stack.url}/v1/jobs/{job}", headers=headers).json()["output_text"]
+    text = await output_of(sim_stack, member_key, job)
     assert await member.page.locator("#answer .prose").text_content() == text
     await expect(member.page.locator("[data-part=stats]")).to_contain_text("150tokens")
     await member.page.reload()
@@ -63,8 +67,7 @@ async def test_a_failover_shows_in_the_timeline(member: Visit, sim_stack: Stack,
     await expect(picture).to_contain_text("continued at token", timeout=30_000)
     await expect(member.page.locator("[data-part=status]")).to_contain_text("Completed", timeout=30_000)
     await expect(member.page.locator("[data-part=stats]")).to_contain_text("2 attempts")
-    headers = {"Authorization": f"Bearer {member_key}"}
-    text = httpx.get(f"{sim_stack.url}/v1/jobs/{job}", headers=headers).json()["output_text"]
+    text = await output_of(sim_stack, member_key, job)
     assert await member.page.locator("#answer .prose").text_content() == text
     await member.open(f"jobs/{job}?tab=events")
     await expect(member.page.locator("[data-part=history]")).to_contain_text("its worker was lost")

@@ -122,7 +122,6 @@ def test_texts_of_clients_and_models_are_texts(sim_stack: Stack, member_key: str
             text = operator.get(path).text
             assert "<script>alert" not in text
             assert "<img src=x" not in text
-            assert "49" not in re.findall(r"\{\{7\*7\}\}|>49<", text)
         for what in ("output", "request", "body", "events"):
             response = operator.get(f"jobs/{job}/raw/{what}")
             assert response.headers["content-type"] == "text/plain; charset=utf-8"
