@@ -282,8 +282,10 @@ def _step(total: float, most: int) -> float:
 
 
 def _tick(seconds: float, step: float) -> str:
+    if not seconds:
+        return "0 s"
     if step < 1:
-        return f"{seconds * 1000:.0f} ms" if seconds < 1 and step < 0.1 else f"{seconds:.2g} s" if seconds else "0 s"
+        return f"{seconds * 1000:.0f} ms" if seconds < 1 and step < 0.1 else f"{seconds:.2g} s"
     if step < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if step < 3600 else f"{seconds / 3600:.0f} h"

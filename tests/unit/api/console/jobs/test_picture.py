@@ -57,8 +57,7 @@ def test_a_failover_is_a_gap_between_two_attempts() -> None:
     (gap,) = [bar for bar in picture.bars if bar.kind == "lost"]
     assert gap.title == "w1 lost at 1.9 s; continued after 5.3 s"
     assert gap.title in texts(picture)
-    assert "generating, 20 tokens" in texts(picture) or "generating" in texts(picture)
-    assert "continued at token 21, 30 tokens" in texts(picture)
+    assert "continued at token 21" in texts(picture)
     rows = {bar.kind: bar.y for bar in picture.bars if bar.kind in ("queue", "lost", "generate")}
     assert rows["queue"] < rows["lost"] < rows["generate"]
     assert "5.3 s without a worker after a loss; 2 attempts" in picture.summary
