@@ -216,7 +216,8 @@ async def open_resources(
         learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
         supervisor.start("learned_ratios", learned_ratios.run())
         overview_store = OverviewStore(database)
-        supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
+        if settings.console == "on":
+            supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)

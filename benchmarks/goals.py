@@ -106,6 +106,14 @@ def _engines(names: Iterable[str]) -> Iterator[Goal]:
         yield Goal(title, Key("engines", "openai", f"500 slow streams: {figure}"), limit, False, unit)
 
 
+def _console() -> Iterator[Goal]:
+    key = Key("console", "headrace", "overview of 1 h p95, 1,000,000 jobs")
+    yield Goal("overview of the console p95, 1,000,000 jobs", key, 50, False, "ms")
+    for kind in ("project", "model", "status"):
+        key = Key("console", "headrace", f"list by {kind} and time p95, 10,000,000 jobs")
+        yield Goal(f"list of jobs by {kind} and time p95, 10,000,000 jobs", key, 150, False, "ms")
+
+
 GOALS = (
     *_vllm((16, 64, 256)),
     Goal(
@@ -174,6 +182,7 @@ GOALS = (
     Goal("POST jobs p99 with followers", Key("followers", "headrace", "POST jobs p99 with followers"), 50, False, "ms"),
     Goal("failed calls with followers", Key("followers", "headrace", "failed calls"), 0, False),
     *_calls("full"),
+    *_console(),
     *_loops(),
     Goal(
         "p99 of a stream's steps beside heavy requests, relative to the stream alone",

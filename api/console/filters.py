@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -109,8 +110,8 @@ def time(moment: datetime | None, style: str = "time") -> Markup:
 
 def short_id(text: str) -> str:
     """The part of an id that tells it from others on a page: `job_01a2241e…`."""
-    kind, separator, rest = text.partition("_") if "_" in text else text.partition("-")
-    return f"{kind}{separator}{rest[:8]}…" if len(rest) > 10 else text
+    match = re.fullmatch(r"([a-z]+[-_])(.{8}).{3,}", text)
+    return f"{match[1]}{match[2]}…" if match else text
 
 
 def copyable(text: str, shown: str | None = None) -> Markup:
@@ -121,17 +122,28 @@ def copyable(text: str, shown: str | None = None) -> Markup:
 
 
 def sparkline(values: Sequence[float | None], width: int = 200, height: int = 36) -> Markup:
-    """The points of a trend as the paths of a small SVG chart: `line` and `area`. Gaps are drawn as zero."""
-    numbers = [value or 0.0 for value in values]
-    if len(numbers) < 2:
-        numbers = [0.0, 0.0]
-    top = max(numbers) * 1.15 or 1.0
-    step = width / (len(numbers) - 1)
-    line = " L".join(f"{index * step:.1f} {height - value / top * height:.1f}" for index, value in enumerate(numbers))
+    """A trend as a small SVG chart. Where there is no value, it has a gap."""
+    top = max((value for value in values if value is not None), default=0) * 1.15 or 1.0
+    step = width / max(len(values) - 1, 1)
+    runs: list[list[str]] = [[]]
+    starts: list[float] = []
+    for index, value in enumerate(values):
+        if value is None:
+            runs.append([])
+            continue
+        if not runs[-1]:
+            starts.append(index * step)
+        runs[-1].append(f"{index * step:.1f} {height - value / top * height:.1f}")
+    runs = [run for run in runs if run]
+    line = " ".join(f"M{' L'.join(run if len(run) > 1 else run * 2)}" for run in runs)
+    area = " ".join(
+        f"M{start:.1f} {height} L{' L'.join(run)} L{start + step * (len(run) - 1):.1f} {height}Z"
+        for start, run in zip(starts, runs, strict=True)
+    )
     return Markup(
         '<svg class="spark" viewBox="0 0 {w} {h}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
-        '<path class="spark-area" d="M{line} L{w} {h} L0 {h}Z"/><path class="spark-line" d="M{line}"/></svg>'
-    ).format(w=width, h=height, line=line)
+        '<path class="spark-area" d="{area}"/><path class="spark-line" d="{line}"/></svg>'
+    ).format(w=width, h=height, line=line, area=area)
 
 
 FILTERS = {

@@ -15,6 +15,7 @@ from api.console.pages import PAGES
 from api.console.sign_in import links
 from api.console.sign_in import routes as sign_in
 from api.console.viewer import CurrentViewer, Viewer
+from shared.domain.errors import NotFound
 
 
 def install_console(app: FastAPI) -> None:
@@ -34,6 +35,11 @@ def install_console(app: FastAPI) -> None:
         prefix = f"{PREFIX}/{page.path}".rstrip("/")
         needs = [csrf, Depends(_requires(page))]
         app.include_router(page.router, prefix=prefix, include_in_schema=False, dependencies=needs)
+    app.add_api_route(f"{PREFIX}/{{path:path}}", _no_page, response_class=Response, include_in_schema=False)
+
+
+async def _no_page() -> Response:
+    raise NotFound("There is no page at this address.")
 
 
 async def _asset(request: Request, version: str, name: str) -> Response:

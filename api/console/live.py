@@ -29,6 +29,8 @@ A = TypeVar("A", bound=Hashable)
 class _Channel(Generic[A]):
     """The parts that one audience sees: those with the same rights, filters and times."""
 
+    task: asyncio.Task[None]
+
     def __init__(self, audience: A) -> None:
         self.audience = audience
         self.readers = 0
@@ -37,7 +39,6 @@ class _Channel(Generic[A]):
         self.parts: dict[str, tuple[str, int, bytes]] = {}
         self.frame = b""
         self.changed = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
 
     def publish(self, parts: Mapping[str, str], frame: bytes) -> None:
         """Replace the parts, and wake all readers. `frame` reports the state, also if no part has changed."""
@@ -65,15 +66,18 @@ class Broadcaster(Generic[A]):
         self._render = render
         self._interval_s = interval_s
         self._channels: dict[A, _Channel[A]] = {}
+        # Those that render, and those that were cancelled and have not ended.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def frames(self, audience: A, check_session: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
         """The frames for one reader: all parts at first, then those that change, until its session has ended."""
         channel = self._channels.get(audience)
         if channel is None:
             channel = self._channels[audience] = _Channel(audience)
-        channel.readers += 1
-        if channel.task is None:
             channel.task = asyncio.create_task(self._run(channel), name=f"console-{self._name}")
+            self._tasks.add(channel.task)
+            channel.task.add_done_callback(self._tasks.discard)
+        channel.readers += 1
         try:
             seen, checked_at = 0, _now()
             while True:
@@ -90,13 +94,12 @@ class Broadcaster(Generic[A]):
         finally:
             channel.readers -= 1
             if not channel.readers:
-                self._channels.pop(audience, None)
-                if channel.task is not None:
-                    channel.task.cancel()
+                del self._channels[audience]
+                channel.task.cancel()
 
     async def close(self) -> None:
         """End all computations."""
-        await cancel_and_wait(*(channel.task for channel in self._channels.values() if channel.task is not None))
+        await cancel_and_wait(*self._tasks)
 
     async def _run(self, channel: _Channel[A]) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from api.keys.principal import Scope
@@ -118,10 +118,14 @@ class SessionStore(Store):
 
     async def key_named(self, name: str) -> int | None:
         """The id of the newest valid key with this name and both scopes, None if there is none."""
-        scopes = [scope.value for scope in Scope]
+        both = bindparam("scopes", [scope.value for scope in Scope], type_=ARRAY(Text))
         statement = (
             select(ApiKeyRow.id)
-            .where(key_is_valid(), ApiKeyRow.name == name, ApiKeyRow.scopes.contains(scopes))
+            .where(
+                key_is_valid(),
+                ApiKeyRow.name == name,
+                ApiKeyRow.scopes.op("@>")(both),
+            )
             .order_by(ApiKeyRow.id.desc())
             .limit(1)
         )

@@ -40,6 +40,7 @@ def page_response(scope: Scope, template: str, status: int = 200, **values: Any)
     """A page as the response to a request. Its template extends `layout.html`, or `bare.html` before the sign-in."""
     viewer = viewer_of(scope)
     pages: Sequence[Page] = scope["app"].state.console_pages
+    shown = groups(pages, viewer) if viewer is not None else []
     path = browser_path(scope)
     context = {
         "status": status,
@@ -47,7 +48,8 @@ def page_response(scope: Scope, template: str, status: int = 200, **values: Any)
         # Fragments are resolved against the layout's root, so links within a page need its own path.
         "here": path.removeprefix(PREFIX).strip("/"),
         "viewer": viewer,
-        "groups": groups(pages, viewer) if viewer is not None else [],
+        "groups": shown,
+        "searched": [page for group in shown for page in group.pages if page.search is not None],
         "current": next((page for page in pages if is_current(page, path)), None),
         **values,
     }

@@ -222,7 +222,7 @@ def _probe(filters: JobFilters) -> Any | None:
         parts = [some(IS_QUEUED, *of_model)] if JobStatus.QUEUED in statuses else []
         parts += [some(IS_RUNNING, *of_model)] if statuses & set(RUNNING) else []
     elif of_model:
-        ended = [JobRow.finished_at.is_not(None)]
+        ended: list[ColumnElement[bool]] = [JobRow.finished_at.is_not(None)]
         if filters.start is not None:
             ended.append(JobRow.finished_at >= filters.start - _SKEW)
         parts = [some(*of_model, *ended), some(IS_QUEUED, *of_model), some(IS_RUNNING, *of_model)]

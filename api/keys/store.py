@@ -22,6 +22,7 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
+    literal,
     or_,
     select,
     update,
@@ -268,12 +269,10 @@ class ApiKeyStore(Store):
     async def projects(self, *, limit: int, after: str | None = None) -> list[Project]:
         """Return one page of projects, by name."""
         keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, key_is_valid()).scalar_subquery()
-        statement = select(
-            ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at, keys.label("keys")
-        ).order_by(ProjectRow.name)
+        statement = select(*_PROJECT, keys.label("keys")).order_by(ProjectRow.name)
         if after is not None:
             statement = statement.where(ProjectRow.name > after)
-        return await self._all(statement.limit(limit), lambda row: Project(*row))
+        return await self._all(statement.limit(limit), _project)
 
     async def create_project(self, name: str, tier: str | None = None) -> Project:
         """Create a project without keys.
@@ -282,10 +281,8 @@ class ApiKeyStore(Store):
             ProjectExists: a project with this name exists.
         """
         statement = insert(ProjectRow).values(name=name, tier=tier)
-        statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name]).returning(
-            ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at
-        )
-        created = await self._one(statement, lambda row: Project(*row))
+        statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name])
+        created = await self._one(statement.returning(*_PROJECT, literal(0).label("keys")), _project)
         if created is None:
             raise ProjectExists
         return created
@@ -369,6 +366,12 @@ VALID_KEY_COLUMNS = (
     ProjectRow.tier,
     func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
 )
+
+_PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
+
+
+def _project(row: Row[Any]) -> Project:
+    return Project(row.id, row.name, row.tier, row.created_at, row.keys)
 
 
 def _listed() -> Any:

@@ -82,5 +82,5 @@ class QueueStatsStore(Store):
                 fleet.unreadable[self._model_label(model)] += count
             for model, count in await connection.execute(deferred):
                 fleet.deferred[self._model_label(model)] += count
-            fleet.paused = set((await connection.execute(select(ModelPauseRow.model))).scalars())
+            fleet.paused.update((await connection.execute(select(ModelPauseRow.model))).scalars())
         return fleet

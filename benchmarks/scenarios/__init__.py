@@ -8,6 +8,7 @@ from benchmarks.bench import Bench
 from benchmarks.scenarios import (
     cache,
     cancel,
+    console,
     engines,
     followers,
     growth,
@@ -32,6 +33,7 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "cache": cache.run,
     "followers": followers.run,
     "growth": growth.run,
+    "console": console.run,
     "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,

@@ -355,7 +355,7 @@ class ClaimStore(ReroutingStore):
             last_error=report.last_error,
         )
         changed = WorkerRow.state.is_distinct_from(renew.excluded.state)
-        renew = renew.on_conflict_do_update(
+        renewed = renew.on_conflict_do_update(
             index_elements=[WorkerRow.id],
             set_={
                 **{name: renew.excluded[name] for name in _BEAT},
@@ -366,7 +366,7 @@ class ClaimStore(ReroutingStore):
             exists().where(ModelPauseRow.model == WorkerRow.model).correlate(WorkerRow).label("paused"),
         )
         async with self._engine.connect() as connection:
-            orders = (await connection.execute(renew)).one()
+            orders = (await connection.execute(renewed)).one()
             return HeartbeatReply(await self._list_claims(connection), orders.drain, orders.paused)
 
     async def renew_lease(self, lease_s: float) -> None:

@@ -109,7 +109,7 @@ async def visit(browser: Browser, url: str, **options: Any) -> AsyncIterator[Vis
         yield Visit(context, page, url, complaints)
     finally:
         await context.close()
-    assert complaints.found == []
+    assert not complaints.found, complaints.found
 
 
 def create_key(stack: Stack, name: str, *scopes: str, project: str | None = None) -> str:

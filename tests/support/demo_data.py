@@ -76,6 +76,17 @@ async def fill(database_url: str, redis_url: str) -> str:
         await engine.dispose()
 
 
+async def refresh(database_url: str) -> None:
+    """Let the jobs that wait have been submitted just now: no worker takes them, so they would age in the pictures."""
+    engine = connect(database_url)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE jobs SET created_at = now() - random() * interval '0.4 s'"
+                                          " WHERE status = 'queued'"))  # fmt: skip
+    finally:
+        await engine.dispose()
+
+
 async def _insert(engine: AsyncEngine, owners: list[Owner]) -> None:
     now, random = datetime.now(UTC), Random(5)
     async with engine.begin() as connection:

@@ -9,9 +9,11 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.jobs.search_store import JobFilters, JobSearchStore
 from shared.domain.ids import new_id
-from shared.domain.job import JOB_ID_PREFIX
+from shared.domain.job import JOB_ID_PREFIX, JobSummary
 from shared.domain.owner import Owner
+from shared.postgres.store import Store
 
 _COLUMNS = {"metadata": "{}", "request": "{}", "attempts": "[]", "status": "completed", "priority": 3, "attempt": 1}
 _JSON = ("metadata", "request", "attempts", "usage", "decisions", "output")
@@ -64,3 +66,9 @@ async def add_job(
     async with database.connect() as connection:
         await connection.execute(text(f"INSERT INTO jobs ({names}) VALUES ({parameters})"), values)  # noqa: S608
     return str(values["id"])
+
+
+async def jobs_of(store: Store, project_id: int, *, limit: int = 100, after: str | None = None) -> list[JobSummary]:
+    """The jobs of a project in the database of a store, newest first."""
+    page = await JobSearchStore(store._engine).search(JobFilters(project_id=project_id), limit=limit, after=after)
+    return list(page.jobs)

@@ -19,7 +19,7 @@ from playwright.async_api import Browser
 from launcher.embedded import start_postgres, start_valkey
 from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visit
 from tests.support.database import TEMPLATE, create_database, migrate, switch_database
-from tests.support.demo_data import MODELS, fill
+from tests.support.demo_data import MODELS, fill, refresh
 from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
 # Paths of the pages by the name of the picture. `{story}` is the id of the job with a story.
@@ -36,8 +36,10 @@ PAGES = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
     "dark": {"color_scheme": "dark", "viewport": DESKTOP},
-    "phone": {"color_scheme": "light", "viewport": PHONE, "device_scale_factor": 2},
+    "phone": {"color_scheme": "light", "viewport": PHONE},
 }
+# Charts and fonts are drawn in the frames after they were loaded.
+_SETTLED = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
 
 
 @contextmanager
@@ -78,10 +80,12 @@ async def _picture(browser: Browser, stack: Stack, key: str, path: str, options:
         window.complaints.expect_status(404)
         if path != "sign-in":
             await window.sign_in(key)
+        await refresh(stack.environment["DATABASE_URL"])
         await window.open(path)
         await window.page.wait_for_load_state("load")
         if await window.page.locator("[data-live]").count():
             await window.page.wait_for_selector('[data-state="live"]')
+            await window.page.evaluate(_SETTLED)
         await window.page.screenshot(path=file, full_page=True)
         print(file, flush=True)
 
@@ -89,7 +93,7 @@ async def _picture(browser: Browser, stack: Stack, key: str, path: str, options:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.screenshots", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=REPOSITORY / "docs" / "images" / "console")
-    parser.add_argument("page", nargs="*", choices=[*PAGES, []], help="the names of the pages (default: all)")
+    parser.add_argument("page", nargs="*", metavar="PAGE", help="the names of the pages (default: all)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with demo_stack() as (stack, story):

@@ -8,20 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-from sqlalchemy import Double, Integer, cast, func
+from sqlalchemy import Double, Integer, case, cast, func
 
 # Each bin ends at 1.05 times its start, so that a percentile is off by 2.5 % at most. The first one starts at 1 ms.
 RATIO = 1.05
 _LN_RATIO = math.log(RATIO)
 
 
-def bin_of(interval: object) -> object:
+def bin_of(interval: Any) -> Any:
     """The SQL expression of the bin of an interval; NULL if that is NULL."""
     # In floating point: logarithms of `numeric` take 20 times as long.
-    milliseconds = func.greatest(cast(func.extract("epoch", interval), Double) * 1000, 1.0)
-    return cast(func.floor(func.ln(milliseconds) / _LN_RATIO), Integer)
+    milliseconds = cast(func.extract("epoch", interval), Double) * 1000
+    # GREATEST ignores NULL.
+    logarithm = case((milliseconds > 1, func.ln(milliseconds)), (milliseconds.is_not(None), 0.0))
+    return cast(func.floor(logarithm / _LN_RATIO), Integer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from api.console.data.overview import Live, Rescue, WorkerInfo
+from api.admin.fleet.store import WorkerInfo
+from api.console.data.overview import Live, Rescue
 from api.console.filters import duration, plural
 from shared.domain.job import AttemptOutcome
 
@@ -32,7 +33,7 @@ def events(live: Live, since: datetime, project_id: int | None) -> list[Event]:
     """The last events after a time, newest first. `project_id`: of rescues, only those of its jobs."""
     visible = [rescue for rescue in live.rescues if project_id is None or rescue.project_id == project_id]
     rescued = {rescue.worker for rescue in visible}
-    found = [*_rescues(visible), *_workers(live.workers, rescued), *_pauses(live)]
+    found = [*_rescues(visible), *_workers(live.workers, rescued, with_reasons=project_id is None), *_pauses(live)]
     recent = [event for event in found if event.at >= since]
     return sorted(recent, key=lambda event: event.at, reverse=True)[:SHOWN]
 
@@ -62,7 +63,7 @@ def _rescues(rescues: Sequence[Rescue]) -> Iterable[Event]:
         yield Event(at, "rescue", "bad", text, link, mark=True)
 
 
-def _workers(workers: Sequence[WorkerInfo], rescued: Collection[str]) -> Iterable[Event]:
+def _workers(workers: Sequence[WorkerInfo], rescued: Collection[str], *, with_reasons: bool) -> Iterable[Event]:
     """What became of workers. The loss of a worker whose jobs were rescued is that rescue."""
     for worker in workers:
         name = f"{short_worker(worker.id)} of {worker.model}"
@@ -74,8 +75,8 @@ def _workers(workers: Sequence[WorkerInfo], rescued: Collection[str]) -> Iterabl
         if worker.state != "ready" and worker.state_since is not None:
             yield Event(worker.state_since, "worker", "near", f"{name} is {worker.state}")
         if worker.breaker_since is not None:
-            reason = worker.breaker_reason or "its upstream fails"
-            yield Event(worker.breaker_since, "upstream", "near", f"{name} lets no jobs through: {reason}", mark=True)
+            reason = f": {worker.breaker_reason}" if with_reasons and worker.breaker_reason else ""
+            yield Event(worker.breaker_since, "upstream", "near", f"{name} lets no jobs through{reason}", mark=True)
 
 
 def _pauses(live: Live) -> Iterable[Event]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from api.admin.fleet.store import WorkerInfo
 from api.console.data.histogram import Percentiles
-from api.console.data.overview import Bucket, QueueState, WorkerInfo
+from api.console.data.overview import Bucket, QueueState
 from api.console.filters import Quantity, compact, duration, milliseconds, number, percent, plural, quantity
 from api.console.overview.events import Event, events
 from api.console.overview.snapshot import Snapshot
@@ -123,7 +124,7 @@ def _waiting(snapshot: Snapshot) -> Stat:
     shown = number(count) + ("+" if any(queue.capped for queue in interactive) else "")
     parts = [f"oldest {duration(oldest)}" if oldest is not None else "no interactive job waits"]
     if behind:
-        parts.append(f"{compact(behind)}{'+' if any(queue.capped for queue in batch) else ''} of batches behind")
+        parts.append(f"batch {compact(behind)}{'+' if any(queue.capped for queue in batch) else ''} behind")
     trend = [bucket.wait.p95 if bucket.wait else None for bucket in snapshot.charts.buckets]
     badge = Badge("slow", "tail") if oldest is not None and oldest * 1000 > TARGET_MS else Badge("moving", "good")
     unit = "job" if count == 1 else "jobs"
@@ -158,8 +159,8 @@ def _chart(buckets: Sequence[Bucket], happened: Sequence[Event]) -> Mapping[str,
             for name, kind in (("p50", "info"), ("p95", "batch"), ("p99", "tail"))
         ],
         "targets": [
-            {"value": NOTICED_MS, "text": f"noticed above {NOTICED_MS} ms", "kind": "good"},
-            {"value": TARGET_MS, "text": f"target {TARGET_MS} ms", "kind": "near"},
+            {"value": NOTICED_MS, "text": f"{NOTICED_MS} ms noticed", "kind": "good"},
+            {"value": TARGET_MS, "text": f"{TARGET_MS} ms target", "kind": "near"},
         ],
         "marks": [
             {"x": int(event.at.timestamp()), "text": event.text, "kind": event.kind} for event in happened if event.mark

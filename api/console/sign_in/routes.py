@@ -20,7 +20,7 @@ from shared.domain.errors import InvalidRequest, TooLarge, Unauthorized
 
 CurrentSessions = Annotated[Sessions, Depends(resource(Sessions))]
 # A page of the console: no scheme, no host, and nothing above the console's root.
-_NEXT = re.compile(r"[a-z0-9][a-zA-Z0-9/_.-]*(\?[^#\\\s]*)?")
+_NEXT = re.compile(r"([a-z0-9][a-zA-Z0-9/_.-]*)?(\?[^#\\\s]*)?")
 _MAX_FORM, _MAX_FIELDS = 8192, 8
 
 public = APIRouter()

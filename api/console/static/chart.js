@@ -1,7 +1,10 @@
 // Draws time series with uPlot, in the colours of the style sheet. The data is JSON in `data-chart`:
 // {x: [Unix seconds], series: [{name, kind, values}], targets: [{value, text, kind}], marks: [{x, text, kind}], unit}.
 const HEIGHT = 240;
-const COLORS = { info: "--blue", batch: "--teal", tail: "--orange", bad: "--red", good: "--green", near: "--amber", plain: "--soft" };
+// Room for the names of the targets, and rows for what happened, in CSS pixels.
+const RIGHT = 96;
+const ROW = 14;
+const COLORS = { info: "--blue", batch: "--teal", tail: "--orange", bad: "--red", good: "--green", near: "--amber", plain: "--soft", faint: "--faint", line: "--line", panel: "--panel" };
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 
 export function startChart(element) {
@@ -32,19 +35,17 @@ const columns = (data) => [data.x, ...data.series.map((series) => series.values)
 function options(element, current, tip) {
   const style = getComputedStyle(element);
   const color = (kind) => style.getPropertyValue(COLORS[kind] ?? COLORS.plain).trim();
-  const faint = style.getPropertyValue("--faint").trim();
-  const line = style.getPropertyValue("--line").trim();
   const data = current();
   return {
     width: element.clientWidth,
     height: HEIGHT,
-    padding: [12, 8, 0, 0],
+    padding: [12, RIGHT, 0, 0],
     legend: { show: false },
     cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false } },
     scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, ...current().targets.map((target) => target.value)) * 1.2 || 1] } },
     axes: [
-      { stroke: faint, font: FONT, grid: { show: false }, ticks: { show: false }, size: 28, space: 72, values: (_, splits) => splits.map(clock) },
-      { stroke: faint, font: FONT, grid: { stroke: line, width: 1 }, ticks: { show: false }, size: 44, gap: 8, space: 44 },
+      { stroke: color("faint"), font: FONT, grid: { show: false }, ticks: { show: false }, size: 28, space: 72, values: (_, splits) => splits.map(clock) },
+      { stroke: color("faint"), font: FONT, grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, size: 44, gap: 8, space: 44 },
     ],
     series: [
       {},
@@ -57,7 +58,7 @@ function options(element, current, tip) {
       })),
     ],
     hooks: {
-      draw: [(plot) => drawTargets(plot, current().targets, color, faint), (plot) => drawMarks(plot, current().marks, color, faint)],
+      draw: [(plot) => drawTargets(plot, current().targets, color), (plot) => drawMarks(plot, current().marks, color)],
       setCursor: [(plot) => showTip(plot, current(), tip)],
     },
   };
@@ -71,60 +72,85 @@ function lonelyValues(plot, index) {
   return values.flatMap((value, at) => (value != null && values[at - 1] == null && values[at + 1] == null ? [at] : []));
 }
 
-function drawTargets(plot, targets, color, faint) {
+// The targets are lines across the chart, named beside it.
+function drawTargets(plot, targets, color) {
   const { ctx, bbox } = plot;
+  const right = bbox.left + bbox.width;
+  let last = Infinity;
   ctx.save();
   ctx.lineWidth = devicePixelRatio;
   ctx.setLineDash([3 * devicePixelRatio, 4 * devicePixelRatio]);
-  writeLeft(ctx);
+  startWriting(ctx);
   for (const target of targets) {
     const y = Math.round(plot.valToPos(target.value, "y", true));
     ctx.strokeStyle = color(target.kind);
     ctx.beginPath();
     ctx.moveTo(bbox.left, y);
-    ctx.lineTo(bbox.left + bbox.width, y);
+    ctx.lineTo(right, y);
     ctx.stroke();
-    ctx.fillStyle = faint;
-    ctx.fillText(target.text, bbox.left + 6 * devicePixelRatio, y - 6 * devicePixelRatio);
+    const place = Math.min(y + 4 * devicePixelRatio, last - ROW * devicePixelRatio);
+    ctx.fillStyle = color(target.kind);
+    ctx.fillText(target.text, right + 8 * devicePixelRatio, place);
+    last = place;
   }
   ctx.restore();
 }
 
-function drawMarks(plot, marks, color, faint) {
+// What happened, at its moment. The newest marks are the first; a text that has no room in two rows is left out.
+function drawMarks(plot, marks, color) {
   const { ctx, bbox } = plot;
+  const px = devicePixelRatio;
   const right = bbox.left + bbox.width;
+  const shown = marks
+    .map((mark) => ({ ...mark, at: plot.valToPos(mark.x, "x", true) }))
+    .filter((mark) => mark.at >= bbox.left && mark.at <= right);
+  const taken = shown.map(({ at }) => ({ row: 0, from: at - 6 * px, to: at + 6 * px }));
   ctx.save();
-  writeLeft(ctx);
-  const taken = [];
-  for (const mark of marks) {
-    const x = plot.valToPos(mark.x, "x", true);
-    if (x < bbox.left || x > right) continue;
-    ctx.strokeStyle = ctx.fillStyle = color(mark.kind);
-    ctx.lineWidth = devicePixelRatio;
-    ctx.beginPath();
-    ctx.moveTo(x, bbox.top);
-    ctx.lineTo(x, bbox.top + bbox.height);
+  startWriting(ctx);
+  for (const { at, kind } of shown) {
+    ctx.strokeStyle = ctx.fillStyle = color(kind);
+    ctx.lineWidth = px;
     ctx.globalAlpha = 0.5;
+    ctx.beginPath();
+    ctx.moveTo(at, bbox.top);
+    ctx.lineTo(at, bbox.top + bbox.height);
     ctx.stroke();
     ctx.globalAlpha = 1;
     ctx.beginPath();
-    ctx.arc(x, bbox.top + 4 * devicePixelRatio, 3.5 * devicePixelRatio, 0, 2 * Math.PI);
+    ctx.arc(at, bbox.top + 4 * px, 3.5 * px, 0, 2 * Math.PI);
     ctx.fill();
-    // The newest marks are the first, and get a text as long as it fits.
-    const width = ctx.measureText(mark.text).width;
-    const left = x + 8 * devicePixelRatio + width < right ? x + 8 * devicePixelRatio : x - 8 * devicePixelRatio - width;
-    if (left < bbox.left || taken.some(([from, to]) => left < to && left + width > from)) continue;
-    taken.push([left, left + width]);
-    ctx.fillStyle = faint;
-    ctx.fillText(mark.text, left, bbox.top + 8 * devicePixelRatio);
+  }
+  for (const { at, text } of shown) {
+    const width = ctx.measureText(text).width;
+    const places = [0, 1].flatMap((row) => [at + 8 * px, at - 8 * px - width].map((from) => ({ row, from, to: from + width })));
+    const place = places.find(
+      ({ row, from, to }) =>
+        from >= bbox.left && to <= right + RIGHT * px && !taken.some((other) => other.row === row && from < other.to && to > other.from),
+    );
+    if (!place) continue;
+    taken.push(place);
+    write(ctx, text, place.from, bbox.top + (8 + place.row * ROW) * px, color);
   }
   ctx.restore();
 }
 
-function writeLeft(ctx) {
+function startWriting(ctx) {
   ctx.font = FONT.replace(/^\d+/, (size) => size * devicePixelRatio);
   ctx.textAlign = "left";
   ctx.textBaseline = "alphabetic";
+}
+
+// A text that lines behind it do not make illegible.
+function write(ctx, text, x, y, color) {
+  ctx.save();
+  ctx.setLineDash([]);
+  ctx.lineWidth = 4 * devicePixelRatio;
+  ctx.lineJoin = "round";
+  ctx.strokeStyle = color("panel");
+  ctx.strokeText(text, x, y);
+  ctx.fillStyle = color("faint");
+  ctx.fillText(text, x, y);
+  ctx.restore();
 }
 
 function showTip(plot, data, tip) {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import httpx
 import pytest
 
@@ -10,18 +13,19 @@ from tests.support.stack import Stack
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
 
 
-def sign_in(stack: Stack, key: str) -> httpx.Client:
+@contextmanager
+def sign_in(stack: Stack, key: str) -> Iterator[httpx.Client]:
     """A signed-in client."""
-    client = httpx.Client(base_url=f"{stack.url}/console")
-    assert client.post("sign-in", data={"key": key}).status_code == 303
-    return client
+    with httpx.Client(base_url=f"{stack.url}/console") as client:
+        assert client.post("sign-in", data={"key": key}).status_code == 303
+        yield client
 
 
 @pytest.mark.parametrize("path", ["", "/", "/sign-in", "/no-such-page", "/static/x/console.css", "/static/x/none.js"])
 @pytest.mark.parametrize("signed_in", [True, False])
 def test_every_response_has_the_headers(sim_stack: Stack, operator_key: str, path: str, signed_in: bool) -> None:
-    client = sign_in(sim_stack, operator_key) if signed_in else httpx.Client()
-    response = client.get(f"{sim_stack.url}/console{path}")
+    with sign_in(sim_stack, operator_key) if signed_in else httpx.Client() as client:
+        response = client.get(f"{sim_stack.url}/console{path}")
     assert response.headers["content-security-policy"].startswith(POLICY)
     assert "unsafe" not in response.headers["content-security-policy"]
     assert response.headers["x-content-type-options"] == "nosniff"

@@ -21,6 +21,7 @@ from shared.domain.job import Job, JobSummary
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import JobStore, NewJob
+from tests.support.job_rows import jobs_of
 
 
 class Lists:
@@ -48,7 +49,7 @@ class Lists:
         items: list[JobSummary] | list[StoredFile] | list[Batch]
         match table:
             case "jobs":
-                items = await self._jobs.page(project, limit=limit, after=after)
+                items = await jobs_of(self._jobs, project, limit=limit, after=after)
             case "files":
                 items = await self._files.page(project, purpose=None, limit=limit, after=after)
             case _:

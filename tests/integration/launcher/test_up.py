@@ -97,6 +97,7 @@ def test_reload(launcher: Launcher, tmp_path: Path) -> None:
         replace({**openai, "options": {**options, "max_retries": 7}}, "c")
         process.send_signal(signal.SIGHUP)
         eventually_sync(lambda: logs()["b"].endswith("reloading\n"), "it applies this")
+    eventually_sync(lambda: logs()["c"].count("reloading\n") == 4, "the other worker applies all of it")
     assert launcher.output.count("Restarting worker-b-1, because the entry of its model has changed.") == 2
     assert "died" not in launcher.output
 
@@ -141,7 +142,8 @@ def test_banner_names_everything(launcher: Launcher) -> None:
 
 def test_the_banner_names_no_console_that_is_off(launcher: Launcher) -> None:
     launcher.start_and_wait(HEADRACE_CONSOLE="off")
-    assert "console" not in launcher.output.lower()
+    assert "  Console " not in launcher.output
+    assert "/console" not in launcher.output
 
 
 def test_killed_worker_comes_back(launcher: Launcher) -> None:

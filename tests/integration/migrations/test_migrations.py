@@ -318,7 +318,7 @@ async def test_a_downgrade_releases_followers_to_the_queue(
     assert follower.follows == leader.id
     waiting = await RecoveryStore(database).waiting("m", limit=5, older_than_s=0, priorities=range(9))
     assert [hint.job_id for hint in waiting] == [leader.id]
-    migrate(database_url, "downgrade")
+    migrate(database_url, "downgrade", "0015")
     # As the previous version finds jobs whose message is missing.
     async with database.connect() as connection:
         found = await connection.execute(

@@ -20,6 +20,7 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import JobStore, NewJob
+from tests.support.job_rows import jobs_of
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ async def test_a_replay_for_a_removed_model_is_rejected(
 ) -> None:
     assert await replay(store, admission("another"), earlier_work, failed.id) == 1
     assert capsys.readouterr().err.startswith(f"{failed.id} cannot be replayed: The model `m` does not exist")
-    assert [job.id for job in await store.page(failed.owner.project_id)] == [failed.id]
+    assert [job.id for job in await jobs_of(store, failed.owner.project_id)] == [failed.id]
 
 
 async def test_the_limits_of_the_key_apply_to_what_the_client_requested(

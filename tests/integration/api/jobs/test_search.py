@@ -211,7 +211,7 @@ INSERT INTO jobs (
     id, project_id, key_id, model, status, priority, request, metadata, created_at, finished_at, worker
 )
 SELECT 'job_' || lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || repeat('0', 20),
-    CASE WHEN n % 50 = 0 THEN :other ELSE :project END, :key, CASE WHEN n % 3000 = 0 THEN 'rare' ELSE 'm' END,
+    CASE WHEN n % 50 = 0 THEN CAST(:other AS bigint) ELSE :project END, :key, CASE WHEN n % 3000 = 0 THEN 'rare' ELSE 'm' END,
     CASE n % 1000 WHEN 0 THEN 'failed' WHEN 1 THEN 'queued' WHEN 2 THEN 'in_progress' ELSE 'completed' END, 3,
     '{}', '{}', at, CASE WHEN n % 1000 NOT IN (1, 2) THEN at END, CASE WHEN n % 1000 = 2 THEN 'w' END
 FROM generate_series(1, 30000) AS n, LATERAL (SELECT CAST(:now AS timestamptz) - n * interval '17 min' AS at) AS t

@@ -22,6 +22,7 @@ from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
 from tests.support.database import make_owner
+from tests.support.job_rows import jobs_of
 from tests.support.transcripts import output_of
 
 REQUEST = GenerateRequest(
@@ -254,7 +255,7 @@ class TestIdempotency:
         results = await asyncio.gather(*(store.insert(self.new(owner), idempotency) for _ in range(8)))
         assert len({job.id for job, _ in results}) == 1
         assert [created for _, created in results].count(True) == 1
-        assert len(await store.page(owner.project_id)) == 1
+        assert len(await jobs_of(store, owner.project_id)) == 1
 
     async def test_another_request_with_the_same_key_is_refused(self, store: JobStore, owner: Owner) -> None:
         await store.insert(self.new(owner), Idempotency("k", "digest"))

@@ -20,6 +20,7 @@ from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
+from tests.support.job_rows import jobs_of
 from tests.support.metrics import api_metrics
 
 MAX_ATTEMPTS = 3
@@ -135,7 +136,7 @@ async def test_a_sweep_handles_the_other_jobs(
     found = await store.get(jobs[1].id)
     assert found is not None
     assert (found.status, found.error and found.error.code) == (JobStatus.FAILED, "attempts_exhausted")
-    page = await store.page(owner.project_id)
+    page = await jobs_of(store, owner.project_id)
     assert jobs[1].id in [job.id for job in page]
 
 

@@ -105,7 +105,13 @@ def test_markup_in_values_is_escaped() -> None:
     assert filters.copyable(hostile).count('"') == filters.copyable("x").count('"')
 
 
-def test_sparklines_have_a_shape_without_values() -> None:
-    for values in ([], [1.0], [None, None], [0.0, 0.0]):
-        assert 'd="M0.0 36.0 L200.0 36.0"' in filters.sparkline(values)
-    assert 'd="M0.0 36.0 L200.0 4.7"' in filters.sparkline([0, 10])
+def line_of(*values: float | None) -> str:
+    """The path of a trend's line."""
+    return filters.sparkline(values).partition('class="spark-line" d="')[2].partition('"')[0]
+
+
+def test_sparklines_have_gaps_where_there_are_no_values() -> None:
+    assert line_of(0, 10) == "M0.0 36.0 L200.0 4.7"
+    assert line_of(0, 0, 0) == "M0.0 36.0 L100.0 36.0 L200.0 36.0"
+    assert line_of(10, None, 0, 0, None) == "M0.0 4.7 L0.0 4.7 M100.0 36.0 L150.0 36.0"
+    assert line_of(None, None) == line_of() == ""

@@ -90,7 +90,7 @@ async def test_style_sheet_loads_nothing(client: httpx.AsyncClient) -> None:
 async def test_landing_page_links_to_routes_of_the_application(app: FastAPI, client: httpx.AsyncClient) -> None:
     links = Elements((await client.get("/")).text).links
     own = {link for link in links if "://" not in link}
-    assert own == {"docs", "openapi.json", "healthz", "readyz", "metrics"}
+    assert own == {"console", "docs", "openapi.json", "healthz", "readyz", "metrics"}
     served = {getattr(route, "path", None) for route in app.routes}
     assert {f"/{link}" for link in own} <= served
     assert links - own == {"http://127.0.0.1:5555"}

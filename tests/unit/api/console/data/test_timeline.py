@@ -51,7 +51,7 @@ def spans(timeline: Timeline) -> list[tuple[str, float, float | None]]:
         assert span.end == following.start
     assert not timeline.spans or timeline.spans[0].start == T0
     return [
-        (span.kind.value, (span.start - T0).total_seconds(), span.end and (span.end - T0).total_seconds())
+        (span.kind.value, (span.start - T0).total_seconds(), (span.end - T0).total_seconds() if span.end else None)
         for span in timeline.spans
     ]
 
