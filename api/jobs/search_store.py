@@ -16,11 +16,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Integer,
     Select,
@@ -32,6 +33,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
     union_all,
 )
 from sqlalchemy.exc import DBAPIError
@@ -43,7 +45,7 @@ from shared.domain.job import JOB_ID_PREFIX, RUNNING, JobStatus, JobSummary
 from shared.postgres.engine import transaction
 from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, SUMMARY_COLUMNS, to_summary
 from shared.postgres.store import Store
-from shared.postgres.tables import JobRow
+from shared.postgres.tables import JobRow, Timestamp
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,12 @@ CONCURRENT = 4
 UNSUCCESSFUL = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.INCOMPLETE)
 # Times of a job come from several clocks.
 _SKEW = timedelta(minutes=1)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _QUERY_CANCELED = "57014"
+# The shortest time in which a slice is tried.
+_MIN_S = 0.05
+# With literals, as in `IS_QUEUED`, and as in the index.
+IS_UNSUCCESSFUL = JobRow.status.in_([literal_column(f"'{status.value}'") for status in UNSUCCESSFUL])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,35 +120,44 @@ class JobSearchStore(Store):
         self, filters: JobFilters, *, limit: int, after: str | None = None, budget_s: float = BUDGET_S
     ) -> JobPage:
         """Return a page of at most `limit` jobs after the id `after`. Takes about `budget_s` at most."""
-        found: list[Any] = []
+        found: list[JobSummary] = []
         size, cursor, began = SLICE, after, time.monotonic()
         async with self._searches:
             while True:
                 left_s = budget_s - (time.monotonic() - began)
-                if left_s <= 0 and cursor != after:
-                    return JobPage(_summaries(found, filters), cursor, partial=True)
-                if left_s <= 0:  # not even one slice: a small one must suffice
-                    size, left_s = MIN_SLICE, budget_s
+                if left_s < _MIN_S:
+                    if cursor != after:
+                        return JobPage(found, cursor, partial=len(found) < limit)
+                    size, left_s = MIN_SLICE, 2 * BUDGET_S  # a small slice must succeed, so that there is progress
+                wanted = limit - len(found) + 1
                 try:
-                    part = await self._read(filters, cursor, limit - len(found) + 1, size, left_s)
+                    part = await self._read(filters, cursor, wanted, size, left_s / 2)
                 except DBAPIError as error:
                     if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED or size == MIN_SLICE:
                         raise
                     size = max(MIN_SLICE, size // 8)
                     continue
-                found += part.rows
+                found += _summaries(part.rows, filters)
                 if len(found) > limit:
-                    page = found[:limit]
-                    return JobPage(_summaries(page, filters), page[-1].id)
-                if part.stopped_at is None:
-                    return JobPage(_summaries(found, filters), None)
-                cursor, size = part.stopped_at, min(2 * size, MAX_SLICE)
+                    return JobPage(found[:limit], found[limit - 1].id)
+                if len(part.rows) == wanted:  # some of them could not be read, and others take their places
+                    cursor = part.rows[-1].id
+                elif part.stopped_at is None:
+                    return JobPage(found, None)
+                else:
+                    cursor, size = part.stopped_at, min(2 * size, MAX_SLICE)
 
     async def _read(self, filters: JobFilters, after: str | None, limit: int, size: int, timeout_s: float) -> _Slice:
         statement = search_statement(filters, after, limit, size)
         timeout_ms = max(1, round(1000 * timeout_s))
         async with transaction(self._engine) as connection:
-            await connection.execute(select(func.set_config("statement_timeout", f"{timeout_ms}", True)))
+            await connection.execute(
+                select(
+                    func.set_config("statement_timeout", f"{timeout_ms}", True),
+                    # A plan for any parameters would not know how many jobs a project has.
+                    func.set_config("plan_cache_mode", "force_custom_plan", True),
+                )
+            )
             rows = (await connection.execute(statement)).all()
         last = rows[-1] if rows and rows[-1].number == size else None
         return _Slice([row for row in rows if row.matches], last.id if last is not None else None)
@@ -149,39 +165,39 @@ class JobSearchStore(Store):
 
 def search_statement(filters: JobFilters, after: str | None, limit: int, size: int) -> Select[Any]:
     """Select at most `limit` jobs of the next `size` ones, and the last of these even if it does not match."""
-    within = _range(filters, after)
     matches = and_(*_conditions(filters))
+    keys, scanned_where = _slice(filters, after)
     probe = _probe(filters)
-    scanned_where = [*within, *_leading(filters)]
     few: ColumnElement[bool] | None = None
     if probe is not None:
         rare = probe.cte("probe").prefix_with("MATERIALIZED")
         few = select(func.count() <= literal_column(str(RARE))).select_from(rare).scalar_subquery()
         scanned_where.append(~few)
-    number = func.row_number().over(order_by=JobRow.id.desc()).label("number")
+    order = [key.desc() for key in keys]
+    number = func.row_number().over(order_by=order).label("number")
     scanned = (
-        select(JobRow.id, number, matches.label("matches"))
+        select(*keys, number, matches.label("matches"))
         .where(*scanned_where)
-        .order_by(JobRow.id.desc())
+        .order_by(*order)
         .limit(size)
         .subquery("scanned")
     )
     found = (
         select(scanned.c.id, scanned.c.number, scanned.c.matches)
         .where(or_(scanned.c.matches, scanned.c.number == size))
-        .order_by(scanned.c.id.desc())
+        .order_by(*(scanned.c[key.key].desc() for key in keys))  # the order that they are in: nothing is sorted
         .limit(limit)
     )
+    parts: Any = found.subquery("found")
     if few is not None:
+        lowest, beyond = _bounds(filters, after)
         all_rare = (
             select(JobRow.id, literal(0, Integer).label("number"), literal(True).label("matches"))
-            .where(few, JobRow.id.in_(select(rare.c.id)), *within, matches)
+            .where(few, JobRow.id.in_(select(rare.c.id)), JobRow.id >= lowest, JobRow.id < beyond, matches)
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        parts: Any = union_all(select(found.subquery()), select(all_rare.subquery())).subquery("found")
-    else:
-        parts = found.subquery("found")
+        parts = union_all(select(found.subquery()), select(all_rare.subquery())).subquery("found")
     return (
         select(*SUMMARY_COLUMNS, parts.c.number, parts.c.matches)
         .join_from(parts, JobRow, JobRow.id == parts.c.id)
@@ -189,43 +205,64 @@ def search_statement(filters: JobFilters, after: str | None, limit: int, size: i
     )
 
 
-def _range(filters: JobFilters, after: str | None) -> list[ColumnElement[bool]]:
-    """Conditions: the job is in the time range, and after the cursor."""
-    conditions = []
-    if filters.start is not None:
-        conditions.append(JobRow.id >= first_id(JOB_ID_PREFIX, filters.start))
-    if filters.end is not None:
-        conditions.append(JobRow.id < first_id(JOB_ID_PREFIX, filters.end))
-    if after is not None:
-        conditions.append(JobRow.id < after)
-    return conditions
+def _bounds(filters: JobFilters, after: str | None) -> tuple[str, str]:
+    """The first id of the range, and the first one beyond it. An id has the time of another clock than the row."""
+    lowest = JOB_ID_PREFIX if filters.start is None else first_id(JOB_ID_PREFIX, filters.start - _SKEW)
+    beyond = f"{JOB_ID_PREFIX}~" if filters.end is None else first_id(JOB_ID_PREFIX, filters.end + _SKEW)
+    return lowest, beyond if after is None else min(beyond, after)
 
 
-def _leading(filters: JobFilters) -> list[ColumnElement[bool]]:
-    """The condition whose index a slice is read from: without it, a slice would have too many jobs of others."""
+def _slice(filters: JobFilters, after: str | None) -> tuple[list[Any], list[ColumnElement[bool]]]:
+    """The columns by which a slice is ordered, and its conditions.
+
+    They leave PostgreSQL only the index that begins with these columns: if it expected to find many jobs of a project
+    or status, it would read those of all others too.
+    """
+    first: Any = None
+    conditions: list[ColumnElement[bool]] = []
     if filters.project_id is not None:
-        return [JobRow.project_id == filters.project_id]
-    if len(filters.statuses) == 1 and filters.statuses[0] in UNSUCCESSFUL:
-        return [_status_is(filters.statuses[0])]
-    return []
+        first, value = JobRow.project_id, literal(filters.project_id, BigInteger)
+    elif len(filters.statuses) == 1 and filters.statuses[0] in UNSUCCESSFUL:
+        first, value = JobRow.status, literal(filters.statuses[0].value, Text)
+        conditions.append(IS_UNSUCCESSFUL)
+    lowest, beyond = _bounds(filters, after)
+    if first is None:
+        return [JobRow.id], [JobRow.id >= lowest, JobRow.id < beyond]
+    keys = [first, JobRow.id]
+    conditions += [tuple_(*keys) >= tuple_(value, literal(lowest)), tuple_(*keys) < tuple_(value, literal(beyond))]
+    return keys, conditions
 
 
 def _probe(filters: JobFilters) -> Any | None:
-    """Select the ids of jobs that meet a condition with an index of its own, or of some more than are rare."""
+    """Select the ids of jobs that meet a condition with an index of its own, or of some more than are rare.
 
-    def some(*conditions: ColumnElement[bool]) -> Any:
-        return select(select(JobRow.id).where(*conditions).limit(literal_column(str(RARE + 1))).subquery())
+    They are in the order of the index, so that PostgreSQL uses it: jobs of a model may all be at the end of the table.
+    """
 
-    of_model = [JobRow.model == filters.model] if filters.model is not None else []
+    def some(order: Sequence[Any], *conditions: ColumnElement[bool]) -> Any:
+        few = select(JobRow.id).where(*conditions).order_by(*order).limit(literal_column(str(RARE + 1)))
+        return select(few.subquery())
+
+    # A range of one value, because a constant is no part of an order.
+    of_model = [JobRow.model >= filters.model, JobRow.model <= filters.model] if filters.model is not None else []
+    queued = [JobRow.model, JobRow.priority, JobRow.id]
     statuses = set(filters.statuses)
     if statuses and statuses <= {JobStatus.QUEUED, *RUNNING}:
-        parts = [some(IS_QUEUED, *of_model)] if JobStatus.QUEUED in statuses else []
-        parts += [some(IS_RUNNING, *of_model)] if statuses & set(RUNNING) else []
-    elif of_model:
-        ended: list[ColumnElement[bool]] = [JobRow.finished_at.is_not(None)]
-        if filters.start is not None:
-            ended.append(JobRow.finished_at >= filters.start - _SKEW)
-        parts = [some(*of_model, *ended), some(IS_QUEUED, *of_model), some(IS_RUNNING, *of_model)]
+        parts = [some(queued, IS_QUEUED, *of_model)] if JobStatus.QUEUED in statuses else []
+        parts += [some([JobRow.worker], IS_RUNNING, *of_model)] if statuses & set(RUNNING) else []
+    elif filters.model is not None:
+        start = _LONG_AGO if filters.start is None else filters.start - _SKEW
+        key = (JobRow.model, JobRow.finished_at)
+        ended = [
+            JobRow.finished_at.is_not(None),
+            tuple_(*key) >= tuple_(literal(filters.model, Text), literal(start, Timestamp)),
+            JobRow.model <= filters.model,
+        ]
+        parts = [
+            some([one.desc() for one in key], *ended),
+            some(queued, IS_QUEUED, *of_model),
+            some([JobRow.worker], IS_RUNNING, *of_model),
+        ]
     else:
         return None
     return union_all(*parts) if len(parts) > 1 else parts[0]
@@ -237,8 +274,12 @@ def _status_is(status: JobStatus) -> ColumnElement[bool]:
 
 
 def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
-    """Conditions: the job matches, in its range of time."""
+    """Conditions: the job matches."""
     conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
+    if filters.start is not None:
+        conditions.append(JobRow.created_at >= filters.start)
+    if filters.end is not None:
+        conditions.append(JobRow.created_at < filters.end)
     if filters.statuses:
         conditions.append(or_(*map(_status_is, filters.statuses)))
     if filters.project_id is not None:

@@ -23,7 +23,7 @@ WORKER_COLUMNS = {
 }
 INDEXES = {
     "jobs_unsuccessful": "ON jobs (status, id) WHERE status IN ('failed', 'cancelled', 'expired', 'incomplete')",
-    "jobs_rescued": "ON jobs (id) WHERE deaths + exposures > 0",
+    "jobs_rescued": "ON jobs (id) WHERE deaths > 0 OR exposures > 0",
 }
 
 

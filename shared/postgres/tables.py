@@ -262,7 +262,7 @@ class JobRow(Base):
             postgresql_where=text("status IN ('failed', 'cancelled', 'expired', 'incomplete')"),
         ),
         # Jobs that a worker or an engine was lost with.
-        Index("jobs_rescued", "id", postgresql_where=text("(deaths + exposures) > 0")),
+        Index("jobs_rescued", "id", postgresql_where=text("deaths > 0 OR exposures > 0")),
         # Deleted jobs whose output and log may still be those of others.
         Index("jobs_kept", "id", postgresql_where=text("deleted_at IS NOT NULL AND log IS NOT NULL")),
         Index(

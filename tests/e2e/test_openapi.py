@@ -9,6 +9,8 @@ import httpx
 
 from api.http.openapi import HEADERS
 from tests.e2e.test_jobs import wait_for_end
+from tests.e2e.test_projects import create_key
+from tests.support.stack import Stack
 
 
 def requests_of(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -36,13 +38,17 @@ async def create_file(client: httpx.AsyncClient) -> str:
     return file_id
 
 
-async def test_every_example_runs(vllm: httpx.AsyncClient) -> None:
+async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) -> None:
     document = (await vllm.get("/openapi.json")).json()
+    admin = create_key(vllm_stack, "examples", "--scope", "admin")
+    (key,) = [line for line in vllm_stack.command("api.keys", "list").stdout.splitlines() if admin[:11] in line]
 
     async def run(method: str, path: str, example: dict[str, Any]) -> None:
         if path == "/v1/batches":
             example = {**example, "input_file_id": await create_file(vllm)}
-        response = await vllm.request(method, path, json=example)
+        headers = {"Authorization": f"Bearer {admin}"} if path.startswith(("/v1/api_keys", "/v1/projects")) else {}
+        url = path.replace("{key_id}", key.split()[0])
+        response = await vllm.request(method, url, json=example, headers=headers)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
         responses = document["paths"][path][method]["responses"]
         undeclared = sent_headers(response) - {*map(str.lower, responses[str(response.status_code)].get("headers", ()))}

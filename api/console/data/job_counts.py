@@ -18,7 +18,7 @@ _RAN = JobRow.attempt > 0
 _TIMED = and_(INTERACTIVE, _RAN, JobRow.kind.is_(None))
 
 
-def counted(start: Any, end: Any, *, model: str | None = None) -> Select[Any]:
+def counted(start: Any, end: Any, *, model: Any = None) -> Select[Any]:
     """Count the jobs that ended from `start` to `end`, by minute and model, interactive ones apart.
 
     Rows have one of the columns `status`, `error_code`, `first_token` and `wait`, the last two as bins of a histogram,

@@ -12,9 +12,11 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Integer,
+    Interval,
     Select,
     Text,
     and_,
+    bindparam,
     case,
     cast,
     func,
@@ -27,7 +29,6 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.admin.fleet.store import to_worker, workers_statement
 from api.console.data.job_counts import INTERACTIVE, counted
@@ -37,6 +38,7 @@ from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX, AttemptOutcome
 from shared.domain.priorities import is_batch
 from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, LOST
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, JobStatisticsRow, ModelPauseRow
 
@@ -68,35 +70,68 @@ class OverviewStore(Store):
         """
         width = bucket_width(end - start)
         start -= (start - _EPOCH) % width
+        values: dict[str, Any] = {"start": start, "end": end, "width": width}
+        statement = _CHARTS
+        if model is not None:
+            statement, values["of_model"] = _CHARTS_OF_MODEL, model
         measured: dict[datetime, Measures] = defaultdict(Measures)
-        async with self._engine.connect() as connection:
-            for row in await connection.execute(charts_statement(start, end, width, model)):
-                measured[row.bucket].add(row.measure, row.label, int(row.value))
+        for row in await statement.run(self._engine, values):
+            measured[row.bucket].add(row.measure, row.label, int(row.value))
         return charts(start, end, width, model, measured)
 
     async def live(self, models: Sequence[str], since: datetime) -> Live:
         """What waits and runs now: the queues of these models and of all others with jobs, all workers, and the last
         rescues since `since`."""
-        async with self._engine.connect() as connection:
-            queues = await _queues(connection, models)
-            workers = [to_worker(row) for row in await connection.execute(workers_statement())]
-            rescues = [_rescue(row) for row in await connection.execute(rescues_statement(since))]
-        return Live(datetime.now(UTC), queues, workers, rescues)
+        queues = await self._queues(models)
+        workers = [to_worker(row) for row in await _WORKERS.run(self._engine, {})]
+        return Live(datetime.now(UTC), queues, workers, await self.rescues(since))
 
     async def rescues(self, since: datetime) -> list[Rescue]:
         """The last rescues since a time, the newest first."""
-        return await self._all(rescues_statement(since), _rescue)
+        oldest = first_id(JOB_ID_PREFIX, since - RESCUED_AGE)
+        return [_rescue(row) for row in await _RESCUES.run(self._engine, {"since": since, "oldest": oldest})]
+
+    async def _queues(self, models: Sequence[str]) -> list[QueueState]:
+        """The queues in the order of `models`, then those of other models, interactive jobs first."""
+        waiting: dict[tuple[str, bool], list[Any]] = defaultdict(list)
+        for row in await _QUEUES.run(self._engine, {}):
+            waiting[row.model, not is_batch(row.priority)].append(row)
+        running = {(row.model, row.interactive): row.running for row in await _RUNNING.run(self._engine, {})}
+        paused = {row.model: row.paused_at for row in await _PAUSES.run(self._engine, {})}
+        known = dict.fromkeys(models)
+        others = sorted({model for model, _ in (*waiting, *running)} - known.keys())
+        queues = []
+        for model in (*known, *others):
+            for interactive in (True, False):
+                lists = waiting.get((model, interactive), [])
+                queues.append(
+                    QueueState(
+                        model,
+                        interactive,
+                        sum(min(row.waiting, COUNTED) for row in lists),
+                        any(row.waiting > COUNTED for row in lists),
+                        max((float(row.oldest_s) for row in lists), default=None),
+                        running.get((model, interactive), 0),
+                        paused.get(model),
+                    )
+                )
+        return queues
 
 
-def charts_statement(start: datetime, end: datetime, width: timedelta, model: str | None) -> Any:
-    """Sum up the statistics of minutes that were counted, and count the jobs that have ended since."""
+def _charts_statement(*, of_model: bool) -> Any:
+    """Sum up the statistics of minutes that were counted, and count the jobs that have ended since.
+
+    Its parameters are `start`, `end`, the `width` of buckets and, if wanted, `of_model`.
+    """
+    start, end = bindparam("start", type_=Timestamp), bindparam("end", type_=Timestamp)
+    width, model = bindparam("width", type_=Interval), bindparam("of_model", type_=Text) if of_model else None
     last = select(func.max(JobStatisticsRow.minute) + timedelta(minutes=1)).scalar_subquery()
     until = select(func.greatest(func.coalesce(last, start), start).label("until")).cte("until")
     counted_until: Any = select(until.c.until).scalar_subquery()
-    of_model = [JobStatisticsRow.model == model] if model is not None else [JobStatisticsRow.model != MARK]
+    models = JobStatisticsRow.model != MARK if model is None else JobStatisticsRow.model == model
     stored = (
         select(JobStatisticsRow)
-        .where(JobStatisticsRow.minute >= start, JobStatisticsRow.minute < end, *of_model)
+        .where(JobStatisticsRow.minute >= start, JobStatisticsRow.minute < end, models)
         .cte("stored")
     )
     fresh = counted(counted_until, end, model=model).cte("fresh")
@@ -133,7 +168,7 @@ def charts_statement(start: datetime, end: datetime, width: timedelta, model: st
     return select(bucket, measure.label("measure"), label.label("label"), total).group_by(bucket, measure, label)
 
 
-def queues_statement() -> Any:
+def _queues_statement() -> Any:
     """Count the queued jobs by model and priority, at most `COUNTED` each, without reading the others."""
     key = (JobRow.model, JobRow.priority)
     first = select(*key).where(IS_QUEUED).order_by(*key).limit(1)
@@ -155,7 +190,7 @@ def queues_statement() -> Any:
     )
 
 
-def running_statement() -> Any:
+def _running_statement() -> Any:
     """Count the running jobs by model, interactive ones apart."""
     interactive = INTERACTIVE.label("interactive")
     return (
@@ -165,8 +200,12 @@ def running_statement() -> Any:
     )
 
 
-def rescues_statement(since: datetime) -> Any:
-    """The attempts that lost their worker or their engine since then, and the attempts that followed them."""
+def _rescues_statement() -> Any:
+    """The attempts that lost their worker or their engine since then, and the attempts that followed them.
+
+    Its parameters are the time `since` which, and the id of the `oldest` job that is looked at.
+    """
+    since = bindparam("since", type_=Timestamp)
     attempts = (
         func.jsonb_array_elements(JobRow.attempts)
         .table_valued("value", with_ordinality="position")
@@ -195,43 +234,15 @@ def rescues_statement(since: datetime) -> Any:
         )
         .join_from(JobRow, attempts, true())
         .where(
-            # As in the index: with parameters, it could not be used.
-            JobRow.deaths + JobRow.exposures > literal_column("0"),
-            JobRow.id >= first_id(JOB_ID_PREFIX, since - RESCUED_AGE),
+            # As in the index, with literals. PostgreSQL knows how rare each is, but not how rare their sum would be.
+            or_(JobRow.deaths > literal_column("0"), JobRow.exposures > literal_column("0")),
+            JobRow.id >= bindparam("oldest", type_=Text),
             or_(*(lost["outcome"].astext == outcome for outcome in _LOSSES)),
             lost_at >= since,
         )
         .order_by(lost_at.desc())
         .limit(RESCUES)
     )
-
-
-async def _queues(connection: AsyncConnection, models: Sequence[str]) -> list[QueueState]:
-    """The queues in the order of `models`, then those of other models, interactive jobs first."""
-    waiting: dict[tuple[str, bool], list[Any]] = defaultdict(list)
-    for row in await connection.execute(queues_statement()):
-        waiting[row.model, not is_batch(row.priority)].append(row)
-    counts = await connection.execute(running_statement())
-    running = {(row.model, row.interactive): row.running for row in counts}
-    paused = {row.model: row.paused_at for row in await connection.execute(select(ModelPauseRow))}
-    known = dict.fromkeys(models)
-    others = sorted({model for model, _ in (*waiting, *running)} - known.keys())
-    queues = []
-    for model in (*known, *others):
-        for interactive in (True, False):
-            lists = waiting.get((model, interactive), [])
-            queues.append(
-                QueueState(
-                    model,
-                    interactive,
-                    sum(min(row.waiting, COUNTED) for row in lists),
-                    any(row.waiting > COUNTED for row in lists),
-                    max((float(row.oldest_s) for row in lists), default=None),
-                    running.get((model, interactive), 0),
-                    paused.get(model),
-                )
-            )
-    return queues
 
 
 def _rescue(row: Any) -> Rescue:
@@ -248,3 +259,13 @@ def _rescue(row: Any) -> Rescue:
         continued_by=row.continued_by,
         status=row.status,
     )
+
+
+# Compiled once: the overview is read every few seconds.
+_CHARTS = Prepared(_charts_statement(of_model=False))
+_CHARTS_OF_MODEL = Prepared(_charts_statement(of_model=True))
+_QUEUES = Prepared(_queues_statement())
+_RUNNING = Prepared(_running_statement())
+_PAUSES = Prepared(select(ModelPauseRow.model, ModelPauseRow.paused_at))
+_WORKERS = Prepared(workers_statement())
+_RESCUES = Prepared(_rescues_statement())

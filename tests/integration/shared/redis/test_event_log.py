@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from redis.asyncio import Redis
 
 from shared.domain.events import Delta, Event, EventType, UpstreamState, archive, delta_event, event, parse_line
 from shared.domain.transcript import Transcript
+from shared.redis import event_log
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog, Fenced
 from tests.support.waiting import eventually
@@ -30,6 +33,31 @@ async def test_a_repeated_append_changes_nothing(logs: EventLog) -> None:
     await logs.append([Append(JOB, 1, deltas("a", "b"))])
     assert await logs.append([Append(JOB, 1, deltas("a", "b", "c"))]) == [3]
     assert [item.delta().text for item in await logs.read(JOB)] == ["a", "b", "c"]
+
+
+async def test_the_times_of_flushes(logs: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each append is one flush, in the attempt that wrote it; also if the log is read in pages."""
+    monkeypatch.setattr(event_log, "PAGE_FLUSHES", 2)
+    assert await logs.flushes(JOB) == []
+    before = datetime.now(UTC)
+    await logs.append([Append(JOB, 1, [event(1, EventType.STARTED, {"attempt": 1}), *deltas("a", "b", first=2)])])
+    await logs.append([Append(JOB, 1, [delta_event(4, Delta(0, "c", unidentified=3))])])
+    await logs.take_over(JOB, 2)
+    await logs.append([Append(JOB, 2, [event(5, EventType.RESTARTED, {"attempt": 2})])])
+    await logs.append([Append(JOB, 2, [event(6, EventType.STARTED, {"attempt": 2}), *deltas("d", first=7)])])
+    found = await logs.flushes(JOB)
+    assert [(one.attempt, one.tokens, one.restarted) for one in found] == [
+        (1, 2, False), (1, 3, False), (1, 0, True), (2, 1, False),
+    ]  # fmt: skip
+    times = [one.at for one in found]
+    assert times == sorted(times)
+    assert before - timedelta(seconds=1) <= times[0] <= times[-1] <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+async def test_what_was_written_again_has_no_time(logs: EventLog) -> None:
+    await logs.append([Append(JOB, 1, deltas("a", "b"), force=True)])
+    await logs.append([Append(JOB, 1, deltas("c", first=3))])
+    assert [one.tokens for one in await logs.flushes(JOB)] == [1]
 
 
 async def test_an_earlier_attempt_is_fenced(logs: EventLog) -> None:

@@ -40,7 +40,7 @@ CALLS: dict[str, tuple[Callable[[AsyncEngine], Awaitable[Any]], set[str]]] = {
     ),
     "charts of a model": (
         lambda database: OverviewStore(database).charts(NOW - timedelta(hours=1), NOW, model="m1"),
-        {"jobs_finished", "job_statistics_pkey"},
+        {"job_statistics_pkey"},
     ),
     "live": (
         lambda database: OverviewStore(database).live(["m0"], NOW - timedelta(hours=1)),

@@ -1,0 +1,250 @@
+"""What operators do over HTTP: drain workers, pause queues, manage keys and projects, search jobs of others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_jobs import wait_for_end
+from tests.e2e.test_projects import bearer, create_key
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+SLOW: dict[str, Any] = {"model": "small", "prompt": "x", "max_tokens": 150}
+
+
+@pytest.fixture(scope="module")
+def admin_key(sim_stack: Stack) -> str:
+    return create_key(sim_stack, "operator", "--project", "operations", "--scope", "admin", "--scope", "inference")
+
+
+@pytest.fixture
+async def admin(sim_stack: Stack, admin_key: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with bearer(sim_stack, admin_key) as client:
+        yield client
+
+
+async def submit(client: httpx.AsyncClient, body: dict[str, Any], **headers: str) -> str:
+    response = await client.post("/v1/jobs", json=body, headers=headers)
+    assert response.status_code == 202, response.text
+    job_id: str = response.json()["id"]
+    return job_id
+
+
+async def status_of(client: httpx.AsyncClient, job_id: str) -> str:
+    status: str = (await client.get(f"/v1/jobs/{job_id}")).json()["status"]
+    return status
+
+
+async def workers(client: httpx.AsyncClient, model: str) -> list[dict[str, Any]]:
+    response = await client.get("/v1/workers")
+    assert response.status_code == 200, response.text
+    return [worker for worker in response.json()["data"] if worker["model"] == model]
+
+
+async def test_workers_are_listed(admin: httpx.AsyncClient) -> None:
+    (worker,) = [worker for worker in await workers(admin, "sim") if worker["alive"]]
+    assert (worker["state"], worker["slots"], worker["version"]) == ("ready", 32, "0.1.0")
+    assert worker["options"]["engine"] == "simulated"
+    assert worker["state_since"] is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/workers"),
+        ("POST", "/v1/workers/w/drain"),
+        ("POST", "/v1/models/sim/pause"),
+        ("POST", "/v1/models/sim/resume"),
+        ("GET", "/v1/api_keys"),
+        ("POST", "/v1/api_keys"),
+        ("POST", "/v1/api_keys/key_1/rotate"),
+        ("POST", "/v1/api_keys/key_1/revoke"),
+        ("GET", "/v1/projects"),
+        ("POST", "/v1/projects"),
+        ("GET", "/v1/jobs?project=operations"),
+    ],
+)
+async def test_other_keys_are_refused(sim: httpx.AsyncClient, admin_key: str, method: str, path: str) -> None:
+    body = {"name": "x"} if path.endswith(("keys", "projects")) else {}
+    json = body if method == "POST" else None
+    response = await sim.request(method, path, json=json)
+    assert response.status_code == 403, response.text
+    assert "admin" in response.json()["error"]["message"]
+    async with httpx.AsyncClient(base_url=sim.base_url) as anonymous:
+        assert (await anonymous.request(method, path, json=json)).status_code == 401
+
+
+async def test_a_paused_queue_keeps_its_jobs(
+    sim_stack: Stack, sim: httpx.AsyncClient, admin: httpx.AsyncClient
+) -> None:
+    running = await submit(sim, SLOW)
+    await eventually(lambda: _has(sim, running, "in_progress"), "the job runs")
+    paused = await admin.post("/v1/models/small/pause")
+    assert paused.status_code == 200, paused.text
+    try:
+        since = paused.json()["paused_at"]
+        assert (await admin.post("/v1/models/small/pause")).json()["paused_at"] == since, "idempotent"
+        waiting = await submit(sim, {**SLOW, "max_tokens": 2})
+        late = await submit(sim, {**SLOW, "max_tokens": 2}, **{"Start-Before": "1s"})
+        assert (await wait_for_end(sim, running))["status"] == "incomplete", "running jobs go on"
+        assert (await wait_for_end(sim, late))["status"] == "expired", "deadlines apply"
+        # Also with a worker that starts meanwhile.
+        name = sim_stack.start_worker("small")
+        assert await status_of(sim, waiting) == "queued"
+        listed = (await admin.get("/v1/workers")).json()
+        assert listed["paused"] == [{"model": "small", "paused_at": since}]
+        metrics = (await sim.get("/metrics")).text
+        assert 'headrace_queue_paused{model="small"} 1.0' in metrics
+        sim_stack.kill(name)
+    finally:
+        resumed = await admin.post("/v1/models/small/resume")
+    assert resumed.json() == {"object": "queue", "model": "small", "paused_at": None}
+    assert (await wait_for_end(sim, waiting))["status"] == "incomplete"
+
+
+async def test_a_drained_worker_finishes_its_jobs(
+    sim_stack: Stack, sim: httpx.AsyncClient, admin: httpx.AsyncClient
+) -> None:
+    name = sim_stack.start_worker("orphan")
+    try:
+        body = {"model": "orphan", "prompt": "x", "max_tokens": 100}
+        jobs = [await submit(sim, body) for _ in range(3)]
+        await eventually(lambda: _has(sim, jobs[0], "in_progress"), "a job runs")
+        (worker,) = [worker for worker in await workers(admin, "orphan") if worker["alive"]]
+        drained = await admin.post(f"/v1/workers/{worker['id']}/drain")
+        assert drained.status_code == 200, drained.text
+        assert drained.json()["drain_requested_at"] is not None
+        process = sim_stack.processes.pop(name)
+        assert process.wait(30) == 0
+        ended = [await status_of(sim, job) for job in jobs]
+        assert ended[0] == "incomplete"
+        assert ended[2] == "queued", "it takes no more jobs"
+        (worker,) = [one for one in await workers(admin, "orphan") if one["id"] == worker["id"]]
+        assert (worker["state"], worker["alive"], worker["running"]) == ("drained", False, 0)
+        again = await admin.post(f"/v1/workers/{worker['id']}/drain")
+        assert again.status_code == 409
+        for job in jobs:
+            await sim.post(f"/v1/jobs/{job}/cancel")
+    finally:
+        for worker_name in sim_stack.workers("orphan"):
+            sim_stack.kill(worker_name)
+
+
+async def test_what_does_not_exist_is_not_found(admin: httpx.AsyncClient) -> None:
+    for path, code in (
+        ("/v1/workers/nobody@nowhere/drain", "worker_not_found"),
+        ("/v1/models/nothing/pause", "model_not_found"),
+        ("/v1/models/nothing/resume", "model_not_found"),
+        ("/v1/api_keys/key_999999/revoke", "api_key_not_found"),
+        ("/v1/api_keys/x/revoke", "api_key_not_found"),
+    ):
+        response = await admin.post(path)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, code), response.text
+
+
+async def test_the_life_of_a_key(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
+    body = {"name": "life", "project": "lives", "priority_floor": 5, "options": {"token_limits": {"max_output": 7}}}
+    created = await admin.post("/v1/api_keys", json=body)
+    assert created.status_code == 200, created.text
+    key = created.json()
+    assert (key["project"], key["scopes"], key["priority_floor"]) == ("lives", ["inference"], 5)
+    assert key["options"]["token_limits"]["max_output"] == 7
+    assert key["secret"].startswith(key["prefix"])
+    async with bearer(sim_stack, key["secret"]) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        refused = await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "priority": 3})
+        assert refused.status_code == 403
+    listed = (await admin.get("/v1/api_keys", params={"project": "lives"})).json()
+    assert [one["id"] for one in listed["data"]] == [key["id"]]
+    assert key["secret"] not in str(listed)
+    rotated = (await admin.post(f"/v1/api_keys/{key['id']}/rotate", json={"overlap_s": 60})).json()
+    assert (rotated["name"], rotated["priority_floor"]) == ("life", 5)
+    assert rotated["secret"] != key["secret"]
+    page = (await admin.get("/v1/api_keys", params={"project": "lives", "limit": 1})).json()
+    assert ([one["id"] for one in page["data"]], page["has_more"]) == ([rotated["id"]], True)
+    rest = (await admin.get("/v1/api_keys", params={"project": "lives", "after": page["last_id"]})).json()
+    assert [one["id"] for one in rest["data"]] == [key["id"]]
+    assert rest["data"][0]["expires_at"] is not None
+    revoked = await admin.post(f"/v1/api_keys/{rotated['id']}/revoke")
+    assert revoked.json()["revoked_at"] is not None
+    assert (await admin.post(f"/v1/api_keys/{rotated['id']}/revoke")).status_code == 409
+
+
+async def test_errors_about_keys_name_the_field(admin: httpx.AsyncClient) -> None:
+    for body, param in (
+        ({}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "x", "scopes": ["root"]}, "scopes[0]"),
+        ({"name": "x", "priority_floor": 10}, "priority_floor"),
+        ({"name": "x", "options": {"token_limits": {"max_output": 0}}}, "options.token_limits.max_output"),
+    ):
+        response = await admin.post("/v1/api_keys", json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+    taken = await admin.post("/v1/api_keys", json={"name": "operations"})
+    assert taken.status_code == 409
+    assert taken.json()["error"]["message"].startswith("project: ")
+    assert (await admin.get("/v1/api_keys", params={"after": "x"})).json()["error"]["param"] == "after"
+
+
+async def test_projects(admin: httpx.AsyncClient) -> None:
+    created = await admin.post("/v1/projects", json={"name": "zoo", "tier": "free"})
+    assert (created.json()["name"], created.json()["tier"], created.json()["keys"]) == ("zoo", "free", 0)
+    assert (await admin.post("/v1/projects", json={"name": "zoo"})).status_code == 409
+    await admin.post("/v1/api_keys", json={"name": "k", "project": "zoo"})
+    names: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        page = (await admin.get("/v1/projects", params={"limit": 2, **after})).json()
+        names += [project["name"] for project in page["data"]]
+        zoo = [project for project in page["data"] if project["name"] == "zoo"]
+        assert all(project["keys"] == 1 for project in zoo)
+        if not page["has_more"]:
+            break
+        after = {"after": page["last_id"]}
+    assert {"e2e", "operations", "zoo"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+async def test_a_search_over_http(sim: httpx.AsyncClient, admin: httpx.AsyncClient) -> None:
+    tagged = await submit(
+        sim, {"model": "sim", "prompt": "x", "max_tokens": 2, "user": "ann", "metadata": {"team": "a=b"}}
+    )
+    ended = await wait_for_end(sim, tagged)
+
+    async def found(client: httpx.AsyncClient, **params: Any) -> list[str]:
+        response = await client.get("/v1/jobs", params=params)
+        assert response.status_code == 200, response.text
+        assert response.json()["partial"] is False
+        return [job["id"] for job in response.json()["data"]]
+
+    assert await found(sim, metadata="team=a=b") == [tagged]
+    assert await found(sim, metadata="team=a=b", user="ann", status=["queued", ended["status"]], model="sim") == [
+        tagged
+    ]
+    assert await found(sim, metadata="team=a") == []
+    created = ended["created_at"]
+    assert tagged in await found(sim, created_after=created)
+    assert tagged not in await found(sim, created_before=created)
+    assert await found(admin, metadata="team=a=b") == [], "of another project"
+    assert await found(admin, metadata="team=a=b", project="e2e") == [tagged]
+    assert await found(admin, metadata="team=a=b", project="*") == [tagged]
+    keys = (await admin.get("/v1/api_keys", params={"project": "e2e"})).json()["data"]
+    everything = [await found(admin, metadata="team=a=b", project="*", key=key["id"]) for key in keys]
+    assert sorted(everything) == sorted([[]] * (len(keys) - 1) + [[tagged]])
+    for params, param in (
+        ({"metadata": "team"}, "metadata"),
+        ({"key": "x"}, "key"),
+        ({"created_after": "yesterday"}, "created_after"),
+        ({"after": "x"}, "after"),
+        ({"project": "nothing"}, "project"),
+    ):
+        response = await admin.get("/v1/jobs", params=params)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+async def _has(client: httpx.AsyncClient, job_id: str, status: str) -> bool:
+    return await status_of(client, job_id) == status
