@@ -13,10 +13,13 @@ END = b"event: end\ndata: {}\n\n"
 async def merged(
     events: AsyncIterator[bytes], parts: AsyncIterator[bytes], last_parts: Callable[[], Awaitable[bytes]]
 ) -> AsyncIterator[bytes]:
-    """Yield frames of both as they come, until the events end; then the parts as they are then, and `END`."""
+    """Yield frames of both as they come, until the events end; then the parts as they are then, and `END`.
+
+    If the parts end first, the session has ended: nothing more is sent.
+    """
     sources = {events: _next(events), parts: _next(parts)}
     try:
-        while events in sources:
+        while len(sources) == 2:
             await asyncio.wait(sources.values(), return_when=asyncio.FIRST_COMPLETED)
             for source, task in list(sources.items()):
                 if not task.done():
@@ -28,8 +31,9 @@ async def merged(
                     continue
                 yield frame
                 sources[source] = _next(source)
-        yield await last_parts()
-        yield END
+        if parts in sources:
+            yield await last_parts()
+            yield END
     finally:
         await cancel_and_wait(*sources.values())
         for source in (events, parts):
