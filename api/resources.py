@@ -28,6 +28,10 @@ from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
 from api.console.fleet.routes import FleetPages
 from api.console.fleet.store import RunningJobsStore
+from api.console.jobs.job.routes import JobParts
+from api.console.jobs.routes import JobsList
+from api.console.jobs.service import ConsoleJobs
+from api.console.jobs.store import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
@@ -280,7 +284,22 @@ async def open_resources(
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
         resources.add(JobService, jobs)
-        resources.add(JobSearch, JobSearch(JobSearchStore(database), keys))
+        search = JobSearch(JobSearchStore(database), keys)
+        resources.add(JobSearch, search)
+        console_jobs = ConsoleJobs(
+            store=store,
+            search=search,
+            jobs=jobs,
+            logs=logs,
+            names=KeyNamesStore(database),
+            earlier_work=EarlierWork(keys, settings.key_cache_s),
+        )
+        jobs_list, job_parts = JobsList(console_jobs), JobParts(console_jobs)
+        stack.push_async_callback(jobs_list.broadcaster.close)
+        stack.push_async_callback(job_parts.broadcaster.close)
+        resources.add(ConsoleJobs, console_jobs)
+        resources.add(JobsList, jobs_list)
+        resources.add(JobParts, job_parts)
         resources.add(CacheStore, cache_store)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))

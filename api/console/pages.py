@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from api.console.batches import routes as batches
 from api.console.fleet import routes as fleet
+from api.console.jobs import routes as jobs
 from api.console.keys import routes as keys
 from api.console.overview import routes as overview
 from api.console.page import Page
@@ -12,6 +13,7 @@ from api.console.routing import routes as routing
 
 PAGES: tuple[Page, ...] = (
     overview.PAGE,
+    jobs.PAGE,
     playground.PAGE,
     batches.PAGE,
     fleet.PAGE,

@@ -13,6 +13,7 @@ from api.context.learned_ratios import LearnedRatios
 from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.jobs.admission import Admission
+from api.jobs.replay import replay_of
 from api.keys.earlier_work import EarlierWork
 from api.keys.store import ApiKeyStore
 from api.settings import RegionSettings
@@ -20,10 +21,9 @@ from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
 from shared.config.settings import Settings, settings_or_exit
 from shared.domain.errors import InvalidRequest, NotFound, UnreadableRow
-from shared.domain.job import Job, JobStatus
-from shared.domain.request import GenerateRequest, Sampling
+from shared.domain.job import JobStatus
 from shared.postgres.engine import connect
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 
 # The options of a key are read once per command.
 COMMAND_S = 3600.0
@@ -72,13 +72,7 @@ async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWor
     if job is None or job.status is not JobStatus.FAILED:
         print(f"there is no failed job {job_id}", file=sys.stderr)
         return 1
-    new = NewJob(
-        owner=job.owner,
-        model=job.model,
-        priority=job.priority,
-        request=_requested(job),
-        metadata={**job.metadata, "replay_of": job.id},
-    )
+    new = replay_of(job, job.owner, job.model)
     try:
         new = await admission.admit(await earlier_work.principal(new.owner), new)
     except (InvalidRequest, NotFound) as error:
@@ -88,19 +82,6 @@ async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWor
     submitted, _ = await store.insert(new)
     print(f"{job_id} replayed as {submitted.id}")
     return 0
-
-
-def _requested(job: Job) -> GenerateRequest:
-    """The request as the client sent it, so that the current limits apply."""
-    decision = job.decisions.token_limits
-    if decision is None:
-        return job.request
-    values = job.request.sampling.model_dump(exclude_unset=True, exclude={"max_tokens"})
-    if decision.requested_max_tokens is not None:
-        values["max_tokens"] = decision.requested_max_tokens
-    if decision.requested_thinking_token_budget is not None:
-        values["thinking_token_budget"] = decision.requested_thinking_token_budget
-    return job.request.model_copy(update={"sampling": Sampling.model_validate(values)})
 
 
 def main() -> int:

@@ -465,8 +465,8 @@ class JobStore(JobRowStore):
         row = await self._first(_job_query(COLUMNS, job_id, project_id))
         return await read_job(row) if row is not None else None
 
-    async def summary(self, job_id: str, project_id: int) -> JobSummary | None:
-        """Return a project's job without its request and its output."""
+    async def summary(self, job_id: str, project_id: int | None = None) -> JobSummary | None:
+        """Return a job without its request and its output; with `project_id`, only if that project owns it."""
         return await self._one(_job_query(SUMMARY_COLUMNS, job_id, project_id), to_summary)
 
     async def result(self, job_id: str, project_id: int) -> tuple[JobSummary, tuple[Choice, ...]] | None:

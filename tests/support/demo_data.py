@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -16,6 +17,7 @@ from shared.domain.owner import Owner
 from shared.postgres.engine import connect
 from tests.support.database import make_owner
 from tests.support.demo_batches import insert_batches
+from tests.support.demo_job import add_log, add_story, created_at_of
 from tests.support.job_rows import job_id
 
 _SERVER = {"engine": "openai", "preset": "vllm", "options": {"base_url": "http://127.0.0.1:9/v1"}}
@@ -61,16 +63,20 @@ _INSERT_WORKER = """
 """
 
 
-async def fill(database_url: str) -> None:
-    """Fill a migrated database."""
-    engine = connect(database_url)
+async def fill(database_url: str, redis_url: str) -> str:
+    """Fill a migrated database; returns the id of the job with a story."""
+    engine, redis = connect(database_url), Redis.from_url(redis_url)
     try:
         owners = [await make_owner(engine, name) for name in ("team-docs", "team-search")]
         await _insert(engine, owners)
         async with engine.begin() as connection:
             # Of the project whose key takes the pictures.
             await insert_batches(connection, await make_owner(engine, "default"), datetime.now(UTC))
+        story = await add_story(engine, owners[0])
+        await add_log(redis, story, await created_at_of(engine, story))
+        return story
     finally:
+        await redis.aclose()
         await engine.dispose()
 
 

@@ -16,7 +16,7 @@ from shared.domain.owner import Owner
 from shared.postgres.store import Store
 
 _COLUMNS = {"metadata": "{}", "request": "{}", "attempts": "[]", "status": "completed", "priority": 3, "attempt": 1}
-_JSON = ("metadata", "request", "attempts", "usage", "decisions")
+_JSON = ("metadata", "request", "attempts", "usage", "decisions", "output")
 
 
 def job_id(created_at: datetime) -> str:

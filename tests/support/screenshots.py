@@ -24,9 +24,14 @@ from tests.support.demo_data import MODELS, fill, refresh
 from tests.support.demo_operations import ROUTES, fill_operations
 from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
-# Paths of the pages by the name of the picture.
+# Paths of the pages by the name of the picture. `{story}` is the id of the job with a story.
 PAGES = {
     "overview": "",
+    "jobs": "jobs?range=1h",
+    "jobs-filtered": "jobs?status=failed&range=24h",
+    "job": "jobs/{story}",
+    "job-request": "jobs/{story}?tab=request",
+    "job-events": "jobs/{story}?tab=events",
     "playground": "playground?" + "&".join(f"job={job}" for job in ANSWERS),
     "batches": "batches",
     "batch": f"batches/{RUNNING}",
@@ -51,8 +56,8 @@ _SETTLED = "new Promise((resolve) => requestAnimationFrame(() => requestAnimatio
 
 
 @contextmanager
-def demo_stack() -> Iterator[Stack]:
-    """An API on a database with made-up data. No worker runs."""
+def demo_stack() -> Iterator[tuple[Stack, str]]:
+    """An API on a database with made-up data, and the id of the job with a story. No worker runs."""
     with tempfile.TemporaryDirectory(prefix="headrace-screenshots-") as name:
         folder = Path(name)
         postgres = start_postgres(folder / "postgres")
@@ -62,12 +67,12 @@ def demo_stack() -> Iterator[Stack]:
             migrate(switch_database(postgres.url, TEMPLATE))
             create_database(postgres.url, "demo", template=stack_template(postgres.url))
             url = switch_database(postgres.url, "demo")
-            asyncio.run(fill(url))
+            story = asyncio.run(fill(url, valkey.url))
             asyncio.run(fill_operations(url))
             stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS, ROUTES), folder)
             try:
                 stack.start_api()
-                yield stack
+                yield stack, story
             finally:
                 stack.stop()
         finally:
@@ -106,8 +111,9 @@ def main() -> int:
     parser.add_argument("page", nargs="*", metavar="PAGE", help="the names of the pages (default: all)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    pages = {name: path for name, path in PAGES.items() if not arguments.page or name in arguments.page}
-    with demo_stack() as stack:
+    with demo_stack() as (stack, story):
+        wanted = arguments.page or PAGES
+        pages = {name: path.format(story=story) for name, path in PAGES.items() if name in wanted}
         asyncio.run(take(stack, pages, arguments.folder))
     return 0
 

@@ -65,3 +65,8 @@ async function replace(name, html, onPart) {
   await htmx.swap({ sourceElement: part, target: part, text: template.innerHTML, swap: "innerMorph" });
   onPart(part);
 }
+
+// For pages with a stream of their own: what `connectLive` does with each part.
+export function replacePart(name, html) {
+  return replace(name, html, () => {});
+}

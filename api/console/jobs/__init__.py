@@ -1,0 +1,1 @@
+"""The list of jobs: search, select, cancel, replay, export."""
