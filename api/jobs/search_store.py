@@ -219,11 +219,14 @@ def _slice(filters: JobFilters, after: str | None) -> tuple[list[Any], list[Colu
     or status, it would read those of all others too.
     """
     first: Any = None
+    value: Any = None
     conditions: list[ColumnElement[bool]] = []
     if filters.project_id is not None:
-        first, value = JobRow.project_id, literal(filters.project_id, BigInteger)
+        first = JobRow.project_id
+        value = literal(filters.project_id, BigInteger)
     elif len(filters.statuses) == 1 and filters.statuses[0] in UNSUCCESSFUL:
-        first, value = JobRow.status, literal(filters.statuses[0].value, Text)
+        first = JobRow.status
+        value = literal(filters.statuses[0].value, Text)
         conditions.append(IS_UNSUCCESSFUL)
     lowest, beyond = _bounds(filters, after)
     if first is None:

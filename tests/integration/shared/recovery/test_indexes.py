@@ -6,8 +6,9 @@ PostgreSQL plans a statement either for its parameters or, from the sixth execut
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy import event, text
@@ -20,6 +21,7 @@ from shared.domain.owner import Owner
 from shared.postgres import claim_store, job_statements, job_store
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore
+from shared.postgres.prepared import Prepared
 from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.summary_deletion import delete_summaries
 from tests.support.metrics import api_metrics
@@ -87,8 +89,16 @@ async def explained(database: AsyncEngine, call: Call, *, generic: bool) -> list
     def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         statements.append((statement, parameters))
 
+    run = Prepared.run
+
+    async def recorded(prepared: Prepared, engine: AsyncEngine, parameters: Mapping[str, Any]) -> list[Any]:
+        values = {**prepared._literals, **parameters}
+        statements.append((prepared._sql, [values[name] for name in prepared._names]))
+        return await run(prepared, engine, parameters)
+
     event.listen(database.sync_engine, "before_cursor_execute", record)
-    await call(database)
+    with mock.patch.object(Prepared, "run", recorded):
+        await call(database)
     event.remove(database.sync_engine, "before_cursor_execute", record)
     assert statements
     plan: list[str] = []
