@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Double, Integer, case, cast, func
 
 # Each bin ends at 1.05 times its start, so that a percentile is off by 2.5 % at most. The first one starts at 1 ms.
 RATIO = 1.05
+K = TypeVar("K")
 _LN_RATIO = math.log(RATIO)
 
 
@@ -44,9 +45,9 @@ class Percentiles:
         return cls(count, *(_percentile(bins, count, share) for share in (0.5, 0.95, 0.99)))
 
 
-def merged(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
-    """The sum of histograms."""
-    total: dict[int, int] = {}
+def merged(histograms: Iterable[Mapping[K, int]]) -> dict[K, int]:
+    """The sum of histograms, or of other counts."""
+    total: dict[K, int] = {}
     for bins in histograms:
         for number, count in bins.items():
             total[number] = total.get(number, 0) + count

@@ -111,19 +111,19 @@ class Measures:
     waits: dict[int, int] = field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, measure: str, label: str, value: int) -> None:
-        """Add the value of a row."""
+    def add(self, measure: str, values: Mapping[str, int]) -> None:
+        """Set the values of a measure, by label."""
         match measure:
             case "ended":
-                self.ended[label] = self.ended.get(label, 0) + value
+                self.ended = dict(values)
             case "error":
-                self.errors[label] = self.errors.get(label, 0) + value
+                self.errors = dict(values)
             case "first_token":
-                self.first_tokens[int(label)] = self.first_tokens.get(int(label), 0) + value
+                self.first_tokens = {int(number): count for number, count in values.items()}
             case "wait":
-                self.waits[int(label)] = self.waits.get(int(label), 0) + value
+                self.waits = {int(number): count for number, count in values.items()}
             case "tokens":
-                self.tokens += value
+                self.tokens = sum(values.values())
 
     def bucket(self, start: datetime, seconds: float) -> Bucket:
         """The bucket that these counts are about."""
@@ -148,12 +148,11 @@ def charts(
         found = measured.get(at) or Measures()
         buckets.append(found.bucket(at, (min(at + width, end) - at).total_seconds()))
         at += width
-    total = Measures(first_tokens=merged(one.first_tokens for one in measured.values()))
-    total.waits = merged(one.waits for one in measured.values())
-    for one in measured.values():
-        total.tokens += one.tokens
-        for status, count in one.ended.items():
-            total.add("ended", status, count)
-        for code, count in one.errors.items():
-            total.add("error", code, count)
+    total = Measures(
+        ended=merged(one.ended for one in measured.values()),
+        errors=merged(one.errors for one in measured.values()),
+        first_tokens=merged(one.first_tokens for one in measured.values()),
+        waits=merged(one.waits for one in measured.values()),
+        tokens=sum(one.tokens for one in measured.values()),
+    )
     return Charts(start, end, model, buckets, total.bucket(start, (end - start).total_seconds()))

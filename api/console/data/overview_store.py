@@ -76,7 +76,7 @@ class OverviewStore(Store):
             statement, values["of_model"] = _CHARTS_OF_MODEL, model
         measured: dict[datetime, Measures] = defaultdict(Measures)
         for row in await statement.run(self._engine, values):
-            measured[row.bucket].add(row.measure, row.label, int(row.value))
+            measured[row.bucket].add(row.measure, row.values)
         return charts(start, end, width, model, measured)
 
     async def live(self, models: Sequence[str], since: datetime) -> Live:
@@ -163,9 +163,15 @@ def _charts_statement(*, of_model: bool) -> Any:
         ),
     ).subquery("measures")
     minute, measure, label, value = measures.c
-    bucket = func.date_bin(width, minute, start).label("bucket")
-    total = func.sum(value).label("value")
-    return select(bucket, measure.label("measure"), label.label("label"), total).group_by(bucket, measure, label)
+    bucket = func.date_bin(width, minute, start)
+    summed = (
+        select(bucket.label("bucket"), measure.label("measure"), label.label("label"), func.sum(value).label("value"))
+        .group_by(bucket, measure, label)
+        .subquery("summed")
+    )
+    # One row for each measure of a bucket: Python would take longer for a row of each label than PostgreSQL.
+    values = func.jsonb_object_agg(summed.c.label, summed.c.value, type_=JSONB).label("values")
+    return select(summed.c.bucket, summed.c.measure, values).group_by(summed.c.bucket, summed.c.measure)
 
 
 def _queues_statement() -> Any:
