@@ -394,9 +394,12 @@ class BatchStore(JobRowStore):
         """Return the jobs of the next lines after `after_line`, in order: at least one, and fewer if they are large."""
         answer = aliased(JobRow, name="answer")
         shared = (
-            select(_stored_bytes(answer)).where(answer.id == JobRow.answered_by).correlate(JobRow).scalar_subquery()
+            select(_stored_bytes(answer.output, answer.log))
+            .where(answer.id == JobRow.answered_by)
+            .correlate(JobRow)
+            .scalar_subquery()
         )
-        size = _stored_bytes(JobRow) + func.coalesce(shared.scalar_subquery(), 0)
+        size = _stored_bytes(JobRow.output, JobRow.log) + func.coalesce(shared.scalar_subquery(), 0)
         lines = (
             select(JobRow.batch_line, func.sum(size).over(order_by=JobRow.batch_line).label("total"))
             .where(JobRow.batch_id == batch_id, JobRow.batch_line > after_line)
@@ -429,9 +432,9 @@ class BatchStore(JobRowStore):
         return await self._changes(statement)
 
 
-def _stored_bytes(row: Any) -> Any:
-    """The bytes of a job's own output and log."""
-    return func.coalesce(func.pg_column_size(row.output), 0) + func.coalesce(func.pg_column_size(row.log), 0)
+def _stored_bytes(output: Any, log: Any) -> Any:
+    """The bytes of a row's output and log."""
+    return func.coalesce(func.pg_column_size(output), 0) + func.coalesce(func.pg_column_size(log), 0)
 
 
 async def _request_json(request: GenerateRequest) -> str:

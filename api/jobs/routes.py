@@ -88,7 +88,11 @@ async def submit(
     return await _respond(job, job.output, *await estimate(job), headers)
 
 
-@router.get("", response_model=JobListWithOutput | JobList, responses=ERRORS)
+@router.get(
+    "",
+    response_model=JobListWithOutput | JobList,
+    responses={**ERRORS, 403: {"model": ErrorResponse, "description": "`project` needs a key with the scope `admin`."}},
+)
 async def list_jobs(
     principal: CurrentPrincipal,
     jobs: Jobs,

@@ -11,7 +11,10 @@ import httpx
 import orjson
 
 from tests.e2e.test_jobs import wait_for_end
+from tests.e2e.test_projects import bearer, create_key
 from tests.support.sse import follow
+from tests.support.stack import KEY, Stack
+from tests.support.waiting import eventually
 
 REQUESTS = 100
 
@@ -34,7 +37,7 @@ def text_of(frames: str) -> str:
     return "".join(choice["delta"].get("content") or "" for line in lines for choice in orjson.loads(line)["choices"])
 
 
-async def test_a_hundred_identical_requests(sim: httpx.AsyncClient) -> None:
+async def test_a_hundred_identical_requests(sim: httpx.AsyncClient, sim_stack: Stack) -> None:
     async def ask(number: int) -> tuple[str, str]:
         body = request("a hundred times", stream=number % 2 == 1, user=f"user {number}")
         answer = await sim.post("/v1/chat/completions", json=body)
@@ -42,7 +45,21 @@ async def test_a_hundred_identical_requests(sim: httpx.AsyncClient) -> None:
         text = text_of(answer.text) if body["stream"] else answer.json()["choices"][0]["message"]["content"]
         return answer.headers["x-headrace-cache"], text
 
-    answers = await asyncio.gather(*map(ask, range(REQUESTS)))
+    async def queued() -> bool:
+        params: dict[str, str | int] = {"limit": REQUESTS, "model": "small", "status": "queued"}
+        # On another client: these requests use all connections of the first one.
+        return len((await watcher.get("/v1/jobs", params=params)).json()["data"]) == REQUESTS
+
+    # None ends before all have been submitted, however slow that is.
+    key = create_key(sim_stack, "operator", "--project", "operations", "--scope", "admin")
+    async with bearer(sim_stack, key) as operator, bearer(sim_stack, KEY) as watcher:
+        (await operator.post("/v1/models/small/pause")).raise_for_status()
+        try:
+            asking = [asyncio.create_task(ask(number)) for number in range(REQUESTS)]
+            await eventually(queued, "all requests wait", within_s=60)
+        finally:
+            (await operator.post("/v1/models/small/resume")).raise_for_status()
+    answers = await asyncio.gather(*asking)
     assert Counter(outcome for outcome, _ in answers) == {"MISS": 1, "COALESCED": REQUESTS - 1}
     assert len({text for _, text in answers}) == 1
     listed = (await sim.get("/v1/jobs", params={"limit": REQUESTS})).json()["data"]

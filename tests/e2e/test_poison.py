@@ -113,7 +113,9 @@ async def check_poisons_fail_alone(stack: Stack, client: httpx.AsyncClient, pois
     assert {charged[job["id"]] for job in ended} == {0}, "no other job is charged with a death"
     for job, events in zip(ended, await asyncio.gather(*readers), strict=False):
         assert text_of(events) == job["output_text"]
-        assert "job.restarted" not in [item.event for item in events]
+        names = [item.event for item in events]
+        # A worker that dies before it has written to the log leaves nothing that could be shown twice.
+        assert "job.restarted" not in names[names.index("job.delta") :]
 
 
 @pytest.mark.timeout(360)

@@ -380,9 +380,9 @@ async def test_jobs_that_run_beside_a_leader_store_the_newer_answer(
     tries: list[NewJob] = []
     coalesce = world.store.coalesce
 
-    async def counted(new: NewJob, *others: Any) -> tuple[Job, bool] | None:
+    async def counted(new: NewJob, *others: Any, **options: Any) -> tuple[Job, bool] | None:
         tries.append(new)
-        return await coalesce(new, *others)
+        return await coalesce(new, *others, **options)
 
     monkeypatch.setattr(world.store, "coalesce", counted)
     leader = await world.ask(priority=5)

@@ -306,7 +306,9 @@ async def test_an_upstream_that_fails_is_asked_again_for_a_day(
     sweeper: Sweeper,
     database: AsyncEngine,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("shared.recovery.sweeper.CLEAN_UP_INTERVAL_S", 0.0)
     worker = Worker("w", workers("w"), logs, 4, None)
     worker.engine.cancel = DeafUpstream(lambda: UpstreamError("HTTP 503")).cancel  # type: ignore[method-assign]
     run, call = await worker.start(queued)
