@@ -67,3 +67,13 @@ def complete_models(context: typer.Context, incomplete: str) -> list[str]:
     except CliError:
         return []
     return [name for name in names if name.startswith(incomplete)]
+
+
+ModelThatRan = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", autocompletion=complete_models, help="The model that ran."),
+]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", metavar="TIME", help="Submitted since: a duration ago (90s, 2h, 7d), or a timestamp."),
+]

@@ -399,7 +399,7 @@ class BatchStore(JobRowStore):
             .correlate(JobRow)
             .scalar_subquery()
         )
-        size = _stored_bytes(JobRow.output, JobRow.log) + func.coalesce(shared.scalar_subquery(), 0)
+        size = _stored_bytes(JobRow.output, JobRow.log) + func.coalesce(shared, 0)
         lines = (
             select(JobRow.batch_line, func.sum(size).over(order_by=JobRow.batch_line).label("total"))
             .where(JobRow.batch_id == batch_id, JobRow.batch_line > after_line)

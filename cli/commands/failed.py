@@ -11,7 +11,7 @@ from cli.commands.jobs import moment, of_each
 from cli.errors import UsageError
 from cli.groups import ListGroup
 from cli.operator import run_in_store
-from cli.options import After, All, Json, Limit, complete_models, connect, show_list
+from cli.options import After, All, Json, Limit, ModelThatRan, Since, connect, show_list
 from cli.output import Column
 from cli.target import find_target
 from cli.text import age, one_line
@@ -33,13 +33,8 @@ Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of failed j
 @failed.command("list")
 def list_failed(
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="NAME", autocompletion=complete_models, help="The model that ran."),
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Submitted since: a duration ago (90s, 2h, 7d), or a timestamp.")
-    ] = None,
+    model: ModelThatRan = None,
+    since: Since = None,
     limit: Limit = 20,
     after: After = None,
     everything: All = False,

@@ -14,7 +14,7 @@ from cli.answer import tokens_per_s
 from cli.client import Client, path
 from cli.commands.submit import follow as follow_job
 from cli.errors import CliError, ExitCode, UsageError
-from cli.options import After, All, Json, Limit, Quiet, complete_models, connect, seconds_of, show_list
+from cli.options import After, All, Json, Limit, ModelThatRan, Quiet, Since, connect, seconds_of, show_list
 from cli.output import Column, note, print_fields, print_json, print_table, say, status_text, write_text
 from cli.sse import ServerEvent
 from cli.text import age, count, duration, local_time, milliseconds, one_line, rate
@@ -50,13 +50,8 @@ def jobs(
     status: Annotated[
         list[Status] | None, typer.Option(metavar="STATUS", help=f"{', '.join(Status)}. Repeatable.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="NAME", autocompletion=complete_models, help="The model that ran."),
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Submitted since: a duration ago (90s, 2h, 7d), or a timestamp.")
-    ] = None,
+    model: ModelThatRan = None,
+    since: Since = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Submitted before: the same.")] = None,
     user: Annotated[str | None, typer.Option(metavar="NAME", help="The end user that the request named.")] = None,
     key: Annotated[str | None, typer.Option(metavar="ID", help="The id of the key that submitted the job.")] = None,

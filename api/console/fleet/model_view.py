@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from api.console.data.overview import Charts
-from api.console.filters import Quantity, compact, duration, milliseconds, number, percent, plural, quantity
+from api.console.filters import Quantity, compact, duration, number, percent, plural
 from api.console.fleet.view import ModelCard
 from api.console.overview.snapshot import RangeName
-from api.console.overview.view import NOTICED_MS, RANGE_NAMES, TARGET_MS, Badge, Stat
+from api.console.overview.view import RANGE_NAMES, Badge, Stat, chart_data, chart_summary, first_token_stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +25,15 @@ class ModelView:
 
 def build_model_view(card: ModelCard, charts: Charts, range_name: RangeName, *, is_operator: bool) -> ModelView:
     """The view of a model in a time range."""
-    times = charts.total.first_token
     name = RANGE_NAMES[range_name]
-    summary = f"No interactive jobs in the {name}."
-    if times is not None:
-        summary = (
-            f"Time to the first token in the {name}: p50 {milliseconds(times.p50)}, p95 {milliseconds(times.p95)},"
-            f" p99 {milliseconds(times.p99)}, {plural(times.count, 'job')}."
-        )
-    stats = (_first_token(charts, name), _output(card, charts), _waiting(card, charts), _failures(charts, name))
-    return ModelView(card, stats, _chart(charts), summary, is_operator)
-
-
-def _first_token(charts: Charts, name: str) -> Stat:
-    times = charts.total.first_token
-    trend = [bucket.first_token.p95 if bucket.first_token else None for bucket in charts.buckets]
-    if times is None:
-        return Stat("First token, p95", Quantity("–", ""), f"no interactive jobs in the {name}", None, "info", trend)
-    badge = Badge("within target", "good") if times.p95 <= TARGET_MS else Badge("above target", "tail")
-    context = f"p50 {milliseconds(times.p50)} · p99 {milliseconds(times.p99)}"
-    return Stat("First token, p95", quantity(times.p95 / 1000), context, badge, "info", trend)
+    stats = (
+        first_token_stat(charts, range_name),
+        _output(card, charts),
+        _waiting(card, charts),
+        _failures(charts, name),
+    )
+    summary = chart_summary(charts.total.first_token, range_name)
+    return ModelView(card, stats, chart_data(charts.buckets), summary, is_operator)
 
 
 def _output(card: ModelCard, charts: Charts) -> Stat:
@@ -77,21 +66,3 @@ def _failures(charts: Charts, name: str) -> Stat:
     if total.jobs:
         badge = Badge(percent(failed / total.jobs), "near") if failed else Badge("none", "good")
     return Stat("Failed", Quantity(number(failed), "job" if failed == 1 else "jobs"), context, badge, "bad", trend)
-
-
-def _chart(charts: Charts) -> Mapping[str, object]:
-    """As `static/chart.js` reads it."""
-    times = [bucket.first_token for bucket in charts.buckets]
-    return {
-        "x": [int(bucket.start.timestamp()) for bucket in charts.buckets],
-        "series": [
-            {"name": name, "kind": kind, "values": [getattr(found, name) if found else None for found in times]}
-            for name, kind in (("p50", "info"), ("p95", "batch"), ("p99", "tail"))
-        ],
-        "targets": [
-            {"value": NOTICED_MS, "text": f"{NOTICED_MS} ms noticed", "kind": "good"},
-            {"value": TARGET_MS, "text": f"{TARGET_MS} ms target", "kind": "near"},
-        ],
-        "marks": [],
-        "unit": "ms",
-    }

@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, Form, Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
+from api.console.actions import redirect
 from api.console.jobs import conditions, view
 from api.console.jobs.conditions import Conditions, Reading
 from api.console.jobs.export import TYPES, ExportFormat, export
 from api.console.jobs.job import routes as job
 from api.console.jobs.service import Action, ConsoleJobs
 from api.console.live import Broadcaster
-from api.console.navigation import browser_path, root_of
 from api.console.page import Page
 from api.console.sessions import Sessions
 from api.console.templates import fragment_response, page_response, render
@@ -95,10 +95,10 @@ async def jobs_page(
     if q is not None:
         words = q.strip()
         if is_job_id(words):
-            return _redirect(request, f"jobs/{words}")
+            return redirect(request, f"jobs/{words}")
         found = conditions.parse(words)
         if not found.problems:
-            return _redirect(request, found.conditions.address())
+            return redirect(request, found.conditions.address())
         reading = Reading(found.conditions, found.problems)
     audience = _audience(viewer, reading.conditions)
     problems, page = list(reading.problems), JobPage((), None)
@@ -168,10 +168,6 @@ async def change_selected(
     # The form has the address of the list; any other is ignored.
     address = back if back.partition("?")[0] == "jobs" else "jobs"
     return page_response(request.scope, "jobs/selected.html", results=results, action=action.value, back=address)
-
-
-def _redirect(request: Request, address: str) -> Response:
-    return RedirectResponse(root_of(browser_path(request.scope)) + address, status_code=303)
 
 
 def _audience(viewer: Viewer, found: Conditions) -> Audience:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from api.admin.fleet.store import WorkerInfo
 from api.console.data.histogram import Percentiles
-from api.console.data.overview import Bucket, QueueState
+from api.console.data.overview import Bucket, Charts, QueueState
 from api.console.filters import Quantity, compact, duration, milliseconds, number, percent, plural, quantity
 from api.console.overview.events import Event, events
-from api.console.overview.snapshot import Snapshot
+from api.console.overview.snapshot import RangeName, Snapshot
 from shared.config.models.loader import Registry
 from shared.domain.job import WorkerState
 
@@ -85,18 +85,24 @@ def build_view(snapshot: Snapshot, registry: Registry, project_id: int | None) -
         range=snapshot.range,
         health=health,
         reasons=reasons,
-        stats=(_first_token(snapshot), _output(snapshot, rows), _waiting(snapshot), _failures(snapshot)),
-        chart=_chart(snapshot.charts.buckets, happened),
-        chart_summary=_summary(total.first_token, snapshot.range),
+        stats=(
+            first_token_stat(snapshot.charts, snapshot.range),
+            _output(snapshot, rows),
+            _waiting(snapshot),
+            _failures(snapshot),
+        ),
+        chart=chart_data(snapshot.charts.buckets, happened),
+        chart_summary=chart_summary(total.first_token, snapshot.range),
         events=happened,
         models=rows,
     )
 
 
-def _first_token(snapshot: Snapshot) -> Stat:
-    times = snapshot.charts.total.first_token
-    trend = [bucket.first_token.p95 if bucket.first_token else None for bucket in snapshot.charts.buckets]
-    name = RANGE_NAMES[snapshot.range]
+def first_token_stat(charts: Charts, range_name: RangeName) -> Stat:
+    """The card of the time to the first token."""
+    times = charts.total.first_token
+    trend = [bucket.first_token.p95 if bucket.first_token else None for bucket in charts.buckets]
+    name = RANGE_NAMES[range_name]
     if times is None:
         return Stat("First token, p95", Quantity("–", ""), f"no interactive jobs in the {name}", None, "info", trend)
     badge = Badge("within target", "good") if times.p95 <= TARGET_MS else Badge("above target", "tail")
@@ -149,8 +155,9 @@ def _failures(snapshot: Snapshot) -> Stat:
     return Stat("Failed", Quantity(number(failed), "job" if failed == 1 else "jobs"), context, badge, "bad", trend)
 
 
-def _chart(buckets: Sequence[Bucket], happened: Sequence[Event]) -> Mapping[str, object]:
-    """The data of the chart: times in Unix seconds, percentiles in milliseconds, and what happened."""
+def chart_data(buckets: Sequence[Bucket], happened: Sequence[Event] = ()) -> Mapping[str, object]:
+    """The data of the chart, as `static/chart.js` reads it: times in Unix seconds, percentiles in milliseconds, and
+    what happened."""
     times = [bucket.first_token for bucket in buckets]
     return {
         "x": [int(bucket.start.timestamp()) for bucket in buckets],
@@ -169,7 +176,8 @@ def _chart(buckets: Sequence[Bucket], happened: Sequence[Event]) -> Mapping[str,
     }
 
 
-def _summary(times: Percentiles | None, range_name: str) -> str:
+def chart_summary(times: Percentiles | None, range_name: RangeName) -> str:
+    """The chart in words."""
     if times is None:
         return f"No interactive jobs in the {RANGE_NAMES[range_name]}."
     return (

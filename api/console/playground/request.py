@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from api.console.message_body import message_body
 from api.jobs.parameters import DEFAULT_PRIORITY
-from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.job import Job
-from shared.domain.request import ChatOptions, Message, StructuredOutputs
+from shared.domain.request import ChatOptions, StructuredOutputs
 
 # The name that OpenAI's API requires for a schema; jobs do not keep it.
 SCHEMA_NAME = "answer"
@@ -18,7 +18,7 @@ def request_body(job: Job) -> dict[str, Any]:
     request = job.request
     body: dict[str, Any] = {"model": job.requested_model or job.model}
     if request.messages is not None:
-        body["messages"] = [_message(message) for message in request.messages]
+        body["messages"] = [message_body(message) for message in request.messages]
     else:
         body["prompt"] = request.prompt
     body |= request.sampling.model_dump(mode="json", exclude_unset=True, exclude_none=True)
@@ -34,25 +34,6 @@ def request_body(job: Job) -> dict[str, Any]:
     if job.owner.end_user is not None:
         body["user"] = job.owner.end_user
     return body
-
-
-def _message(message: Message) -> dict[str, Any]:
-    body = message.model_dump(mode="json", exclude_none=True, exclude={"content"})
-    if message.content is not None:
-        content = message.content
-        body["content"] = [_part(part) for part in content] if isinstance(content, list) else content
-    return body
-
-
-def _part(part: TextPart | ImagePart | FilePart) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    data = None if part.data is None else f"data:{part.media_type};base64,{part.data}"
-    if isinstance(part, ImagePart):
-        found: dict[str, str | None] = {"url": data or part.url, "detail": part.detail}
-        return {"type": "image_url", "image_url": {name: value for name, value in found.items() if value is not None}}
-    found = {"file_data": data, "file_id": part.file_id, "filename": part.filename}
-    return {"type": "file", "file": {name: value for name, value in found.items() if value is not None}}
 
 
 def _chat(chat: ChatOptions) -> dict[str, Any]:

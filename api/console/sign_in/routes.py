@@ -7,10 +7,10 @@ from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, Depends, Query, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
+from api.console.actions import redirect
 from api.console.cookies import clear_session, set_session
-from api.console.navigation import browser_path, root_of
 from api.console.sessions import Sessions
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer
@@ -50,7 +50,7 @@ async def sign_in(request: Request, sessions: CurrentSessions) -> Response:
     except Unauthorized as error:
         message = str(error) if token or key else "Enter an API key."
         return page_response(request.scope, "sign_in/sign_in.html", 401, token="", next_page=next_page, error=message)
-    response = _redirect(request, next_page if _is_page(next_page) else "")
+    response = redirect(request, next_page if _is_page(next_page) else "")
     set_session(response, request.headers, started)
     return response
 
@@ -59,7 +59,7 @@ async def sign_in(request: Request, sessions: CurrentSessions) -> Response:
 async def sign_out(request: Request, sessions: CurrentSessions, viewer: CurrentViewer) -> Response:
     """End the session."""
     await sessions.sign_out(viewer.session_token)
-    response = _redirect(request, "sign-in")
+    response = redirect(request, "sign-in")
     clear_session(response, request.headers)
     return response
 
@@ -79,7 +79,3 @@ async def _small_form(request: Request) -> dict[str, str]:
 
 def _is_page(address: str) -> bool:
     return _NEXT.fullmatch(address) is not None and ".." not in urlsplit(address).path
-
-
-def _redirect(request: Request, page: str) -> RedirectResponse:
-    return RedirectResponse(root_of(browser_path(request.scope)) + page, status_code=303)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
+from api.console.message_body import message_body
 from api.jobs.parameters import DEFAULT_PRIORITY
 from api.jobs.replay import REPLAY_OF, requested
-from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.job import Job
-from shared.domain.request import Message
 
 # A larger body is read from a file.
 MAX_INLINE = 8_000
@@ -29,7 +28,7 @@ def request_body(job: Job) -> dict[str, Any]:
     request = requested(job)
     body: dict[str, Any] = {"model": job.requested_model or job.model}
     if request.messages is not None:
-        body["messages"] = [_message(message) for message in request.messages]
+        body["messages"] = [message_body(message) for message in request.messages]
     if request.prompt is not None:
         body["prompt"] = request.prompt
     sampling = request.sampling
@@ -56,27 +55,6 @@ def request_body(job: Job) -> dict[str, Any]:
     if job.owner.end_user is not None:
         body["user"] = job.owner.end_user
     return body
-
-
-def _message(message: Message) -> dict[str, Any]:
-    values = message.model_dump(exclude_none=True, exclude={"content"})
-    content = message.content
-    if content is not None:
-        shown = content if isinstance(content, str) else [_part(part) for part in content]
-        values = {"role": values.pop("role"), "content": shown, **values}
-    return values
-
-
-def _part(part: TextPart | ImagePart | FilePart) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    url = f"data:{part.media_type};base64,{part.data}" if part.data is not None else part.url
-    if isinstance(part, ImagePart):
-        return {"type": "image_url", "image_url": {"url": url, **({"detail": part.detail} if part.detail else {})}}
-    named = {"filename": part.filename} if part.filename is not None else {}
-    if part.file_id is not None:
-        return {"type": "file", "file": {"file_id": part.file_id, **named}}
-    return {"type": "file", "file": {"file_data": url, **named}}
 
 
 def body_text(body: dict[str, Any]) -> str:

@@ -60,8 +60,8 @@ def test_a_page_that_needs_a_scope_says_how_to_get_it(app: FastAPI) -> None:
 
 
 def test_an_error_within_a_page_is_a_part(app: FastAPI) -> None:
-    response = error_page(scope_of(app, signed_in=True, htmx=True), 503, "The database is away.")
+    response = error_page(scope_of(app, signed_in=True, htmx=True), 503, "The database is unavailable.")
     html = bytes(response.body).decode()
     assert response.status_code == 503
-    assert "The database is away." in html
+    assert "The database is unavailable." in html
     assert "<html" not in html
