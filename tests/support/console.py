@@ -95,6 +95,15 @@ class Visit:
         assert response is not None
         return response
 
+    async def go_back(self, path: str) -> None:
+        """Go back to a page of the console.
+
+        htmx replaces the entry of the history soon after a page has been loaded. Playwright's `go_back` ends early
+        when that happens meanwhile, so this waits for the page's own address.
+        """
+        await self.page.go_back()
+        await self.page.wait_for_url(f"{self.url}/console/{path}")
+
 
 @asynccontextmanager
 async def visit(browser: Browser, url: str, **options: Any) -> AsyncIterator[Visit]:

@@ -28,6 +28,11 @@ def submit(stack: Stack, key: str, **body: Any) -> str:
     return str(response.json()["id"])
 
 
+def cancel(stack: Stack, key: str, job: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"}
+    httpx.post(f"{stack.url}/v1/jobs/{job}/cancel", headers=headers).raise_for_status()
+
+
 def status_of(stack: Stack, key: str, job: str) -> str:
     headers = {"Authorization": f"Bearer {key}"}
     return str(httpx.get(f"{stack.url}/v1/jobs/{job}", headers=headers).json()["status"])
@@ -168,12 +173,26 @@ class TestInABrowser:
         await expect(rows).to_have_count(30)
         await member.page.get_by_role("link", name="Failed", exact=True).click()
         await expect(member.page.get_by_role("heading", name="No job matches")).to_be_visible()
-        await member.page.go_back()
+        await member.go_back("jobs?meta=case%3Dpages")
         await member.page.keyboard.press("j")
         await member.page.keyboard.press("j")
         second = await rows.nth(1).get_attribute("id")
         await member.page.keyboard.press("Enter")
         await member.page.wait_for_url(f"**/console/jobs/{str(second).removeprefix('row-')}")
+
+    async def test_the_focus_stays_while_rows_change(self, member: Visit, sim_stack: Stack, member_key: str) -> None:
+        """Otherwise Enter does nothing, and `j` begins at the first row again."""
+        jobs = [submit(sim_stack, member_key, model="orphan", metadata={"case": "focus"}) for _ in range(3)]
+        await member.open("jobs?meta=case%3Dfocus")
+        await expect(member.page.locator("#live")).to_have_attribute("data-state", "live")
+        await member.page.keyboard.press("j")
+        await member.page.keyboard.press("j")
+        for job in jobs:
+            cancel(sim_stack, member_key, job)
+            await expect(member.page.locator(f"#row-{job}")).to_contain_text("Cancelled")
+            await expect(member.page.locator(f"#row-{jobs[1]} a")).to_be_focused()
+        await member.page.keyboard.press("Enter")
+        await member.page.wait_for_url(f"**/console/jobs/{jobs[1]}")
 
     async def test_rows_change_and_the_selection_stays(self, member: Visit, sim_stack: Stack, member_key: str) -> None:
         first = submit(sim_stack, member_key, model="orphan", metadata={"case": "select"})

@@ -22,19 +22,25 @@ from launcher.embedded import Postgres, Valkey, start_postgres, start_valkey
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a process as another user")
 
 _CONNECT = """
-import socket, sys
 with socket.socket(socket.AF_UNIX) as client:
     client.connect(sys.argv[1])
 """
 
 
 def run_as_nobody(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code as another user.
+
+    The interpreter starts as root, because it may lie in a folder that the other user cannot enter.
+    """
     nobody = pwd.getpwnam("nobody")
+    become = f"""
+import os, socket, sys
+os.setgroups([])
+os.setgid({nobody.pw_gid})
+os.setuid({nobody.pw_uid})
+"""
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        user=nobody.pw_uid,
-        group=nobody.pw_gid,
-        extra_groups=[],
+        [sys.executable, "-c", become + code, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -111,7 +117,6 @@ def test_postgres_does_not_trust_who_reaches_its_socket(postgres: Postgres) -> N
     try:
         startup = b"\x00\x03\x00\x00user\x00postgres\x00database\x00postgres\x00\x00"
         code = f"""
-import socket, sys
 with socket.socket(socket.AF_UNIX) as client:
     client.connect(sys.argv[1])
     client.sendall({(len(startup) + 4).to_bytes(4) + startup!r})
@@ -143,7 +148,7 @@ def test_closed_folders_are_opened_to_postgres_alone_and_closed_again(home: Path
     server = start_postgres(closed / "postgres")
     try:
         assert stat.S_IMODE(closed.stat().st_mode) & stat.S_IXOTH == 0
-        assert run_as_nobody("import os, sys; os.stat(sys.argv[1])", str(server.folder)).returncode == 1
+        assert run_as_nobody("os.stat(sys.argv[1])", str(server.folder)).returncode == 1
     finally:
         server.stop()
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700

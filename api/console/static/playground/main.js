@@ -120,9 +120,9 @@ async function preview() {
     return; // what is being typed is not complete
   }
   const asked = [...new Map(requests.map((request) => [request.body.model, request])).values()];
-  const counted = asked.map(({ body }) => call("playground/tokens", { body, signal }).then((response) => response.json(), () => null));
+  const counted = asked.map(({ body }) => answerTo("playground/tokens", body, signal));
   const shown = requests[Math.min(codeSide, requests.length - 1)];
-  const written = call("playground/code", { body: shown, signal }).then((response) => response.json(), () => null);
+  const written = answerTo("playground/code", shown, signal);
   const counts = await Promise.all(counted);
   const found = await written;
   if (signal.aborted) return;
@@ -130,6 +130,15 @@ async function preview() {
   if (found) {
     code = found;
     showCode();
+  }
+}
+
+// The answer, or null: what is being typed is often refused, and an answer that is overtaken is cut off.
+async function answerTo(path, body, signal) {
+  try {
+    return await (await call(path, { body, signal })).json();
+  } catch {
+    return null;
   }
 }
 
