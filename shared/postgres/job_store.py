@@ -2,8 +2,9 @@
 
 Every change of a job's state is one guarded statement, here, in `shared.postgres.claim_store` or in
 `shared.postgres.recovery_store`. The two that all of them share, which create and end a job, are in
-`shared.postgres.job_statements`. A guard names the states that may be left and, for a worker, the attempt and worker
-that own the job, so that a duplicate, late or fenced write changes nothing and reports that.
+`shared.postgres.job_inserts` and `shared.postgres.job_ends`. A guard names the states that may be left and, for a
+worker, the attempt and worker that own the job, so that a duplicate, late or fenced write changes nothing and reports
+that.
 """
 
 from __future__ import annotations
@@ -65,23 +66,11 @@ from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
 from shared.postgres.followers import COALESCED, LEADER, group_of, with_cache_decision
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.job_statements import (
-    COLUMNS,
-    IS_QUEUED,
-    IS_RUNNING,
-    LOG,
-    OUTPUT,
-    SUMMARY_COLUMNS,
-    JobRowStore,
-    cached_answers,
-    insert_answered,
-    insert_queued,
-    purge_statement,
-    read_job,
-    release_statement,
-    to_output,
-    to_summary,
-)
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_inserts import cached_answers, insert_answered, insert_queued
+from shared.postgres.job_purge import purge_statement, release_statement
+from shared.postgres.job_row_store import JobRowStore
+from shared.postgres.job_rows import COLUMNS, LOG, OUTPUT, SUMMARY_COLUMNS, read_job, to_output, to_summary
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, json_text, readable, seconds
 from shared.postgres.summary_deletion import delete_summaries

@@ -19,7 +19,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED, JobResult
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.job_statements import result_record
+from shared.postgres.job_ends import result_record
 from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import CANCELLATION_S, Sweeper
