@@ -1,4 +1,4 @@
-"""SQL about responses. `shared.postgres.job_store` inserts their rows together with their jobs."""
+"""SQL about responses. `shared.postgres.new_jobs` inserts their rows together with their jobs."""
 
 from __future__ import annotations
 

@@ -26,12 +26,13 @@ from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive, seq_before
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.opaque import OpaquePart
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery import fallbacks
 from shared.recovery.fallbacks import Fallbacks

@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.config.models.openai import OpenAIModel
 from shared.domain.job import AttemptOutcome, Job
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.job_queue import HintSender, celery_app, depths
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
