@@ -28,7 +28,7 @@ from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import EngineError
 from workers.engines.resume import Resume
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 from workers.execution.model_context import with_model
 
 ANSWER = RequestOptions(cache=CacheOptions())

@@ -274,7 +274,7 @@ async def test_one_of_the_released_followers_takes_the_turn_of_its_leader(world:
     ended: list[Hint] = []
     worker = world.workers[0]
     worker.runner._context = replace(worker.runner._context, send=ended.append)
-    worker.runner._attempts[leader.id]._context = worker.runner._context
+    worker.runner._attempts[leader.id]._state.context = worker.runner._context
     await world.fail(worker, call)
     assert sorted(ended, key=lambda hint: hint.job_id) == [
         to_front(Hint(first.id, MODEL, 3)), Hint(last.id, MODEL, 3), Hint(low.id, MODEL, 7),

@@ -62,7 +62,7 @@ from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from tests.support.transcripts import transcript_of
 from workers.engines.base import EngineError
-from workers.execution.attempt import AttemptContext, InterruptReason
+from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool

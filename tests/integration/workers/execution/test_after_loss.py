@@ -21,7 +21,7 @@ from tests.support.steered_engine import text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import CannotContinue, EngineError
 from workers.engines.resume import Resume
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 
 __all__ = ["job", "worker"]
 

@@ -45,7 +45,7 @@ from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, wo
 from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
 from workers.engines.base import BusyReason, EngineError, UpstreamBusy, UpstreamError
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 
 STATE = UpstreamState("resp_1")
 MAX_ATTEMPTS = 3

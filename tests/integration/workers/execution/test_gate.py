@@ -32,7 +32,7 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.engines.factory import make_engine
 from workers.engines.upstream import breaker
 from workers.engines.upstream.breaker import FAILURES
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool

@@ -24,7 +24,7 @@ from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.support.metrics import worker_metrics
 from workers.engines.base import NO_PRIOR, Prior, PromptInfo
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool

@@ -28,7 +28,7 @@ from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.resume import Resume
-from workers.execution.attempt import AttemptContext, InterruptReason
+from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.compilations import Compilations
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner

@@ -34,7 +34,7 @@ from tests.support.steered_engine import SteeredEngine
 from tests.support.waiting import eventually
 from workers.engines.base import EngineError, UpstreamError
 from workers.engines.runpod.engine import RunpodEngine
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.upstream_cancellation import cancel_requests
 from workers.supervision import upstream_cancellations

@@ -29,7 +29,7 @@ from workers.engines.base import UpstreamBusy
 from workers.engines.factory import make_engine
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.upstream.breaker import FAILURES
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.model_context import with_model
 from workers.execution.runner import Runner

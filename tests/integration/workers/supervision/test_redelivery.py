@@ -23,7 +23,7 @@ from tests.conftest import TEST_REDIS_DB, Servers, Workers
 from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import SteeredEngine
 from workers.engines.upstream.gate import UpstreamGate
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.runner import LastClaim, Runner
 from workers.execution.slots import SlotPool
 from workers.supervision.redelivery import Redelivery
