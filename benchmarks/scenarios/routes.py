@@ -35,10 +35,10 @@ from benchmarks.systems.headrace import Headrace, headrace
 from benchmarks.systems.vllm_model import vllm_model
 from shared.config.models.loader import load_registry
 from shared.domain.errors import InvalidRequest
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
-from shared.postgres.job_store import NewJob
 from shared.redis.connection import connect_redis
 from shared.redis.conversation_models import ConversationModels
 from shared.runtime.gc_tuning import freeze_gc
