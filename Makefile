@@ -3,7 +3,7 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker reload env demo test test-long chaos soak bench lint fmt lock clean dev
+.PHONY: help up worker reload env demo docs test test-long chaos soak bench lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
@@ -23,6 +23,9 @@ reload:  ## apply changes of models.yaml to a running `make up`, without droppin
 
 demo:  ## show routes, the response cache and coalescing with two local models; needs no account
 	@exec $(BOOTSTRAP) -m demo $(ARGS)
+
+docs: dev  ## build the documentation as a site in build/docs; fails if a link is broken
+	@exec .venv/bin/python -m docsite
 
 env:  ## write .env with new secrets, for `docker compose up`
 	@sh launcher/compose_env.sh

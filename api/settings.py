@@ -28,34 +28,52 @@ MEDIA_SHARE = 0.73
 class HttpSettings(SettingsGroup):
     """The HTTP server."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="The port to listen on.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="A larger request is rejected with 413.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Origins whose pages may call the API from a browser: https://a.example.com,https://b.example.com;"
-        " or * for all.",
+        description="Origins whose pages may call the API from a browser:"
+        " `https://a.example.com,https://b.example.com`, or `*` for all.",
     )
     max_header_bytes: int = Field(
-        32 * 1024, ge=1024, description="A request whose request line and headers are larger is rejected with 431."
+        32 * 1024,
+        ge=1024,
+        description="A request whose request line and headers are larger gets 431, or 414 if its URL is.",
     )
     header_timeout_s: float = Field(
-        10.0, gt=0, description="Seconds in which a client must send a request's headers, or its first request."
+        10.0,
+        gt=0,
+        description="Seconds in which a client must send a request's headers, or, after it has connected, its first"
+        " request.",
     )
     body_timeout_s: float = Field(
-        30.0, gt=0, description="Seconds in which a client must send a body, besides those that its size allows."
+        30.0,
+        gt=0,
+        description="Seconds in which a client must send a body, plus those that its size allows; otherwise it"
+        " gets 408."
+        " Time in which the API does not read is not counted.",
     )
     min_body_rate: int = Field(
-        4096, ge=1, description="Bytes per second at which a body must arrive, after `body_timeout_s` seconds."
+        4096, ge=1, description="For each of this many bytes of a body, the client has one more second to send it."
     )
     keep_alive_s: int = Field(
-        65, ge=1, description="Seconds until an idle connection is closed; more than a proxy keeps its connections."
+        65,
+        ge=1,
+        description="Seconds until an idle connection is closed. Keep it longer than a proxy in front keeps its"
+        " connections (ingress-nginx and AWS: 60).",
     )
     max_connections: int = Field(
-        10_000, ge=1, description="Open connections; beyond it, the one that has been idle longest is closed."
+        10_000,
+        ge=1,
+        description="Open connections of one API process, also limited by its limit of open files; beyond it, the one"
+        " that has waited longest for a request is closed.",
     )
     max_connections_per_address: int = Field(
-        0, ge=0, description="Open connections per client address; behind a proxy, that is its address. 0: unlimited."
+        0,
+        ge=0,
+        description="Open connections of one client address, beyond which connections get 503; 0: unlimited. Behind a"
+        " proxy, the address is the proxy's: limit connections there.",
     )
     stop_grace_s: float = Field(5.0, ge=0, description="Seconds that open requests get to finish after SIGTERM.")
 
@@ -86,10 +104,14 @@ class AuthSettings(SettingsGroup):
     """Authentication by API keys."""
 
     key_cache_s: float = Field(
-        5.0, ge=0, description="How long a key is cached. A revoked key works, and its streams go on, for that long."
+        5.0,
+        ge=0,
+        description="Seconds that a key or a session is cached, valid or not. Within this time, a revoked key is"
+        " refused"
+        " and its open streams are closed.",
     )
     revoked_jobs: Literal["finish", "cancel"] = Field(
-        "finish", description="Whether the jobs and batches of a revoked key go on or are cancelled."
+        "finish", description="`cancel`: the jobs and batches of a revoked key are cancelled."
     )
 
 
@@ -123,7 +145,9 @@ class StreamSettings(SettingsGroup):
     """Server-sent event streams."""
 
     ping_s: float = Field(15.0, gt=0, description="Seconds between keepalive events on an idle SSE stream.")
-    send_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing for this long is disconnected.")
+    send_timeout_s: float = Field(
+        60.0, gt=0, description="A client that reads nothing for this long is disconnected; it can resume."
+    )
     resync_s: float = Field(
         5.0, gt=0, description="A stream without events for this long is checked against the log and the row."
     )
@@ -158,13 +182,14 @@ class MediaSettings(SettingsGroup):
         0,
         ge=0,
         description="A larger image or file in a message is rejected with 400 (bytes, decoded). 0: 5 MB, or less if"
-        " max_media_bytes is less.",
+        " `HEADRACE_MAX_MEDIA_BYTES` is less.",
     )
     max_media_bytes: int = Field(
         0,
         ge=0,
-        description="Maximum size of all images and files in one request together (bytes, decoded). 0: 20 MB, or what"
-        " fits in a body of max_body_bytes.",
+        description="Maximum size of all images and files in one request together (bytes, decoded). 0: 20 MB, but at"
+        " most 73 % of `HEADRACE_MAX_BODY_BYTES`, in which base64 takes a third more. A process does not start with"
+        " values that do not fit in a body.",
     )
 
 
@@ -173,10 +198,13 @@ class FileSettings(SettingsGroup):
 
     files: str = Field(
         default_factory=lambda: str(Path(os.environ.get("HEADRACE_HOME") or REPOSITORY / ".headrace") / "files"),
-        description="Where file contents are stored: a directory that all API processes share, or s3://bucket/prefix.",
+        description="Where file contents are stored: a directory that all API processes share, or `s3://bucket/prefix`."
+        " Default: `files` in `HEADRACE_HOME`.",
     )
     file_retention_s: float = Field(
-        30 * 24 * 3600.0, ge=0, description="Retention of a file without `expires_after`; 0: until it is deleted."
+        30 * 24 * 3600.0,
+        ge=0,
+        description="Seconds that a file without `expires_after` is kept; 0: until it is deleted.",
     )
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1, description="A larger upload is rejected with 413.")
     max_file_lines: int = Field(50_000, ge=1, description="An upload with more lines is rejected with 400.")
@@ -200,7 +228,7 @@ class RetentionSettings(SettingsGroup):
     """Retention of jobs and responses."""
 
     retention_s: int = Field(
-        30 * 24 * 3600, ge=0, description="Retention of an ended job and its response; 0: unlimited."
+        30 * 24 * 3600, ge=0, description="Seconds that ended jobs and responses are kept; 0: forever."
     )
 
 
@@ -216,7 +244,7 @@ class CacheSettings(SettingsGroup):
     cache_max_bytes: int = Field(
         1024**3,
         ge=0,
-        description="Maximum size of the answers in the cache; beyond it, the least recently used are forgotten.",
+        description="Maximum size of the answers in the cache; beyond it, the least recently used are removed.",
     )
 
     @field_validator("cache_secret")
@@ -232,7 +260,8 @@ class RoutingSettings(SettingsGroup):
 
     routing_model: Path | None = Field(
         None,
-        description="File of `python -m api.routing fit`, which judges complexity instead of the shipped heuristic.",
+        description="File of `python -m api.routing fit`: routes judge the complexity of requests by it instead of by"
+        " the shipped heuristic. Read at the start.",
     )
 
     @field_validator("routing_model", mode="before")
@@ -244,7 +273,7 @@ class RoutingSettings(SettingsGroup):
 class ConsoleSettings(SettingsGroup):
     """The web console."""
 
-    console: Literal["on", "off"] = Field("on", description="Whether this process serves the web console at /console.")
+    console: Literal["on", "off"] = Field("on", description="`off`: no web console at `/console`.")
 
 
 class RegionSettings(SettingsGroup):
@@ -252,7 +281,8 @@ class RegionSettings(SettingsGroup):
 
     region: str = Field("", pattern=f"^({REGION})?$", description="This region's code, the suffix of ids created here.")
     regions: Annotated[dict[str, str], NoDecode] = Field(
-        default_factory=dict, description="All regions: eu=https://eu.example.com,us=https://us.example.com"
+        default_factory=dict,
+        description="The addresses of all regions: `eu=https://eu.example.com,us=https://us.example.com`.",
     )
 
     @field_validator("regions", mode="before")

@@ -25,16 +25,32 @@ class SettingsGroup(BaseSettings):
 class Settings(SettingsGroup):
     """The settings that all processes share. `DATABASE_URL` and `REDIS_URL` have no `HEADRACE_` prefix."""
 
-    database_url: str = Field(validation_alias="DATABASE_URL")
-    redis_url: str = Field(validation_alias="REDIS_URL")
-    models: Path = REPOSITORY / "models.yaml"
-    log_level: str = "INFO"
-    log_format: Literal["text", "json"] = "text"
-    lease_s: float = Field(6.0, gt=0, description="A worker without a heartbeat for this long loses its jobs.")
-    heartbeat_s: float = Field(2.0, gt=0)
-    max_attempts: int = Field(3, ge=1, description="A job fails after this many deaths of its worker or engine.")
-    log_ttl_s: int = Field(3600, ge=1, description="How long the log of an ended job is kept in Redis.")
-    metrics_targets: Path | None = Field(None, description="Folder for the addresses of /metrics (file_sd_configs).")
+    database_url: str = Field(validation_alias="DATABASE_URL", description="The address of PostgreSQL.")
+    redis_url: str = Field(validation_alias="REDIS_URL", description="The address of Redis or Valkey.")
+    models: Path = Field(REPOSITORY / "models.yaml", description="The file that declares the models.")
+    log_level: str = Field("INFO", description="The least severe level that is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json`: one JSON object per line, for log collectors."
+    )
+    lease_s: float = Field(
+        6.0, gt=0, description="A worker that does not renew its lease for this long loses its jobs."
+    )
+    heartbeat_s: float = Field(
+        2.0, gt=0, description="Seconds after which a worker renews its lease and every process checks for lost jobs."
+    )
+    max_attempts: int = Field(
+        3, ge=1, description="After this many deaths of its worker or engine, a job fails with `attempts_exhausted`."
+    )
+    log_ttl_s: int = Field(
+        3600,
+        ge=1,
+        description="Seconds that Redis keeps the event log of an ended job; afterwards it is read from the row.",
+    )
+    metrics_targets: Path | None = Field(
+        None,
+        description="Folder in which each process registers the address of its `/metrics`, for a Prometheus on the same"
+        " machine (`file_sd_configs`). `make up`: `.headrace/metrics`.",
+    )
 
     @field_validator("database_url")
     @classmethod

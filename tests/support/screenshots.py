@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.async_api import Browser
 
 from launcher.embedded import start_postgres, start_valkey
@@ -101,8 +103,19 @@ async def _picture(browser: Browser, stack: Stack, key: str, path: str, options:
             await window.page.wait_for_selector('[data-state="live"]')
             await window.page.evaluate(_SETTLED)
         await window.page.wait_for_load_state("networkidle") if "playground" in path else None
-        await window.page.screenshot(path=file, full_page=True)
+        # A window as high as the page: a sidebar has the height of the window.
+        height = await window.page.evaluate("document.documentElement.scrollHeight")
+        await window.page.set_viewport_size({"width": options["viewport"]["width"], "height": height})
+        await window.page.evaluate(_SETTLED)
+        write_small(await window.page.screenshot(), file)
         print(file, flush=True)
+
+
+def write_small(png: bytes, file: Path) -> None:
+    """Write a picture with a palette of 256 colours, which takes a third of the space and looks the same."""
+    with Image.open(io.BytesIO(png)) as picture:
+        palette = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette.save(file, "PNG", optimize=True)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The examples of the README work when pasted."""
+"""The examples of docs/start.md work when pasted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.stack import KEY, REPOSITORY, Stack
 
-README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGE = (REPOSITORY / "docs" / "start.md").read_text()
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 POLL, STREAM, OPENAI, ANTHROPIC = range(4)
 
 
@@ -52,8 +52,3 @@ async def test_stream_and_resume(vllm_stack: Stack, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [OPENAI, ANTHROPIC])
 async def test_an_sdk(vllm_stack: Stack, tmp_path: Path, block: int) -> None:
     assert len((await run_block(vllm_stack, tmp_path, block)).split()) > 5
-
-
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:api|workers|shared|docs)/[\w/]+\.(?:py|md)", README))))
-def test_the_referenced_files_exist(path: str) -> None:
-    assert (REPOSITORY / path).is_file()
