@@ -43,7 +43,7 @@ from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import PrefixEngine
 from workers.engines.factory import make_engine
-from workers.execution.attempt import AttemptContext, InterruptReason
+from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.model_context import with_model

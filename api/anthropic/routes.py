@@ -25,8 +25,8 @@ from api.keys.auth import AnthropicPrincipal
 from shared.domain.decisions import Decisions
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job
+from shared.domain.new_job import NewJob
 from shared.domain.request import Sampling
-from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
 

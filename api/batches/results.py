@@ -25,7 +25,7 @@ from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFo
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
 from shared.domain.json_bytes import escape_separators
-from shared.postgres.job_store import NewJob
+from shared.domain.new_job import NewJob
 from shared.runtime.chunked_json import dump_pieces
 from shared.runtime.offload import off_loop
 from shared.runtime.time_slice import TimeSlice

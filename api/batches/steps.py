@@ -26,9 +26,9 @@ from shared.config.models.loader import Registry
 from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
-from shared.postgres.job_store import NewJob
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.offload import off_loop
 from shared.telemetry.metrics import Metrics

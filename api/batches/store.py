@@ -37,21 +37,15 @@ from api.files.store import Purpose, insert_file, not_expired
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import Job, JobSummary, new_job_id
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
-from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
-from shared.postgres.job_statements import (
-    LOG,
-    SUMMARY_COLUMNS,
-    JobRowStore,
-    insert_answered,
-    insert_queued,
-    read_job,
-    to_summary,
-)
-from shared.postgres.job_store import NewJob
+from shared.postgres.job_inserts import insert_answered, insert_queued
+from shared.postgres.job_row_store import JobRowStore
+from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
+from shared.postgres.job_rows import LOG, SUMMARY_COLUMNS, read_job, to_summary
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop

@@ -18,9 +18,10 @@ from shared.config.models.loader import Registry
 from shared.domain.answer_options import MAX_CACHE_TTL_S, CacheOptions
 from shared.domain.decisions import BypassReason, CacheDecision, CacheOutcome
 from shared.domain.job import Job
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import MAX_END_USER
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.runtime.offload import off_loop
 from shared.runtime.outages import is_database_outage
 from shared.telemetry.metrics import Metrics

@@ -1,4 +1,4 @@
-"""SQL about the entries of the response cache. Jobs that end add entries, see `shared.postgres.job_statements`."""
+"""SQL about the entries of the response cache. Jobs that end add entries, see `shared.postgres.job_ends`."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.answer_options import TokenLimits
 from shared.domain.decisions import TokenLimitsDecision
 from shared.domain.errors import InvalidRequest
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.job_store import NewJob
 from shared.telemetry.definitions.labels import TokenLimitOutcome
 from shared.telemetry.metrics import Metrics
 

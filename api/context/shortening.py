@@ -20,8 +20,8 @@ from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.answer_options import ContextOptions, ToolClearing
 from shared.domain.decisions import ContextDecision
 from shared.domain.errors import InvalidRequest
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest, Message
-from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import Metrics
 
 # A summary's share of the target, and its most tokens.

@@ -31,8 +31,8 @@ from shared.domain.answer_options import NO_KEY_OPTIONS
 from shared.domain.decisions import ContextDecision, Decisions
 from shared.domain.errors import ErrorCode, HeadraceError
 from shared.domain.job import Job
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest, Message, Sampling
-from shared.postgres.job_store import NewJob
 from shared.runtime.offload import off_loop
 from shared.telemetry.metrics import Metrics
 

@@ -9,7 +9,7 @@ from sqlalchemy import ARRAY, LargeBinary, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.postgres.engine import transaction
-from shared.postgres.job_statements import purge_statement
+from shared.postgres.job_purge import purge_statement
 from shared.postgres.store import Store, seconds
 from shared.postgres.summary_deletion import was_deleted
 from shared.postgres.tables import JobRow, SummaryRow

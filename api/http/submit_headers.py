@@ -22,7 +22,7 @@ from shared.domain.answer_options import (
     ToolClearing,
 )
 from shared.domain.errors import InvalidRequest
-from shared.postgres.job_store import Idempotency
+from shared.domain.new_job import Idempotency
 
 MAX_DURATION_S = 30 * 24 * 3600
 

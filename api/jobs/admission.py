@@ -17,9 +17,9 @@ from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
-from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import Metrics
 
 # Steps of at most about a millisecond between two turns of the event loop.

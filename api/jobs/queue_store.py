@@ -12,7 +12,8 @@ from sqlalchemy import ARRAY, Integer, Text, and_, bindparam, func, or_, select
 
 from shared.domain.job import SUCCEEDED, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
-from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, SUMMARY_COLUMNS, to_summary
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_rows import SUMMARY_COLUMNS, to_summary
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow

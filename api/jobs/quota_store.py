@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import BigInteger, bindparam, func, literal_column, select
 
 from shared.domain.priorities import PRIORITY_STEPS
-from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from api.jobs.quota_store import ProjectUsage, QuotaStore
 from api.settings import QuotaSettings
 from shared.domain.errors import QuotaExceeded
+from shared.domain.new_job import NewJob
 from shared.domain.priorities import BANDS, PRIORITY_STEPS
-from shared.postgres.job_store import NewJob
 from shared.telemetry.definitions.labels import Quota
 from shared.telemetry.metrics import Metrics
 

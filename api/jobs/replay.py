@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from shared.domain.job import Job
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.job_store import NewJob
 
 # The member of the metadata that names the job whose request it is.
 REPLAY_OF = "replay_of"

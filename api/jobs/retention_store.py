@@ -8,13 +8,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, Text, and_, delete, exists, 
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.domain.job import TERMINAL
-from shared.postgres.job_statements import (
-    IS_UNSHARED,
-    MAY_BE_SHARED,
-    delete_entries,
-    purge_statement,
-    release_statement,
-)
+from shared.postgres.job_purge import IS_UNSHARED, MAY_BE_SHARED, delete_entries, purge_statement, release_statement
 from shared.postgres.store import Store, seconds
 from shared.postgres.summary_deletion import WAS_DISCARDED
 from shared.postgres.tables import BatchRow, JobRow, ResponseRow, SummaryRow

@@ -14,8 +14,8 @@ from api.keys.principal import Principal
 from api.routing.candidates import Refusal
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import NewJob
 from shared.runtime.outages import is_database_outage
 from shared.telemetry.definitions.labels import SkipReason
 

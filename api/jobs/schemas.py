@@ -28,6 +28,7 @@ from api.jobs.search_store import JobPage
 from shared.domain.decisions import CacheDecision, ContextDecision, RouteDecision, TokenLimitsDecision
 from shared.domain.job import Choice, JobStatus, JobSummary, output_size
 from shared.domain.logprobs import entry_object, prompt_entry_object
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import (
     MAX_MESSAGES,
@@ -37,7 +38,6 @@ from shared.domain.request import (
     UnicodeText,
     contradiction,
 )
-from shared.postgres.job_store import NewJob
 from shared.runtime.chunked_json import Mapped
 
 

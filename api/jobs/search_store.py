@@ -43,7 +43,8 @@ from shared.domain.errors import UnreadableRow
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX, RUNNING, JobStatus, JobSummary
 from shared.postgres.engine import transaction
-from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, SUMMARY_COLUMNS, to_summary
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_rows import SUMMARY_COLUMNS, to_summary
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, Timestamp
 

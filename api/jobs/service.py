@@ -21,9 +21,10 @@ from api.streaming.reader import QueuedReader
 from shared.domain.errors import Conflict, InvalidRequest, QuotaExceeded
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
-from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.recovery.followers import report_changes
 from shared.recovery.terminator import JobTerminator
 from shared.redis import keys as redis_keys

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, ModelPauseRow, WorkerRow
 from shared.telemetry.definitions.labels import priority_label

@@ -9,7 +9,7 @@ from api.jobs.disconnect import JOBS_AT_ONCE, cancel_abandoned
 from api.jobs.service import JobService
 from api.keys.principal import Principal
 from shared.domain.job import Job
-from shared.postgres.job_store import Idempotency, NewJob
+from shared.domain.new_job import Idempotency, NewJob
 from shared.runtime.aio import map_limited
 
 

@@ -31,7 +31,7 @@ from api.openai.schemas import (
 )
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import Job
-from shared.postgres.job_store import NewJob
+from shared.domain.new_job import NewJob
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 

@@ -26,9 +26,10 @@ from shared.domain.conversation import EarlierAnswer
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import Event, parse_archive
 from shared.domain.job import Job
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest
 from shared.domain.response import StoredResponse, job_id_of
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.runtime.offload import off_loop
 from shared.runtime.time_slice import TimeSlice
 

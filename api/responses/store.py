@@ -1,4 +1,4 @@
-"""SQL about responses. `shared.postgres.job_store` inserts their rows together with their jobs."""
+"""SQL about responses. `shared.postgres.new_jobs` inserts their rows together with their jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Text, cast, select
 
 from shared.domain.response import ResponseFacts, StoredResponse
-from shared.postgres.job_statements import SUMMARY_COLUMNS, to_summary
+from shared.postgres.job_rows import SUMMARY_COLUMNS, to_summary
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, ResponseRow
 from shared.runtime import chunked_json

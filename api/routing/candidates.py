@@ -7,8 +7,8 @@ from typing import Protocol
 
 from api.context.window import PromptTokens
 from api.keys.principal import Principal
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import NewJob
 from shared.telemetry.definitions.labels import SkipReason
 
 

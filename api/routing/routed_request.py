@@ -9,7 +9,7 @@ from api.routing.candidates import Refusal
 from api.routing.facts import Facts
 from shared.config.models.routes import Mode, Route
 from shared.domain.conversation import Conversation
-from shared.postgres.job_store import NewJob
+from shared.domain.new_job import NewJob
 from shared.redis.conversation_models import KnownModel
 
 

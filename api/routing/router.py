@@ -23,7 +23,7 @@ from shared.config.models.loader import Registry
 from shared.config.models.routes import RequestedRoute, Route
 from shared.domain.conversation import Conversation, ConversationNote
 from shared.domain.decisions import RouteDecision
-from shared.postgres.job_store import NewJob
+from shared.domain.new_job import NewJob
 from shared.redis.conversation_models import KnownModel
 from shared.telemetry.metrics import Metrics
 

@@ -23,20 +23,10 @@ from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
 from shared.postgres.followers import FOLLOWS, Ended, FollowerChange, group_of
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.job_statements import (
-    COLUMNS,
-    IS_QUEUED,
-    IS_RUNNING,
-    LOST,
-    EndStatements,
-    after_death,
-    due,
-    overdue,
-    owned,
-    read_job,
-    requeued,
-    result_record,
-)
+from shared.postgres.job_attempts import after_death, requeued
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING, due, overdue, owned
+from shared.postgres.job_ends import EndStatements, result_record
+from shared.postgres.job_rows import COLUMNS, LOST, read_job
 from shared.postgres.prepared import Prepared
 from shared.postgres.rerouting import Move, ReroutingStore
 from shared.postgres.store import seconds

@@ -203,7 +203,7 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
 
     `leaders`, which have ended, have lost their cache key, do not exist, or wait (`is_waiting`), have their
     `LEADER_COLUMNS` and `ANSWER_COLUMNS`. Of those that wait, only the followers that are more urgent are released.
-    Returns the followers that have ended, with the columns `CHANGE` and those of `_with_effects`, through which all
+    Returns the followers that have ended, with the columns `CHANGE` and those of `with_effects`, through which all
     jobs end; and the released ones.
 
     A follower fails with its leader if that has used up its attempts, because the same request would cause the same

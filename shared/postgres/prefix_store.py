@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from shared.domain.errors import UnreadableRow
 from shared.domain.prompt_cache import cache_salt
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_statements import REQUEST, to_request
+from shared.postgres.job_rows import REQUEST, to_request
 from shared.postgres.store import Store, readable, seconds
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow
 from shared.runtime.offload import off_loop

@@ -37,21 +37,10 @@ from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
 from shared.postgres.followers import Ended, FollowerChange, leader_of, orphans, with_cache_decision
-from shared.postgres.job_statements import (
-    COLUMNS,
-    IS_QUEUED,
-    IS_RUNNING,
-    LOST,
-    SUMMARY_COLUMNS,
-    EndStatements,
-    after_death,
-    due,
-    live_workers,
-    overdue,
-    read_job,
-    requeued,
-    result_record,
-)
+from shared.postgres.job_attempts import after_death, requeued
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING, due, live_workers, overdue
+from shared.postgres.job_ends import EndStatements, result_record
+from shared.postgres.job_rows import COLUMNS, LOST, SUMMARY_COLUMNS, read_job
 from shared.postgres.rerouting import Move, ReroutingStore, is_movable
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, Timestamp, UpstreamCancellationRow, WorkerRow

@@ -35,7 +35,8 @@ from shared.postgres.followers import (
     read_change,
     release_followers,
 )
-from shared.postgres.job_statements import JobRowStore, ended_attempt
+from shared.postgres.job_attempts import ended_attempt
+from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Text
 
 from shared.domain.job import TERMINAL
-from shared.postgres.job_statements import purge_statement
+from shared.postgres.job_purge import purge_statement
 from shared.postgres.tables import JobRow, SummaryRow
 
 # As in the index `jobs_summaries`.

@@ -12,7 +12,7 @@ from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.postgres.followers import FollowerChange
-from shared.postgres.job_statements import JobRowStore
+from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
 from shared.runtime.faulty_items import FaultyItems

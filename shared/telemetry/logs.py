@@ -92,7 +92,7 @@ class _Lines(logging.Formatter):
 
 
 class TextLines(_Lines):
-    """`2026-01-01T00:00:00.000 INFO workers.execution.attempt job=job_1 started`, in local time."""
+    """`2026-01-01T00:00:00.000 INFO workers.execution.attempts.log job=job_1 started`, in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
         before, text, after = self.line(record)

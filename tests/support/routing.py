@@ -20,9 +20,9 @@ from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.conversation import Conversation, EarlierAnswer
 from shared.domain.decisions import RouteDecision
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
-from shared.postgres.job_store import NewJob
 from shared.redis.conversation_models import ConversationModels, KnownModel
 from shared.telemetry.definitions.labels import SkipReason
 from shared.telemetry.instruments import Exporter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shared.config.models.loader import ModelSpec
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.compilations import compilations_of
 
 

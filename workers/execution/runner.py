@@ -20,7 +20,9 @@ from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
 from workers.engines.base import Engine
 from workers.engines.gate import Gate, Passage
-from workers.execution.attempt import RETRY_S, AttemptContext, InterruptReason, JobAttempt
+from workers.execution.attempts.attempt import JobAttempt
+from workers.execution.attempts.context import AttemptContext, InterruptReason
+from workers.execution.attempts.retry import RETRY_S
 from workers.execution.isolation import Isolation
 from workers.execution.slots import SlotPool
 

@@ -12,7 +12,7 @@ from shared.domain.job import is_job_id
 from shared.redis import keys as redis_keys
 from shared.runtime.outages import is_redis_outage
 from shared.telemetry.metrics import Metrics
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from shared.postgres.claim_store import ClaimStore, HeartbeatReply
 from shared.runtime.outages import is_outage
 from shared.runtime.periodic import run_periodically
 from workers.engines.base import EngineStats, ManagedEngine
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 from workers.execution.runner import Runner
 from workers.settings import WorkerSettings
 from workers.supervision.heartbeat_file import HeartbeatFile

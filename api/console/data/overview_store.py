@@ -37,7 +37,8 @@ from api.console.data.statistics_store import MARK
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX, AttemptOutcome
 from shared.domain.priorities import is_batch
-from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, LOST
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_rows import LOST
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, JobStatisticsRow, ModelPauseRow

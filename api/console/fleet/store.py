@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from api.console.data.job_counts import INTERACTIVE
-from shared.postgres.job_statements import IS_RUNNING
+from shared.postgres.job_conditions import IS_RUNNING
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow
 

@@ -21,8 +21,8 @@ from api.jobs.dependencies import CurrentAdmission, CurrentContextWindow, Jobs
 from api.jobs.schemas import JobCreate
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Scope
+from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import NewJob
 
 SIDES = 2
 

@@ -18,9 +18,10 @@ from api.keys.store import ApiKeyStore, ValidKey
 from shared.domain.answer_options import CacheOptions, ContextOptions, KeyOptions, TokenLimits
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import Job, JobSummary
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from tests.support.job_rows import jobs_of
 
 

@@ -20,14 +20,15 @@ from shared.domain.decisions import CacheDecision, CacheOutcome, Decisions, Rout
 from shared.domain.errors import KeyReused
 from shared.domain.events import EventType, parse_archive
 from shared.domain.job import Attempt, Choice, Job, JobStatus, Usage
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.response import ResponseFacts
 from shared.domain.result import JobResult
-from shared.postgres import job_store
+from shared.postgres import idempotency_keys, job_store, new_jobs
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import MAX_WEIGHT
-from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from tests.conftest import Workers
 from tests.support.database import make_owner
 from tests.support.transcripts import output_of
@@ -233,8 +234,8 @@ async def test_a_job_that_is_deleted_while_another_gets_its_answer(
 ) -> None:
     """The deletion waits until the other job is committed, and then leaves the answer to it."""
     source = await run(store, workers, new_job(owner))
-    record = job_store._record("job_hit", new_job(owner))
-    prepared, parameters = job_store._answer_statement([record])
+    record = new_jobs.new_record("job_hit", new_job(owner))
+    prepared, parameters = new_jobs.answer_statement([record])
     async with transaction(database) as connection:
         assert (await connection.execute(prepared.statement, parameters)).first() is not None
         deletion = asyncio.create_task(store.delete(source.id, owner.project_id))
@@ -286,13 +287,13 @@ async def test_many_requests_get_the_answer_at_once(
     """Small answers are given in large batches, and large ones in small batches."""
     await run(store, workers, new_job(owner))
     batches: list[int] = []
-    statement = job_store._answer_statement
+    statement = new_jobs.answer_statement
 
     def recorded(new: Any) -> Any:
         batches.append(len(new))
         return statement(new)
 
-    monkeypatch.setattr(job_store, "_answer_statement", recorded)
+    monkeypatch.setattr(job_store, "answer_statement", recorded)
     jobs = await asyncio.gather(*(store.answer(new_job(owner), answer_bytes=10) for _ in range(50)))
     assert len({found[0].id for found in jobs if found is not None}) == 50
     assert len(batches) <= 3
@@ -322,11 +323,11 @@ async def test_a_process_that_hangs_holds_up_others_only_for_a_while(
     store: JobStore, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has claimed an idempotency key and inserted a leader, which others with the same cache key wait for."""
-    monkeypatch.setattr(job_store, "_MAX_IDLE_MS", 100)
-    prepared, parameters = job_store._LEAD.of([job_store._record("job_hanging", new_job(owner))])
+    monkeypatch.setattr(idempotency_keys, "_MAX_IDLE_MS", 100)
+    prepared, parameters = new_jobs.LEAD.of([new_jobs.new_record("job_hanging", new_job(owner))])
     with contextlib.suppress(DBAPIError):  # the server closes the connection
         async with transaction(database) as hanging:
-            await job_store._claim_key(hanging, owner, Idempotency("k", "sha"), "job_hanging")
+            await idempotency_keys.claim_key(hanging, owner, Idempotency("k", "sha"), "job_hanging")
             await hanging.execute(prepared.statement, parameters)
             found = await asyncio.wait_for(store.coalesce(new_job(owner)), 10)
             assert found is not None

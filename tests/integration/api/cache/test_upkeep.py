@@ -17,9 +17,10 @@ from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheSize, CacheStore
 from api.cache.upkeep import CacheUpkeep
 from shared.config.models.loader import Registry
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from tests.support.database import make_owner
 from tests.support.metrics import api_metrics
 

@@ -24,9 +24,10 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions, TokenLimits
 from shared.domain.errors import ErrorCode, QuotaExceeded
 from shared.domain.job import Choice, Failure, Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.store import seconds
 from shared.postgres.tables import JobRow, SummaryRow
 from shared.telemetry.instruments import Exporter

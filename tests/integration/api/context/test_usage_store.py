@@ -15,9 +15,10 @@ from api.context.window import ContextWindow
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel
 from shared.domain.content import ImagePart
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from tests.support.database import make_owner
 from tests.support.metrics import api_metrics
 

@@ -19,16 +19,16 @@ from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive
 from shared.domain.events import event as event_of
 from shared.domain.job import Job, JobStatus, Usage
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.job_store import Idempotency, NewJob
 from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, Worker, World
 from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import EngineError
 from workers.engines.resume import Resume
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 from workers.execution.model_context import with_model
 
 ANSWER = RequestOptions(cache=CacheOptions())

@@ -17,9 +17,10 @@ from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import KeyOptions, TokenLimits
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from tests.support.job_rows import jobs_of
 
 

@@ -21,9 +21,9 @@ from shared.domain.owner import Owner
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult, exhausted
-from shared.postgres import job_statements
+from shared.postgres import job_row_store
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.job_statements import JobRowStore
+from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.job_store import JobStore
 from shared.recovery.terminator import COPIES
 from shared.redis.event_log import Append
@@ -58,7 +58,7 @@ async def test_the_answers_of_many_followers_are_copied_in_portions(
     world: Coalescing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader ends at once, and so do followers with a reader; sweeps end the others."""
-    monkeypatch.setattr(job_statements, "PORTION_BYTES", 30_000)
+    monkeypatch.setattr(job_row_store, "PORTION_BYTES", 30_000)
     leader, *followed = [await world.ask() for _ in range(8)]
     worker = ClaimStore(world.database, "w")
     assert await worker.claim(leader.id) is not None
@@ -87,7 +87,7 @@ async def test_followers_that_get_no_copy_are_released_together(
     world: Coalescing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However large the log of their leader is."""
-    monkeypatch.setattr(job_statements, "PORTION_BYTES", 1)
+    monkeypatch.setattr(job_row_store, "PORTION_BYTES", 1)
     leader, *followed = [await world.ask() for _ in range(8)]
     worker = ClaimStore(world.database, "w")
     assert await worker.claim(leader.id) is not None
@@ -152,7 +152,7 @@ async def test_followers_get_their_answer_before_it_is_deleted(
     world: Coalescing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, leader, followed = await world.lead(followers=3)
-    monkeypatch.setattr(job_statements, "PORTION_BYTES", 1)
+    monkeypatch.setattr(job_row_store, "PORTION_BYTES", 1)
     await world.finish(world.workers[0], call, "stop")
     assert [(await world.read(job)).status for job in followed].count(JobStatus.COMPLETED) == 1
     await world.service.delete(leader.id, world.owner.project_id)
@@ -274,7 +274,7 @@ async def test_one_of_the_released_followers_takes_the_turn_of_its_leader(world:
     ended: list[Hint] = []
     worker = world.workers[0]
     worker.runner._context = replace(worker.runner._context, send=ended.append)
-    worker.runner._attempts[leader.id]._context = worker.runner._context
+    worker.runner._attempts[leader.id]._state.context = worker.runner._context
     await world.fail(worker, call)
     assert sorted(ended, key=lambda hint: hint.job_id) == [
         to_front(Hint(first.id, MODEL, 3)), Hint(last.id, MODEL, 3), Hint(low.id, MODEL, 7),

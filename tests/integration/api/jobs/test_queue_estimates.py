@@ -21,10 +21,11 @@ from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, JobSummary, OpenBreaker, Usage
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers

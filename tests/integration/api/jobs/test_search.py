@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.jobs import search_store
 from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, search_statement
 from shared.domain.job import JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from tests.conftest import Workers
 from tests.integration.shared.recovery.test_indexes import explained
 from tests.support.database import make_owner

@@ -15,10 +15,11 @@ from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStats, QueueStatsStore
 from shared.config.models.loader import Registry, load_registry
 from shared.domain.job import WorkerState
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.telemetry.definitions.labels import OTHER
 from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers

@@ -16,10 +16,11 @@ from api.jobs.retention import BATCH, Retention
 from api.jobs.retention_store import RetentionStore
 from api.responses.store import ResponseStore
 from shared.domain.job import Job, JobSummary
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.response import ResponseFacts
-from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.store import seconds
 from shared.postgres.tables import BatchRow, JobRow, ResponseRow
 from tests.conftest import Workers

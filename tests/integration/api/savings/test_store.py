@@ -17,9 +17,10 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.decisions import CacheDecision, Decisions, RouteDecision
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.tables import JobRow
 from tests.support.database import make_owner
 

@@ -15,10 +15,11 @@ from api.streaming.hub import BATCH, StreamHub
 from api.streaming.reader import BUFFER_BYTES, EventReader
 from shared.domain.events import Delta, Event, EventType, delta_event, event
 from shared.domain.job import Attempt, Choice, Job, JobStatus, Usage
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.tables import JobRow
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import PAGE_BYTES, Append, EventLog

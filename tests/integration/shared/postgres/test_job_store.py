@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage, WorkerState
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
-from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
 from tests.support.database import make_owner

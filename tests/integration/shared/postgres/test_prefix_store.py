@@ -8,10 +8,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.prompt_cache import cache_salt
 from shared.domain.request import GenerateRequest, Message
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.prefix_store import PrefixStore
 from tests.support.database import make_owner
 

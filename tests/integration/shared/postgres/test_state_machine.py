@@ -39,12 +39,13 @@ from shared.domain.decisions import NO_DECISIONS, Decisions, RouteDecision
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, parse_archive, seq_before
 from shared.domain.job import RUNNING, JobStatus
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
-from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
@@ -61,7 +62,7 @@ from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from tests.support.transcripts import transcript_of
 from workers.engines.base import EngineError
-from workers.execution.attempt import AttemptContext, InterruptReason
+from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool

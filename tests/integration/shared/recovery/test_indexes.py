@@ -18,7 +18,7 @@ from api.cache.store import CacheStore
 from api.jobs.retention_store import RetentionStore
 from api.monitoring.queue_stats import QueueStatsStore
 from shared.domain.owner import Owner
-from shared.postgres import claim_store, job_statements, job_store
+from shared.postgres import claim_store, job_row_store, new_jobs
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore
 from shared.postgres.prepared import Prepared
@@ -241,10 +241,10 @@ PREPARED = {
     "claim": claim_store._CLAIM,
     "end": claim_store._FINISH.plain,
     "end of a leader": claim_store._FINISH.keyed,
-    "followers": job_statements._SETTLE,
-    "a follower": job_statements._SETTLE_FOLLOWER,
-    "lead": job_store._LEAD._plain,
-    "follow": job_store._JOIN._plain,
+    "followers": job_row_store._SETTLE,
+    "a follower": job_row_store._SETTLE_FOLLOWER,
+    "lead": new_jobs.LEAD._plain,
+    "follow": new_jobs.JOIN._plain,
 }
 
 

@@ -7,10 +7,11 @@ from redis.asyncio import Redis
 
 from shared.domain.events import Delta, EventType, delta_event, event, parse_archive
 from shared.domain.job import AttemptOutcome, Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import Append, EventLog

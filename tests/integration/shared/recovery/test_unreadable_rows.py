@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator

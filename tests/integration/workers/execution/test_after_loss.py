@@ -10,9 +10,10 @@ import pytest
 from shared.domain.errors import ErrorCode
 from shared.domain.events import EventType, UpstreamState, parse_archive
 from shared.domain.job import Job, JobStatus, Usage
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, job, read, worker, working
@@ -20,7 +21,7 @@ from tests.support.steered_engine import text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import CannotContinue, EngineError
 from workers.engines.resume import Resume
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 
 __all__ = ["job", "worker"]
 

@@ -19,11 +19,12 @@ from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.events import EventType, UpstreamState
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator

@@ -26,12 +26,13 @@ from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive, seq_before
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.opaque import OpaquePart
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery import fallbacks
 from shared.recovery.fallbacks import Fallbacks
@@ -44,7 +45,7 @@ from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, wo
 from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
 from workers.engines.base import BusyReason, EngineError, UpstreamBusy, UpstreamError
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 
 STATE = UpstreamState("resp_1")
 MAX_ATTEMPTS = 3

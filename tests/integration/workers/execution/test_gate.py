@@ -16,11 +16,12 @@ from api.monitoring.readiness import ReadinessCheck
 from shared.config.models.loader import ModelSpec, Registry
 from shared.config.models.openai import OpenAIModel
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
@@ -31,7 +32,7 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.engines.factory import make_engine
 from workers.engines.upstream import breaker
 from workers.engines.upstream.breaker import FAILURES
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool

@@ -14,16 +14,17 @@ from redis.asyncio import Redis
 from shared.domain.events import Delta
 from shared.domain.job import JobStatus
 from shared.domain.logprobs import Candidate, encode_entry, entry_object
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.redis import keys
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.support.metrics import worker_metrics
 from workers.engines.base import NO_PRIOR, Prior, PromptInfo
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool

@@ -12,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.events import EventType, parse_archive
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest, Sampling, StructuredOutputs
 from shared.domain.structure_size import StructureBounds
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import transaction
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
@@ -27,7 +28,7 @@ from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.resume import Resume
-from workers.execution.attempt import AttemptContext, InterruptReason
+from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.compilations import Compilations
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner

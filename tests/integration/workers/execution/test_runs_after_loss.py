@@ -10,8 +10,9 @@ import pytest
 from shared.domain.errors import ErrorCode
 from shared.domain.events import EventType
 from shared.domain.job import JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.integration.workers.engines.answer import ASK, TEXT, WHOLE, no_backoff

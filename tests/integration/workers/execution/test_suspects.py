@@ -10,12 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.events import Delta, EventType, delta_event, event
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.domain.request import GenerateRequest
 from shared.domain.result import exhausted
 from shared.domain.suspects import LATE_FACTOR
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator

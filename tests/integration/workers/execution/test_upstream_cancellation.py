@@ -14,13 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.config.models.runpod import RunpodModel
 from shared.domain.events import UpstreamState
 from shared.domain.job import Job, JobStatus, Usage
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED, JobResult
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.job_statements import result_record
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_ends import result_record
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import CANCELLATION_S, Sweeper
 from shared.recovery.terminator import JobTerminator
@@ -33,7 +34,7 @@ from tests.support.steered_engine import SteeredEngine
 from tests.support.waiting import eventually
 from workers.engines.base import EngineError, UpstreamError
 from workers.engines.runpod.engine import RunpodEngine
-from workers.execution.attempt import InterruptReason
+from workers.execution.attempts.context import InterruptReason
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.upstream_cancellation import cancel_requests
 from workers.supervision import upstream_cancellations

@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import select
 
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.tables import WorkerRow
 from shared.redis.event_log import EventLog
 from tests.conftest import Servers, Workers

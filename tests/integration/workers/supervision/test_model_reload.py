@@ -17,9 +17,10 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import AttemptOutcome, Job
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
 from tests.support.faulty_upstream import Answer, FaultyUpstream, error_answer, faulty_upstream
@@ -28,7 +29,7 @@ from workers.engines.base import UpstreamBusy
 from workers.engines.factory import make_engine
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.upstream.breaker import FAILURES
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.model_context import with_model
 from workers.execution.runner import Runner

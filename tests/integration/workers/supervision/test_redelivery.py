@@ -12,17 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.config.models.openai import OpenAIModel
 from shared.domain.job import AttemptOutcome, Job
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.job_queue import HintSender, celery_app, depths
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
 from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import SteeredEngine
 from workers.engines.upstream.gate import UpstreamGate
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.runner import LastClaim, Runner
 from workers.execution.slots import SlotPool
 from workers.supervision.redelivery import Redelivery

@@ -13,9 +13,10 @@ from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import CacheControl, CacheOptions, KeyOptions, RequestOptions
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from tests.support.metrics import api_metrics
 
 OWNER = Owner(1, 1)

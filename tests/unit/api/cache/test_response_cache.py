@@ -19,10 +19,11 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import CacheControl, CacheOptions, KeyOptions, RequestOptions
 from shared.domain.decisions import CacheDecision, Decisions
 from shared.domain.job import Job
+from shared.domain.new_job import NewJob
 from shared.domain.owner import MAX_END_USER, Owner
 from shared.domain.request import GenerateRequest, Sampling
 from shared.domain.response import ResponseFacts
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.telemetry.metrics import Metrics
 from tests.support.metrics import api_metrics
 

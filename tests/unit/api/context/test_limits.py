@@ -28,9 +28,9 @@ from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.domain.answer_options import ContextOptions, KeyOptions, TokenLimits
 from shared.domain.errors import InvalidRequest
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
-from shared.postgres.job_store import NewJob
 from tests.support.examples import example_count
 from tests.support.metrics import api_metrics
 from tests.support.stack import write_models

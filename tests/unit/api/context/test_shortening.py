@@ -16,9 +16,9 @@ from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions, TokenLimits
 from shared.domain.errors import InvalidRequest
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
-from shared.postgres.job_store import NewJob
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
 

@@ -23,9 +23,9 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import ContextOptions, KeyOptions, TokenLimits
 from shared.domain.content import TextPart
 from shared.domain.errors import InvalidRequest
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import CacheBreakpoint, GenerateRequest, Message
-from shared.postgres.job_store import NewJob
 from tests.support.examples import example_count
 from tests.unit.api.context.histories import history
 from tests.unit.api.context.test_cut import links

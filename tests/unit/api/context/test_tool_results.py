@@ -16,9 +16,9 @@ from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import ContextOptions, RequestOptions, ToolClearing
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import FunctionCall, GenerateRequest, Message, MessageToolCall
-from shared.postgres.job_store import NewJob
 from tests.support.examples import example_count
 from tests.unit.api.context.histories import history
 

@@ -10,9 +10,9 @@ from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import NotFound
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import NewJob
 
 OWNER = Owner(1, 1)
 

@@ -20,6 +20,7 @@ from shared.domain.content import FilePart
 from shared.domain.conversation import Conversation
 from shared.domain.decisions import RouteDecision
 from shared.domain.errors import NotFound
+from shared.domain.new_job import NewJob
 from shared.domain.request import (
     ChatOptions,
     Function,
@@ -31,7 +32,6 @@ from shared.domain.request import (
     StructuredOutputs,
     Tool,
 )
-from shared.postgres.job_store import NewJob
 from shared.prompts.token_counter import count_words
 from shared.telemetry.definitions.labels import SkipReason
 from tests.support.routing import COMPLEX, IMAGE, OWNER, SIMPLE, Routing, chat, user

@@ -21,6 +21,7 @@ from api.routing.router import TOOL_LOOP_S
 from shared.domain.conversation import EarlierAnswer
 from shared.domain.errors import QuotaExceeded
 from shared.domain.job import Job
+from shared.domain.new_job import NewJob
 from shared.domain.opaque import OpaquePart
 from shared.domain.request import (
     ChatOptions,
@@ -31,7 +32,6 @@ from shared.domain.request import (
     MessageToolCall,
     Tool,
 )
-from shared.postgres.job_store import NewJob
 from tests.support.examples import example_count
 from tests.support.routing import COMPLEX, IMAGE, OWNER, SIMPLE, Routing, user
 

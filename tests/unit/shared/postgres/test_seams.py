@@ -21,15 +21,15 @@ from shared.postgres.tables import JobRow
 from tests.support.stack import REPOSITORY
 
 PACKAGES = ("api", "launcher", "shared", "workers")
-ENTRY = "shared/postgres/job_statements.py:insert_queued"
-EXIT = "shared/postgres/job_statements.py:end_statement"
+ENTRY = "shared/postgres/job_inserts.py:insert_queued"
+EXIT = "shared/postgres/job_ends.py:end_statement"
 # Creates jobs that have ended: the response cache answers them.
-ANSWER = "shared/postgres/job_statements.py:insert_answered"
+ANSWER = "shared/postgres/job_inserts.py:insert_answered"
 # Ends followers after their leader, in every statement that uses it.
 FOLLOWERS = "shared/postgres/followers.py:settle_followers"
-SETTLEMENT = "shared/postgres/job_statements.py:settle_statement"
+SETTLEMENT = "shared/postgres/job_ends.py:settle_statement"
 # Adds what must be written exactly once per end.
-EFFECTS = "_with_effects"
+EFFECTS = "with_effects"
 
 OPEN_STATUSES = {status.name for status in JobStatus if not status.terminal}
 COLUMNS = set(inspect(JobRow).column_attrs.keys())

@@ -11,7 +11,7 @@ from shared.postgres.claim_store import ClaimStore
 from shared.redis.event_log import EventLog
 from tests.support.metrics import worker_metrics
 from workers.engines.simulated.engine import SimulatedEngine
-from workers.execution.attempt import AttemptContext
+from workers.execution.attempts.context import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool

@@ -15,9 +15,10 @@ from api.console.data.overview_store import COUNTED, OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
 from shared.domain.job import OpenBreaker, WorkerReport, WorkerState
+from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
-from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.tables import JobStatisticsRow
 from tests.conftest import Workers

@@ -1,0 +1,48 @@
+"""A job that is to be created, and the key that lets a client repeat its creation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
+from shared.domain.conversation import ConversationNote, EarlierAnswer
+from shared.domain.decisions import NO_DECISIONS, Decisions
+from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
+from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
+from shared.domain.response import ResponseFacts
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to create. `start_within_s` and `finish_within_s` count from its creation.
+
+    Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
+    by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
+    if it names one. `note` is to be remembered before the job is stored.
+    """
+
+    owner: Owner
+    model: str
+    priority: int
+    request: GenerateRequest
+    metadata: dict[str, str] = field(default_factory=dict)
+    start_within_s: float | None = None
+    finish_within_s: float | None = None
+    request_context: RequestContext = field(default_factory=REQUEST_CONTEXT.get)
+    response: ResponseFacts | None = None
+    options: RequestOptions = NO_REQUEST_OPTIONS
+    earlier_answer: EarlierAnswer | None = None
+    requested_model: str | None = None
+    kind: str | None = None
+    decisions: Decisions = NO_DECISIONS
+    cache_key: bytes | None = None
+    note: ConversationNote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's `Idempotency-Key`, and the digest of the request that it was sent with."""
+
+    key: str
+    request_sha256: str

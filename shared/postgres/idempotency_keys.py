@@ -1,0 +1,50 @@
+"""SQL about idempotency keys."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select, true
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.domain.errors import KeyReused
+from shared.domain.new_job import Idempotency
+from shared.domain.owner import Owner
+from shared.postgres.tables import IdempotencyKeyRow
+
+# How long a transaction that has claimed an idempotency key may wait for this process.
+_MAX_IDLE_MS = 10_000
+
+
+async def claim_key(connection: AsyncConnection, owner: Owner, idempotency: Idempotency, job_id: str) -> str | None:
+    """Claim an idempotency key for a job. If it was used before, return the id of the job that has it."""
+    claim = (
+        upsert(IdempotencyKeyRow)
+        .values(
+            project_id=owner.project_id,
+            key=idempotency.key,
+            key_id=owner.key_id,
+            request_sha256=idempotency.request_sha256,
+            job_id=job_id,
+        )
+        .on_conflict_do_nothing()
+        # Others may wait for it, whole batches if the job leads: if this process hangs, the server rolls it back.
+        .returning(func.set_config("idle_in_transaction_session_timeout", f"{_MAX_IDLE_MS}", true()))
+    )
+    if (await connection.execute(claim)).first() is not None:
+        return None
+    existing_id = await job_id_of_key(connection, owner, idempotency)
+    assert existing_id is not None
+    return existing_id
+
+
+async def job_id_of_key(connection: AsyncConnection, owner: Owner, idempotency: Idempotency) -> str | None:
+    """Return the id of the job that has an idempotency key; None if the key was not used."""
+    existing = select(IdempotencyKeyRow.request_sha256, IdempotencyKeyRow.job_id).where(
+        IdempotencyKeyRow.project_id == owner.project_id, IdempotencyKeyRow.key == idempotency.key
+    )
+    row = (await connection.execute(existing)).first()
+    if row is None:
+        return None
+    if row.request_sha256 != idempotency.request_sha256:
+        raise KeyReused
+    return str(row.job_id)

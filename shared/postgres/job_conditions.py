@@ -1,0 +1,45 @@
+"""Conditions on the rows of jobs that several statements share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, func, literal_column, or_, select
+
+from shared.domain.job import RUNNING, JobStatus
+from shared.postgres.store import seconds
+from shared.postgres.tables import JobRow, WorkerRow
+
+# With literals: if the status were a parameter, the generic plan, which PostgreSQL may use from the sixth execution on,
+# could not use the partial indexes of queued and of running jobs.
+IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED.value}'")
+IS_RUNNING = JobRow.status.in_([literal_column(f"'{status.value}'") for status in RUNNING])
+
+
+def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
+    """Condition: the job is running, and this attempt of this worker owns it."""
+    return and_(
+        JobRow.id == job_id,
+        JobRow.attempt == attempt,
+        JobRow.worker == worker,
+        IS_RUNNING,
+    )
+
+
+def live_workers() -> Select[str]:
+    """The ids of the workers whose lease has not expired."""
+    return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
+
+
+def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
+    """Condition: a deadline of the job has passed. Once a job was started, only its finish deadline counts."""
+    now = func.clock_timestamp()
+    return or_(
+        func.coalesce(and_(JobRow.start_before < now, started_at.is_(None)), False),
+        func.coalesce(JobRow.finish_before < now, False),
+    )
+
+
+def due(for_s: float = 0) -> ColumnElement[bool]:
+    """Condition: the job is not deferred, or has been due again for this many seconds."""
+    return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))

@@ -1,0 +1,82 @@
+"""The statements that delete the input and output of ended jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import CTE, ColumnElement, and_, case, delete, func, literal_column, or_, select, update
+from sqlalchemy.orm import aliased
+
+from shared.domain.job import TERMINAL, JobStatus
+from shared.postgres.tables import CachedAnswerRow, JobRow, ResponseRow
+
+
+def purge_statement(*guards: ColumnElement[bool]) -> Any:
+    """Delete the input and output of ended jobs for which the guards hold.
+
+    Their responses and their entries in the response cache are deleted too. Output and log of a job that the response
+    cache may have given to others stay in its row, where nobody can read them but those others, until
+    `release_statement` removes them.
+
+    The rows remain, for accounting. Returns the ids, and the conversations of which there are summaries
+    (`shared.postgres.summary_deletion`).
+    """
+    purged = (
+        update(JobRow)
+        .where(*guards, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
+        .values(
+            request={},
+            job_metadata={},
+            output=case((MAY_BE_SHARED, JobRow.output)),
+            log=case((MAY_BE_SHARED, JobRow.log)),
+            error_message=None,
+            error_param=None,
+            deleted_at=func.now(),
+        )
+        .returning(JobRow.id, JobRow.decisions["context"]["conversation"].astext.label("conversation"))
+        .cte("purged")
+    )
+    response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
+    return select(purged.c.id, purged.c.conversation).add_cte(
+        response.cte("response"), delete_entries(purged).cte("entry")
+    )
+
+
+# Condition: the response cache may have given the job's answer to others.
+MAY_BE_SHARED = and_(
+    JobRow.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
+    or_(JobRow.cache_key.is_not(None), JobRow.entry_key.is_not(None)),
+)
+_HIT = aliased(JobRow, name="hit")
+# Condition: no other job has the job's answer. Decisive only if an earlier statement has deleted the job: before, a
+# statement that gives its answer to another one may be in progress.
+# One job by the index: for an EXISTS, PostgreSQL could read all jobs.
+IS_UNSHARED = (
+    select(_HIT.id)
+    .where(_HIT.answered_by == JobRow.id, _HIT.deleted_at.is_(None))
+    .limit(literal_column("1"))
+    .correlate(JobRow)
+    .scalar_subquery()
+    .is_(None)
+)
+
+
+def release_statement(*guards: ColumnElement[bool]) -> Any:
+    """Delete output and log of deleted jobs for which the guards hold, if no other job has their answer any more."""
+    return (
+        update(JobRow)
+        .where(*guards, JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), IS_UNSHARED)
+        .values({JobRow.output: None, JobRow.log: None})
+    )
+
+
+def delete_entries(jobs: CTE) -> Any:
+    """Delete the entries of these jobs (`id`) in the response cache, in the order of other statements."""
+    locked = (
+        select(CachedAnswerRow.key)
+        .where(CachedAnswerRow.job_id.in_(select(jobs.c.id)))
+        .order_by(CachedAnswerRow.key)
+        .with_for_update()
+        .cte("locked_entries")
+    )
+    return delete(CachedAnswerRow).where(CachedAnswerRow.key.in_(select(locked.c.key)))

@@ -1,0 +1,98 @@
+"""The state of an attempt: its job, the answer so far, and how the generation was stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from shared.domain.events import UpstreamState
+from shared.domain.job import Job, Usage
+from shared.domain.transcript import Transcript
+from shared.telemetry.tracing import AttemptTrace
+from workers.engines.base import Prior, PromptInfo
+from workers.execution.attempts.context import AttemptContext, InterruptReason
+from workers.execution.job_metrics import JobMetrics
+from workers.execution.log_writer import LogBuffer
+
+
+class AttemptState:
+    """What the parts of an attempt share. The job is another one after a handover (`handover`)."""
+
+    def __init__(self, job: Job, context: AttemptContext) -> None:
+        request = job.request.for_provider(context.provider)
+        if context.max_output is not None and job.decisions.has_moved:
+            request = request.with_output_of(context.max_output)
+        self.context = context
+        self.job = replace(job, request=request)
+        # On the monotonic clock.
+        self.claimed_at = time.monotonic()
+        self.interrupt_reason: InterruptReason | None = None
+        self.generation: asyncio.Task[None] | None = None
+        # Notes that a request of the upstream is to be cancelled (`abandoned_requests`).
+        self.abandoning: asyncio.Task[None] | None = None
+        self.suspect = job.suspect
+        # Whether this attempt has generated a token.
+        self.generated = False
+        # Whether readers may have seen output that the engine cannot continue.
+        self.stuck = False
+        self.log = LogBuffer(job.id, job.attempt, context.metrics, job.model, counted=job.request.token_counts)
+        self.transcript = Transcript(job.request.sampling.n)
+        self.trace = AttemptTrace()
+        self.metrics = JobMetrics(context.metrics, job)
+        if request is not job.request:
+            self.metrics.parts_dropped(job.request.opaque_parts - request.opaque_parts)
+        self.prompt = PromptInfo(0)
+        self.reported_usage: Usage | None = None
+        # Tokens that this attempt continues from, and tokens that each earlier attempt generated, from the log.
+        self.prior_tokens = 0
+        self.earlier_tokens: dict[int, int] = {}
+        # How often the output was discarded.
+        self.restarts = 0
+        # Whether the upstream's request of an earlier attempt is resumed, instead of a new one sent.
+        self.resumes_request = False
+        # Whether the upstream's request in the transcript has ended, so that there is nothing to cancel.
+        self.run_ended = False
+        self.first_token_at: datetime | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return not self.transcript.empty and all(self.transcript.finish_reasons)
+
+    @property
+    def prior(self) -> Prior:
+        """What earlier attempts emitted, as the engine needs it."""
+        transcript = self.transcript
+        # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
+        comparable = transcript.fingerprints - {None} <= {self.context.engine.fingerprint}
+        return Prior(transcript.deltas(), comparable, transcript.upstream, transcript.cursor)
+
+    @property
+    def running_upstream(self) -> UpstreamState | None:
+        """The upstream's request in the transcript, unless it has ended."""
+        return None if self.run_ended else self.transcript.upstream
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that this attempt generated."""
+        return max(0, self.usage.completion_tokens - self.prior_tokens)
+
+    @property
+    def usage(self) -> Usage:
+        """The usage so far: as the upstream reported it, if it did; otherwise as counted here."""
+        if self.reported_usage is not None:
+            return self.reported_usage
+        return Usage(self.prompt.prompt_tokens, self.prompt.cached_tokens, self.transcript.tokens)
+
+    def database_now(self) -> datetime:
+        """The database's clock: the time of the claim, plus the time that has passed here since."""
+        return self.job.attempts[-1].started_at + timedelta(seconds=time.monotonic() - self.claimed_at)
+
+    def abort(self, reason: InterruptReason) -> None:
+        """Stop the generation; the first reason counts."""
+        if self.interrupt_reason is None:
+            self.interrupt_reason = reason
+        if self.generation is not None:
+            self.generation.cancel()
