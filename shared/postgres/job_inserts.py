@@ -10,7 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import CTE, Boolean, Integer, Select, Text, func, insert, literal, literal_column, null, or_, select
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    Integer,
+    Select,
+    Text,
+    case,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -19,7 +33,7 @@ from sqlalchemy.orm import aliased
 from shared.domain.decisions import CacheOutcome
 from shared.domain.job import JobStatus
 from shared.postgres.job_ends import with_effects
-from shared.postgres.job_rows import SUMMARY_COLUMNS
+from shared.postgres.job_rows import ARCHIVE_PAGE, SUMMARY_COLUMNS, answered_log
 from shared.postgres.store import Records
 from shared.postgres.tables import CachedAnswerRow, JobRow
 
@@ -54,7 +68,8 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
     Records and `values` are as in `insert_queued`, and records also as in `cached_answers`. Output and log stay in the
     row of the job that the entry names, which is locked: a later deletion of that job finds the inserted one. If it was
     deleted before, there is no answer. Returns the inserted rows, for further parts of the statement, and the
-    statement, which returns their columns. Whatever joins `end_statement` joins this one too.
+    statement, which returns their columns, the output, and for a record that `streams` the first page of the log.
+    Whatever joins `end_statement` joins this one too.
     """
     source = aliased(JobRow, name="source")
     decision = func.jsonb_build_object(
@@ -94,7 +109,12 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
     )
     answer = aliased(JobRow, name="answer")
     output = select(sql_cast(answer.output, Text)).where(answer.id == ended.c.answered_by).scalar_subquery()
-    return ended, with_effects(select(*ended.c, output.label("output")), ended)
+    # The client waits for the first event of a stream: another query would delay it.
+    streams = select(new.streams).where(new.id == ended.c.id).scalar_subquery()
+    start = func.substr(answered_log(answer.log), literal_column("1"), literal_column(str(ARCHIVE_PAGE)))
+    log = select(start).where(answer.id == ended.c.answered_by).scalar_subquery()
+    log_start = case((streams, log)).label("log_start")
+    return ended, with_effects(select(*ended.c, output.label("output"), log_start), ended)
 
 
 def _found(query: Select[Any], records: Records, source: Any) -> Select[Any]:
