@@ -62,14 +62,16 @@ def cached_answers(records: Records) -> Select[Any]:
     return _found(select(records.id, CachedAnswerRow.bytes), records, aliased(JobRow, name="source"))
 
 
-def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
+def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = False) -> tuple[CTE, Select[Any]]:
     """The only SQL that creates jobs which have ended: inserts a `completed` job per record that has a cached answer.
 
     Records and `values` are as in `insert_queued`, and records also as in `cached_answers`. Output and log stay in the
     row of the job that the entry names, which is locked: a later deletion of that job finds the inserted one. If it was
     deleted before, there is no answer. Returns the inserted rows, for further parts of the statement, and the
-    statement, which returns their columns, the output, and for a record that `streams` the first page of the log.
-    Whatever joins `end_statement` joins this one too.
+    statement, which returns their columns and the output. Whatever joins `end_statement` joins this one too.
+
+    `streams`: records also have a Boolean of this name, and the statement returns for those with true the first page of
+    the log.
     """
     source = aliased(JobRow, name="source")
     decision = func.jsonb_build_object(
@@ -109,12 +111,13 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
     )
     answer = aliased(JobRow, name="answer")
     output = select(sql_cast(answer.output, Text)).where(answer.id == ended.c.answered_by).scalar_subquery()
-    # The client waits for the first event of a stream: another query would delay it.
-    streams = select(new.streams).where(new.id == ended.c.id).scalar_subquery()
-    start = func.substr(answered_log(answer.log), literal_column("1"), literal_column(str(ARCHIVE_PAGE)))
-    log = select(start).where(answer.id == ended.c.answered_by).scalar_subquery()
-    log_start = case((streams, log)).label("log_start")
-    return ended, with_effects(select(*ended.c, output.label("output"), log_start), ended)
+    row = [*ended.c, output.label("output")]
+    if streams:  # the client waits for the first event, which another query would delay
+        wanted = select(new.streams).where(new.id == ended.c.id).scalar_subquery()
+        start = func.substr(answered_log(answer.log), literal_column("1"), literal_column(str(ARCHIVE_PAGE)))
+        log = select(start).where(answer.id == ended.c.answered_by).scalar_subquery()
+        row.append(case((wanted, log)).label("log_start"))
+    return ended, with_effects(select(*row), ended)
 
 
 def _found(query: Select[Any], records: Records, source: Any) -> Select[Any]:

@@ -197,7 +197,7 @@ JOIN = Insertion(
         _with_leader,
     )
 )
-_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES)
+_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES, streams=True)
 _ANSWER = Prepared(_ANSWER_STATEMENT)
 _ANSWER_WITH_RESPONSES = _with_responses(_ANSWER_STATEMENT, _ANSWERED)
 # The size of the answer that the response cache has for each record.
