@@ -1,18 +1,20 @@
-"""Remembers how long a prompt is while one request is admitted.
+"""Remembers what was found out about a prompt while one request is admitted.
 
-Several checks, and a route for each of its models, need the same number. Counting takes about 0.3 ms for each 1,000
-bytes.
+Several checks, and a route for each of its models, need the same. Counting takes about 0.3 ms for each 1,000 bytes, and
+a look at each of a hundred messages some 20 µs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from shared.domain.request import GenerateRequest
-from shared.prompts.token_counter import AtLeast
+from shared.prompts.token_counter import AtLeast, TextCount
+
+T = TypeVar("T")
 
 
 class CountMemo:
@@ -23,6 +25,7 @@ class CountMemo:
         self.project_id = project_id
         # With the prompt, so that no other one gets its identity.
         self._numbers: dict[Hashable, tuple[GenerateRequest, int | None]] = {}
+        self._values: dict[Hashable, tuple[GenerateRequest, Any]] = {}
 
     def has(self, counter: Hashable, request: GenerateRequest, limit: int | None = None) -> bool:
         """Whether the number is known: that of the whole prompt, or at least the limit."""
@@ -38,6 +41,20 @@ class CountMemo:
     def put(self, counter: Hashable, request: GenerateRequest, number: int | None) -> None:
         """Remember a number."""
         self._numbers[_key(counter, request)] = (request, number)
+
+    def take_begun(self, counter: Hashable, request: GenerateRequest) -> TextCount | None:
+        """The count that led to a number that is too low, to continue it; None if none has begun. It is forgotten:
+        should the caller be cancelled, a thread may still use it."""
+        _, number = self._numbers.pop(_key(counter, request), (None, None))
+        return number.count if isinstance(number, AtLeast) else None
+
+    def once(self, find: Callable[[GenerateRequest], T], request: GenerateRequest) -> T:
+        """What a function returns for a request. It reads the messages, the prompt and the chat options only."""
+        key = _key(find, request)
+        if key not in self._values:
+            self._values[key] = (request, find(request))
+        value: T = self._values[key][1]
+        return value
 
 
 _MEMO: ContextVar[CountMemo | None] = ContextVar("count_memo", default=None)

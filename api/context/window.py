@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from api.context.count_memo import current_memo
 from api.context.estimates import TokenEstimates
@@ -134,7 +135,7 @@ class ContextWindow:
                 f"max_tokens: this model's context is {limit} tokens, including the prompt; got {max_tokens}",
                 param="max_tokens",
             )
-        if counting is None or not is_plain(request) or self._most_tokens(counting, request) < limit:
+        if counting is None or not _is_plain(request) or self._most_tokens(counting, request) < limit:
             return
         tokens = await self._counted(model, request, limit, inline=_bytes(request) <= INLINE_BYTES)
         if tokens is not None and tokens >= limit:
@@ -169,7 +170,7 @@ class ContextWindow:
             InvalidRequest: the chat template rejects the prompt.
         """
         limit = self.length(model)
-        if self._window(model).counting is None or not is_plain(request):
+        if self._window(model).counting is None or not _is_plain(request):
             return None
         return await self._counted(model, request, limit, inline=_bytes(request) <= INLINE_BYTES)
 
@@ -194,10 +195,10 @@ class ContextWindow:
         if isinstance(request.prompt, list):
             return PromptTokens(len(request.prompt))
         if self._window(model).counting is not None and _is_countable(request):
-            is_small = is_plain(request) and _bytes(request) <= INLINE_BYTES
+            is_small = _is_plain(request) and _bytes(request) <= INLINE_BYTES
             tokens = await self._counted(model, request, limit, inline=is_small)
             if tokens is not None:
-                return PromptTokens(tokens, at_least=isinstance(tokens, AtLeast))
+                return PromptTokens(int(tokens), at_least=isinstance(tokens, AtLeast))
         return self.estimate(model, request, project_id)
 
     def estimate(self, model: str, request: GenerateRequest, project_id: int | None = None) -> PromptTokens:
@@ -212,11 +213,11 @@ class ContextWindow:
         counting = self._window(model).counting
         if counting is None or not _is_countable(request):
             return most_tokens(request)
-        return self._most_tokens(counting, request) if is_plain(request) else None
+        return self._most_tokens(counting, request) if _is_plain(request) else None
 
     def has_fewer(self, model: str, request: GenerateRequest, tokens: int) -> bool:
         """Whether a prompt certainly has fewer tokens, by its size; False if it has to be measured."""
-        is_counted = self._window(model).counting is not None and is_plain(request)
+        is_counted = self._window(model).counting is not None and _is_plain(request)
         most = self.most_tokens(model, request) if is_counted or isinstance(request.prompt, list) else None
         return most is not None and most < tokens
 
@@ -243,12 +244,15 @@ class ContextWindow:
         if window.counting is None:
             return None
         if not memo.has(window.tokenizer, request, limit):
-            count = window.counting.count
+            begun = memo.take_begun(window.tokenizer, request)
+            count: Callable[[], int | None] = partial(window.counting.count, request, limit, memo.project_id)
+            if begun is not None:
+                count = partial(begun.up_to, limit)
             if inline:
-                number = count(request, limit, memo.project_id)
+                number = count()
             else:
                 async with self._threads:
-                    number = await asyncio.to_thread(count, request, limit, memo.project_id)
+                    number = await asyncio.to_thread(count)
             memo.put(window.tokenizer, request, number)
         return memo.get(window.tokenizer, request)
 
@@ -287,16 +291,19 @@ def _texts(request: GenerateRequest) -> Iterator[str]:
 
 def _is_countable(request: GenerateRequest) -> bool:
     """Whether a prompt consists of texts and tools, and is rendered fast enough."""
+    if _is_plain(request):
+        return True
     if any(message.media for message in request.messages or ()):
         return False
-    return is_plain(request) or request.size + request.options_size <= RENDERED_BYTES
+    return request.size + request.options_size <= RENDERED_BYTES
+
+
+def _is_plain(request: GenerateRequest) -> bool:
+    return current_memo().once(is_plain, request)
 
 
 def _bytes(request: GenerateRequest) -> int:
-    memo = current_memo()
-    if not memo.has(_bytes, request):
-        memo.put(_bytes, request, _size(request))
-    return memo.get(_bytes, request) or 0
+    return current_memo().once(_size, request)
 
 
 def _size(request: GenerateRequest) -> int:

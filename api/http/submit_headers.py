@@ -38,7 +38,14 @@ class SubmitHeaders:
 
     def options(self, body: AnswerParameters) -> RequestOptions:
         """How the request may be answered, by its headers and its body."""
-        return RequestOptions(body.cache, self.cache_control, body.store, body.context_options, body.tool_clearing)
+        return RequestOptions(
+            body.cache,
+            self.cache_control,
+            body.store,
+            body.context_options,
+            body.tool_clearing,
+            streams=getattr(body, "stream", None) is True,
+        )
 
     def idempotency(self, path: str, body: BaseModel) -> Idempotency | None:
         """The idempotency key with a digest of the request; None without a key."""

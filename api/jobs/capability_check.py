@@ -8,9 +8,9 @@ capabilities cannot say, its spec checks (`Spec.unsupported`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
+from api.context.count_memo import current_memo
 from api.jobs.media_check import MAX_PARTS, is_known_file_type, media_of
 from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities, ToolChoiceKind
@@ -106,8 +106,7 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
             yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
     else:
         yield Need("messages", "conversations", lambda model: model.conversations)
-        yield from _ends(request.messages or [], request.chat)
-        yield from _names(request.messages or ())
+        yield from current_memo().once(_of_messages, request)
     yield from _sampling(request)
     if request.structured_outputs is not None:
         for name, value in request.structured_outputs:
@@ -140,6 +139,10 @@ def _has(capability: str, name: str) -> Callable[[Capabilities], bool]:
 
 def _has_calls(request: GenerateRequest) -> bool:
     return any(message.tool_calls or message.role == "tool" for message in request.messages or ())
+
+
+def _of_messages(request: GenerateRequest) -> Sequence[Need]:
+    return [*_ends(request.messages or [], request.chat), *_names(request.messages or ())]
 
 
 def _ends(messages: Sequence[Message], chat: ChatOptions | None) -> Iterator[Need]:
@@ -178,7 +181,7 @@ def _media(request: GenerateRequest) -> Iterator[Need]:
     sources: dict[tuple[str, str], str] = {}
     types: dict[str, str] = {}
     in_results: list[str] = []
-    for role, path, part in islice(media_of(request), MAX_PARTS):  # a request with more is rejected
+    for role, path, part in media_of(request)[:MAX_PARTS]:  # a request with more is rejected
         if role == "tool" and not in_results:
             in_results.append(path)
         modalities.setdefault(part.type, path)

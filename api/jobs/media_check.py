@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import binascii
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from api.context.count_memo import current_memo
 from shared.config.models.capabilities import ALL_FILE_TYPES
 from shared.domain.content import FilePart, ImagePart
 from shared.domain.errors import InvalidRequest
@@ -54,7 +55,7 @@ class MediaCheck:
 
     async def check(self, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if a part has a type that is not supported, damaged data, or too much of it."""
-        parts = [(path, part) for _, path, part in islice(media_of(request), MAX_PARTS + 1)]
+        parts = [(path, part) for _, path, part in media_of(request)]
         if not parts:
             return
         if len(parts) > MAX_PARTS:
@@ -110,11 +111,22 @@ class MediaCheck:
         return size
 
 
-def media_of(request: GenerateRequest) -> Iterator[tuple[str, str, ImagePart | FilePart]]:
-    """The images and files of a request, each with its message's role and the path at which the client sent it."""
-    for message in request.messages or ():
-        for part in message.media:
-            yield message.role, part.path or "messages", part
+def media_of(request: GenerateRequest) -> Sequence[tuple[str, str, ImagePart | FilePart]]:
+    """The images and files of a request, each with its message's role and the path at which the client sent it.
+
+    At most one more than a request may have.
+    """
+    return current_memo().once(_media_of, request)
+
+
+def _media_of(request: GenerateRequest) -> Sequence[tuple[str, str, ImagePart | FilePart]]:
+    parts = (
+        (message.role, part.path or "messages", part)
+        for message in request.messages or ()
+        if isinstance(message.content, list)
+        for part in message.media
+    )
+    return list(islice(parts, MAX_PARTS + 1))
 
 
 def is_known_file_type(media_type: str) -> bool:

@@ -4,6 +4,8 @@ Orders and rates are cached for a second, or longer if the queue is so long that
 single submit is exact. During a burst of submits, one in 250 ms is counted, and the position of the others is that
 count plus the jobs that this process has submitted since, by any API and of any priority that is served earlier.
 Positions over a thousand are rounded down.
+
+Routes do not wait for queries: they use the last results, and renew them for the next request.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from api.jobs.queue_store import EXACT, QueuedJob, QueueOrder, QueueStore, ServiceRate
 from shared.config.models.loader import Registry
@@ -35,6 +37,8 @@ POSITION_FRESH_S = 0.25
 MIN_QUERY_INTERVAL = 20
 MAX_POSITION_S = 1.0
 MAX_PLACES = 1000
+# For how long after that a route uses a result while a new one is read. After a longer pause, it waits.
+STALE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,19 @@ class _Cache(Generic[T]):
             running = self._queries[name] = asyncio.create_task(self._run(name, query))
         return (await asyncio.shield(running)).value
 
+    async def recent(self, name: Hashable, query: Callable[[], Awaitable[T]]) -> T:
+        """As `get`, but if the last result is out of date by at most `STALE_S`, return it without waiting for a query.
+
+        A query that fails then is logged, and repeated at the next call.
+        """
+        result, now = self._results.get(name), time.monotonic()
+        if result is None or now > result.fresh_until + STALE_S:
+            return await self.get(name, query)
+        if now >= result.fresh_until and name not in self._queries:
+            self._queries[name] = asyncio.create_task(self._run(name, query))
+            self._queries[name].add_done_callback(_report)
+        return result.value
+
     async def _run(self, name: Hashable, query: Callable[[], Awaitable[T]]) -> _Result[T]:
         try:
             started = time.monotonic()
@@ -70,6 +87,12 @@ class _Cache(Generic[T]):
             return self._results[name]
         finally:
             del self._queries[name]
+
+
+def _report(query: asyncio.Task[Any]) -> None:
+    """Log the error of a query that nobody may wait for."""
+    if not query.cancelled() and (error := query.exception()) is not None:
+        logger.warning("cannot read the queues for routes, using earlier estimates: %s", error)
 
 
 class _Submitted:
@@ -128,15 +151,17 @@ class QueueEstimates:
             return self._unknown(job, error)
 
     async def new_job_wait_s(self, model: str, priority: int) -> float | None:
-        """Return the seconds that a job would wait if it was submitted now; None if unknown.
+        """Return the seconds that a job would wait if it was submitted now, by recent results; None if unknown.
 
         Raises during a database outage.
         """
-        return await self.wait_s(model, priority, await self._last_position(_NewJob(model, priority, new_job_id())))
+        job = _NewJob(model, priority, new_job_id())
+        before = await self._positions.recent((model, priority), lambda: self._counted(job))
+        return self._wait_s(await self.rate(model), model, priority, max(0, before + self._place(job)))
 
     async def rate(self, model: str) -> ServiceRate:
-        """Return the rate at which a model's jobs are served. Raises during a database outage."""
-        return await self._paces.get(model, lambda: self._store.pace(model))
+        """Return the rate at which a model's jobs were served recently. Raises during a database outage."""
+        return await self._paces.recent(model, lambda: self._store.pace(model))
 
     async def waiting(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of any job; None if it is not queued.
@@ -167,7 +192,12 @@ class QueueEstimates:
 
         Raises during a database outage.
         """
-        pace = await self.rate(model)
+        pace = await self._paces.get(model, lambda: self._store.pace(model))
+        return self._wait_s(pace, model, priority, position, not_before)
+
+    def _wait_s(
+        self, pace: ServiceRate, model: str, priority: int, position: int, not_before: datetime | None = None
+    ) -> float | None:
         spec = self._registry.models.get(model)  # None if the model has been removed from models.yaml
         preempts = spec is not None and spec.yields and not is_batch(priority)
         estimate = pace.wait_s(position, pace.urgent if preempts else pace.running)
@@ -182,14 +212,14 @@ class QueueEstimates:
 
     async def _last_position(self, job: QueuedJob) -> int:
         """The position of a job that has just been submitted."""
-
-        async def count() -> int:
-            position = await self._position(job)
-            # Jobs of the same commit may be noted only while the query runs, and the query counts them.
-            return position - self._place(job)
-
-        before = await self._positions.get((job.model, job.priority), count)
+        before = await self._positions.get((job.model, job.priority), lambda: self._counted(job))
         return max(0, before + self._place(job))
+
+    async def _counted(self, job: QueuedJob) -> int:
+        """The position of a job, minus its place."""
+        position = await self._position(job)
+        # Jobs of the same commit may be noted only while the query runs, and the query counts them.
+        return position - self._place(job)
 
     def _place(self, job: QueuedJob) -> int:
         """The number of jobs that this process has submitted before and that are served no later than this job."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from sqlalchemy import ARRAY, Text, and_, bindparam, func, or_, select
+from sqlalchemy import ARRAY, Integer, Text, and_, bindparam, func, or_, select
 
 from shared.domain.job import SUCCEEDED, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
 from shared.postgres.job_rows import SUMMARY_COLUMNS, to_summary
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
 
@@ -95,24 +96,71 @@ class QueuedJob(Protocol):
     def id(self) -> str: ...
 
 
+def _position() -> Prepared:
+    model, priority = bindparam("model", type_=Text), bindparam("priority", type_=Integer)
+    is_older = and_(JobRow.priority == priority, JobRow.id < bindparam("job", type_=Text))
+    ahead = (
+        select(JobRow.id)
+        .where(IS_QUEUED, JobRow.follows.is_(None), JobRow.model == model, or_(JobRow.priority < priority, is_older))
+        .limit(EXACT)
+        .subquery()
+    )
+    return Prepared(select(func.count().label("ahead")).select_from(ahead))
+
+
+def _pace() -> Prepared:
+    model = bindparam("model", type_=Text)
+    workers = (
+        select(WorkerRow.slots, WorkerRow.breaker_since)
+        .where(
+            WorkerRow.model == model,
+            WorkerRow.lease_expires_at > func.clock_timestamp(),
+            WorkerRow.state == WorkerState.READY.value,
+        )
+        .cte("workers")
+    )
+    slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.breaker_since.is_(None))
+    running = select(JobRow.priority).where(JobRow.model == model, IS_RUNNING).cte("running")
+    ended = (
+        select(JobRow.status, JobRow.attempt_started_at, JobRow.finished_at)
+        .where(JobRow.model == model, JobRow.finished_at > func.now() - seconds(SAMPLE_S))
+        .order_by(JobRow.finished_at.desc())
+        .limit(SEARCHED)
+        .subquery()
+    )
+    recent = (
+        select(ended.c.status, (ended.c.finished_at - ended.c.attempt_started_at).label("took"))
+        .where(ended.c.attempt_started_at.is_not(None))
+        .order_by(ended.c.finished_at.desc())
+        .limit(SAMPLE)
+        .subquery()
+    )
+    return Prepared(
+        select(
+            select(func.count()).select_from(workers).scalar_subquery().label("workers"),
+            slots.scalar_subquery().label("slots"),
+            select(func.count()).select_from(running).scalar_subquery().label("running"),
+            select(func.count()).where(running.c.priority < BATCH_PRIORITY).scalar_subquery().label("urgent"),
+            select(func.avg(func.extract("epoch", recent.c.took)))
+            .where(recent.c.status.in_(SUCCEEDED))
+            .scalar_subquery()
+            .label("service_s"),
+        )
+    )
+
+
+# Routes wait for these, or share their process's time with them.
+_POSITION = _position()
+_PACE = _pace()
+
+
 class QueueStore(Store):
     """Reads the order and the service rate of queued jobs from PostgreSQL."""
 
     async def position(self, job: QueuedJob) -> int:
         """Count the jobs of the same model that are served before this one, up to `EXACT`."""
-        ahead = (
-            select(JobRow.id)
-            .where(
-                IS_QUEUED,
-                JobRow.follows.is_(None),
-                JobRow.model == job.model,
-                or_(JobRow.priority < job.priority, and_(JobRow.priority == job.priority, JobRow.id < job.id)),
-            )
-            .limit(EXACT)
-            .subquery()
-        )
-        row = await self._first(select(func.count().label("ahead")).select_from(ahead))
-        return int(row.ahead) if row is not None else 0
+        (row,) = await _POSITION.run(self._engine, {"model": job.model, "priority": job.priority, "job": job.id})
+        return int(row.ahead)
 
     async def leader(self, job: JobSummary) -> JobSummary | None:
         """Return the job that a job follows, if it is queued."""
@@ -144,43 +192,6 @@ class QueueStore(Store):
 
     async def pace(self, model: str) -> ServiceRate:
         """Read the current pace of a model."""
-        workers = (
-            select(WorkerRow.slots, WorkerRow.breaker_since)
-            .where(
-                WorkerRow.model == model,
-                WorkerRow.lease_expires_at > func.clock_timestamp(),
-                WorkerRow.state == WorkerState.READY.value,
-            )
-            .cte("workers")
-        )
-        slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.breaker_since.is_(None))
-        running = select(JobRow.priority).where(JobRow.model == model, IS_RUNNING).cte("running")
-        ended = (
-            select(JobRow.status, JobRow.attempt_started_at, JobRow.finished_at)
-            .where(JobRow.model == model, JobRow.finished_at > func.now() - seconds(SAMPLE_S))
-            .order_by(JobRow.finished_at.desc())
-            .limit(SEARCHED)
-            .subquery()
-        )
-        recent = (
-            select(ended.c.status, (ended.c.finished_at - ended.c.attempt_started_at).label("took"))
-            .where(ended.c.attempt_started_at.is_not(None))
-            .order_by(ended.c.finished_at.desc())
-            .limit(SAMPLE)
-            .subquery()
-        )
-        succeeded = recent.c.status.in_(SUCCEEDED)
-        statement = select(
-            select(func.count()).select_from(workers).scalar_subquery().label("workers"),
-            slots.scalar_subquery().label("slots"),
-            select(func.count()).select_from(running).scalar_subquery().label("running"),
-            select(func.count()).where(running.c.priority < BATCH_PRIORITY).scalar_subquery().label("urgent"),
-            select(func.avg(func.extract("epoch", recent.c.took)))
-            .where(succeeded)
-            .scalar_subquery()
-            .label("service_s"),
-        )
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(statement)).one()
+        (row,) = await _PACE.run(self._engine, {"model": model})
         service_s = None if row.service_s is None else float(row.service_s)
         return ServiceRate(row.slots, row.running, row.urgent, service_s, row.workers)

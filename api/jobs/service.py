@@ -198,7 +198,7 @@ class JobService:
     def follow_submitted(self, job: JobSummary, *, created: bool) -> AsyncIterator[list[Event]]:
         """Yield the events of a job from `submit`, whose second value is `created`, as `follow` does."""
         if job.status.terminal:
-            return self._hub.replay(job.id)
+            return self._hub.replay(job.id, job.log_start if isinstance(job, Job) else None)
         return self._hub.follow(job.id, new=created and job.follows is None)
 
     async def check_cursor(self, job: JobSummary, after: int, param: str) -> bool:

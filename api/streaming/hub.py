@@ -110,12 +110,15 @@ class StreamHub:
         """
         return self._read(job_id, EventReader(after, self._metrics, ping_s=self._ping_s, queued=queued, new=new))
 
-    async def replay(self, job_id: str) -> AsyncIterator[list[Event]]:
-        """Yield the events of a job that has ended, from its row, in batches as `follow` does."""
+    async def replay(self, job_id: str, log_start: str | None = None) -> AsyncIterator[list[Event]]:
+        """Yield the events of a job that has ended, from its row, in batches as `follow` does.
+
+        `log_start`: the first page of its log, if it was read already.
+        """
         metrics = EventReaderMetrics(self._metrics, 0)
         metrics.opened()
         try:
-            page = await self._stored.ended_page(job_id)
+            page = self._stored.first_page(log_start) or await self._stored.ended_page(job_id)
             while True:
                 metrics.read(page.events)
                 events = [event for event in page.events if event.type.public]

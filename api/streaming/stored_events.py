@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, parse_archive
+from shared.postgres.job_rows import ARCHIVE_PAGE
 from shared.postgres.job_store import ArchivePage, JobStore
 from shared.redis.event_log import EventLog
 from shared.runtime.outages import is_database_outage
@@ -104,10 +105,14 @@ class StoredEvents:
                 await self._pause(job_id, error)
             else:
                 break
-        if page is None:
-            return StoredRead([], ended=True)
-        more = page.next_start is not None
-        return StoredRead(parse_archive(page.text), ended=not more, more=more, position=page.next_start or 0)
+        return StoredRead([], ended=True) if page is None else _of_ended(page)
+
+    @staticmethod
+    def first_page(log_start: str | None) -> StoredRead | None:
+        """The events in the first `ARCHIVE_PAGE` characters of the log of a job that has ended; None if they have to be
+        read."""
+        page = ArchivePage.of(log_start, 1, ARCHIVE_PAGE) if log_start else None
+        return None if page is None else _of_ended(page)
 
     async def read_leader(self, leader: str, follower: str, after: int) -> StoredRead | None:
         """Return a page of the events of the job that a job follows, without its last: that is not the follower's.
@@ -211,3 +216,8 @@ class StoredEvents:
             await self._logs.unfollow(job_id, self._subscriber)
         except (RedisError, OSError) as error:
             logger.info("job=%s cannot unsubscribe; the subscription expires with the log: %s", job_id, error)
+
+
+def _of_ended(page: ArchivePage) -> StoredRead:
+    more = page.next_start is not None
+    return StoredRead(parse_archive(page.text), ended=not more, more=more, position=page.next_start or 0)

@@ -7,13 +7,14 @@ admission of the same request to the chosen model by its name, which counts the 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
+
+import uvloop
 
 from api.context.count_memo import counting_once
 from api.context.window import ContextWindow, PromptTokens
@@ -77,7 +78,7 @@ def run(bench: Bench) -> None:
         for repeat in bench.repeats():
             system.delete_jobs()
             for name in bench.rotated(list(complexities), repeat):
-                asyncio.run(_decisions(bench, system, name, complexities[name]))
+                uvloop.run(_decisions(bench, system, name, complexities[name]))
             for model in ("auto", "small"):
                 _submits(bench, system, model)
 

@@ -158,13 +158,15 @@ class ToolClearing:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """The options of a request. `store`: as in OpenAI's API; false keeps the answer out of the cache."""
+    """The options of a request. `store`: as in OpenAI's API; false keeps the answer out of the cache. `streams`: the
+    client receives the answer as a stream."""
 
     cache: CacheOptions | None = None
     cache_control: CacheControl = NO_CACHE_CONTROL
     store: bool | None = None
     context: ContextOptions | None = None
     tool_clearing: ToolClearing | None = None
+    streams: bool = False
 
 
 NO_REQUEST_OPTIONS = RequestOptions()

@@ -369,10 +369,12 @@ class JobSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(JobSummary):
-    """A job, as stored in its row."""
+    """A job, as stored in its row. `log_start`: the first page of its log, if it was created with a cached answer that
+    the client wants as a stream."""
 
     request: GenerateRequest
     output: tuple[Choice, ...] = ()
+    log_start: str | None = None
 
     @property
     def output_size(self) -> int:

@@ -10,7 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import CTE, Boolean, Integer, Select, Text, func, insert, literal, literal_column, null, or_, select
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    Integer,
+    Select,
+    Text,
+    case,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -19,7 +33,7 @@ from sqlalchemy.orm import aliased
 from shared.domain.decisions import CacheOutcome
 from shared.domain.job import JobStatus
 from shared.postgres.job_ends import with_effects
-from shared.postgres.job_rows import SUMMARY_COLUMNS
+from shared.postgres.job_rows import ARCHIVE_PAGE, SUMMARY_COLUMNS, answered_log
 from shared.postgres.store import Records
 from shared.postgres.tables import CachedAnswerRow, JobRow
 
@@ -48,13 +62,16 @@ def cached_answers(records: Records) -> Select[Any]:
     return _found(select(records.id, CachedAnswerRow.bytes), records, aliased(JobRow, name="source"))
 
 
-def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
+def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = False) -> tuple[CTE, Select[Any]]:
     """The only SQL that creates jobs which have ended: inserts a `completed` job per record that has a cached answer.
 
     Records and `values` are as in `insert_queued`, and records also as in `cached_answers`. Output and log stay in the
     row of the job that the entry names, which is locked: a later deletion of that job finds the inserted one. If it was
     deleted before, there is no answer. Returns the inserted rows, for further parts of the statement, and the
-    statement, which returns their columns. Whatever joins `end_statement` joins this one too.
+    statement, which returns their columns and the output. Whatever joins `end_statement` joins this one too.
+
+    `streams`: records also have a Boolean of this name, and the statement returns for those with true the first page of
+    the log.
     """
     source = aliased(JobRow, name="source")
     decision = func.jsonb_build_object(
@@ -94,7 +111,13 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
     )
     answer = aliased(JobRow, name="answer")
     output = select(sql_cast(answer.output, Text)).where(answer.id == ended.c.answered_by).scalar_subquery()
-    return ended, with_effects(select(*ended.c, output.label("output")), ended)
+    row = [*ended.c, output.label("output")]
+    if streams:  # the client waits for the first event, which another query would delay
+        wanted = select(new.streams).where(new.id == ended.c.id).scalar_subquery()
+        start = func.substr(answered_log(answer.log), literal_column("1"), literal_column(str(ARCHIVE_PAGE)))
+        log = select(start).where(answer.id == ended.c.answered_by).scalar_subquery()
+        row.append(case((wanted, log)).label("log_start"))
+    return ended, with_effects(select(*row), ended)
 
 
 def _found(query: Select[Any], records: Records, source: Any) -> Select[Any]:

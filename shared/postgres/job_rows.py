@@ -98,15 +98,22 @@ def _with_own_timings(log: Any) -> Any:
     )
 
 
+def answered_log(log: Any) -> Any:
+    """The log of a job that was created with the answer that has this log."""
+    return func.left(log, -_LAST_LINE).concat(
+        func.regexp_replace(func.right(log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
+    )
+
+
+# Characters of the archived log in one page.
+ARCHIVE_PAGE = 128 * 1024
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
 OUTPUT = _answered(sql_cast(JobRow.output, Text), sql_cast(_ANSWER.output, Text)).label("output")
 # The archived log of an ended job. That of an answered one has the times of a job that did not wait.
 LOG = _answered(
     case((JobRow.follows.is_(None), JobRow.log), else_=_with_own_timings(JobRow.log)),
-    func.left(_ANSWER.log, -_LAST_LINE).concat(
-        func.regexp_replace(func.right(_ANSWER.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
-    ),
+    answered_log(_ANSWER.log),
 )
 COLUMNS = (*SUMMARY_COLUMNS, REQUEST, OUTPUT)
 

@@ -30,7 +30,16 @@ from shared.postgres.idempotency_keys import claim_key, job_id_of_key
 from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
 from shared.postgres.job_purge import purge_statement, release_statement
 from shared.postgres.job_row_store import JobRowStore
-from shared.postgres.job_rows import COLUMNS, LOG, OUTPUT, SUMMARY_COLUMNS, read_job, to_output, to_summary
+from shared.postgres.job_rows import (
+    ARCHIVE_PAGE,
+    COLUMNS,
+    LOG,
+    OUTPUT,
+    SUMMARY_COLUMNS,
+    read_job,
+    to_output,
+    to_summary,
+)
 from shared.postgres.new_jobs import (
     INSERT,
     JOIN,
@@ -70,16 +79,21 @@ def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> A
     return statement if project_id is None else statement.where(JobRow.project_id == project_id)
 
 
-# Characters of the archived log in one page.
-ARCHIVE_PAGE = 128 * 1024
-
-
 @dataclass(frozen=True, slots=True)
 class ArchivePage:
     """Lines of an archived log. `next_start` is the position after them; None if they are the last."""
 
     text: str
     next_start: int | None
+
+    @classmethod
+    def of(cls, text: str, start: int, size: int) -> ArchivePage | None:
+        """The lines in a part of a log that was read from `start` on, up to `size` characters; None if there is no
+        whole line."""
+        if len(text) < size:
+            return cls(text, None)
+        end = text.rfind("\n") + 1
+        return cls(text[:end], start + end) if end else None
 
 
 def _archive_query(start: Any) -> Prepared:
@@ -267,11 +281,8 @@ class JobStore(JobRowStore):
             if not rows or not rows[0].ended:
                 leader: str | None = rows[0].follows if rows else None
                 return leader
-            row, text = rows[0], str(rows[0].page)
-            if len(text) < size:
-                return ArchivePage(text, None)
-            if end := text.rfind("\n") + 1:
-                return ArchivePage(text[:end], row.start + end)
+            if (page := ArchivePage.of(str(rows[0].page), rows[0].start, size)) is not None:
+                return page
             size *= 8  # a line is longer than a page
 
     async def archived_last_seq(self, job_id: str) -> int | None:

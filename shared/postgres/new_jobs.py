@@ -80,6 +80,7 @@ _NEW = Records(
     cache_key=LargeBinary,
     max_age_s=Integer,
     demands_new=Boolean,
+    streams=Boolean,
     since_lookup_s=Double,
 )
 _VALUES = {
@@ -196,7 +197,7 @@ JOIN = Insertion(
         _with_leader,
     )
 )
-_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES)
+_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES, streams=True)
 _ANSWER = Prepared(_ANSWER_STATEMENT)
 _ANSWER_WITH_RESPONSES = _with_responses(_ANSWER_STATEMENT, _ANSWERED)
 # The size of the answer that the response cache has for each record.
@@ -229,6 +230,7 @@ def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
         "cache_key": new.cache_key,
         "max_age_s": new.options.cache_control.max_age_s,
         "demands_new": new.options.cache_control.no_cache,
+        "streams": new.options.streams,
         # When the response cache was looked up, by the monotonic clock, and how long ago that is at the insertion.
         "looked_up_at": None,
         "since_lookup_s": 0.0,
@@ -283,7 +285,8 @@ async def answered_job(new: NewJob, row: Any) -> Job:
     """The job of a row that `insert_answered` has returned."""
     summary = to_summary(row)
     values = {field.name: getattr(summary, field.name) for field in fields(summary)}
-    return Job(**values, request=new.request, output=await off_loop(len(row.output or ""), to_output, row.output))
+    output = await off_loop(len(row.output or ""), to_output, row.output)
+    return Job(**values, request=new.request, output=output, log_start=row.log_start)
 
 
 def answer_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:

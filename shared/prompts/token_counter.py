@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from shared.domain.request import GenerateRequest
 from shared.prompts.chat_template import ChatTemplate, model_template
 from shared.prompts.known_counts import KnownCounts
-from shared.prompts.token_bounds import is_normal, token_bounds, unicode_forms
+from shared.prompts.token_bounds import TokenBounds, is_normal, token_bounds, unicode_forms
 
 
 class TokenCounter:
@@ -55,24 +55,11 @@ class TokenCounter:
         self, text: str, limit: int | None = None, *, add_special_tokens: bool = True, project_id: int | None = None
     ) -> int:
         """Count the tokens of a text. For the limit and the project, see `count`."""
-        bounds = self._bounds if limit is not None and self.keeps(text) else None
-        if limit is not None and bounds is not None and (fewest := bounds.fewest(text, limit)) >= limit:
-            return AtLeast(fewest)
         tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
+        bounds = self._bounds if limit is not None and self.keeps(text) else None
         # With a limit, hardly more is encoded than it needs.
         size = PIECE if limit is None or bounds is None else min(PIECE, max(SHORT_PIECE, limit))
-        checked = 0
-        for number, end in self._counts(text, size, project_id):
-            tokens += number
-            if limit is None or end == len(text):
-                continue
-            if tokens >= limit:
-                return AtLeast(tokens)
-            if bounds is not None and end - checked >= SHORT_PIECE:
-                checked = end
-                if (fewest := tokens + bounds.fewest(text, limit - tokens, end)) >= limit:
-                    return AtLeast(fewest)
-        return tokens
+        return TextCount(text, bounds, tokens, self._counts(text, size, project_id)).up_to(limit)
 
     def _counts(self, text: str, size: int, project_id: int | None) -> Iterator[tuple[int, int]]:
         """The tokens of the parts of a text, in order, each with the position at which the part ends."""
@@ -104,8 +91,51 @@ class TokenCounter:
             self._known.put(key, tokens)
 
 
+class TextCount:
+    """The tokens of a text, as far as they are counted. Used by one thread at a time."""
+
+    def __init__(self, text: str, bounds: TokenBounds | None, tokens: int, parts: Iterator[tuple[int, int]]) -> None:
+        """`tokens`: those before the text. `parts`: the tokens of its parts, and the position at which each ends."""
+        self._text = text
+        self._bounds = bounds
+        self._tokens = tokens
+        self._parts = parts
+        self._end = 0
+
+    def up_to(self, limit: int | None) -> int:
+        """Count on, until the number is known to be at least the limit."""
+        if self._text and limit is not None and (fewest := self._fewest(limit)) >= limit:
+            return AtLeast(fewest, self)
+        checked = self._end
+        for number, end in self._parts:
+            self._tokens, self._end = self._tokens + number, end
+            if limit is None or self._end == len(self._text):
+                continue
+            if self._tokens >= limit:
+                return AtLeast(self._tokens, self)
+            if self._end - checked >= SHORT_PIECE:
+                checked = self._end
+                if (fewest := self._fewest(limit)) >= limit:
+                    return AtLeast(fewest, self)
+        return self._tokens
+
+    def _fewest(self, limit: int) -> int:
+        """A number of tokens that the text has at least."""
+        if self._bounds is None or self._tokens >= limit:
+            return self._tokens
+        return self._tokens + self._bounds.fewest(self._text, limit - self._tokens, self._end)
+
+
 class AtLeast(int):
-    """A number of tokens that the prompt has at least."""
+    """A number of tokens that the prompt has at least. `count` continues with the rest."""
+
+    count: TextCount
+
+    def __new__(cls, number: int, count: TextCount) -> AtLeast:
+        """`count`: where the number comes from."""
+        created = super().__new__(cls, number)
+        created.count = count
+        return created
 
 
 # Characters that are encoded in one piece, because an encoded text takes up to 100 times its size.

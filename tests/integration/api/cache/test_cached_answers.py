@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.jobs.retention_store import RetentionStore
+from api.streaming.stored_events import StoredEvents
 from shared.domain.answer_options import CacheControl, RequestOptions
 from shared.domain.decisions import CacheDecision, CacheOutcome, Decisions, RouteDecision
 from shared.domain.errors import KeyReused
@@ -29,6 +30,7 @@ from shared.postgres import idempotency_keys, job_store, new_jobs
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import MAX_WEIGHT
 from shared.postgres.job_store import JobStore
+from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.database import make_owner
 from tests.support.transcripts import output_of
@@ -141,6 +143,30 @@ async def test_the_answer_is_in_one_row_and_its_log_is_equal_but_for_the_times(
         assert parse_archive(page.text)[1:] == parse_archive(log)[2:]
         last = parse_archive(log)[-1]
         assert (last.type, last.payload()["timings"]) == (EventType.COMPLETED, job.timings())
+
+
+@pytest.mark.parametrize("deltas", [1, 4000], ids=["one page", "several pages"])
+async def test_a_stream_gets_the_first_page_of_the_log_with_its_job(
+    store: JobStore, workers: Workers, owner: Owner, logs: EventLog, deltas: int
+) -> None:
+    first, *middle, last = LOG.split("\n")
+    lines = [first, *middle * deltas, last]
+    source = await run(store, workers, new_job(owner), log="\n".join(lines).encode())
+    found = await store.answer(new_job(owner, options=RequestOptions(streams=True)))
+    assert found is not None
+    job, _ = found
+    assert job.decisions.cache is not None
+    assert job.decisions.cache.source == source.id
+    stored_events = StoredEvents(logs, store, "api", lambda _: asyncio.sleep(0))
+    page = stored_events.first_page(job.log_start)
+    assert page is not None
+    assert page == await stored_events.ended_page(job.id)
+    assert page.ended == (deltas == 1)
+    assert page.events
+
+    plain = await store.answer(new_job(owner))
+    assert plain is not None
+    assert plain[0].log_start is None
 
 
 async def test_other_answers_are_not_given(

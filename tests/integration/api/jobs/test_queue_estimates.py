@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.jobs.queue_estimates import QueueEstimates
+from api.jobs.queue_estimates import FRESH_S, STALE_S, QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import EXACT, STEP, QueueStore, ServiceRate
 from api.streaming.hub import StreamHub
@@ -189,6 +190,54 @@ async def test_the_limit_of_an_upstream_and_its_breaker_delay_the_start(
     assert await QueueEstimates(queue_store, registry).wait_s("m", 3, 5) == 10.0
     await workers("w").heartbeat("m", slots=8, running=0, lease_s=LEASE_S, breaker=opened)
     assert await QueueEstimates(queue_store, registry).wait_s("m", 3, 0) is None
+
+
+async def test_routes_use_the_last_rate_while_a_new_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For some seconds: after a longer pause, and at first, they wait for it."""
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("api.jobs.queue_estimates.time", clock)
+    may_answer = asyncio.Event()
+    read: list[asyncio.Future[None]] = []
+
+    class SlowStore(QueueStore):
+        def __init__(self) -> None:
+            """It has no database."""
+
+        async def pace(self, model: str) -> ServiceRate:
+            read.append(asyncio.get_running_loop().create_future())
+            slots = len(read)
+            await may_answer.wait()
+            read[slots - 1].set_result(None)
+            if slots == 3:
+                raise OSError("the database is lost")
+            return ServiceRate(slots, 0, 0, 1.0, 1)
+
+    estimates = QueueEstimates(SlowStore(), REGISTRY)
+    first = asyncio.create_task(estimates.rate("m"))
+    await asyncio.sleep(0)
+    assert not first.done(), "nothing is known yet"
+    may_answer.set()
+    assert (await first).slots == 1
+
+    clock.now += FRESH_S
+    may_answer.clear()
+    assert [(await estimates.rate("m")).slots for _ in range(3)] == [1, 1, 1]
+    await asyncio.sleep(0)
+    assert len(read) == 2, "one query for all of them"
+    may_answer.set()
+    await read[1]
+    await asyncio.sleep(0)
+    assert (await estimates.rate("m")).slots == 2
+
+    clock.now += FRESH_S
+    assert (await estimates.rate("m")).slots == 2
+    await asyncio.sleep(0)
+    await read[2]
+    assert (await estimates.rate("m")).slots == 2, "the query has failed, and the last rate is recent enough"
+
+    clock.now += 2 * (FRESH_S + STALE_S)
+    assert (await estimates.rate("m")).slots > 2
 
 
 async def test_readers_receive_their_position_only_when_it_changes(

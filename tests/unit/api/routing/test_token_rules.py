@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +13,7 @@ from api.context.count_memo import counting_once
 from api.context.window import ContextWindow
 from shared.domain.content import ImagePart
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Tool
+from shared.prompts import token_counter
 from tests.support.examples import example_count
 from tests.support.routing import OWNER, Routing
 from tests.support.tokenizers import TEMPLATE, tokenizer_folder
@@ -94,3 +95,30 @@ routes:
     image = ImagePart(type="image", url="https://example.com/a.png")
     request = GenerateRequest(messages=[Message(role="user", content=[image])])
     assert await Routing(tmp_path, file).choose(request) == "b"
+
+
+async def test_a_longer_limit_continues_the_count(
+    routes: Callable[[str, str], Routing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the context of the model that a rule has chosen."""
+    window = routes("words", TEMPLATE).window
+    text = "thequick the " * 8000
+    request = GenerateRequest(messages=[Message(role="user", content=text)])
+    exact = await window.count("short", request)
+    assert exact is not None
+    encoded = 0
+    pieces = token_counter._pieces
+
+    def noted(text: str, size: int | None = None) -> Iterator[str]:
+        nonlocal encoded
+        for piece in pieces(text, size):
+            encoded += len(piece)
+            yield piece
+
+    monkeypatch.setattr(token_counter, "_pieces", noted)
+    with counting_once():
+        for limit in (exact // 2, exact - 1, exact + 1):
+            measured = await window.measure("short", request, limit)
+            assert measured.at_least == (limit < exact)
+            assert min(limit, exact) <= measured.number <= exact
+    assert 0.9 * len(text) < encoded < 1.1 * len(text)

@@ -70,6 +70,10 @@ def test_a_limit_and_known_parts_do_not_change_the_result(
             for project_id in (None, 1, 1, 2):
                 counted = counter.count_text(text, limit, add_special_tokens=False, project_id=project_id)
                 assert (counted == exact) if not isinstance(counted, AtLeast) else (limit <= counted <= exact)
+                if isinstance(counted, AtLeast):
+                    further = counted.count.up_to(2 * limit)
+                    assert (further == exact) if not isinstance(further, AtLeast) else (2 * limit <= further <= exact)
+                    assert counted.count.up_to(None) == exact
                 assert counter.count_text(text, add_special_tokens=False, project_id=project_id) == exact
 
 
