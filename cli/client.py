@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from cli.errors import CannotConnect, CliError, ConnectionLost, NotFound, Refused, Unavailable, UsageError
+from cli.errors import (
+    CannotConnect,
+    CliError,
+    ConnectionLost,
+    Members,
+    NotFound,
+    Refused,
+    Unavailable,
+    UsageError,
+)
 from cli.sse import ServerEvent, parse_events
 from cli.target import Target
 from cli.text import one_line
@@ -30,8 +39,8 @@ OnRetry = Callable[[CliError, float], None]
 
 
 def path(*parts: str) -> str:
-    """A path of the API; the parts, such as ids, are escaped."""
-    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+    """A path of the API; the parts, such as ids, are escaped. An argument may have bytes that are not UTF-8."""
+    return "/v1/" + "/".join(quote(part, safe="", errors="surrogateescape") for part in parts)
 
 
 class Client:
@@ -81,8 +90,12 @@ class Client:
 
         try:
             response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise self._transport_error(error) from None
+        except httpx.RequestError as error:
+            raise self._request_error(error) from None
+        except UnicodeEncodeError:
+            raise UsageError("The request cannot be sent: a text in it is not UTF-8.") from None
+        except ValueError:
+            raise UsageError("The request cannot be sent: JSON has no such number as NaN and infinity.") from None
         if response.is_success or response.status_code in accept:
             return response
         raise error_of(response)
@@ -156,8 +169,8 @@ class Client:
                         if event.terminal:
                             return
                 problem: CliError = ConnectionLost("The connection was closed.", self.target.hint)
-            except httpx.TransportError as error:
-                problem = self._transport_error(error)
+            except httpx.RequestError as error:
+                problem = self._request_error(error)
             except Unavailable as error:
                 problem = error
             except ValueError:
@@ -182,10 +195,10 @@ class Client:
                 total = response.headers.get("content-length")
                 for chunk in response.iter_bytes():
                     yield (int(total) if total else None), chunk
-        except httpx.TransportError as error:
-            raise self._transport_error(error) from None
+        except httpx.RequestError as error:
+            raise self._request_error(error) from None
 
-    def _transport_error(self, error: httpx.TransportError) -> CliError:
+    def _request_error(self, error: httpx.RequestError) -> CliError:
         import httpx
 
         url = one_line(self.target.url)
@@ -194,6 +207,8 @@ class Client:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             reason = one_line(error) or "no answer"
             return CannotConnect(f"Cannot connect to {url}: {reason}.", self.target.hint)
+        if isinstance(error, httpx.DecodingError):
+            return Unavailable(f"{url} has sent a response that cannot be decoded: {one_line(error)}.")
         if isinstance(error, httpx.TimeoutException):
             return ConnectionLost(f"{url} does not answer.", self.target.hint)
         return ConnectionLost(f"The connection to {url} was lost: {one_line(error)}.", self.target.hint)
@@ -225,6 +240,11 @@ class _Retry:
 def error_of(response: httpx.Response) -> CliError:
     """The error that a response reports: the server's message, and the parameter that it is about."""
     status = response.status_code
+    if response.has_redirect_location:
+        address = one_line(response.headers["location"])
+        return UsageError(
+            f"{one_line(response.url)} leads to {address}.", "Set HEADRACE_URL to the address where the API is."
+        )
     message, param = _server_error(response)
     if param and param not in message:
         message = f"{message} ({param})"
@@ -260,7 +280,7 @@ def _decode(response: httpx.Response) -> dict[str, Any]:
     if response.status_code == 204:
         return {}
     try:
-        value = response.json()
+        value = response.json(object_hook=Members)
     except ValueError:
         value = None
     if not isinstance(value, dict):

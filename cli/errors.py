@@ -1,6 +1,7 @@
 """Exit codes, and the errors that end a command: one line on stderr, and a hint what to do."""
 
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -59,3 +60,10 @@ class Unavailable(CliError):
     """The server is overloaded or has an error: 429 or 5xx. The same command may succeed later."""
 
     exit_code = ExitCode.UNAVAILABLE
+
+
+class Members(dict[str, Any]):
+    """An object of a response. A member that is missing means that another program has answered, or another version."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Unavailable(f"The server's answer has no `{name}`; is it a Headrace API of this version?")

@@ -28,6 +28,15 @@ class RootGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         prepare_streams()
         try:
+            return self._report_errors(ctx)
+        except BrokenPipeError:
+            # Otherwise the interpreter would fail to flush them at its exit.
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            raise typer.Exit(ExitCode.CLOSED_PIPE) from None
+
+    def _report_errors(self, ctx: Any) -> Any:
+        try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except CliError as error:
@@ -38,10 +47,6 @@ class RootGroup(TyperGroup):
         except KeyboardInterrupt:
             note("Interrupted.")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except BrokenPipeError:
-            # Otherwise the interpreter would fail to flush stdout at its exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(ExitCode.CLOSED_PIPE) from None
         return result
 
 

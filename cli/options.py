@@ -47,8 +47,8 @@ def show_list(
     if as_json:
         for item in found:
             print_json(item)
-        return
-    print_table(columns, [row(item) for item in found], empty=empty)
+    else:
+        print_table(columns, [row(item) for item in found], empty=empty)
     if client.more_after is not None:
         seen = "The search was stopped after a second" if client.partial else "There are more"
         note(f"{seen}: add --after {client.more_after}, or --all.", style="dim")

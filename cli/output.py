@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,14 +34,25 @@ class Column:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is: without markup, emoji codes and highlighting."""
+    """A console that prints text as it is: without markup, emoji codes and highlighting.
+
+    If the reader of the stream has left, it raises `BrokenPipeError`; rich would exit with code 1.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr replace what their encoding lacks, such as unpaired surrogates of a model's answer."""
+    """Let stdout and stderr replace what their encoding lacks, such as unpaired surrogates of a model's answer.
+
+    What is written to one that was closed is lost.
+    """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # not of a test's stream
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

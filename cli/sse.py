@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cli.errors import Members
+
 
 @dataclass(frozen=True)
 class ServerEvent:
@@ -61,7 +63,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _event(identifier: str, name: str, data: bytes) -> ServerEvent:
-    value = json.loads(data)
+    value = json.loads(data, object_hook=Members)
     return ServerEvent(
-        int(identifier) if identifier.isdecimal() else None, name, value if isinstance(value, dict) else {}
+        int(identifier) if identifier.isdecimal() else None, name, value if isinstance(value, dict) else Members()
     )

@@ -8,7 +8,8 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
-from api.console.navigation import PREFIX
+from api.console.csrf import SAFE_METHODS
+from api.console.navigation import PREFIX, browser_path, here_of
 from api.console.security_headers import SECURITY_HEADERS
 from api.console.templates import page_response, render
 from api.http.conventions import Conventions
@@ -31,7 +32,15 @@ def error_page(scope: Scope, status: int, message: str) -> Response:
         return HTMLResponse(
             render("error_part.html", {"title": title, "message": message}), status, headers=SECURITY_HEADERS
         )
-    return page_response(scope, "error.html", status, title=title, message=message)
+    return page_response(scope, "error.html", status, title=title, message=message, again=_again(scope))
+
+
+def _again(scope: Scope) -> str | None:
+    """The address of the page, to be tried again; None for what a form has sent, which no link can send."""
+    if scope["method"] not in SAFE_METHODS:
+        return None
+    query = scope["query_string"].decode("latin-1")
+    return here_of(browser_path(scope)) + (f"?{query}" if query else "")
 
 
 CONVENTIONS = Conventions(PREFIX, error_page)

@@ -43,6 +43,11 @@ def root_of(path: str) -> str:
     return "../" * (below.count("/") - 1) or "./" if below else f"{PREFIX.strip('/')}/"
 
 
+def here_of(path: str) -> str:
+    """The address of a page, relative to the console's root; with `./`, because a path may begin like a scheme."""
+    return f"./{path.removeprefix(PREFIX).strip('/')}"
+
+
 def browser_path(scope: Scope) -> str:
     """The path of a request as the browser resolves addresses against it: with slashes that the server ignores."""
     raw: bytes | None = scope.get("raw_path")

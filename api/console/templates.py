@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from api.console import filters
 from api.console.assets import ASSETS
-from api.console.navigation import PREFIX, browser_path, groups, is_current, root_of
+from api.console.navigation import browser_path, groups, here_of, is_current, root_of
 from api.console.page import Page
 from api.console.security_headers import SECURITY_HEADERS
 from api.console.viewer import viewer_of
@@ -46,7 +46,7 @@ def page_response(scope: Scope, template: str, status: int = 200, **values: Any)
         "status": status,
         "root": root_of(path),
         # Fragments are resolved against the layout's root, so links within a page need its own path.
-        "here": path.removeprefix(PREFIX).strip("/"),
+        "here": here_of(path),
         "viewer": viewer,
         "groups": shown,
         "searched": [page for group in shown for page in group.pages if page.search is not None],

@@ -45,6 +45,9 @@ RETRY_AFTER_S = "2"
 # The job has ended. Without this header, OpenAI's clients would submit the request again, up to twice.
 NO_RETRY = {"x-should-retry": "false"}
 
+# PostgreSQL's SQLSTATE for a text with the character NUL, which it cannot store.
+_NUL_IN_TEXT = "22021"
+
 T = TypeVar("T", str, str | None)
 
 
@@ -160,6 +163,8 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(
                 503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}
             )
+    if getattr(getattr(error, "orig", error), "sqlstate", None) == _NUL_IN_TEXT:
+        return error_response(400, "A text of the request has the character NUL.")
     if isinstance(error, RedisError) and is_redis_outage(error):
         logger.warning("Redis unavailable: %s", error)
         return unavailable("Redis")

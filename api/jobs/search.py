@@ -22,6 +22,8 @@ from shared.domain.owner import end_user_name
 ALL = "*"
 MAX_METADATA_FILTERS = 4
 MAX_TEXT = 1024
+# No job is older or newer. The search counts from these times, and Python and PostgreSQL have their own limits.
+FIRST, LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +125,7 @@ def _member(text: str) -> tuple[str, str]:
 
 
 def _utc(moment: datetime | None) -> datetime | None:
-    """A time without a zone is in UTC."""
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+    """A time within the limits. Without a zone, it is in UTC."""
+    if moment is None:
+        return None
+    return min(max(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment, FIRST), LAST)

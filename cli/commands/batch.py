@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 MAX_ERRORS = 10
+STDOUT = Path("-")
 
 
 def batch(
@@ -57,12 +58,15 @@ def batch(
 
     Ctrl-C leaves the batch running; --watch ID waits for it again.
     """
-    if file is not None and watch is None:
-        files = _Files.of(file.with_suffix(""), output)
-    elif watch is not None and file is None:
-        files = _Files.of(Path(watch), output)
-    else:
+    if (file is None) == (watch is None):
         raise UsageError("Give either a file or --watch ID.")
+    if as_json and output == STDOUT:
+        raise UsageError("--json and --output - exclude each other: both write to stdout.")
+    source = Path(watch or "") if file is None else file
+    for given, option in ((source, "FILE" if watch is None else "--watch"), (output, "--output")):
+        if given is not None and not given.name:
+            raise UsageError(f"{option} must have a name, got {one_line(given)!r}.")
+    files = _Files.of(source if file is None else source.with_suffix(""), output)
     if not no_wait and not force:
         files.check()
     with connect(context) as client, _Progress(quiet=quiet) as progress:
@@ -97,6 +101,8 @@ def create(client: Client, file: Path, window: str, progress: _Progress) -> dict
     except OSError as error:
         raise UsageError(f"{one_line(file)} cannot be read: {error.strerror}.") from None
     with source:
+        if not source.seekable():
+            raise UsageError(f"{one_line(file)} is not a regular file.", "Save the requests in one, and name it.")
         endpoint = _endpoint(source, file)
         with progress.transfer(f"uploading {file.name}", os.fstat(source.fileno()).st_size) as advance:
             uploaded = client.upload(
@@ -165,7 +171,7 @@ class _Files:
         """`name`: the input without its suffix, or the batch's id."""
         if output is None:
             return cls(name.with_name(f"{name.name}.output.jsonl"), name.with_name(f"{name.name}.errors.jsonl"))
-        if str(output) == "-":
+        if output == STDOUT:
             return cls(None, name.with_name(f"{name.name}.errors.jsonl"))
         return cls(output, output.with_name(f"{output.with_suffix('').name}.errors.jsonl"))
 

@@ -151,6 +151,8 @@ def read_prompt(prompt: str | None, files: list[Path]) -> str:
 
 def read_text(file: Path) -> str:
     """The text of a file; `-` is stdin."""
+    if str(file) == "-" and sys.stdin is None:
+        raise UsageError("stdin is closed.")
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         return data.decode("utf-8-sig")
@@ -191,5 +193,5 @@ def _parameter(text: str) -> tuple[str, Any]:
     name, value = _pair(text, "--param")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value

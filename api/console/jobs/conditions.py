@@ -116,6 +116,9 @@ def read(pairs: Iterable[tuple[str, str]]) -> Reading:
     for name, value in pairs:
         if not (value := value.strip()) or name not in ("status", "meta", "range", *_WORDS):
             continue
+        if "\0" in value:
+            problems.append("A condition has the character NUL, which no job has.")
+            continue
         try:
             if name == "status":
                 found = _with_status(found, value)
@@ -178,10 +181,10 @@ def _value(field: str, value: str) -> str | datetime:
     if field in ("start", "end"):
         try:
             moment = datetime.fromisoformat(value)
-        except ValueError:
+            # The console writes times in UTC where it cannot know the viewer's zone.
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (ValueError, OverflowError):
             raise ValueError(f"“{value[:32]}” is not a time, such as 2026-11-30 or 2026-11-30T14:00.") from None
-        # The console writes times in UTC where it cannot know the viewer's zone.
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if len(value) > MAX_TEXT:
         raise ValueError(f"A condition has more than {MAX_TEXT} characters.")
     return value

@@ -47,7 +47,7 @@ _COLUMNS = (
 )
 _LEFT_OUT = {"status_url", "stream_url", "cancel_url", "queue_position", "eta_s"}
 # A spreadsheet takes a cell that begins with one of these for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 async def export(

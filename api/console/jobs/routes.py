@@ -132,6 +132,8 @@ async def jobs_events(
     settings: CurrentStreamSettings,
 ) -> Response:
     """The first page of the list as it changes, as server-sent events."""
+    if reading.problems:
+        raise InvalidRequest(reading.problems[0])
     frames = listing.broadcaster.frames(
         _audience(viewer, reading.conditions), lambda: sessions.principal(viewer.session_token)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ from shared.domain.events import Event
 from shared.domain.job import Job, JobStatus, JobSummary, is_job_id
 from shared.postgres.job_store import JobStore
 from shared.redis.event_log import EventLog, Flush
+from shared.runtime.outages import is_outage
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -163,6 +167,11 @@ class ConsoleJobs:
                     return _cancelled(await self.cancel(viewer, job_id))
                 except HeadraceError as error:
                     return ActionResult(job_id, str(error), "bad")
+                except Exception as error:
+                    if not is_outage(error):
+                        raise
+                    logger.warning("job=%s %s: %s", job_id[:64], action.value, error)
+                    return ActionResult(job_id, "the server was unavailable: it is not known if this was done", "bad")
 
         return list(await asyncio.gather(*map(one, dict.fromkeys(job_ids))))
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from api.console.code import code_of
+from api.console.jobs.service import ConsoleJobs
 from api.console.page import Page
 from api.console.playground.models import Choice, choices
 from api.console.playground.request import request_body
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer
-from api.http.dependencies import CurrentRegistry
+from api.http.dependencies import CurrentRegistry, resource
 from api.http.json_body import CurrentBodyWork, JsonRoute
-from api.jobs.dependencies import CurrentAdmission, CurrentContextWindow, Jobs
+from api.jobs.dependencies import CurrentAdmission, CurrentContextWindow
 from api.jobs.schemas import JobCreate
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Scope
@@ -42,12 +43,16 @@ async def playground_page(
     viewer: CurrentViewer,
     registry: CurrentRegistry,
     context: CurrentContextWindow,
-    jobs: Jobs,
+    jobs: Annotated[ConsoleJobs, Depends(resource(ConsoleJobs))],
     job: Annotated[list[str], Query(max_length=SIDES)] = [],  # noqa: B006
 ) -> Response:
-    """The page. `job`: start with the request of this job; of two, the answers are shown side by side."""
-    found = [await jobs.get(job_id, viewer.principal.project_id) for job_id in job]
-    loaded = [{"id": one.id, "body": request_body(one)} for one in found]
+    """The page. `job`: start with the request of this job; of two, the answers are shown side by side.
+
+    The answer of a job of another project, which operators can load, is not shown: it cannot be followed by their key.
+    """
+    found = [await jobs.job(viewer.project_id, job_id) for job_id in job]
+    own = viewer.principal.project_id
+    loaded = [{"id": one.id if one.owner.project_id == own else None, "body": request_body(one)} for one in found]
     models: list[Choice] = choices(registry, context.length)
     return page_response(
         request.scope,

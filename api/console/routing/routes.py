@@ -73,6 +73,7 @@ async def try_it(
     request: Request, viewer: CurrentViewer, store: Store, registry: CurrentRegistry, admission: CurrentAdmission
 ) -> Response:
     """Which model would run a request: the part of the page with the answer, or without scripts the whole page."""
+    viewer.principal.require(Scope.INFERENCE)  # as `POST /v1/route`
     trial = await try_route(
         await read_form(request), viewer.principal, admission, registry, is_operator=viewer.is_operator
     )

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from api.console.actions import redirect
-from api.console.cookies import clear_session, set_session
+from api.console.cookies import clear_session, session_token, set_session
 from api.console.sessions import Sessions
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer
@@ -22,6 +22,8 @@ CurrentSessions = Annotated[Sessions, Depends(resource(Sessions))]
 # A page of the console: no scheme, no host, and nothing above the console's root.
 _NEXT = re.compile(r"([a-z0-9][a-zA-Z0-9/_.-]*)?(\?[^#\\\s]*)?")
 _MAX_FORM, _MAX_FIELDS = 8192, 8
+# A page with a longer address is not returned to: the form would be too large.
+_MAX_NEXT = 2000
 
 public = APIRouter()
 router = APIRouter()
@@ -30,14 +32,18 @@ router = APIRouter()
 @public.get("/sign-in")
 async def sign_in_page(
     request: Request,
+    sessions: CurrentSessions,
     token: Annotated[str, Query(max_length=MAX_KEY)] = "",
-    next_page: Annotated[str, Query(alias="next", max_length=2000)] = "",
+    next_page: Annotated[str, Query(alias="next")] = "",
 ) -> Response:
     """The form for a key, or for a one-time link the one that a script submits at once.
 
-    A link is not used by GET, which mail scanners and chat previews send too.
+    A link is not used by GET, which mail scanners and chat previews send too. A browser that has a session asks first:
+    the link of somebody else would let its owner read what is done from then on.
     """
-    return page_response(request.scope, "sign_in/sign_in.html", token=token, next_page=next_page, error=None)
+    is_signed_in = bool(token) and await _has_session(request, sessions)
+    shown = next_page if len(next_page) <= _MAX_NEXT else ""
+    return _sign_in_page(request, token=token, next_page=shown, is_signed_in=is_signed_in)
 
 
 @public.post("/sign-in")
@@ -49,7 +55,7 @@ async def sign_in(request: Request, sessions: CurrentSessions) -> Response:
         started = await (sessions.sign_in_by_link(token) if token else sessions.sign_in(key))
     except Unauthorized as error:
         message = str(error) if token or key else "Enter an API key."
-        return page_response(request.scope, "sign_in/sign_in.html", 401, token="", next_page=next_page, error=message)
+        return _sign_in_page(request, 401, next_page=next_page, error=message)
     response = redirect(request, next_page if _is_page(next_page) else "")
     set_session(response, request.headers, started)
     return response
@@ -62,6 +68,27 @@ async def sign_out(request: Request, sessions: CurrentSessions, viewer: CurrentV
     response = redirect(request, "sign-in")
     clear_session(response, request.headers)
     return response
+
+
+def _sign_in_page(
+    request: Request,
+    status: int = 200,
+    *,
+    token: str = "",
+    next_page: str = "",
+    error: str | None = None,
+    is_signed_in: bool = False,
+) -> Response:
+    values = {"token": token, "next_page": next_page, "error": error, "is_signed_in": is_signed_in}
+    return page_response(request.scope, "sign_in/sign_in.html", status, **values)
+
+
+async def _has_session(request: Request, sessions: Sessions) -> bool:
+    try:
+        await sessions.principal(session_token(request.headers) or "")
+    except Unauthorized:
+        return False
+    return True
 
 
 async def _small_form(request: Request) -> dict[str, str]:

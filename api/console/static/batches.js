@@ -110,8 +110,9 @@ function startActions() {
   let action = null;
   let button = null;
   document.addEventListener("click", (event) => {
-    button = event.target.closest("[data-act]");
-    if (!button) return;
+    const pressed = event.target.closest("[data-act]");
+    if (!pressed) return;
+    button = pressed;
     action = actions[button.dataset.act](button.dataset);
     element("confirm-title").textContent = action.title;
     element("confirm-text").textContent = action.text;
@@ -120,13 +121,16 @@ function startActions() {
     dialog.showModal();
   });
   element("confirm-yes").addEventListener("click", async (event) => {
-    event.stopPropagation();
+    const { currentTarget: yes } = event;
+    yes.disabled = true; // a second click would fail, because the first has already done it
     try {
       await action.run();
     } catch (error) {
       element("confirm-error").textContent = error.message;
       element("confirm-error").hidden = false;
       return;
+    } finally {
+      yes.disabled = false;
     }
     dialog.close();
     announce("Done");

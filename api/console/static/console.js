@@ -20,22 +20,42 @@ document.addEventListener("click", async (event) => {
     document.getElementById(button.dataset.dialog).showModal();
     return;
   }
-  // `navigator.clipboard` exists on HTTPS and on the loopback interface only.
-  await copyText(button.dataset.copy);
+  if (!(await copyText(button.dataset.copy))) return;
   button.classList.add("copied");
-  announce("Copied");
   setTimeout(() => button.classList.remove("copied"), 1200);
 });
 
+// A form that is sent twice, by a double click or while the server is slow, does twice what it says. Who has stopped it
+// can send it again a little later. (The forms of htmx prevent this event.)
+const AGAIN_MS = 10_000;
+let sent = { form: null, at: 0 };
+document.addEventListener("submit", (event) => {
+  const { target: form, timeStamp: at } = event;
+  if (event.defaultPrevented || form.method !== "post") return;
+  if (sent.form === form && at - sent.at < AGAIN_MS) event.preventDefault();
+  else sent = { form, at };
+});
+addEventListener("pageshow", () => (sent.form = null));
+
+// Copies a text, and says so. Returns whether that was possible: browsers refuse it to pages without the focus.
 export async function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const copied = (await write(text)) || select(text);
+  announce(copied ? "Copied" : "The browser does not allow to copy this.");
+  return copied;
+}
+
+// `navigator.clipboard` exists on HTTPS and on the loopback interface only.
+const write = (text) => navigator.clipboard?.writeText(text).then(() => true, () => false);
+
+function select(text) {
   const field = document.createElement("textarea");
   field.value = text;
   field.className = "sr-only";
   document.body.append(field);
   field.select();
-  document.execCommand("copy");
+  const copied = document.execCommand("copy");
   field.remove();
+  return copied;
 }
 
 // Says something to screen readers without moving the focus.

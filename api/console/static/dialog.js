@@ -25,13 +25,14 @@ async function ask(link) {
     location.assign(link.href); // the browser shows what is wrong, or the sign-in page
     return;
   }
-  const text = await response.text();
+  const text = await response.text().catch(() => null);
+  if (text === null) return location.assign(link.href);
   dialog ??= create();
   dialog.innerHTML = text;
   if (!response.ok) dialog.append(closeButton());
   localizeTimes(dialog);
   for (const form of dialog.querySelectorAll("form")) check(form);
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal(); // a second click may have come before it was shown
 }
 
 function create() {

@@ -12,6 +12,13 @@ let attempts = 0;
 let timer = 0;
 let choices = new Map();
 
+// While all is well, the page itself shows that it is live.
+function show(state, label = "") {
+  live.dataset.state = state;
+  live.hidden = !label;
+  live.querySelector(".live-text").textContent = label;
+}
+
 function element(name, className, ...children) {
   const made = document.createElement(name);
   if (className) made.className = className;
@@ -119,13 +126,13 @@ function open() {
   source.addEventListener("part", onPart);
   source.addEventListener("end", () => {
     ended = true;
-    live.dataset.state = "ended";
+    show("ended");
     close();
   });
-  source.addEventListener("state", (event) => (live.dataset.state = event.data));
+  source.addEventListener("state", (event) => (event.data === "live" ? show("live") : show("stale", "Stale")));
   source.addEventListener("error", () => {
     if (ended) return;
-    live.dataset.state = "lost";
+    show("lost", "Reconnecting");
     close();
     timer = setTimeout(retry, RETRY_MS[Math.min(attempts++, RETRY_MS.length - 1)]);
   });

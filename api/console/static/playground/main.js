@@ -102,7 +102,8 @@ async function run() {
 
 function refused(side, error) {
   if (!(error instanceof CallError)) throw error;
-  const text = error.message.replace(new RegExp(`^${RegExp.escape?.(error.param ?? "") ?? error.param}: `), "");
+  const prefix = `${error.param}: `;
+  const text = error.message.startsWith(prefix) ? error.message.slice(prefix.length) : error.message;
   if (!editor.showError(error.param, text, side.element)) side.fail(error.message);
   announce(error.message);
 }
@@ -233,9 +234,8 @@ function selectTab(tab) {
   return tab;
 }
 element("copy-code").addEventListener("click", async (event) => {
-  await copyText(element("code").textContent);
+  if (!(await copyText(element("code").textContent))) return;
   event.target.textContent = "Copied";
-  announce("Copied");
   setTimeout(() => (event.target.textContent = "Copy"), 1200);
 });
 

@@ -75,7 +75,10 @@ export class Side {
 
   async stop() {
     this.#named("stopping");
-    await call(`v1/jobs/${this.job}/cancel`).catch((error) => this.fail(error.message));
+    await call(`v1/jobs/${this.job}/cancel`).catch((error) => {
+      this.fail(error.message);
+      if (this.running) this.#named("running");
+    });
   }
 
   fail(message) {

@@ -1,0 +1,86 @@
+"""What goes wrong in a browser: impatient people, refused clipboards, lost connections, errors of the API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+from playwright.async_api import Route, expect
+
+from tests.e2e.console.test_jobs import submit
+from tests.support.console import BROWSER_TESTS, Visit
+from tests.support.stack import Stack
+
+pytestmark = BROWSER_TESTS
+LIVE = re.compile(r"/live(\?|$)")
+
+
+async def test_a_form_that_is_sent_twice_acts_once(operator: Visit) -> None:
+    page = operator.page
+    await operator.open("keys/new")
+    await page.fill("#name", "impatient")
+    await page.fill("#project", "default")
+    sent, released = asyncio.Event(), asyncio.Event()
+    posts = []
+
+    async def hold(route: Route) -> None:
+        posts.append(route.request.method)
+        sent.set()
+        await released.wait()
+        await route.continue_()
+
+    await page.route("**/keys/new", hold)
+    press = "document.querySelector('form.form .button-first').click()"
+    await page.evaluate(press)
+    await sent.wait()
+    await page.evaluate(press)
+    released.set()
+    await expect(page.get_by_role("heading", name="Key created")).to_be_visible()
+    assert posts == ["POST"]
+    await operator.open("keys?project=default")
+    await expect(page.get_by_text("impatient", exact=True)).to_have_count(1)
+
+
+async def test_a_selection_is_replayed_once(member: Visit, sim_stack: Stack, member_key: str) -> None:
+    job = submit(sim_stack, member_key, model="orphan", metadata={"case": "twice"})
+    await member.open("jobs?meta=case%3Dtwice")
+    await member.page.locator(f"#row-{job} input").click()
+    await member.page.get_by_role("button", name="Replay").dblclick()
+    await expect(member.page.locator(".results h2")).to_have_text("Replay: 1 of 1 job")
+    await expect(member.page.locator("[data-row]")).to_have_count(2)
+
+
+async def test_a_clipboard_that_is_refused_is_said(member: Visit, sim_stack: Stack, member_key: str) -> None:
+    await member.context.add_init_script(
+        "navigator.clipboard.writeText = () => Promise.reject(new DOMException('', 'NotAllowedError'));"
+        "document.execCommand = () => false;"
+    )
+    await member.open(f"jobs/{submit(sim_stack, member_key, model='orphan')}")
+    await member.page.locator(".job-title [data-copy]").click()
+    await expect(member.page.locator("#announcer")).to_have_text("The browser does not allow to copy this.")
+
+
+async def test_an_open_job_says_that_its_connection_is_lost(member: Visit, sim_stack: Stack, member_key: str) -> None:
+    job = submit(sim_stack, member_key, model="orphan")
+    await member.page.route(LIVE, lambda route: route.abort())
+    await member.open(f"jobs/{job}")
+    await expect(member.page.locator("#live")).to_have_text("Reconnecting")
+    await member.page.unroute(LIVE)
+    await expect(member.page.locator("#live")).to_have_attribute("data-state", "live")
+    await expect(member.page.locator("#live")).to_be_hidden()
+
+
+@pytest.mark.parametrize("param", ["a(b", "tools[0].function.parameters", None])
+async def test_an_error_about_any_parameter_is_shown(member: Visit, param: str | None) -> None:
+    await member.context.add_init_script("delete RegExp.escape;")
+    member.complaints.expect_status(400)
+    page = member.page
+    await member.open("playground")
+    message = "is broken" if param is None else f"{param}: is broken"
+    error = {"error": {"message": message, "type": "x", "param": param, "code": None}}
+    await page.route("**/console/v1/jobs", lambda route: route.fulfill(status=400, body=json.dumps(error)))
+    await page.get_by_label("Turn 1", exact=True).fill("x")
+    await page.locator("#run").click()
+    await expect(page.locator(".field-error:visible, [data-side='error']:visible").first).to_contain_text("is broken")
