@@ -73,7 +73,7 @@ class Fallbacks:
         if to is None or (running and not await self._store.revoke_claim(job.id, job.attempt)):
             return False
         try:
-            events = await self._logs.take_over(job.id, job.attempt + 1) if job.attempt else []
+            events = (await self._logs.take_over(job.id, job.attempt + 1)).events if job.attempt else []
         except Fenced:
             return False
         if may_have_output(job, events):

@@ -18,7 +18,7 @@ from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import LostJob, RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.followers import read_beginning, report_changes
-from shared.redis.event_log import Append, EventLog, Fenced
+from shared.redis.event_log import Append, EventLog, Fenced, TakenLog
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
 
@@ -85,9 +85,10 @@ class JobTerminator:
         if running and not await self._store.revoke_claim(job.id, job.attempt):
             return False
         try:
-            events = await self._logs.take_over(job.id, attempt) if job.attempt else []
+            taken = await self._logs.take_over(job.id, attempt) if job.attempt else TakenLog([])
         except Fenced:
             return False
+        events = taken.events
         new: list[Event] = []
         seq = 0
         if not events and job.begins_with is not None:
@@ -109,7 +110,7 @@ class JobTerminator:
             output=transcript.choices(),
             usage=Usage(completion_tokens=transcript.tokens),
             failure=failure,
-            first_token_at=None,
+            first_token_at=taken.first_token_at and max(taken.first_token_at, job.created_at),
             finished_at=datetime.now(UTC),
             outcome=AttemptOutcome.WORKER_LOST,
             tokens=transcript.tokens_by_attempt,

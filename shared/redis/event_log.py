@@ -17,16 +17,16 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
-import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from shared.domain.events import Event, EventType
 from shared.redis import keys as redis_keys
+from shared.redis.log_flushes import Flush, FlushReader
 from shared.runtime.outages import is_redis_outage
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ PAGE_EVENTS = 256
 PAGE_BYTES = 128 * 1024
 # Events that are read in one step to find out when they were written.
 PAGE_FLUSHES = 1000
-WRITTEN_AGAIN = b"0"
 # About how many events, and bytes of them, are written in one step of Redis and of the event loop.
 CHUNK_EVENTS = 1000
 CHUNK_BYTES = 1024 * 1024
@@ -79,16 +78,15 @@ class LogPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Flush:
-    """Events that were written to a log together, by an attempt: how many tokens they have.
+class TakenLog:
+    """A log that an attempt has taken over.
 
-    `at`: by the clock of Redis. `restarted`: the output so far was discarded.
+    `first_token_at`: when the first token of the output was written, by the clock of Redis; None without a token, and
+    if that is not known any more because Redis had lost the log.
     """
 
-    at: datetime
-    attempt: int
-    tokens: int
-    restarted: bool = False
+    events: list[Event]
+    first_token_at: datetime | None = None
 
 
 class EventLog:
@@ -130,8 +128,8 @@ class EventLog:
             start += len(part)
         return last
 
-    async def take_over(self, job_id: str, attempt: int) -> list[Event]:
-        """Make `attempt` the owner of the log and return the events of earlier attempts.
+    async def take_over(self, job_id: str, attempt: int) -> TakenLog:
+        """Make `attempt` the owner of the log, which has the events of earlier attempts.
 
         Raises:
             Fenced: a later attempt owns the log.
@@ -147,7 +145,10 @@ class EventLog:
             entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
         if entries is None:
             raise Fenced
-        return _events(entries)
+        named = [(entry_id, _named(fields)) for entry_id, fields in entries]
+        flushes = FlushReader()
+        flushes.read(fields for _, fields in named)
+        return TakenLog(_events(named), flushes.first_token_at())
 
     async def read(self, job_id: str, after: int = 0) -> list[Event]:
         """The events after the one with `seq` `after`."""
@@ -155,27 +156,14 @@ class EventLog:
         return _events(entries)
 
     async def flushes(self, job_id: str) -> list[Flush]:
-        """When a log was written. Empty if it does not exist any more, or if an earlier version wrote it.
-
-        What was written again, after Redis had lost the log, is left out: it was first written at another time.
-        """
-        found: list[Flush] = []
-        attempt, tokens, restarted, after = 0, 0, False, "-"
+        """When a log was written. Empty if it does not exist any more, or if an earlier version wrote it."""
+        found = FlushReader()
+        after = "-"
         while True:
             entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=after, count=PAGE_FLUSHES)
-            for _, fields in entries:
-                kind = fields.get(b"t")
-                if kind == b"started":
-                    attempt = _attempt_of(fields) or attempt
-                restarted = restarted or kind == b"restarted"
-                tokens += _tokens_of(fields.get(b"k", b""))
-                if (written := fields.get(b"w", b"")).isdigit():
-                    if written != WRITTEN_AGAIN:
-                        at = datetime.fromtimestamp(int(written) / 1000, UTC)
-                        found.append(Flush(at, attempt, tokens, restarted))
-                    tokens, restarted = 0, False
+            found.read(fields for _, fields in entries)
             if len(entries) < PAGE_FLUSHES:
-                return found
+                return found.flushes
             after = f"({entries[-1][0].decode()}"
             await asyncio.sleep(0)
 
@@ -254,8 +242,7 @@ def _events(entries: Iterable[tuple[bytes, Sequence[bytes] | Mapping[bytes, byte
     """
     events = []
     for entry_id, fields in entries:
-        if not isinstance(fields, Mapping):
-            fields = dict(zip(fields[::2], fields[1::2], strict=True))
+        fields = _named(fields)
         try:
             kind = EventType(fields[b"t"].decode())
             events.append(Event(_seq(entry_id), kind, fields[b"e"], fields.get(b"k", b""), fields.get(b"c", b"")))
@@ -264,20 +251,8 @@ def _events(entries: Iterable[tuple[bytes, Sequence[bytes] | Mapping[bytes, byte
     return events
 
 
-def _attempt_of(fields: Mapping[bytes, bytes]) -> int | None:
-    """The attempt of a `started` event."""
-    try:
-        attempt = orjson.loads(fields[b"e"])["attempt"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return attempt if isinstance(attempt, int) else None
-
-
-def _tokens_of(token_ids: bytes) -> int:
-    """The number of tokens of an event: of a list of ids, or as it is if the ids are not known."""
-    if token_ids.startswith(b"["):
-        return token_ids.count(b",") + 1
-    return int(token_ids) if token_ids.isdigit() else 0
+def _named(fields: Sequence[bytes] | Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    return fields if isinstance(fields, Mapping) else dict(zip(fields[::2], fields[1::2], strict=True))
 
 
 def _seq(entry_id: bytes) -> int:

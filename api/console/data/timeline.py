@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from shared.domain.decisions import CacheOutcome
 from shared.domain.job import Attempt, AttemptOutcome, JobSummary
-from shared.redis.event_log import Flush
+from shared.redis.log_flushes import Flush
 
 
 class SpanKind(StrEnum):

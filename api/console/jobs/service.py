@@ -27,7 +27,8 @@ from shared.domain.errors import HeadraceError, NotFound
 from shared.domain.events import Event
 from shared.domain.job import Job, JobStatus, JobSummary, is_job_id
 from shared.postgres.job_store import JobStore
-from shared.redis.event_log import EventLog, Flush
+from shared.redis.event_log import EventLog
+from shared.redis.log_flushes import Flush
 from shared.runtime.outages import is_outage
 
 logger = logging.getLogger(__name__)

@@ -90,7 +90,7 @@ def job_result(
         output=state.transcript.choices(),
         usage=state.usage,
         failure=failure,
-        first_token_at=state.first_token_at,
+        first_token_at=state.first_token_of_output,
         finished_at=state.database_now(),
         outcome=AttemptOutcome(status.value),
         tokens={**state.earlier_tokens, state.job.attempt: state.tokens},

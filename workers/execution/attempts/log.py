@@ -28,7 +28,8 @@ async def open_log(state: AttemptState) -> bool:
     job, log, context = state.job, state.log, state.context
     if job.attempt > 1 or job.continues is not None:
         try:
-            events = await retry(lambda: context.logs.take_over(job.id, job.attempt), "log")
+            taken = await retry(lambda: context.logs.take_over(job.id, job.attempt), "log")
+            events = taken.events
             if not events and job.continues is not None:
                 events = await _begin_with_leader(state)
         except Fenced:
@@ -38,6 +39,8 @@ async def open_log(state: AttemptState) -> bool:
         state.transcript = await Transcript.of(events, job.request.sampling.n, model=job.model)
         state.prior_tokens = state.transcript.tokens
         state.earlier_tokens = state.transcript.tokens_by_attempt
+        if taken.first_token_at is not None:
+            state.earlier_first_token_at = max(taken.first_token_at, job.created_at)
         if not events:
             # Attempts that were deferred, which are not in the history, and those of other models had no output.
             had_output = any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts[:-1])
@@ -93,6 +96,7 @@ async def restart(state: AttemptState) -> None:
     await drop_inherited(state)
     upstream = state.running_upstream
     state.restarts += 1
+    state.earlier_first_token_at = None
     state.transcript.clear()
     state.prior_tokens, state.resumes_request, state.run_ended = 0, False, False
     state.log.discard_pending()

@@ -35,7 +35,7 @@ async def requeue(state: AttemptState, outcome: AttemptOutcome, death: Verdict |
             tokens=state.tokens,
             outcome=outcome,
             death=death,
-            first_token_at=state.first_token_at,
+            first_token_at=state.first_token_of_output,
         ),
         "row",
     )
@@ -123,7 +123,7 @@ async def defer(state: AttemptState, busy: UpstreamBusy) -> JobStatus | None:
     context.log_writer.schedule(state.log)
     deferred = await retry(
         lambda: context.store.defer(
-            job.id, job.attempt, delay_s, tokens=state.tokens, first_token_at=state.first_token_at
+            job.id, job.attempt, delay_s, tokens=state.tokens, first_token_at=state.first_token_of_output
         ),
         "row",
     )

@@ -54,7 +54,9 @@ class AttemptState:
         self.resumes_request = False
         # Whether the upstream's request in the transcript has ended, so that there is nothing to cancel.
         self.run_ended = False
+        # The first token of this attempt, and that of the earlier attempts whose output it continues.
         self.first_token_at: datetime | None = None
+        self.earlier_first_token_at: datetime | None = None
 
     @property
     def complete(self) -> bool:
@@ -78,6 +80,11 @@ class AttemptState:
     def tokens(self) -> int:
         """Tokens that this attempt generated."""
         return max(0, self.usage.completion_tokens - self.prior_tokens)
+
+    @property
+    def first_token_of_output(self) -> datetime | None:
+        """When the first token of the output was generated, by whichever attempt."""
+        return self.earlier_first_token_at or self.first_token_at
 
     @property
     def usage(self) -> Usage:

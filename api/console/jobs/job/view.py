@@ -14,7 +14,7 @@ from api.console.session_store import KeyNames
 from api.keys.store import format_id
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import BATCH_PRIORITY
-from shared.redis.event_log import Flush
+from shared.redis.log_flushes import Flush
 
 _LOSSES = (AttemptOutcome.WORKER_LOST, AttemptOutcome.ENGINE_LOST)
 _OUTCOMES = {

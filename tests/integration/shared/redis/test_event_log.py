@@ -42,13 +42,14 @@ async def test_the_times_of_flushes(logs: EventLog, monkeypatch: pytest.MonkeyPa
     before = datetime.now(UTC)
     await logs.append([Append(JOB, 1, [event(1, EventType.STARTED, {"attempt": 1}), *deltas("a", "b", first=2)])])
     await logs.append([Append(JOB, 1, [delta_event(4, Delta(0, "c", unidentified=3))])])
-    await logs.take_over(JOB, 2)
+    assert (await logs.take_over(JOB, 2)).first_token_at == (await logs.flushes(JOB))[0].at
     await logs.append([Append(JOB, 2, [event(5, EventType.RESTARTED, {"attempt": 2})])])
     await logs.append([Append(JOB, 2, [event(6, EventType.STARTED, {"attempt": 2}), *deltas("d", first=7)])])
     found = await logs.flushes(JOB)
     assert [(one.attempt, one.tokens, one.restarted) for one in found] == [
         (1, 2, False), (1, 3, False), (1, 0, True), (2, 1, False),
     ]  # fmt: skip
+    assert (await logs.take_over(JOB, 3)).first_token_at == found[-1].at, "of the output since the last restart"
     times = [one.at for one in found]
     assert times == sorted(times)
     assert before - timedelta(seconds=1) <= times[0] <= times[-1] <= datetime.now(UTC) + timedelta(seconds=1)
@@ -62,7 +63,7 @@ async def test_what_was_written_again_has_no_time(logs: EventLog) -> None:
 
 async def test_an_earlier_attempt_is_fenced(logs: EventLog) -> None:
     await logs.append([Append(JOB, 1, deltas("a"))])
-    assert [item.delta().text for item in await logs.take_over(JOB, 2)] == ["a"]
+    assert [item.delta().text for item in (await logs.take_over(JOB, 2)).events] == ["a"]
     assert await logs.append([Append(JOB, 1, deltas("zombie", first=2))]) == [FENCED]
     assert await logs.append([Append(JOB, 2, deltas("b", first=2))]) == [2]
     assert [item.delta().text for item in await logs.read(JOB)] == ["a", "b"]
@@ -119,7 +120,7 @@ async def test_cursors_and_upstream_requests_are_stored_for_workers(logs: EventL
     delta = delta_event(2, Delta(0, "a", unidentified=1, cursor="7:1"))
     unnumbered = delta_event(3, Delta(0, "b", cursor=9))
     await logs.append([Append(JOB, 1, [upstream, delta, unnumbered])])
-    transcript = await Transcript.of(await logs.take_over(JOB, 2), 1)
+    transcript = await Transcript.of((await logs.take_over(JOB, 2)).events, 1)
     assert (transcript.upstream, transcript.cursor, transcript.tokens) == (state, 9, 1)
     assert b"7:1" not in delta.line()
     assert await archive([upstream, delta, unnumbered]) == b"\n".join([delta.line(), unnumbered.line()])
@@ -141,5 +142,5 @@ async def test_whether_a_log_was_shown(logs: EventLog, redis: Redis) -> None:
     for job in ("job_new", "job_waiting"):
         assert 0 < await redis.ttl(redis_keys.fence(job)) <= RUNNING_TTL_S
         assert await logs.append([Append(job, 1, deltas("a"))]) == [1], "its log begins as any other"
-        assert [item.seq for item in await logs.take_over(job, 2)] == [1]
+        assert [item.seq for item in (await logs.take_over(job, 2)).events] == [1]
         assert await logs.shown(job)

@@ -13,7 +13,7 @@ from api.console.data.timeline import MarkKind, SpanKind, Timeline, job_timeline
 from shared.domain.decisions import CacheDecision, CacheOutcome, Decisions
 from shared.domain.job import Attempt, AttemptOutcome, JobStatus, JobSummary
 from shared.domain.owner import Owner
-from shared.redis.event_log import Flush
+from shared.redis.log_flushes import Flush
 
 T0 = datetime(2026, 11, 30, 12, tzinfo=UTC)
 

@@ -7,7 +7,7 @@ import pytest
 from api.console.data.timeline import job_timeline
 from api.console.jobs.job.picture import NARROW, WIDE, Layout, Picture, draw
 from shared.domain.job import Attempt, AttemptOutcome, JobStatus, JobSummary
-from shared.redis.event_log import Flush
+from shared.redis.log_flushes import Flush
 from tests.unit.api.console.data.test_timeline import at, attempt, flush, job
 
 
