@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,11 @@ async def process_of(stack: Stack, client: httpx.AsyncClient, job_id: str) -> st
 async def readiness(client: httpx.AsyncClient) -> tuple[int, dict[str, str]]:
     response = await client.get("/readyz")
     return response.status_code, response.json()["checks"]
+
+
+def first_token_at(job: dict[str, Any]) -> datetime:
+    """When the first token was generated."""
+    return datetime.fromtimestamp(job["created_at"], UTC) + timedelta(milliseconds=job["timings"]["ttft_ms"])
 
 
 def history(job: dict[str, Any]) -> list[tuple[int, str]]:
@@ -365,12 +371,14 @@ class TestWorkers:
         job = await long_job(client, 300)
         async with reading(client, job) as reader:
             await reader.wait_for_events("job.delta", 10)
+            killed = datetime.now(UTC)
             stack.kill(await process_of(stack, client, job["id"]))
             done = await assert_unbroken(client, reader, 300)
         assert history(done) == [(1, "worker_lost"), (2, "incomplete")]
         first, second = done["attempts"]
         assert first["worker"] != second["worker"]
         assert 0 < second["tokens"] < 300
+        assert first_token_at(done) <= killed, "the killed worker generated the first token"
 
     async def test_stopped_during_a_stream(self, stack: Stack, client: httpx.AsyncClient) -> None:
         """After SIGTERM, jobs that do not finish in the grace period are requeued immediately, not after the lease."""

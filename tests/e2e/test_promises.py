@@ -264,4 +264,5 @@ class TestCancel:
         done = await wait_for_end(client, job["id"])
         assert done["output_text"] == text_of(seen) != ""
         assert done["usage"]["completion_tokens"] > 0
+        assert done["timings"]["ttft_ms"] < done["timings"]["total_ms"], "the log has the time of the first token"
         stack.start_worker("sim")

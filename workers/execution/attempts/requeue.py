@@ -123,7 +123,7 @@ async def defer(state: AttemptState, busy: UpstreamBusy) -> JobStatus | None:
     context.log_writer.schedule(state.log)
     deferred = await retry(
         lambda: context.store.defer(
-            job.id, job.attempt, delay_s, tokens=state.tokens, first_token_at=state.first_token_of_output
+            job.id, job.attempt, delay_s, tokens=state.tokens, first_token_at=state.first_token_at
         ),
         "row",
     )
