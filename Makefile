@@ -34,7 +34,8 @@ dev:
 	@$(BOOTSTRAP) --dev
 
 # By file in parallel processes; tests/support/scheduling.py keeps vLLM's tests for last.
-PYTEST := .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Without bytecode files, each process compiles all modules and rewrites all tests, which takes 20 s of CPU time.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: dev model  ## run the test suite; ARGS are passed to pytest: make test ARGS="-k cancel"
 	@exec $(PYTEST) $(ARGS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -40,9 +39,11 @@ from tests.support.database import (
     run_sql,
     switch_database,
 )
+from tests.support.memory import folder_in_memory
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
 from tests.support.scheduling import Parallel, write_list
+from tests.support.shared_tls import share_tls_context
 
 Workers = Callable[[str], ClaimStore]
 
@@ -60,21 +61,28 @@ hypothesis.settings.load_profile("ci")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    share_tls_context()
     if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Parallel())
 
 
 @pytest.hookimpl(tryfirst=True)  # before selection by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort tests that use vLLM last. In a parallel run, no other tests run beside them."""
+    """Sort tests that use vLLM last. In a parallel run, no other tests run beside them.
+
+    Before them come the files that use `sim_stack`: it runs until the end of a process, and three idle stacks take a
+    fifth of a core.
+    """
+    with_stack: set[Path] = set()
     for item in items:
-        if VLLM_FIXTURES & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if VLLM_FIXTURES & fixtures:
             item.add_marker("vllm")
-        if operation := getattr(item, "operation_label", None):  # schemathesis gives all operations' tests one id
-            item._id = item.id.with_params(operation)
+        if "sim_stack" in fixtures:
+            with_stack.add(item.path)
     if twice := [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]:
         raise pytest.UsageError(f"pytest-xdist would run only one of the tests with the same id: {twice}")
-    items.sort(key=_with_vllm)
+    items.sort(key=lambda item: (_with_vllm(item), item.path in with_stack))
     write_list(config, [item.nodeid for item in items if _with_vllm(item)])
 
 
@@ -114,7 +122,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     postgres_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
     if postgres_url is None:
         # Not in pytest's folder: if root starts another run, other users, including PostgreSQL's, lose access to it.
-        folder = tempfile.TemporaryDirectory(prefix="headrace-tests-")
+        folder = folder_in_memory()
         postgres = start_postgres(Path(folder.name) / "data")
         stops += [postgres.stop, folder.cleanup]
         postgres_url = postgres.url

@@ -15,14 +15,8 @@ import httpx
 import hypothesis
 import pytest
 import requests
-import schemathesis
-from schemathesis.checks import not_a_server_error
-from schemathesis.config import SchemathesisConfig
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from api.app import create_app
 from api.settings import ApiSettings
@@ -34,19 +28,26 @@ from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually_sync
 
 SEED = 20260
-CHECKS: list[Any] = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-]
 AUTHORIZATION = {"Authorization": f"Bearer {KEY}"}
 
 
+def application() -> FastAPI:
+    return create_app(ApiSettings(database_url="postgresql://unused", redis_url="redis://unused"))
+
+
+# Collection needs only the names. Schemathesis's own decorator generates all cases when it collects, in each process.
+OPERATIONS = [
+    f"{method} {route.path_format}"
+    for route in application().routes
+    if isinstance(route, APIRoute) and route.include_in_schema
+    for method in sorted(route.methods)
+]
+
+
+@pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     """The OpenAPI document, in which `model` is restricted to a known and an unknown name."""
-    settings = ApiSettings(database_url="postgresql://unused", redis_url="redis://unused")
-    described: dict[str, Any] = create_app(settings).openapi()
+    described: dict[str, Any] = application().openapi()
     schemas = described["components"]["schemas"]
     for operations in described["paths"].values():
         for operation in operations.values():
@@ -57,7 +58,11 @@ def document() -> dict[str, Any]:
     return described
 
 
-def configuration() -> SchemathesisConfig:
+@pytest.fixture(scope="module")
+def schema(document: dict[str, Any]) -> Any:
+    import schemathesis
+    from schemathesis.config import SchemathesisConfig
+
     config = SchemathesisConfig()
     project = config.projects.default
     if not LONG:
@@ -66,10 +71,37 @@ def configuration() -> SchemathesisConfig:
     project.generation.with_security_parameters = False
     # Unsupported methods of a path are not part of any operation.
     project.phases.coverage.unexpected_methods = set()
-    return config
+    return schemathesis.openapi.from_dict(document, config=config)
 
 
-schema: Any = schemathesis.openapi.from_dict(document(), config=configuration())
+@pytest.fixture(scope="module")
+def fuzz(schema: Any) -> Callable[[str, Callable[[Any], None]], None]:
+    """Calls a function with the cases that schemathesis generates for an operation."""
+    from schemathesis.core.result import Ok
+    from schemathesis.generation import derive_operation_seed
+    from schemathesis.generation.feedback import FeedbackSources
+    from schemathesis.generation.hypothesis import builder
+    from schemathesis.python._constants.orchestrator import make_constants_value_source
+
+    operations = {result.ok().label: result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)}
+    feedback = FeedbackSources(constants_value_source=make_constants_value_source(schema))
+
+    def run(label: str, test: Callable[[Any], None]) -> None:
+        operation = operations[label]
+        config = builder.HypothesisTestConfig(
+            project=schema.config,
+            modes=list(builder.HypothesisTestMode),
+            settings=schema.config.get_hypothesis_settings(operation=operation, phase="fuzzing"),
+            seed=derive_operation_seed(schema.config.seed, label),
+            feedback=feedback,
+        )
+        generated = builder.create_test(operation=operation, test_func=test, config=config)
+        # Schemathesis marks tests of which it could not generate a part.
+        for mark in (builder.MissingPathParameters, builder.InvalidHeadersExampleMark, builder.InvalidRegexMark):
+            assert mark.get(generated) is None
+        generated()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -164,21 +196,39 @@ calls = itertools.count()
 statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
 
-@schema.parametrize()  # type: ignore[untyped-decorator]  # schemathesis ships no types
-@hypothesis.settings(
-    example_count(40, long=1000),
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-)
+@pytest.mark.hypothesis
+@pytest.mark.parametrize("label", OPERATIONS)
 def test_every_response_is_documented(
-    case: Any, stack: Stack, session: requests.Session, existing_id: Callable[[str], str]
+    label: str,
+    fuzz: Callable[[str, Callable[[Any], None]], None],
+    stack: Stack,
+    session: requests.Session,
+    existing_id: Callable[[str], str],
 ) -> None:
-    if next(calls) % 2:
-        for parameter in set(case.path_parameters or {}) & {"job_id", "file_id", "batch_id", "response_id", "name"}:
-            case.path_parameters[parameter] = existing_id(parameter)
-    response = case.call(base_url=stack.url, session=session, headers=AUTHORIZATION, timeout=60)
-    statuses[case.operation.label][response.status_code] += 1
-    case.validate_response(response, checks=CHECKS)
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    conformance: list[Any] = [
+        not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+    ]
+
+    @hypothesis.settings(
+        example_count(40, long=1000),
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )
+    def send(case: Any) -> None:
+        if next(calls) % 2:
+            for parameter in set(case.path_parameters or {}) & {"job_id", "file_id", "batch_id", "response_id", "name"}:
+                case.path_parameters[parameter] = existing_id(parameter)
+        response = case.call(base_url=stack.url, session=session, headers=AUTHORIZATION, timeout=60)
+        statuses[label][response.status_code] += 1
+        case.validate_response(response, checks=conformance)
+
+    fuzz(label, send)
 
 
 # Operations without parameters and body never reject a request.
@@ -208,7 +258,7 @@ OFTEN_SUCCESSFUL = {
 }
 
 
-@pytest.mark.parametrize("label", [operation.ok().label for operation in schema.get_all_operations()])
+@pytest.mark.parametrize("label", OPERATIONS)
 def test_each_operation_had_successes_and_rejections(label: str) -> None:
     """Evaluates the test above: it sent requests that succeed and requests that fail."""
     seen = statuses[label]
@@ -216,9 +266,11 @@ def test_each_operation_had_successes_and_rejections(label: str) -> None:
     assert label in NEVER_REJECTED or any(400 <= status < 500 for status in seen), seen
 
 
-def test_the_fuzzed_document_is_the_served_one(stack: Stack) -> None:
+def test_the_fuzzed_document_is_the_served_one(stack: Stack, document: dict[str, Any]) -> None:
     served = httpx.get(f"{stack.url}/openapi.json").json()
-    assert served["paths"].keys() == document()["paths"].keys()
+    assert served["paths"].keys() == document["paths"].keys()
+    operations = {f"{method.upper()} {path}" for path, methods in served["paths"].items() for method in methods}
+    assert operations == set(OPERATIONS)
 
 
 def test_the_log_has_no_stack_trace(stack: Stack) -> None:

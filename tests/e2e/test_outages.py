@@ -172,7 +172,7 @@ async def readiness(client: httpx.AsyncClient) -> tuple[int, dict[str, str]]:
 
 def first_token_at(job: dict[str, Any]) -> datetime:
     """When the first token was generated."""
-    return datetime.fromtimestamp(job["created_at"], UTC) + timedelta(milliseconds=job["timings"]["ttft_ms"])
+    return datetime.fromisoformat(job["created_at"]) + timedelta(milliseconds=job["timings"]["ttft_ms"])
 
 
 def history(job: dict[str, Any]) -> list[tuple[int, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -129,14 +130,26 @@ def create_key(stack: Stack, name: str, *scopes: str, project: str | None = None
     return stack.command("api.keys", "create", name, *arguments).stdout.strip()
 
 
-async def accessibility_faults(page: Page) -> list[str]:
-    """The serious and critical faults that axe-core finds on a page."""
-    script = files("axe_playwright_python").joinpath("axe.min.js").read_text()
-    await page.evaluate(script)
-    result: dict[str, Any] = await page.evaluate("axe.run()")
+# The rules of axe-core whose result depends on colours.
+COLOURS = ("color-contrast", "link-in-text-block")
+
+
+async def accessibility_faults(page: Page, rules: Sequence[str] = ()) -> list[str]:
+    """The serious and critical faults that axe-core finds on a page; `rules`: with only these rules."""
+    await page.evaluate(_axe())
+    options = {"runOnly": {"type": "rule", "values": list(rules)}} if rules else {}
+    # The elements that pass are not part of the result, which is large otherwise.
+    result: dict[str, Any] = await page.evaluate(
+        "options => axe.run({resultTypes: ['violations'], ...options})", options
+    )
     return [
         f"{fault['impact']}: {fault['id']}: {node['html'][:200]}: {node['failureSummary'][:300]}"
         for fault in result["violations"]
         if fault["impact"] in ("serious", "critical")
         for node in fault["nodes"]
     ]
+
+
+@functools.cache
+def _axe() -> str:
+    return files("axe_playwright_python").joinpath("axe.min.js").read_text()

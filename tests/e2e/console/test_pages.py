@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from api.console.pages import PAGES
-from tests.support.console import BROWSER_TESTS, PHONE, Visit, accessibility_faults, visit
+from tests.support.console import BROWSER_TESTS, COLOURS, PHONE, Visit, accessibility_faults, visit
 from tests.support.stack import Stack
 
 pytestmark = BROWSER_TESTS
@@ -20,7 +20,7 @@ async def test_pages_are_accessible(operator: Visit, path: str, scheme: str) -> 
     operator.complaints.expect_status(404)
     await operator.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     await operator.open(path)
-    assert await accessibility_faults(operator.page) == []
+    assert await accessibility_faults(operator.page, COLOURS if scheme == "dark" else ()) == []
 
 
 @pytest.mark.parametrize("path", PATHS)
