@@ -24,19 +24,20 @@ PAGES = {
 }
 # Someone who looks at jobs lists them this often, while the overview is open beside it.
 LISTED_EVERY_S = 1.0
-OVERVIEW_EVENTS = "live"
+OVERVIEW_EVENTS = "overview/live"
 
 
-def sign_in(system: Headrace) -> httpx.Client:
+@contextlib.contextmanager
+def signed_in(system: Headrace) -> Iterator[httpx.Client]:
     """A client with a session that has the rights of the benchmark's key."""
     url = f"http://127.0.0.1:{system.port}"
     link = httpx.post(f"{url}/v1/console/links", headers=system.headers).raise_for_status().json()["path"]
     (token,) = parse_qs(urlsplit(link).query)["token"]
-    client = httpx.Client(base_url=f"{url}/console/", headers={"Origin": url}, timeout=60)
-    response = client.post("sign-in", data={"token": token})
-    if response.status_code != 303:
-        raise RuntimeError(f"cannot sign in: {response.status_code}")
-    return client
+    with httpx.Client(base_url=f"{url}/console/", headers={"Origin": url}, timeout=60) as client:
+        response = client.post("sign-in", data={"token": token})
+        if response.status_code != 303:
+            raise RuntimeError(f"cannot sign in: {response.status_code}")
+        yield client
 
 
 def load(client: httpx.Client, page: str, count: int) -> list[float]:

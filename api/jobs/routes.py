@@ -208,19 +208,25 @@ async def delete(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobDel
 async def _submitted(jobs: JobService, job: Job, created: bool, headers: dict[str, str]) -> Response:
     is_new = created and not job.status.terminal
     estimate = jobs.queue_estimates.submitted if is_new else jobs.queue_estimates.waiting
-    return await _respond(job, job.output, *await estimate(job), headers)
+    return await _respond(jobs, job, job.output, await estimate(job), headers)
 
 
 async def _job_response(
     jobs: JobService, job: JobSummary, output: Sequence[Choice], headers: dict[str, str]
 ) -> Response:
-    return await _respond(job, output, *await jobs.queue_estimates.waiting(job), headers)
+    return await _respond(jobs, job, output, await jobs.queue_estimates.waiting(job), headers)
 
 
 async def _respond(
-    job: JobSummary, output: Sequence[Choice], position: int | None, eta_s: float | None, headers: dict[str, str]
+    jobs: JobService,
+    job: JobSummary,
+    output: Sequence[Choice],
+    estimate: tuple[int | None, float | None],
+    headers: dict[str, str],
 ) -> Response:
-    view = summary_view(job, position=position, eta_s=eta_s)
+    position, eta_s = estimate
+    paused = await jobs.queue_estimates.is_paused(job)
+    view = summary_view(job, position=position, eta_s=eta_s, paused=paused)
     headers |= {"Location": view.status_url}
     if not job.status.terminal:
         headers |= {"Retry-After": POLL_AFTER_S}

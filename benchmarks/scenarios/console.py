@@ -47,7 +47,7 @@ def run(bench: Bench) -> None:
             asyncio.run(job_history.fill(system.database_url, rows))
             for _ in bench.repeats():
                 asyncio.run(_measure(bench, system, rows))
-                with console_pages.sign_in(system) as client:
+                with console_pages.signed_in(system) as client:
                     pages(bench, system, client, rows)
                     submits(bench, system, client, rows)
 

@@ -114,6 +114,10 @@ class ConsoleJobs:
         except (RedisError, OSError):
             return set()
 
+    async def is_paused(self, job: JobSummary) -> bool:
+        """Whether a job waits because its model's queue is paused."""
+        return await self._jobs.queue_estimates.is_paused(job)
+
     async def cancel(self, viewer: Viewer, job_id: str) -> JobSummary:
         """Cancel a job.
 
