@@ -60,6 +60,7 @@ from api.jobs.queue_store import QueueStore
 from api.jobs.quota_store import QuotaStore
 from api.jobs.quotas import ProjectQuotas
 from api.jobs.removed_models import RemovedModels
+from api.jobs.replay import Replays
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.route_candidates import RouteCandidates
@@ -286,13 +287,15 @@ async def open_resources(
         resources.add(JobService, jobs)
         search = JobSearch(JobSearchStore(database), keys)
         resources.add(JobSearch, search)
+        replays = Replays(store, jobs, EarlierWork(keys, settings.key_cache_s))
+        resources.add(Replays, replays)
         console_jobs = ConsoleJobs(
             store=store,
             search=search,
             jobs=jobs,
             logs=logs,
             names=KeyNamesStore(database),
-            earlier_work=EarlierWork(keys, settings.key_cache_s),
+            replays=replays,
         )
         jobs_list, job_parts = JobsList(console_jobs), JobParts(console_jobs)
         stack.push_async_callback(jobs_list.broadcaster.close)

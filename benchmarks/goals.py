@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.bench import Figures, Key
+from benchmarks.console_pages import PAGES
 from benchmarks.prompts import ALL_KINDS, KINDS
 from benchmarks.statistics import number
 
@@ -110,6 +111,11 @@ def _engines(names: Iterable[str]) -> Iterator[Goal]:
 def _console() -> Iterator[Goal]:
     key = Key("console", "headrace", "overview of 1 h p95, 1,000,000 jobs")
     yield Goal("overview of the console p95, 1,000,000 jobs", key, 50, False, "ms")
+    for page in PAGES:
+        key = Key("console", "headrace", f"page of {page} p95, 1,000,000 jobs")
+        yield Goal(f"page of {page} p95, 1,000,000 jobs", key, 50, False, "ms")
+    key = Key("console", "headrace", "submits slowed by an open console, 1,000,000 jobs")
+    yield Goal("submits slowed by an open console, 1,000,000 jobs", key, 3, False, "%")
     for kind in ("project", "model", "status"):
         key = Key("console", "headrace", f"list by {kind} and time p95, 10,000,000 jobs")
         yield Goal(f"list of jobs by {kind} and time p95, 10,000,000 jobs", key, 150, False, "ms")

@@ -21,11 +21,18 @@ _KEYS = """
 INSERT INTO api_keys (project_id, name, prefix, sha256)
 SELECT id, name, '', 'history ' || id FROM projects WHERE name LIKE 'project %' ON CONFLICT DO NOTHING
 """
+# Two workers of each model, which never end: without them, the API's sweeper would return running jobs to the queue.
+_WORKERS = """
+INSERT INTO workers (id, model, slots, running, lease_expires_at, state_since, tokens_per_s)
+SELECT model || '-' || n, model, 64, 8, now() + interval '1 year', now(), 400
+FROM unnest(ARRAY[{models}]) AS model, generate_series(0, 1) AS n ON CONFLICT DO NOTHING
+""".replace("{models}", ", ".join(f"'{model}'" for model in MODELS))
 # Half of the jobs belong to the first project, most others to the next few; the last model has one job in 20,000.
 _ROWS = """
 INSERT INTO jobs (
     id, project_id, key_id, end_user, model, status, priority, request, request_bytes, metadata, created_at, attempt,
-    attempt_started_at, started_at, first_token_at, finished_at, output, usage, error_code, log, deaths, attempts
+    worker, attempt_started_at, started_at, first_token_at, finished_at, output, usage, error_code, log, deaths,
+    attempts
 )
 SELECT
     'job_' || lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
@@ -34,7 +41,8 @@ SELECT
     CASE WHEN c < 0.2 THEN 9 WHEN c < 0.3 THEN 1 ELSE 3 END,
     '{"messages":[{"role":"user","content":"name three rivers"}]}'::json, 60,
     ('{"team":"team ' || (b * 20)::int || '","request":"' || substr(hash, 1, 12) || '"}')::json,
-    at, 1, at + wait, at + wait, at + wait + prefill, CASE WHEN status NOT IN ('queued', 'in_progress')
+    at, 1, CASE WHEN status = 'in_progress' THEN model || '-' || n / 2 % 2 END,
+    at + wait, at + wait, at + wait + prefill, CASE WHEN status NOT IN ('queued', 'in_progress')
         THEN at + wait + prefill + interval '3 s' * (0.2 + c) END,
     '[{"index":0,"text":"Rhine, Danube, Elbe","finish_reason":"stop"}]'::json,
     jsonb_build_object('prompt_tokens', 20 + (a * 900)::int, 'completion_tokens', 10 + (b * 500)::int),
@@ -86,6 +94,7 @@ async def _fill(driver: Any, rows: int, days: float) -> None:
     await run("TRUNCATE jobs, responses, idempotency_keys, job_statistics")
     await run(_PROJECTS)
     await run(_KEYS)
+    await run(_WORKERS)
     indexes = await driver.fetch(_INDEXES)
     # A table that is logged cannot refer to one that is not.
     await run("ALTER TABLE responses DROP CONSTRAINT IF EXISTS responses_job_id_fkey")

@@ -46,11 +46,14 @@ class Parts:
         return self._child("migrate", ["-m", "migrations", "upgrade"])
 
     def ensure_key(self, api_key: str) -> Child:
-        return self._child("key", ["-m", "api.keys", "ensure", "default"], {"HEADRACE_API_KEY": api_key})
+        # Whoever has the key of this machine can also read its database.
+        scopes = ["--scope", "inference", "--scope", "admin"]
+        return self._child("key", ["-m", "api.keys", "ensure", "default", *scopes], {"HEADRACE_API_KEY": api_key})
 
-    def console_link(self) -> Child:
-        """Prints a one-time link that signs in to the console."""
-        return self._child("console", ["-m", "api.console", "link", "--url", self.settings.api_url])
+    def console_link(self, api_key: str) -> Child:
+        """Prints a one-time link that signs in to the console, with the rights of the key."""
+        arguments = ["-m", "api.console", "link", "--own", "--url", self.settings.api_url]
+        return self._child("console", arguments, {"HEADRACE_API_KEY": api_key})
 
     def prepare_models(self, names: list[str]) -> Child:
         return self._child("models", ["-m", "launcher.bundled_model", *names])

@@ -64,6 +64,8 @@ def run(
         redis_url = settings.redis_url or _started(valkey(settings, progress), stack, servers).url
         components = make_parts(settings, registry, database_url, redis_url)
         key, password = parts.api_key(settings), parts.flower_password(settings)
+        # Earlier versions of `headrace` kept an operator's key of their own there.
+        (settings.home / "operator_key").unlink(missing_ok=True)
         prepare(components, key, progress, stopping)
         supervisor = stack.enter_context(supervised(settings, progress, stopping, servers))
         stack.callback((settings.home / "env").unlink, missing_ok=True)
@@ -73,7 +75,7 @@ def run(
             supervisor.start(child)
         wait_until_ready(settings, registry, supervisor, progress, stopping, not_before)
         supervisor.stop_timeout_s = max(STOP_TIMEOUT_S, settings.drain_s + 10.0)
-        console = console_address(components, progress, stopping) if settings.console else None
+        console = console_address(components, key, progress, stopping) if settings.console else None
         progress.say(banner(settings, list(registry.models), key, password, _servers(settings), console))
         while True:
             supervisor.restart_dead()
@@ -166,9 +168,9 @@ def wait_until_ready(
             stopping.sleep(0.2)
 
 
-def console_address(components: Parts, progress: Progress, stopping: Stopping) -> str:
+def console_address(components: Parts, key: str, progress: Progress, stopping: Stopping) -> str:
     """The address of the console: a one-time link, or if there is none, that of the sign-in page."""
-    child = components.console_link()
+    child = components.console_link(key)
     try:
         with progress.phase("console", "link created") as phase:
             run_command(child, phase, "creating a sign-in link", stopping)

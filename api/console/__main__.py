@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,7 +26,13 @@ async def link(arguments: argparse.Namespace) -> int:
     try:
         store = SessionStore(database)
         key_id = arguments.key
-        if key_id is None:
+        if arguments.own:
+            valid = await ApiKeyStore(database).find(os.environ.get("HEADRACE_API_KEY", ""))
+            if valid is None:
+                print("HEADRACE_API_KEY: this is no valid key", file=sys.stderr)
+                return 1
+            key_id = valid.principal.key_id
+        elif key_id is None:
             key_id = await store.key_named(KEY_NAME) or await _create_key(ApiKeyStore(database), arguments.project)
         elif not await ApiKeyStore(database).valid_ids([key_id]):
             print("no valid key has this id; `python -m api.keys list` shows them", file=sys.stderr)
@@ -56,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     actions = parser.add_subparsers(dest="action", required=True)
     create = actions.add_parser("link", help="print a link that signs in to the console, once")
     create.add_argument("--url", default="http://127.0.0.1:8000", help="the address of the API (default: %(default)s)")
-    create.add_argument(
+    whose = create.add_mutually_exclusive_group()
+    whose.add_argument("--own", action="store_true", help="the session has the rights of the key in HEADRACE_API_KEY")
+    whose.add_argument(
         "--key",
         type=_key_id,
         metavar="ID",

@@ -10,12 +10,14 @@ from api.context.window import ContextWindow
 from api.http.dependencies import CurrentStreamSettings, resource
 from api.http.submit_headers import Submission
 from api.jobs.admission import Admission
+from api.jobs.replay import Replays
 from api.jobs.search import JobSearch
 from api.jobs.service import JobService
 from api.jobs.sync_call import SyncCall
 
 Jobs = Annotated[JobService, Depends(resource(JobService))]
 Search = Annotated[JobSearch, Depends(resource(JobSearch))]
+CurrentReplays = Annotated[Replays, Depends(resource(Replays))]
 CurrentContextWindow = Annotated[ContextWindow, Depends(resource(ContextWindow))]
 CurrentAdmission = Annotated[Admission, Depends(resource(Admission))]
 

@@ -163,6 +163,16 @@ class QueueEstimates:
         """Return the rate at which a model's jobs were served recently. Raises during a database outage."""
         return await self._paces.recent(model, lambda: self._store.pace(model))
 
+    async def is_paused(self, job: JobSummary) -> bool:
+        """Whether a job waits because an operator has paused its model's queue; False during a database outage."""
+        if job.status is not JobStatus.QUEUED:
+            return False
+        try:
+            return (await self.rate(job.model)).paused
+        except Exception as error:
+            self._unknown(job, error)
+            return False
+
     async def waiting(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of any job; None if it is not queued.
 

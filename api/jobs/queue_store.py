@@ -16,7 +16,7 @@ from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
 from shared.postgres.job_rows import SUMMARY_COLUMNS, to_summary
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
-from shared.postgres.tables import JobRow, WorkerRow
+from shared.postgres.tables import JobRow, ModelPauseRow, WorkerRow
 
 # Positions up to this one are exact; beyond it, only every `STEP`th job is listed.
 EXACT = 1000
@@ -60,7 +60,7 @@ class ServiceRate:
 
     `slots` is the total of its live workers whose circuit breaker is closed, `running` the number of running jobs,
     `urgent` that of running jobs not in a batch. `service_s` is the mean service time of recent jobs; None if there are
-    none. `workers` is the number of its live workers.
+    none. `workers` is the number of its live workers. `paused`: an operator has paused its queue.
     """
 
     slots: int
@@ -68,15 +68,16 @@ class ServiceRate:
     urgent: int
     service_s: float | None
     workers: int
+    paused: bool = False
 
     def wait_s(self, position: int, occupied: int) -> float | None:
         """Estimate the seconds until the job at a position starts, if `occupied` slots are not preempted for it.
 
         0 if a slot is free. Otherwise assumes that one job per slot ends in each service time. None if there is no
-        live worker or the service time is unknown.
+        live worker, the queue is paused or the service time is unknown.
         """
         turns = position + 1 - max(0, self.slots - occupied)
-        if not self.slots:
+        if not self.slots or self.paused:
             return None
         if turns <= 0:
             return 0.0
@@ -145,6 +146,7 @@ def _pace() -> Prepared:
             .where(recent.c.status.in_(SUCCEEDED))
             .scalar_subquery()
             .label("service_s"),
+            select(func.count()).where(ModelPauseRow.model == model).scalar_subquery().label("pauses"),
         )
     )
 
@@ -194,4 +196,4 @@ class QueueStore(Store):
         """Read the current pace of a model."""
         (row,) = await _PACE.run(self._engine, {"model": model})
         service_s = None if row.service_s is None else float(row.service_s)
-        return ServiceRate(row.slots, row.running, row.urgent, service_s, row.workers)
+        return ServiceRate(row.slots, row.running, row.urgent, service_s, row.workers, bool(row.pauses))

@@ -60,6 +60,8 @@ class RouteCandidates:
                 return Refusal(SkipReason.NO_WORKER, "it has no ready worker")
             if not rate.slots:
                 return Refusal(SkipReason.BREAKER_OPEN, "its upstream is failing, and its circuit breaker is open")
+            if rate.paused:
+                return Refusal(SkipReason.PAUSED, "its queue is paused by an operator")
             if new.start_within_s is None and max_wait_s is None:
                 return None
             wait_s = await self._estimates.new_job_wait_s(model, new.priority)
@@ -80,7 +82,7 @@ class RouteCandidates:
         """As in `Candidates`."""
         try:
             rate = await self._estimates.rate(model)
-            return await self._estimates.new_job_wait_s(model, priority) if rate.slots else math.inf
+            return await self._estimates.new_job_wait_s(model, priority) if rate.slots and not rate.paused else math.inf
         except Exception as error:
             self._tolerate(model, error)
             return None

@@ -18,7 +18,7 @@ from api.http.openapi import ERRORS, FAILED, JOB, NOT_FOUND, SUBMITTED_JOB
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
-from api.jobs.dependencies import Jobs, Search
+from api.jobs.dependencies import CurrentReplays, Jobs, Search
 from api.jobs.native_stream import native_stream
 from api.jobs.output_list import list_with_outputs
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobListWithOutput, JobView, summary_view, with_output
@@ -26,7 +26,7 @@ from api.jobs.search import JobQuery, job_query
 from api.jobs.service import JobService
 from api.keys.auth import CurrentPrincipal, CurrentRequest
 from shared.domain.errors import InvalidRequest
-from shared.domain.job import Choice, JobSummary
+from shared.domain.job import Choice, Job, JobSummary
 
 MAX_WAIT_S = 60
 POLL_AFTER_S = "1"
@@ -83,9 +83,7 @@ async def submit(
         except TimeoutError:
             pass
         return await _job_response(jobs, *await jobs.result(job.id, principal.project_id), headers)
-    is_new = created and not job.status.terminal
-    estimate = jobs.queue_estimates.submitted if is_new else jobs.queue_estimates.waiting
-    return await _respond(job, job.output, *await estimate(job), headers)
+    return await _submitted(jobs, job, created, headers)
 
 
 @router.get(
@@ -165,6 +163,38 @@ async def cancel(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Respon
     return await json_response(with_output(summary_view(job), output))
 
 
+@router.post(
+    "/{job_id}/replay",
+    status_code=202,
+    response_model=JobView,
+    responses={
+        **ERRORS,
+        **NOT_FOUND,
+        200: {"model": JobView, "description": "The new job has ended already.", **SUBMITTED_JOB},
+        202: SUBMITTED_JOB,
+        409: {"model": ErrorResponse, "description": "The job has not ended."},
+        422: FAILED[422],
+    },
+)
+async def replay(
+    job_id: str,
+    principal: CurrentPrincipal,
+    jobs: Jobs,
+    replays: CurrentReplays,
+    submission: Submission,
+    request: Request,
+) -> Response:
+    """Submit the request of a job that has ended again, as a new job of the same project, model and end user.
+
+    The new job names the old one in its metadata, as `replay_of`. The limits and quotas of today apply to it. Unless
+    `Cache-Control` is sent, the response cache does not answer it. A key with both scopes can replay jobs of all
+    projects.
+    """
+    job, created = await replays.replay(principal, job_id, submission)
+    request.state.job_id = job.id
+    return await _submitted(jobs, job, created, replay_headers(created) | job.decisions.headers())
+
+
 @router.delete(
     "/{job_id}",
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The job has not ended."}},
@@ -175,16 +205,28 @@ async def delete(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobDel
     return JobDeleted(id=job_id)
 
 
+async def _submitted(jobs: JobService, job: Job, created: bool, headers: dict[str, str]) -> Response:
+    is_new = created and not job.status.terminal
+    estimate = jobs.queue_estimates.submitted if is_new else jobs.queue_estimates.waiting
+    return await _respond(jobs, job, job.output, await estimate(job), headers)
+
+
 async def _job_response(
     jobs: JobService, job: JobSummary, output: Sequence[Choice], headers: dict[str, str]
 ) -> Response:
-    return await _respond(job, output, *await jobs.queue_estimates.waiting(job), headers)
+    return await _respond(jobs, job, output, await jobs.queue_estimates.waiting(job), headers)
 
 
 async def _respond(
-    job: JobSummary, output: Sequence[Choice], position: int | None, eta_s: float | None, headers: dict[str, str]
+    jobs: JobService,
+    job: JobSummary,
+    output: Sequence[Choice],
+    estimate: tuple[int | None, float | None],
+    headers: dict[str, str],
 ) -> Response:
-    view = summary_view(job, position=position, eta_s=eta_s)
+    position, eta_s = estimate
+    paused = await jobs.queue_estimates.is_paused(job)
+    view = summary_view(job, position=position, eta_s=eta_s, paused=paused)
     headers |= {"Location": view.status_url}
     if not job.status.terminal:
         headers |= {"Retry-After": POLL_AFTER_S}

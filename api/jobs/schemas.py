@@ -236,6 +236,10 @@ class JobSummaryView(BaseModel):
     eta_s: float | None = Field(
         None, description="Estimated seconds until it starts, from the model's recent jobs; null if unknown."
     )
+    queue_paused: Literal[True] | None = _optional(
+        "While it is queued and an operator has paused the queue of its model: it waits until that is resumed. Lists"
+        " do not show it. Absent otherwise."
+    )
     requested_model: str | None = _optional(
         "The route that the request named, if one chose the model. Absent otherwise."
     )
@@ -312,7 +316,9 @@ class JobDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float | None = None) -> JobSummaryView:
+def summary_view(
+    job: JobSummary, *, position: int | None = None, eta_s: float | None = None, paused: bool = False
+) -> JobSummaryView:
     """Convert a job to its API view, without its output."""
     url = f"/v1/jobs/{job.id}"
     usage = job.usage
@@ -329,6 +335,7 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
         not_before=job.not_before if job.status is JobStatus.QUEUED else None,
         queue_position=position,
         eta_s=eta_s,
+        queue_paused=True if paused else None,
         requested_model=job.requested_model,
         kind=job.kind,
         route=job.decisions.route,

@@ -96,7 +96,10 @@ async def ensure(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    await store.create(arguments.name, key, project=arguments.project)
+    scopes = arguments.scope or ()
+    created = await store.create(arguments.name, key, project=arguments.project, scopes=scopes or (Scope.INFERENCE,))
+    if created is None:
+        await store.add_scopes(key, scopes)
     if await store.find(key) is None:
         print("HEADRACE_API_KEY: this key was revoked or has expired; set another", file=sys.stderr)
         return 1
@@ -209,13 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     create_key = actions.add_parser("create", help="create a key and show it, once")
     create_key.add_argument("name")
     _add_project(create_key)
-    create_key.add_argument(
-        "--scope",
-        action="append",
-        type=Scope,
-        choices=list(Scope),
-        help="what the key may be used for; repeat it for several (default: inference)",
-    )
+    _add_scope(create_key)
     _add_expiry(create_key)
     _add_priority_floor(create_key, default=DEFAULT_PRIORITY_FLOOR)
     add_option_arguments(create_key)
@@ -234,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_key = actions.add_parser("ensure", help="store the key that HEADRACE_API_KEY has, unless it is stored")
     ensure_key.add_argument("name")
     _add_project(ensure_key)
+    _add_scope(ensure_key, "; a stored key gains those that it does not have")
     actions.add_parser(
         "list", help="list keys: id, public prefix, state, last use, scopes, priorities, project, name, options"
     )
@@ -257,6 +255,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SQLAlchemyError, OSError) as error:
         print(f"DATABASE_URL: the database cannot be used: {error}", file=sys.stderr)
         return 1
+
+
+def _add_scope(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument(
+        "--scope",
+        action="append",
+        type=Scope,
+        choices=list(Scope),
+        help=f"what the key may be used for; repeat it for several (default: inference){more}",
+    )
 
 
 def _add_project(parser: argparse.ArgumentParser) -> None:

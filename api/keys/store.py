@@ -161,6 +161,15 @@ class ApiKeyStore(Store):
             created = (await connection.execute(statement.returning(ApiKeyRow.id))).scalar_one_or_none()
             return None if created is None else format_id(created)
 
+    async def add_scopes(self, key: str, scopes: Iterable[Scope]) -> None:
+        """Give a valid key these scopes in addition to its own."""
+        async with transaction(self._engine) as connection:
+            valid = and_(ApiKeyRow.sha256 == digest(key), key_is_valid())
+            row = (await connection.execute(select(ApiKeyRow.scopes).where(valid).with_for_update())).first()
+            if row is not None and (missing := {scope.value for scope in scopes}.difference(row.scopes)):
+                values = {ApiKeyRow.scopes: sorted(missing.union(row.scopes))}
+                await connection.execute(update(ApiKeyRow).where(valid).values(values))
+
     async def rotate(self, key_id: int, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> str | None:
         """Store a generated successor of a valid key; the old key expires after the overlap.
 

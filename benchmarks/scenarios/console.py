@@ -1,18 +1,20 @@
-"""The queries of the web console on a history of millions of jobs: the overview, and searches for jobs.
+"""The web console on a history of millions of jobs: its pages over HTTP, and what a reader costs those who submit.
 
-They run in this process, with the stores of an API process.
+The queries of the overview and searches for jobs also run in this process, with the stores of an API process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
 
+import httpx
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,9 +22,9 @@ from api.console.data.overview_store import OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
 from api.jobs.search_store import JobFilters, JobSearchStore
-from benchmarks import job_history
+from benchmarks import console_pages, job_history
 from benchmarks.bench import Bench
-from benchmarks.scenarios.submits import ORPHAN
+from benchmarks.scenarios.submits import ORPHAN, submit
 from benchmarks.statistics import percentile
 from benchmarks.systems.headrace import Headrace, headrace
 from shared.domain.job import JobStatus
@@ -33,15 +35,48 @@ PAGE = 50
 # The conditions of searches that are measured apart; each comes with a range of time.
 SEARCHES = ("project", "model", "status", "metadata")
 STATUSES = tuple(JobStatus)
+MODELS: list[dict[str, Any]] = [ORPHAN, *({"name": name, "engine": "simulated"} for name in job_history.MODELS)]
+ROUTES: list[dict[str, Any]] = [{"name": "auto", "candidates": ["small", "large"]}]
+SUBMITTERS = 16
 
 
 def run(bench: Bench) -> None:
-    with headrace(bench.folder, [ORPHAN]) as system:
+    with headrace(bench.folder, MODELS, routes=ROUTES) as system:
         for rows in bench.pick((1_000_000, 10_000_000), (20_000, 100_000)):
             bench.say(f"generating {rows:,} jobs")
             asyncio.run(job_history.fill(system.database_url, rows))
             for _ in bench.repeats():
                 asyncio.run(_measure(bench, system, rows))
+                with console_pages.signed_in(system) as client:
+                    pages(bench, system, client, rows)
+                    submits(bench, system, client, rows)
+
+
+def pages(bench: Bench, system: Headrace, client: httpx.Client, rows: int) -> None:
+    """The times of pages, and the CPU time that the API and PostgreSQL use for each."""
+    count = bench.pick(100, 20)
+    for name, page in console_pages.PAGES.items():
+        console_pages.load(client, page, 5)
+        before = system.processes.cpu_seconds()
+        times = console_pages.load(client, page, count)
+        after = system.processes.cpu_seconds()
+        _add(bench, system, f"page of {name}", rows, times)
+        used = {process: after[process] - before[process] for process in ("api", "postgres")}
+        bench.add_cpu(system.name, f"CPU per page of {name}, {rows:,} jobs", used, count)
+
+
+def submits(bench: Bench, system: Headrace, client: httpx.Client, rows: int) -> None:
+    """Submits with the console closed and open, in turn: the change of throughput between neighbours, in per cent."""
+    seconds, changes = bench.pick(4.0, 1.0), []
+    plan = submit(system, concurrency=SUBMITTERS, seconds=seconds, warm_up=SUBMITTERS)
+    for _ in range(bench.pick(5, 1)):
+        closed, used = bench.measure(system.name, system.processes, plan)
+        bench.add_cpu(system.name, f"CPU per submit, console closed, {rows:,} jobs", used, closed.requests)
+        with console_pages.reader(client):
+            opened, used = bench.measure(system.name, system.processes, plan)
+        bench.add_cpu(system.name, f"CPU per submit, console open, {rows:,} jobs", used, opened.requests)
+        changes.append(100 * (1 - opened.per_second / closed.per_second))
+    bench.add(system.name, f"submits slowed by an open console, {rows:,} jobs", statistics.median(changes), "%")
 
 
 async def _measure(bench: Bench, system: Headrace, rows: int) -> None:

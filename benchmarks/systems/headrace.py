@@ -106,7 +106,12 @@ def headrace(
         processes.track("postgres", postgres.pid)
         processes.track("valkey", valkey.pid)
         _run_module(processes, "migrate", ["migrations", "upgrade"], environment)
-        _run_module(processes, "key", ["api.keys", "ensure", "bench"], environment | {"HEADRACE_API_KEY": key})
+        _run_module(
+            processes,
+            "key",
+            ["api.keys", "ensure", "bench", "--scope", "inference", "--scope", "admin"],
+            environment | {"HEADRACE_API_KEY": key},
+        )
         api = processes.start("api", [sys.executable, "-m", "api"], environment)
         started = [
             processes.start(f"worker-{model}", [sys.executable, "-m", "workers", model], environment)

@@ -8,12 +8,9 @@ import typer
 
 from cli.client import path
 from cli.commands.jobs import moment, of_each
-from cli.errors import UsageError
 from cli.groups import ListGroup
-from cli.operator import run_in_store
 from cli.options import After, All, Json, Limit, ModelThatRan, Since, connect, show_list
 from cli.output import Column
-from cli.target import find_target
 from cli.text import age, one_line
 
 failed = typer.Typer(cls=ListGroup, help="List failed jobs, replay or discard them.", rich_markup_mode=None)
@@ -62,18 +59,14 @@ def _row(job: dict[str, Any]) -> list[object]:
 
 @failed.command()
 def replay(context: typer.Context, ids: Ids, as_json: Json = False) -> None:
-    """Submit failed jobs again, as new jobs, on the machine of the installation. The failed jobs stay as they are."""
-    if not find_target(context.obj).local:
-        raise UsageError(
-            "Jobs can be replayed on the machine of the installation only.",
-            f"There:  python -m api.failed replay {' '.join(map(one_line, ids))}",
+    """Submit failed jobs again, as new jobs. The failed jobs stay as they are."""
+    with connect(context) as client:
+        of_each(
+            ids,
+            lambda job_id: client.request("POST", path("jobs", job_id, "replay")),
+            lambda job_id, new: f"{job_id} replayed as {one_line(new['id'])}",
+            as_json=as_json,
         )
-    of_each(
-        ids,
-        lambda job_id: {"id": run_in_store("api.failed", "replay", job_id).split()[-1], "replay_of": job_id},
-        lambda job_id, new: f"{job_id} replayed as {new['id']}",
-        as_json=as_json,
-    )
 
 
 @failed.command()

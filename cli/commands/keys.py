@@ -11,8 +11,7 @@ import typer
 from cli.client import path
 from cli.commands.jobs import of_each
 from cli.groups import ListGroup
-from cli.operator import connect_operator
-from cli.options import After, All, Json, Limit, seconds_of, show_list
+from cli.options import After, All, Json, Limit, connect, seconds_of, show_list
 from cli.output import Column, note, print_json, say, status_text
 from cli.text import age, count, local_time, parse_time
 
@@ -58,7 +57,7 @@ def list_keys(
 ) -> None:
     """List API keys, newest first; also those that were revoked or have expired."""
     params = {name: value for name, value in (("project", project), ("after", after)) if value is not None}
-    with connect_operator(context) as client:
+    with connect(context) as client:
         shown = None if everything else limit
         show_list(client, "/v1/api_keys", params, shown, KEY_COLUMNS, _key_row, as_json=as_json, empty="No keys.")
 
@@ -86,7 +85,7 @@ def create(
     body |= {key: value for key, value in given.items() if value is not None}
     if expires is not None:
         body["expires_in_s"] = seconds_of(expires, "--expires")
-    with connect_operator(context) as client:
+    with connect(context) as client:
         _show_secret(client.post("/v1/api_keys", json=body), as_json=as_json)
 
 
@@ -102,7 +101,7 @@ def rotate(
     body = {"overlap_s": seconds_of(overlap, "--overlap")}
     if expires is not None:
         body["expires_in_s"] = seconds_of(expires, "--expires")
-    with connect_operator(context) as client:
+    with connect(context) as client:
         _show_secret(client.post(path("api_keys", key_id, "rotate"), json=body), as_json=as_json)
 
 
@@ -113,7 +112,7 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """Revoke keys: their requests are refused and their streams closed, within seconds."""
-    with connect_operator(context) as client:
+    with connect(context) as client:
         of_each(
             ids,
             lambda key_id: client.post(path("api_keys", key_id, "revoke")),
@@ -158,7 +157,7 @@ def list_projects(
     context: typer.Context, limit: Limit = 20, after: After = None, everything: All = False, as_json: Json = False
 ) -> None:
     """List projects, by name."""
-    with connect_operator(context) as client:
+    with connect(context) as client:
         params = {"after": after} if after else {}
         shown = None if everything else limit
         show_list(
@@ -177,7 +176,7 @@ def create_project(
 ) -> None:
     """Create a project without keys."""
     body = {"name": name} | ({"tier": tier} if tier is not None else {})
-    with connect_operator(context) as client:
+    with connect(context) as client:
         project = client.post("/v1/projects", json=body)
     print_json(project) if as_json else say(f"{project['name']}  created")
 

@@ -9,7 +9,6 @@ import typer
 from cli.client import path
 from cli.commands.jobs import of_each
 from cli.groups import ListGroup
-from cli.operator import connect_operator
 from cli.options import Json, complete_models, connect
 from cli.output import Column, print_fields, print_json, print_table
 from cli.text import count
@@ -80,7 +79,7 @@ def resume(
 
 
 def _order(context: typer.Context, names: list[str], order: str, done: str, *, as_json: bool) -> None:
-    with connect_operator(context) as client:
+    with connect(context) as client:
         of_each(
             names,
             lambda name: client.post(path("models", name, order)),

@@ -18,8 +18,7 @@ from cli.client import Client
 from cli.commands.workers import COLUMNS as WORKER_COLUMNS
 from cli.commands.workers import worker_row
 from cli.errors import CannotConnect, CliError, ExitCode, Refused, Unavailable
-from cli.operator import connect_operator
-from cli.options import Json
+from cli.options import Json, connect
 from cli.output import Column, console, print_json, table_lines
 from cli.text import count, duration, milliseconds, one_line, rate
 
@@ -55,7 +54,7 @@ def status(
 
     Without a terminal, and with --json, it is printed once.
     """
-    with connect_operator(context, create=False) as client:
+    with connect(context) as client:
         if not (once or as_json) and sys.stdout.isatty():
             _watch(client, interval)
             return

@@ -9,8 +9,7 @@ import typer
 from cli.client import path
 from cli.commands.jobs import of_each
 from cli.groups import ListGroup
-from cli.operator import connect_operator
-from cli.options import Json
+from cli.options import Json, connect
 from cli.output import Column, note, print_json, print_table, status_text
 from cli.text import age, count, rate
 
@@ -33,7 +32,7 @@ COLUMNS = (
 @workers.command("list")
 def list_workers(context: typer.Context, as_json: Json = False) -> None:
     """List the workers, by model. Those that have died or were drained are listed for an hour."""
-    with connect_operator(context) as client:
+    with connect(context) as client:
         found = client.get("/v1/workers")
     if as_json:
         for worker in found["data"]:
@@ -71,7 +70,7 @@ def drain(
     as_json: Json = False,
 ) -> None:
     """Let workers take no more jobs, finish those that they have, and stop."""
-    with connect_operator(context) as client:
+    with connect(context) as client:
         of_each(
             ids,
             lambda worker: client.post(path("workers", worker, "drain")),

@@ -110,6 +110,16 @@ class ModelPauseRow(Base):
     key_id: Mapped[int | None] = mapped_column(ForeignKey("api_keys.id"))
 
 
+class PastPauseRow(Base):
+    """A pause of a model's queue that has ended. Waits of jobs during it say nothing about its workers."""
+
+    __tablename__ = "past_pauses"
+
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    resumed_at: Mapped[datetime] = mapped_column(Timestamp, primary_key=True)
+    paused_at: Mapped[datetime] = mapped_column(Timestamp)
+
+
 class JobStatisticsRow(Base):
     """Counts of the jobs of a model that ended within a minute, so that charts need not read the jobs.
 

@@ -94,7 +94,8 @@ async def test_a_paused_queue_keeps_its_jobs(
         assert (await wait_for_end(sim, late))["status"] == "expired", "deadlines apply"
         # Also with a worker that starts meanwhile.
         name = sim_stack.start_worker("small")
-        assert await status_of(sim, waiting) == "queued"
+        shown = (await sim.get(f"/v1/jobs/{waiting}")).json()
+        assert (shown["status"], shown["queue_paused"], shown["eta_s"]) == ("queued", True, None)
         listed = (await admin.get("/v1/workers")).json()
         assert listed["paused"] == [{"model": "small", "paused_at": since}]
         metrics = (await sim.get("/metrics")).text
@@ -103,7 +104,8 @@ async def test_a_paused_queue_keeps_its_jobs(
     finally:
         resumed = await admin.post("/v1/models/small/resume")
     assert resumed.json() == {"object": "queue", "model": "small", "paused_at": None}
-    assert (await wait_for_end(sim, waiting))["status"] == "incomplete"
+    ended = await wait_for_end(sim, waiting)
+    assert (ended["status"], "queue_paused" in ended) == ("incomplete", False)
 
 
 async def test_a_drained_worker_finishes_its_jobs(

@@ -64,7 +64,7 @@ class StubParts(Parts):
         code = "import os, sys; sys.exit(not os.environ['HEADRACE_API_KEY'].startswith('hr_'))"
         return self._child("key", ["-c", code], {"HEADRACE_API_KEY": api_key})
 
-    def console_link(self) -> Child:
+    def console_link(self, api_key: str) -> Child:
         return self._child("console", ["-c", f"print('{self.settings.api_url}/console/sign-in?token=stub')"])
 
     def api(self) -> Child:

@@ -11,7 +11,7 @@ from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.postgres.store import Store
-from shared.postgres.tables import ModelPauseRow, WorkerRow
+from shared.postgres.tables import ModelPauseRow, PastPauseRow, WorkerRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +87,9 @@ class FleetStore(Store):
         await self._changes(statement.on_conflict_do_nothing(index_elements=[ModelPauseRow.model]))
 
     async def resume(self, model: str) -> None:
-        """Resume a model's queue."""
-        await self._changes(delete(ModelPauseRow).where(ModelPauseRow.model == model))
+        """Resume a model's queue, and remember the pause for the statistics of its jobs."""
+        deleted = delete(ModelPauseRow).where(ModelPauseRow.model == model)
+        ended = deleted.returning(ModelPauseRow.model, ModelPauseRow.paused_at).cte("ended")
+        past = select(ended.c.model, func.clock_timestamp(), ended.c.paused_at)
+        columns = [PastPauseRow.model, PastPauseRow.resumed_at, PastPauseRow.paused_at]
+        await self._changes(insert(PastPauseRow).from_select(columns, past))

@@ -5,17 +5,23 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, case, cast, func, literal_column, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Select, and_, case, cast, exists, func, literal_column, select, tuple_
 
 from api.console.data.histogram import bin_of
 from shared.domain.priorities import BATCH_PRIORITY
-from shared.postgres.tables import JobRow
+from shared.postgres.tables import JobRow, PastPauseRow
 
 INTERACTIVE = JobRow.priority < literal_column(str(BATCH_PRIORITY))
 # Jobs that the response cache answered, or that got the answer of another one, say nothing about workers.
 _RAN = JobRow.attempt > 0
 # The time of a client's request. The server's own jobs, such as summaries, are no answers that a reader waits for.
-_TIMED = and_(INTERACTIVE, _RAN, JobRow.kind.is_(None))
+# Neither are times during which an operator had paused the queue: nobody was to be served then.
+_PAUSED = exists().where(
+    PastPauseRow.model == JobRow.model,
+    PastPauseRow.resumed_at > JobRow.created_at,
+    PastPauseRow.paused_at < JobRow.started_at,
+)
+_TIMED = and_(INTERACTIVE, _RAN, JobRow.kind.is_(None), ~_PAUSED)
 
 
 def counted(start: Any, end: Any, *, model: Any = None) -> Select[Any]:

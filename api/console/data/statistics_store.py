@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from api.console.data.job_counts import counted
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store
-from shared.postgres.tables import JobStatisticsRow
+from shared.postgres.tables import JobStatisticsRow, PastPauseRow
 
 # Identifies the advisory lock of the process that counts.
 _LOCK = 0x6872_0001
@@ -41,8 +41,9 @@ class StatisticsStore(Store):
             return True
 
     async def delete(self, before: datetime) -> None:
-        """Delete the statistics of earlier minutes."""
+        """Delete the statistics of earlier minutes, and the pauses that ended earlier."""
         await self._changes(delete(JobStatisticsRow).where(JobStatisticsRow.minute < before))
+        await self._changes(delete(PastPauseRow).where(PastPauseRow.resumed_at < before))
 
 
 def _count(start: datetime, end: datetime) -> Any:

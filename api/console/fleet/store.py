@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, select
 
 from api.console.data.job_counts import INTERACTIVE
 from shared.postgres.job_conditions import IS_RUNNING
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow
 
@@ -27,14 +29,19 @@ class RunningJobsStore(Store):
 
     async def by_worker(self) -> Mapping[str, RunningJobs]:
         """The running jobs of each worker that has some."""
-        interactive = INTERACTIVE.label("interactive")
-        statement = (
-            select(JobRow.worker, interactive, func.count().label("running"))
-            .where(IS_RUNNING, JobRow.worker.is_not(None))
-            .group_by(JobRow.worker, interactive)
-        )
         counts: dict[str, dict[bool, int]] = defaultdict(dict)
-        async with self._engine.connect() as connection:
-            for row in await connection.execute(statement):
-                counts[row.worker][row.interactive] = row.running
+        for row in await _RUNNING.run(self._engine, {}):
+            counts[row.worker][row.interactive] = row.running
         return {worker: RunningJobs(found.get(True, 0), found.get(False, 0)) for worker, found in counts.items()}
+
+
+def _running_statement() -> Any:
+    interactive = INTERACTIVE.label("interactive")
+    return (
+        select(JobRow.worker, interactive, func.count().label("running"))
+        .where(IS_RUNNING, JobRow.worker.is_not(None))
+        .group_by(JobRow.worker, interactive)
+    )
+
+
+_RUNNING = Prepared(_running_statement())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
@@ -16,13 +16,11 @@ from api.console.jobs.conditions import Conditions
 from api.console.jobs.store import KeyNamesStore
 from api.console.session_store import KeyNames
 from api.console.viewer import Viewer
-from api.jobs.replay import replay_of
+from api.jobs.replay import Replays
 from api.jobs.search import JobSearch
 from api.jobs.search_store import JobPage
 from api.jobs.service import JobService
-from api.keys.earlier_work import EarlierWork
 from api.keys.principal import Principal, Scope
-from shared.domain.answer_options import CacheControl, RequestOptions
 from shared.domain.errors import HeadraceError, NotFound
 from shared.domain.events import Event
 from shared.domain.job import Job, JobStatus, JobSummary, is_job_id
@@ -67,14 +65,14 @@ class ConsoleJobs:
         jobs: JobService,
         logs: EventLog,
         names: KeyNamesStore,
-        earlier_work: EarlierWork,
+        replays: Replays,
     ) -> None:
         self._store = store
         self._search = search
         self._jobs = jobs
         self._logs = logs
         self._names = names
-        self._earlier_work = earlier_work
+        self._replays = replays
 
     async def page(self, project_id: int | None, conditions: Conditions, *, limit: int, after: str | None) -> JobPage:
         """A page of jobs of a project, or of all (None); raises as `JobSearch.page`."""
@@ -121,6 +119,10 @@ class ConsoleJobs:
         except (RedisError, OSError):
             return set()
 
+    async def is_paused(self, job: JobSummary) -> bool:
+        """Whether a job waits because its model's queue is paused."""
+        return await self._jobs.queue_estimates.is_paused(job)
+
     async def cancel(self, viewer: Viewer, job_id: str) -> JobSummary:
         """Cancel a job.
 
@@ -133,25 +135,9 @@ class ConsoleJobs:
         return await self._jobs.cancel(job.id, job.owner.project_id)
 
     async def replay(self, viewer: Viewer, job_id: str) -> Job:
-        """Submit a job's request again. The new job belongs to the same project and end user.
-
-        It is of the viewer's key, unless an operator replays a job of another project: that is of the job's key. The
-        response cache does not answer it.
-
-        Raises:
-            Forbidden, NotFound, InvalidRequest, QuotaExceeded: as for a submit, or as `cancel`.
-        """
-        viewer.principal.require(Scope.INFERENCE)
-        job = await self.job(viewer.project_id, job_id)
-        if job.owner.project_id == viewer.principal.project_id:
-            principal = viewer.principal.acting_for(job.owner.end_user)
-        else:
-            principal = await self._earlier_work.principal(job.owner)
-        new = replay_of(job, principal.owner, job.requested_model or job.model)
-        options = RequestOptions(cache_control=CacheControl(no_cache=True))
-        priority = max(new.priority, principal.priority_floor)
-        submitted, _ = await self._jobs.submit(principal, replace(new, options=options, priority=priority))
-        return submitted
+        """Submit the request of a job that has ended again; raises as `Replays.replay`."""
+        job, _ = await self._replays.replay(viewer.principal, job_id)
+        return job
 
     async def apply(self, viewer: Viewer, action: Action, job_ids: Sequence[str]) -> list[ActionResult]:
         """Cancel or replay jobs; what cannot be done for one does not affect the others."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, Integer, Text, cast, func, literal, select, true
+from sqlalchemy import ARRAY, BigInteger, Integer, Text, bindparam, cast, func, literal_column, select, true
 
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import CachedAnswerRow, JobRow
 
@@ -59,34 +60,30 @@ class RoutingStore(Store):
 
         `starts`: the starts of the parts of the time, in order; the last one ends at `end`.
         """
-        return await self._all(sample_statement(starts, end, project_id), Decided._make)
+        firsts = [first_id(JOB_ID_PREFIX, moment) for moment in (*starts, end)]
+        values: dict[str, Any] = {"firsts": firsts[:-1], "untils": firsts[1:]}
+        statement = _SAMPLE
+        if project_id is not None:
+            statement, values["project_id"] = _SAMPLE_OF_PROJECT, project_id
+        return [Decided(**vars(row)) for row in await statement.run(self._engine, values)]
 
     async def answers(self, project_id: int | None) -> list[Answers]:
         """The stored answers by model, of a project or of all."""
-        columns = (CachedAnswerRow.model, CachedAnswerRow.bytes, CachedAnswerRow.hits)
-        some = select(*columns).where(CachedAnswerRow.expires_at > func.now()).limit(COUNTED_ANSWERS)
+        values: dict[str, Any] = {}
+        statement = _ANSWERS
         if project_id is not None:
-            some = some.where(CachedAnswerRow.project_id == project_id)
-        found = some.subquery("found")
-        statement = (
-            select(
-                found.c.model,
-                func.count().label("entries"),
-                func.sum(found.c.bytes).label("held"),
-                func.sum(found.c.hits).label("hits"),
-            )
-            .group_by(found.c.model)
-            .order_by(func.count().desc(), found.c.model)
-        )
-        return await self._all(statement, lambda row: Answers(row.model, row.entries, int(row.held), int(row.hits)))
+            statement, values["project_id"] = _ANSWERS_OF_PROJECT, project_id
+        rows = await statement.run(self._engine, values)
+        return [Answers(row.model, row.entries, int(row.held), int(row.hits)) for row in rows]
 
 
-def sample_statement(starts: Sequence[datetime], end: datetime, project_id: int | None) -> Any:
-    """Read the newest `SAMPLED` requests of each part of the time: a range of an index each."""
-    moments = [*starts, end]
-    firsts = [first_id(JOB_ID_PREFIX, moment) for moment in moments]
+def sample_statement(*, of_project: bool) -> Any:
+    """Read the newest `SAMPLED` requests of each part of the time: a range of an index each.
+
+    Its parameters are the first ids of the parts, `firsts`, those after them, `untils`, and, if wanted, `project_id`.
+    """
     parts = (
-        func.unnest(cast(literal(firsts[:-1]), ARRAY(Text)), cast(literal(firsts[1:]), ARRAY(Text)))
+        func.unnest(bindparam("firsts", type_=ARRAY(Text)), bindparam("untils", type_=ARRAY(Text)))
         .table_valued("first", "until", with_ordinality="part")
         .render_derived(name="parts")
     )
@@ -95,10 +92,10 @@ def sample_statement(starts: Sequence[datetime], end: datetime, project_id: int 
         select(*columns)
         .where(JobRow.id >= parts.c.first, JobRow.id < parts.c.until)
         .order_by(JobRow.id.desc())
-        .limit(SAMPLED)
+        .limit(literal_column(str(SAMPLED)))
     )
-    if project_id is not None:
-        newest = newest.where(JobRow.project_id == project_id)
+    if of_project:
+        newest = newest.where(JobRow.project_id == bindparam("project_id", type_=BigInteger))
     job = newest.lateral("job")
     route, cache = job.c.decisions["route"], job.c.decisions["cache"]
     texts = [
@@ -126,6 +123,25 @@ def sample_statement(starts: Sequence[datetime], end: datetime, project_id: int 
     )
 
 
+def _answers_statement(*, of_project: bool) -> Any:
+    """Count the stored answers by model. Its parameter is, if wanted, `project_id`."""
+    columns = (CachedAnswerRow.model, CachedAnswerRow.bytes, CachedAnswerRow.hits)
+    some = select(*columns).where(CachedAnswerRow.expires_at > func.now()).limit(literal_column(str(COUNTED_ANSWERS)))
+    if of_project:
+        some = some.where(CachedAnswerRow.project_id == bindparam("project_id", type_=BigInteger))
+    found = some.subquery("found")
+    return (
+        select(
+            found.c.model,
+            func.count().label("entries"),
+            func.sum(found.c.bytes).label("held"),
+            func.sum(found.c.hits).label("hits"),
+        )
+        .group_by(found.c.model)
+        .order_by(func.count().desc(), found.c.model)
+    )
+
+
 def parts_of(start: datetime, end: datetime, width: timedelta) -> list[datetime]:
     """The starts of the parts of a time."""
     starts = []
@@ -133,3 +149,10 @@ def parts_of(start: datetime, end: datetime, width: timedelta) -> list[datetime]
         starts.append(start)
         start += width
     return starts
+
+
+# Compiled once: SQLAlchemy takes longer for them than PostgreSQL.
+_SAMPLE = Prepared(sample_statement(of_project=False))
+_SAMPLE_OF_PROJECT = Prepared(sample_statement(of_project=True))
+_ANSWERS = Prepared(_answers_statement(of_project=False))
+_ANSWERS_OF_PROJECT = Prepared(_answers_statement(of_project=True))

@@ -53,7 +53,7 @@ class Quota(StrEnum):
 
 
 class SkipReason(StrEnum):
-    """Why a route skips a model. The last three are temporary: such a model serves the request if no other can."""
+    """Why a route skips a model. The last four are temporary: such a model serves the request if no other can."""
 
     CAPABILITY = "capability"
     CONTEXT_LENGTH = "context_length"
@@ -61,6 +61,7 @@ class SkipReason(StrEnum):
     REMOVED = "removed"
     NO_WORKER = "no_worker"
     BREAKER_OPEN = "breaker_open"
+    PAUSED = "paused"
     WAIT = "wait"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -13,6 +14,7 @@ from shared.postgres.engine import connect
 from tests.e2e.console.test_protection import sign_in, token_of
 from tests.support.console import create_key
 from tests.support.stack import Stack
+from tests.support.waiting import eventually_sync
 
 HOSTILE = (
     '<img src=x onerror="alert(1)">',
@@ -243,3 +245,22 @@ def test_a_member_removes_its_own_answers_only(
     assert response.status_code == 303
     assert outcome(operator_key) == "HIT"
     assert outcome(member_key) == "MISS"
+
+
+def test_operators_are_told_which_project_they_submit_for(sim_stack: Stack, operator_key: str, member_key: str) -> None:
+    for page in ("playground", "batches"):
+        with sign_in(sim_stack, operator_key) as operator, sign_in(sim_stack, member_key) as member:
+            assert re.search(r"of the project \S+. For another one, sign in with a key of it", operator.get(page).text)
+            assert "For another one" not in member.get(page).text
+
+
+def test_a_waiting_job_says_that_its_queue_is_paused(sim_stack: Stack, operator_key: str) -> None:
+    headers = {"Authorization": f"Bearer {operator_key}"}
+    job = httpx.post(f"{sim_stack.url}/v1/jobs", json={"model": "orphan", "prompt": "x"}, headers=headers).json()["id"]
+    with sign_in(sim_stack, operator_key) as operator:
+        assert "queue paused" not in operator.get(f"jobs/{job}").text
+        httpx.post(f"{sim_stack.url}/v1/models/orphan/pause", headers=headers).raise_for_status()
+        try:
+            eventually_sync(lambda: "queue paused" in operator.get(f"jobs/{job}").text, "the page says so")
+        finally:
+            httpx.post(f"{sim_stack.url}/v1/models/orphan/resume", headers=headers).raise_for_status()

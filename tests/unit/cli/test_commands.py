@@ -361,8 +361,8 @@ def test_failed_jobs_are_listed_with_their_errors_and_discarded(api: ScriptedApi
     assert "attempts_exhausted  Three workers died." in run(api.url, "failed").stdout
     assert "status=failed" in api.requests[0].path
     assert run(api.url, "failed", "discard", JOB).stdout == f"{JOB} discarded\n"
-    elsewhere = run(api.url, "failed", "replay", JOB)
-    assert (elsewhere.exit_code, f"python -m api.failed replay {JOB}" in elsewhere.stderr) == (2, True)
+    api.on(f"POST /v1/jobs/{JOB}/replay", reply(job(2, metadata={"replay_of": JOB}), 202))
+    assert run(api.url, "failed", "replay", JOB).stdout == f"{JOB} replayed as {job(2)['id']}\n"
 
 
 def test_filters_of_jobs_become_parameters(api: ScriptedApi) -> None:

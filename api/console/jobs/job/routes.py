@@ -58,7 +58,8 @@ class JobParts:
     async def view(self, job: JobSummary) -> JobPageView:
         """The view of a job now."""
         names = await self._jobs.names([job])
-        return build_view(job, await self._jobs.flushes(job.id), names[job.owner.key_id], datetime.now(UTC))
+        flushes, is_paused = await self._jobs.flushes(job.id), await self._jobs.is_paused(job)
+        return build_view(job, flushes, names[job.owner.key_id], datetime.now(UTC), is_paused=is_paused)
 
     def render(self, view: JobPageView) -> Mapping[str, str]:
         """The parts of the page by name, as HTML."""

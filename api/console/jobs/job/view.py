@@ -74,10 +74,13 @@ class JobPageView:
     metadata: Sequence[tuple[str, str]]
     history: Sequence[HistoryEntry]
     error: str | None
+    is_paused: bool
 
 
-def build_view(job: JobSummary, flushes: Sequence[Flush], names: KeyNames, now: datetime) -> JobPageView:
-    """The view of a job now."""
+def build_view(
+    job: JobSummary, flushes: Sequence[Flush], names: KeyNames, now: datetime, *, is_paused: bool = False
+) -> JobPageView:
+    """The view of a job now. `is_paused`: it waits because its model's queue is paused."""
     timeline = job_timeline(job, flushes)
     status, kind = STATUSES[job.status]
     return JobPageView(
@@ -98,6 +101,7 @@ def build_view(job: JobSummary, flushes: Sequence[Flush], names: KeyNames, now: 
         metadata=list(job.metadata.items()),
         history=[_entry(job, mark) for mark in timeline.marks],
         error=f"{job.error.code}: {job.error.message}" if job.error is not None else None,
+        is_paused=is_paused,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -12,9 +13,12 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.admin.fleet.store import FleetStore
+from api.context.window import ContextWindow
 from api.jobs.queue_estimates import FRESH_S, STALE_S, QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import EXACT, STEP, QueueStore, ServiceRate
+from api.jobs.route_candidates import RouteCandidates
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
@@ -28,6 +32,7 @@ from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
+from shared.telemetry.definitions.labels import SkipReason
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
 from tests.support.transcripts import output_of
@@ -129,6 +134,30 @@ def test_the_wait_depends_on_free_slots_and_service_time(
     pace: ServiceRate, position: int, occupied: int, wait_s: float | None
 ) -> None:
     assert pace.wait_s(position, occupied) == wait_s
+
+
+async def test_the_wait_in_a_paused_queue_is_unknown_and_routes_avoid_it(
+    store: JobStore, queue_store: QueueStore, workers: Workers, owner: Owner, database: AsyncEngine
+) -> None:
+    await workers("w-m").heartbeat("m", slots=2, running=0, lease_s=LEASE_S)
+    job, new = await submit(store, owner), NewJob(owner, "m", 3, GenerateRequest(prompt="x"))
+
+    async def known() -> tuple[tuple[int | None, float | None], bool, float | None, SkipReason | None]:
+        estimates = QueueEstimates(queue_store, REGISTRY)
+        candidates = RouteCandidates(REGISTRY, ContextWindow(REGISTRY), estimates)
+        refusal = await candidates.overload("m", new)
+        return (
+            await estimates.waiting(job),
+            await estimates.is_paused(job),
+            await candidates.wait_s("m", 3),
+            refusal.reason if refusal is not None else None,
+        )
+
+    assert await known() == ((0, 0.0), False, 0.0, None)
+    await FleetStore(database).pause("m", owner.key_id)
+    assert await known() == ((0, None), True, math.inf, SkipReason.PAUSED)
+    await FleetStore(database).resume("m")
+    assert await known() == ((0, 0.0), False, 0.0, None)
 
 
 async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(

@@ -183,6 +183,17 @@ async def test_ensure_stores_a_chosen_key_once(keys: Keys, database: AsyncEngine
     assert CHOSEN[:5] not in keys("list").stdout
 
 
+async def test_ensure_gives_a_stored_key_the_scopes_that_it_lacks(keys: Keys, database: AsyncEngine) -> None:
+    """So that an installation of an earlier version gets them at its next start; it never takes one away."""
+    held = []
+    for scopes in ((), ("--scope", "inference", "--scope", "admin"), ("--scope", "inference"), ()):
+        assert keys("ensure", "default", *scopes, HEADRACE_API_KEY=CHOSEN).returncode == 0
+        valid = await ApiKeyStore(database).find(CHOSEN)
+        assert valid is not None
+        held.append(valid.principal.scopes)
+    assert held == [{Scope.INFERENCE}, set(Scope), set(Scope), set(Scope)]
+
+
 def test_ensure_refuses_a_revoked_key(keys: Keys) -> None:
     keys("ensure", "default", HEADRACE_API_KEY=CHOSEN)
     assert keys("revoke", "key_1").returncode == 0

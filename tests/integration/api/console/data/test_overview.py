@@ -105,6 +105,32 @@ async def test_charts_of_one_model(
         await statistics.update(now)
 
 
+async def test_jobs_that_waited_in_a_paused_queue_have_no_waiting_times(
+    overview: OverviewStore, statistics: JobStatistics, database: AsyncEngine, owner: Owner
+) -> None:
+    now = datetime.now(UTC)
+    # Submitted and started 100 s and 10 s before they ended, 120 s ago.
+    for model in ("paused", "other"):
+        await add_job(database, owner, model, now=now, ended_s_ago=120, took_s=100, wait_s=90, first_token_s=91)
+    fleet = FleetStore(database)
+    await fleet.pause("paused", owner.key_id)
+    async with database.connect() as connection:
+        await connection.execute(text("UPDATE model_pauses SET paused_at = paused_at - interval '200 s'"))
+    await fleet.resume("paused")
+    assert await fleet.pauses() == {}
+    async with database.connect() as connection:
+        await connection.execute(text("UPDATE past_pauses SET resumed_at = resumed_at - interval '150 s'"))
+    for _ in range(2):  # before and after the minute is counted
+        found = await overview.charts(now - timedelta(hours=1), now, model="paused")
+        assert (found.total.first_token, found.total.wait, found.total.ended) == (None, None, {"completed": 1})
+        other = await overview.charts(now - timedelta(hours=1), now, model="other")
+        assert other.total.first_token is not None
+        await statistics.update(now)
+    await StatisticsStore(database).delete(now)
+    async with database.connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM past_pauses")) == 0
+
+
 async def test_a_result_that_was_committed_late_is_counted(
     overview: OverviewStore, statistics: JobStatistics, database: AsyncEngine, owner: Owner
 ) -> None:
