@@ -62,7 +62,7 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
 
 
 async def _sample(stack: Stack, load: Load, seconds: float) -> Sample:
-    return Sample(seconds, load.ended, await stack.database_bytes(), stack.parts())
+    return Sample(seconds, load.ended, await stack.database_bytes(), await asyncio.to_thread(stack.parts))
 
 
 def line(sample: Sample) -> str:

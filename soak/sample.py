@@ -27,16 +27,22 @@ class Sample:
     parts: Mapping[str, Usage]
 
 
-def usage(pid: int) -> Usage:
-    """Measure a process and its descendants; processes that end meanwhile count as nothing."""
-    memory = files = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for part in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-                memory += _anonymous(part.pid)
-                files += part.num_fds()
-    return Usage(memory, files)
+def usages(ancestor: int, names: Mapping[int, str]) -> dict[str, Usage]:
+    """Measure processes among the descendants of one, by the names of their pids, each with its own descendants.
+
+    Processes that end meanwhile count as nothing. All are found in one pass over the processes of the machine.
+    """
+    found = dict.fromkeys(sorted(names.values()), Usage(0, 0))
+    part = dict(names)
+    for process in psutil.Process(ancestor).children(recursive=True):  # a parent comes before its children
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            name = part.get(process.pid) or part.get(process.ppid())
+            if name is None:
+                continue
+            part[process.pid] = name
+            earlier = found[name]
+            found[name] = Usage(earlier.memory + _anonymous(process.pid), earlier.files + process.num_fds())
+    return found
 
 
 def _anonymous(pid: int) -> int:

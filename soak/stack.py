@@ -22,7 +22,7 @@ from launcher.children import Child
 from launcher.home import read_environment
 from launcher.settings import REPOSITORY
 from soak.load import MODEL, TOKENS
-from soak.sample import Usage, usage
+from soak.sample import Usage, usages
 
 START_S = 120.0
 STOP_S = 60.0
@@ -50,11 +50,11 @@ class Stack:
         if pid is None:
             return {}
         started = [int(line.split()[0]) for line in (self.home / "pids").read_text().splitlines()]
-        pids = dict(zip(("api", "worker", "flower"), started, strict=True))
+        names = dict(zip(started, ("api", "worker", "flower"), strict=True))
         for child in psutil.Process(pid).children():
-            if child.pid not in started:
-                pids["valkey" if "valkey" in child.name() else "postgres"] = child.pid
-        return {name: usage(pids[name]) for name in sorted(pids)}
+            if child.pid not in names:
+                names[child.pid] = "valkey" if "valkey" in child.name() else "postgres"
+        return usages(pid, names)
 
     async def database_bytes(self) -> int:
         async with self.database.connect() as connection:

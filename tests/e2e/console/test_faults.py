@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.async_api import expect
 
-from tests.e2e.console.test_jobs import submit
+from tests.e2e.console.test_jobs import cancel, submit
 from tests.support.console import BROWSER_TESTS, Visit
 from tests.support.stack import Stack
 
@@ -38,11 +38,13 @@ async def test_a_form_that_is_sent_twice_acts_once(operator: Visit) -> None:
 
 async def test_a_selection_is_replayed_once(member: Visit, sim_stack: Stack, member_key: str) -> None:
     job = submit(sim_stack, member_key, model="orphan", metadata={"case": "twice"})
+    cancel(sim_stack, member_key, job)
     await member.open("jobs?meta=case%3Dtwice")
     await member.page.locator(f"#row-{job} input").click()
     await member.page.get_by_role("button", name="Replay").dblclick()
     await expect(member.page.locator(".results h2")).to_have_text("Replay: 1 of 1 job")
     await expect(member.page.locator("[data-row]")).to_have_count(2)
+    cancel(sim_stack, member_key, str(await member.page.locator("[data-row]").first.get_attribute("id"))[4:])
 
 
 async def test_a_clipboard_that_is_refused_is_said(member: Visit, sim_stack: Stack, member_key: str) -> None:
@@ -50,7 +52,7 @@ async def test_a_clipboard_that_is_refused_is_said(member: Visit, sim_stack: Sta
         "navigator.clipboard.writeText = () => Promise.reject(new DOMException('', 'NotAllowedError'));"
         "document.execCommand = () => false;"
     )
-    await member.open(f"jobs/{submit(sim_stack, member_key, model='orphan')}")
+    await member.open(f"jobs/{submit(sim_stack, member_key, model='sim')}")
     await member.page.locator(".job-title [data-copy]").click()
     await expect(member.page.locator("#announcer")).to_have_text("The browser does not allow to copy this.")
 
@@ -63,6 +65,7 @@ async def test_an_open_job_says_that_its_connection_is_lost(member: Visit, sim_s
     await member.page.unroute(LIVE)
     await expect(member.page.locator("#live")).to_have_attribute("data-state", "live")
     await expect(member.page.locator("#live")).to_be_hidden()
+    cancel(sim_stack, member_key, job)
 
 
 @pytest.mark.parametrize("param", ["a(b", "tools[0].function.parameters", None])

@@ -29,7 +29,7 @@ class Store:
 
 
 def jobs(store: Store) -> ConsoleJobs:
-    rest: dict[str, Any] = dict.fromkeys(("search", "jobs", "logs", "names", "earlier_work"))
+    rest: dict[str, Any] = dict.fromkeys(("search", "jobs", "logs", "names", "replays"))
     return ConsoleJobs(store=cast(Any, store), **rest)
 
 
