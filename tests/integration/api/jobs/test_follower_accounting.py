@@ -121,6 +121,11 @@ async def test_all_tokens_of_a_handed_over_generation_that_starts_again_are_its_
     await world.until_status(heir, JobStatus.COMPLETED)
     job = await world.read(heir)
     assert (job.usage, job.decisions.inherits) == (Usage(3, 0, 3), False)
+
+    async def ended() -> bool:  # the worker counts after it has committed the result
+        return heir.id not in worker.runner._attempts
+
+    await eventually(ended, "its worker has finished it")
     assert counted_tokens(worker) == (3 + 3, 5 + 3)
 
 
