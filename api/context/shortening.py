@@ -196,9 +196,11 @@ class Shortening:
         summary = note = conversation = None
         if dropped and plan.cut is not None and options is not None and options.strategy == "summarize":
             try:
-                summary, added = await self._summary(principal, new, jobs, options, budget, plan)
+                summary = await self._summary(principal, new, jobs, options, budget, plan)
                 summarized = shortened(kept, plan.cut.kept, introduction(summary.text))
-                await self._check_room(principal, replace(new, request=summarized), plan.left, added)
+                counts = self._window.message_counts(new.model, principal.project_id)
+                added = _added(counts, request, summarized)
+                await self._check_room(principal, replace(new, request=summarized), budget, plan.left, added, summary)
                 request, after, strategy = summarized, plan.left + added, "summarize"
                 conversation = summary.conversation
             except NoSummary as error:
@@ -228,11 +230,11 @@ class Shortening:
         options: ContextOptions,
         budget: Budget | None,
         plan: _Plan,
-    ) -> tuple[StoredSummary, int]:
-        """The summary of the dropped messages, and the tokens that it adds to the prompt.
+    ) -> StoredSummary:
+        """The summary of the dropped messages.
 
         Raises:
-            NoSummary: there is none that leaves the request as it is accepted without it.
+            NoSummary: there is none, and no room for one.
         """
         if self._summaries is None or jobs is None:
             raise NoSummary("summaries are not written for lines of batches and replayed jobs")
@@ -245,15 +247,7 @@ class Shortening:
         messages = new.request.messages or []
         dropped = [messages[position] for positions in plan.rounds for position in positions]
         model = self._summarizer(principal, new, options)
-        summary = await self._summaries.summary(jobs, principal, Order(new, model, dropped, budget.summary))
-        counts = self._window.message_counts(new.model, principal.project_id)
-        text = Message(role="user", content=introduction(summary.text))
-        added = counts.message(text) - counts.message(Message(role="user", content=""))
-        usual = max(budget.trigger - plan.left, 2 * budget.summary + INTRODUCTION_TOKENS)
-        if added > usual or (most is not None and plan.left + added > most):
-            message = f"the summary of job {summary.job_id} is too long, {added} tokens"
-            raise NoSummary(message, summary.conversation)
-        return summary, added
+        return await self._summaries.summary(jobs, principal, Order(new, model, dropped, budget.summary))
 
     def _most_tokens(self, principal: Principal, new: NewJob, left: int) -> int | None:
         """The most tokens that the prompt may have with a summary; None if they are not known to be limited."""
@@ -265,9 +259,19 @@ class Shortening:
             limits.append(beside if is_strict else length - 1)
         return min((limit for limit in limits if limit is not None), default=None)
 
-    async def _check_room(self, principal: Principal, new: NewJob, left: int, added: int) -> None:
-        """Raise `NoSummary` if a request with a summary, of which the tokens were counted by message, is refused."""
+    async def _check_room(
+        self, principal: Principal, new: NewJob, budget: Budget | None, left: int, added: int, summary: StoredSummary
+    ) -> None:
+        """Raise `NoSummary` if a summary makes a request too long that is accepted without it.
+
+        `left` and `added`: the tokens without the summary and those that it adds, counted by message.
+        """
+        assert budget is not None
         most = self._most_tokens(principal, new, left)
+        usual = max(budget.trigger - left, 2 * budget.summary + INTRODUCTION_TOKENS)
+        if added > usual or (most is not None and left + added > most):
+            message = f"the summary of job {summary.job_id} is too long, {added} tokens"
+            raise NoSummary(message, summary.conversation)
         if most is None or left + added <= TIGHT * most:
             return
         try:
@@ -294,6 +298,18 @@ class Shortening:
     def _count(self, model: str, strategy: str, outcome: str) -> None:
         if self._metrics is not None:
             self._metrics.conversations_shortened.labels(self._metrics.model_label(model), strategy, outcome).inc()
+
+
+def _added(counts: MessageCounts, request: GenerateRequest, summarized: GenerateRequest) -> int:
+    """The tokens that a summary adds: in front of a message, which becomes another one, or as one of its own."""
+    without, with_it = request.messages or [], summarized.messages or []
+    removed, new = _missing(without, with_it), _missing(with_it, without)
+    return sum(map(counts.message, new)) - sum(map(counts.message, removed))
+
+
+def _missing(messages: Sequence[Message], among: Sequence[Message]) -> list[Message]:
+    known = set(map(id, among))
+    return [message for message in messages if id(message) not in known]
 
 
 def _max_tokens(new: NewJob) -> int:
