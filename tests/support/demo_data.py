@@ -57,6 +57,19 @@ _INSERT = """
         :created_at, :attempt, :worker, :attempt_started_at, :deaths, CAST(:attempts AS jsonb), :started_at,
         :first_token_at, :finished_at, CAST(:usage AS jsonb), :error_code, :error_message)
 """
+# The id of a job begins with the time of its submission.
+_RENEW = """
+    UPDATE jobs SET created_at = renewed.at, started_at = renewed.start, attempt_started_at = renewed.start,
+        id = 'job_' || lpad(to_hex((extract(epoch FROM renewed.at) * 1000)::bigint), 12, '0') || substr(jobs.id, 17)
+    FROM (
+        SELECT id, at, CASE WHEN status = 'in_progress' THEN at END AS start FROM (
+            SELECT id, status,
+                now() - random() * CASE status WHEN 'queued' THEN interval '0.4 s' ELSE interval '9 s' END AS at
+            FROM jobs WHERE status IN ('queued', 'in_progress') AND priority < 9
+        ) AS drawn
+    ) AS renewed
+    WHERE renewed.id = jobs.id
+"""
 _INSERT_WORKER = """
     INSERT INTO workers (id, model, slots, running, state, state_since, started_at, lease_expires_at, version,
         kv_cache_usage, tokens_per_s)
@@ -84,10 +97,10 @@ async def fill(database_url: str, redis_url: str) -> str:
 async def go_on(connection: AsyncConnection) -> datetime:
     """Let the busy hour last until now, because pictures are taken for minutes; returns until when it lasted.
 
-    Jobs have ended since, and those that wait were submitted just now: no worker takes them, so they would age.
+    Jobs have ended since, and interactive ones that wait or run were submitted just now: no worker takes them, so they
+    would age.
     """
-    await connection.execute(text("UPDATE jobs SET created_at = now() - random() * interval '0.4 s'"
-                                  " WHERE status = 'queued'"))  # fmt: skip
+    await connection.execute(text(_RENEW))
     projects = await connection.execute(
         text("SELECT k.id, k.project_id FROM api_keys k JOIN projects p ON p.id = k.project_id"
              " WHERE k.name = p.name AND p.name = ANY(:names)"),
@@ -95,7 +108,7 @@ async def go_on(connection: AsyncConnection) -> datetime:
     )  # fmt: skip
     owners = [Owner(row.project_id, row.id) for row in projects]
     since: datetime = (await connection.execute(text("SELECT max(finished_at) FROM jobs"))).scalar_one()
-    now, random = datetime.now(UTC), Random(6)
+    now, random = datetime.now(UTC), Random(int(since.timestamp()))
     seconds = (now - since).total_seconds()
     count = int(_JOBS_A_MINUTE * seconds / 60)
     if count:

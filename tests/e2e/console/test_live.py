@@ -14,7 +14,8 @@ from sqlalchemy import text
 from api.console.live_streams import MAX_STREAMS
 from api.keys.store import digest
 from shared.postgres.engine import connect
-from tests.e2e.console.test_jobs import submit
+from tests.e2e.console.test_faults import LIVE
+from tests.e2e.console.test_jobs import cancel, submit
 from tests.e2e.console.test_protection import sign_in, token_of
 from tests.support.console import BROWSER_TESTS, Visit
 from tests.support.stack import Stack
@@ -45,7 +46,7 @@ class Follower:
             async for chunk in response.aiter_bytes():
                 self.received += chunk
                 self.first.set()
-        except httpx.RemoteProtocolError:
+        except httpx.TransportError:
             pass  # the connection was closed
 
 
@@ -94,6 +95,7 @@ async def test_streams_end_with_their_session(sim_stack: Stack, member_key: str,
             )
         await asyncio.wait_for(asyncio.gather(page.task, job_page.task, call.task), WITHIN_S)
         assert not of_another_session.task.done()
+    cancel(sim_stack, member_key, job)
 
 
 async def test_a_session_has_a_limited_number_of_live_pages(sim_stack: Stack, member_key: str) -> None:
@@ -124,7 +126,7 @@ class TestInABrowser:
     ) -> None:
         member.complaints.expect_status(404)
         job = submit(sim_stack, member_key, model="orphan")
-        await member.page.route("**/live*", lambda route: route.abort())
+        await member.page.route(LIVE, lambda route: route.abort())
         await member.open(f"jobs/{job}")
         await expect(member.page.locator("#live")).to_have_text("Reconnecting")
         await change(sim_stack, "DELETE FROM jobs WHERE id = :job", job=job)

@@ -14,7 +14,7 @@ from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, digest, generate_key, parse_id
 from api.settings import ApiSettings
 from shared.domain.errors import Unauthorized
-from shared.telemetry.definitions.labels import Exporter
+from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
 
 
