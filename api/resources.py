@@ -33,6 +33,7 @@ from api.console.jobs.routes import JobsList
 from api.console.jobs.service import ConsoleJobs
 from api.console.jobs.store import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
+from api.console.live_streams import LiveStreams
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
 from api.console.overview.store import ModelTimesStore
@@ -234,12 +235,14 @@ async def open_resources(
             )
             supervisor.start("revoked_work", revoked_work.run())
         authenticator = Authenticator(keys, settings.key_cache_s)
-        sessions = Sessions(database, settings.key_cache_s, authenticator)
         open_requests = OpenRequests(settings, metrics)
+        sessions = Sessions(database, settings.key_cache_s, authenticator, open_requests)
         revocation_check = RevocationCheck(
             keys, (authenticator, sessions.authenticator), open_requests, interval_s=settings.key_cache_s / 2
         )
         supervisor.start("revocation_check", revocation_check.run())
+        if settings.console == "on":
+            supervisor.start("session_check", sessions.run())
 
         readiness = ReadinessCheck(store, redis, registry)
 
@@ -269,6 +272,7 @@ async def open_resources(
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Sessions, sessions)
+        resources.add(LiveStreams, LiveStreams())
         snapshots = Snapshots(overview_store, ModelTimesStore(database), registry)
         overview = Overview(snapshots, registry)
         stack.push_async_callback(overview.broadcaster.close)

@@ -1,4 +1,4 @@
-"""The cookie that holds a session's token."""
+"""The cookie that holds a session's token, and those that hand the secret of a new key to the page that shows it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from api.console.session_store import SESSION_S
 
+# For how long the secret of a new key waits for the page that shows it: the redirect to it follows at once.
+_SECRET_S = 60
 _PORT = re.compile(r":([0-9]{1,5})$")
 
 
@@ -41,6 +43,42 @@ def clear_session(response: Response, headers: Headers) -> None:
     response.set_cookie(
         _name(headers), "", max_age=0, path=None, secure=_is_https(headers), httponly=True, samesite="lax"
     )
+
+
+def hand_over_secret(response: Response, headers: Headers, key_id: str, secret: str) -> None:
+    """Add the secret of a new key to the redirect to the page that shows it.
+
+    The page is another request, so that reloading it creates no second key, and any API process may answer it. The
+    secret travels as it would in the page itself, and is stored nowhere: scripts cannot read the cookie, only requests
+    below `keys` send it, and the page removes it.
+    """
+    _set_secret(response, headers, key_id, secret, _SECRET_S)
+
+
+def take_secret(headers: Headers, key_id: str) -> str | None:
+    """The secret of a new key; None if it was shown before, or too long ago."""
+    return cookie_parser(headers.get("cookie", "")).get(_secret_name(headers, key_id)) or None
+
+
+def remove_secret(response: Response, headers: Headers, key_id: str) -> None:
+    """Remove the secret from the browser: the response shows it."""
+    _set_secret(response, headers, key_id, "", 0)
+
+
+def _set_secret(response: Response, headers: Headers, key_id: str, secret: str, max_age: int) -> None:
+    response.set_cookie(
+        _secret_name(headers, key_id),
+        secret,
+        max_age=max_age,
+        path=None,
+        secure=_is_https(headers),
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def _secret_name(headers: Headers, key_id: str) -> str:
+    return f"{_name(headers)}_{key_id}"
 
 
 def _name(headers: Headers) -> str:

@@ -11,6 +11,9 @@ from markupsafe import Markup, escape
 
 NONE = "–"
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+# A prefix and the time, what is left out, and the end with the region code.
+_ID = re.compile(r"([a-z]+[-_][^_]{8})[^_]{3,}([^_]{6}(?:_[a-z0-9]+)?)")
+_CODE = re.compile(r"`([^`]+)`")
 _SCALES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -109,9 +112,9 @@ def time(moment: datetime | None, style: str = "time") -> Markup:
 
 
 def short_id(text: str) -> str:
-    """The part of an id that tells it from others on a page: `job_01a2241e…`."""
-    match = re.fullmatch(r"([a-z]+[-_])(.{8}).{3,}", text)
-    return f"{match[1]}{match[2]}…" if match else text
+    """Both ends of an id, `job_01a2241e…11eaaf`: the first is the time, which ids of one moment have in common."""
+    match = _ID.fullmatch(text)
+    return f"{match[1]}…{match[2]}" if match else text
 
 
 def copyable(text: str, shown: str | None = None) -> Markup:
@@ -119,6 +122,11 @@ def copyable(text: str, shown: str | None = None) -> Markup:
     return Markup('<button type="button" class="copy mono" data-copy="{}" title="Copy {}">{}</button>').format(
         text, text, escape(short_id(text) if shown is None else shown)
     )
+
+
+def coded(text: str) -> Markup:
+    """A message whose `names` in backticks are code: what the API says is written for logs and clients too."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped
 
 
 def sparkline(values: Sequence[float | None], width: int = 200, height: int = 36) -> Markup:
@@ -158,5 +166,6 @@ FILTERS = {
     "time": time,
     "short_id": short_id,
     "copyable": copyable,
+    "coded": coded,
     "sparkline": sparkline,
 }

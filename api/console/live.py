@@ -1,7 +1,8 @@
 """Parts of pages that change by themselves: computed once for all who look at them, and sent as server-sent events.
 
 A page that is open in fifty tabs costs one computation each interval and fifty writes of the same bytes; one that
-nobody looks at costs nothing. A part is sent only if it has changed.
+nobody looks at costs nothing. A part is sent only if it has changed. A stream ends with the request that reads it: when
+the page is closed, or when its session ends (`api.console.sessions`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,14 @@ from typing import Generic, TypeVar
 
 import orjson
 
-from shared.domain.errors import HeadraceError, Unauthorized
+from api.console.live_streams import SessionStreams
+from shared.domain.errors import HeadraceError, NotFound
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
-# How often an open stream checks that its session has not ended.
-SESSION_CHECK_S = 30.0
-
 A = TypeVar("A", bound=Hashable)
 
 
@@ -39,6 +38,7 @@ class _Channel(Generic[A]):
         self.parts: dict[str, tuple[str, int, bytes]] = {}
         self.frame = b""
         self.changed = asyncio.Event()
+        self.is_gone = False
 
     def publish(self, parts: Mapping[str, str], frame: bytes) -> None:
         """Replace the parts, and wake all readers. `frame` reports the state, also if no part has changed."""
@@ -69,8 +69,12 @@ class Broadcaster(Generic[A]):
         # Those that render, and those that were cancelled and have not ended.
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def frames(self, audience: A, check_session: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
-        """The frames for one reader: all parts at first, then those that change, until its session has ended."""
+    async def frames(self, audience: A, streams: SessionStreams) -> AsyncIterator[bytes]:
+        """The frames for one reader: all parts at first, then those that change.
+
+        They end if what the page shows no longer exists, or if the session opens too many others; the last frame says
+        so, and the script does not ask again.
+        """
         channel = self._channels.get(audience)
         if channel is None:
             channel = self._channels[audience] = _Channel(audience)
@@ -78,34 +82,44 @@ class Broadcaster(Generic[A]):
             self._tasks.add(channel.task)
             channel.task.add_done_callback(self._tasks.discard)
         channel.readers += 1
+        stream = streams.open()
         try:
-            seen, checked_at = 0, _now()
-            while True:
+            seen = 0
+            while not stream.is_closed:
                 if channel.round > seen:
                     frames, seen = channel.frames_since(seen), channel.round
                     yield b"".join(frames)
-                    continue
-                await channel.changed.wait()
-                if _now() - checked_at >= SESSION_CHECK_S:
-                    checked_at = _now()
-                    await check_session()
-        except Unauthorized:
-            return  # the script asks again, and is led to the sign-in page
+                elif channel.is_gone:
+                    return
+                else:
+                    await channel.changed.wait()
+            yield _STATE_CLOSED
         finally:
+            streams.close(stream)
             channel.readers -= 1
             if not channel.readers:
-                del self._channels[audience]
+                self._remove(channel)
                 channel.task.cancel()
 
     async def close(self) -> None:
         """End all computations."""
         await cancel_and_wait(*self._tasks)
 
+    def _remove(self, channel: _Channel[A]) -> None:
+        if self._channels.get(channel.audience) is channel:
+            del self._channels[channel.audience]
+
     async def _run(self, channel: _Channel[A]) -> None:
         while True:
             try:
                 parts: Mapping[str, str] = await self._render(channel.audience)
                 frame = _STATE_OK
+            except NotFound:
+                # A later reader asks again: what was deleted may be there once more, such as a model.
+                self._remove(channel)
+                channel.is_gone = True
+                channel.publish({}, _STATE_GONE)
+                return
             except Exception as error:
                 if not isinstance(error, HeadraceError) and not is_outage(error):
                     logger.exception("the console's %s cannot be computed", self._name)
@@ -121,7 +135,5 @@ def part_frame(name: str, html: str) -> bytes:
 
 _STATE_OK = b"event: state\ndata: live\n\n"
 _STATE_STALE = b"event: state\ndata: stale\n\n"
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+_STATE_GONE = b"event: state\ndata: gone\n\n"
+_STATE_CLOSED = b"event: state\ndata: closed\n\n"

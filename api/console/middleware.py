@@ -20,6 +20,7 @@ from api.console.viewer import Viewer
 from api.http.dependencies import Resources
 from api.http.errors import render
 from api.keys.open_requests import OpenRequests
+from api.keys.store import digest
 from shared.domain.errors import Forbidden, Unauthorized
 
 SIGN_IN = "sign-in"
@@ -30,8 +31,9 @@ class ConsoleMiddleware:
     """ASGI middleware: what `api.keys.middleware` is for the API.
 
     Requests without a session are led to the sign-in page, except those for that page and for its files. All others
-    have a viewer, and are registered like requests of the API, so that revoking a key closes its open pages. Unsafe
-    requests from pages of other sites are refused; `api.console.csrf` also checks the token of their session.
+    have a viewer, and are registered like requests of the API, so that revoking a key or ending a session closes its
+    open pages. Unsafe requests from pages of other sites are refused; `api.console.csrf` also checks the token of
+    their session.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -75,7 +77,7 @@ class ConsoleMiddleware:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["viewer"] = Viewer(principal, names.key, names.project, token, csrf_token(token))
         disconnect: Callable[[], None] | None = state.get("disconnect")  # see `api.http.server`
-        request = state["open_request"] = requests.enter(principal, disconnect)
+        request = state["open_request"] = requests.enter(principal, disconnect, digest(token))
         try:
             await self._app(scope, receive, send)
         finally:

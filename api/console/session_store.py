@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
@@ -101,6 +102,15 @@ class SessionStore(Store):
             .values(sha256=digest(session_token), is_link=False, expires_at=func.now() + seconds(lifetime_s))
         )
         return await self._changes(statement)
+
+    async def valid(self, sessions: Collection[str]) -> set[str]:
+        """Those of these sessions, by the hashes of their tokens, that have not ended."""
+        statement = select(ConsoleSessionRow.sha256).where(
+            ConsoleSessionRow.sha256 == func.any(bindparam("sessions", list(sessions), type_=ARRAY(Text))),
+            ConsoleSessionRow.is_link.is_(False),
+            ConsoleSessionRow.expires_at > func.now(),
+        )
+        return set(await self._all(statement, lambda row: str(row.sha256)))
 
     async def end(self, token: str) -> None:
         """Remove a session."""

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.console.session_store import SESSION_S, KeyNames, SessionStore, new_token
 from api.keys.auth import Authenticator
+from api.keys.open_requests import OpenRequest, OpenRequests
 from api.keys.principal import Principal
+from api.keys.revocation import MIN_INTERVAL_S
+from api.keys.store import digest
 from shared.domain.errors import Unauthorized
+from shared.runtime.outages import is_database_outage
+from shared.runtime.periodic import run_periodically
+
+logger = logging.getLogger(__name__)
 
 
 class Sessions:
-    """Starts, finds and ends sessions. What was found is cached like keys are, for `HEADRACE_KEY_CACHE_S`."""
+    """Starts, finds and ends sessions. What was found is cached like keys are, for `HEADRACE_KEY_CACHE_S`.
 
-    def __init__(self, engine: AsyncEngine, cache_s: float, keys: Authenticator) -> None:
+    The open requests of a session end with it: at once when it signs out in this process, and otherwise, when it
+    signed out in another one or has expired, at the next `check`. Those of a revoked key are of `RevocationCheck`.
+    """
+
+    def __init__(self, engine: AsyncEngine, cache_s: float, keys: Authenticator, requests: OpenRequests) -> None:
         self._store = SessionStore(engine)
         self._keys = keys
+        self._requests = requests
+        self._check_s = max(MIN_INTERVAL_S, cache_s / 2)
         self.authenticator = Authenticator(self._store, cache_s)
         self._names: dict[int, KeyNames] = {}
 
@@ -58,10 +73,32 @@ class Sessions:
             names = self._names[principal.key_id] = await self._store.names(principal.key_id)
         return names
 
-    async def sign_out(self, token: str) -> None:
-        """End a session, at once in this process; in others it is cached for at most `HEADRACE_KEY_CACHE_S`."""
+    async def sign_out(self, token: str, request: OpenRequest) -> None:
+        """End a session and its open requests, except the `request` that does so, which is answered.
+
+        That is at once in this process; in others the session is cached for at most `HEADRACE_KEY_CACHE_S`.
+        """
+        request.session = None
         await self._store.end(token)
-        self.authenticator.forget_credential(token)
+        self._end(digest(token))
+
+    async def run(self) -> None:
+        """Check until cancelled."""
+        await run_periodically(
+            self.check, "ended session check", interval_s=self._check_s, tolerates=is_database_outage
+        )
+
+    async def check(self) -> int:
+        """Interrupt the requests of sessions that have ended. Returns the number of those sessions."""
+        known = self._requests.sessions()
+        ended = known - await self._store.valid(known) if known else known
+        for session in ended:
+            logger.info("a session of the console has ended; %d requests closed", self._end(session))
+        return len(ended)
+
+    def _end(self, session: str) -> int:
+        self.authenticator.forget_credential(session)
+        return self._requests.interrupt_session(session)
 
     async def create_link(self, principal: Principal) -> str:
         """Create a one-time link of the principal's key; returns its token."""

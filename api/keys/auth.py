@@ -104,9 +104,9 @@ class Authenticator:
             if not isinstance(entry[1], Principal) or entry[1].key_id != key_id
         }
 
-    def forget_credential(self, credential: str) -> None:
-        """Remove a credential from the cache: it was withdrawn, but others of its key may be valid."""
-        self._cache.pop(digest(credential), None)
+    def forget_credential(self, sha256: str) -> None:
+        """Remove a credential, by its hash, from the cache: it was withdrawn, but others of its key may be valid."""
+        self._cache.pop(sha256, None)
 
     async def _look_up(self, key: str, sha256: str, now: float) -> Principal | None:
         """Look up a key for all requests that need it now: a burst after a pause costs one query, not one each."""

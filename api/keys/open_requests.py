@@ -1,4 +1,5 @@
-"""The requests that this process is answering: what revoking a key interrupts, and what a project uses of the process.
+"""The requests that this process is answering: what revoking a key or ending a session interrupts, and what a project
+uses of the process.
 
 A project's open streams and the bytes of its open requests are limited. A request keeps its body until it is answered,
 which may take as long as its job.
@@ -7,7 +8,8 @@ which may take as long as its job.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 
 from api.keys.principal import Principal
 from api.settings import QuotaSettings
@@ -19,14 +21,23 @@ RETRY_S = 5
 
 
 class OpenRequest:
-    """An authenticated request. `interrupted`: its key was revoked, so the client did not abandon it."""
+    """An authenticated request. `session`: the hash of the token of the console's session that sent it, if one did.
+    `interrupted`: its key was revoked or its session has ended, so the client did not abandon it.
+    """
 
-    __slots__ = ("_requests", "bytes", "disconnect", "interrupted", "is_stream", "principal")
+    __slots__ = ("_requests", "bytes", "disconnect", "interrupted", "is_stream", "principal", "session")
 
-    def __init__(self, requests: OpenRequests, principal: Principal, disconnect: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        requests: OpenRequests,
+        principal: Principal,
+        disconnect: Callable[[], None] | None,
+        session: str | None,
+    ) -> None:
         self._requests = requests
         self.principal = principal
         self.disconnect = disconnect
+        self.session = session
         self.interrupted = False
         self.is_stream = False
         self.bytes = 0
@@ -59,9 +70,11 @@ class OpenRequests:
         self._streams: Counter[int] = Counter()
         self._bytes: Counter[int] = Counter()
 
-    def enter(self, principal: Principal, disconnect: Callable[[], None] | None) -> OpenRequest:
-        """Register a request. `disconnect` closes its connection."""
-        request = OpenRequest(self, principal, disconnect)
+    def enter(
+        self, principal: Principal, disconnect: Callable[[], None] | None, session: str | None = None
+    ) -> OpenRequest:
+        """Register a request. `disconnect` closes its connection; `session` as in `OpenRequest`."""
+        request = OpenRequest(self, principal, disconnect, session)
         self._by_key.setdefault(principal.key_id, set()).add(request)
         return request
 
@@ -115,11 +128,25 @@ class OpenRequests:
         """The keys of the open requests."""
         return set(self._by_key)
 
+    def sessions(self) -> set[str]:
+        """The sessions of the open requests."""
+        return {request.session for request in self._all() if request.session is not None}
+
     def interrupt(self, key_id: int) -> int:
         """Close the connections of a key's open requests. Returns their number."""
-        requests = self._by_key.get(key_id, ())
-        for request in requests:
-            request.interrupted = True
-            if request.disconnect is not None:
-                request.disconnect()
-        return len(requests)
+        return _interrupt(self._by_key.get(key_id, ()))
+
+    def interrupt_session(self, session: str) -> int:
+        """Close the connections of a session's open requests. Returns their number."""
+        return _interrupt([request for request in self._all() if request.session == session])
+
+    def _all(self) -> Iterator[OpenRequest]:
+        return chain.from_iterable(self._by_key.values())
+
+
+def _interrupt(requests: Collection[OpenRequest]) -> int:
+    for request in requests:
+        request.interrupted = True
+        if request.disconnect is not None:
+            request.disconnect()
+    return len(requests)

@@ -48,6 +48,7 @@ _PROMPTS = (
 # The worker that was lost, how many minutes ago, and how many of its jobs continued elsewhere.
 _LOST, _LOST_MINUTES_AGO, _RESCUED = "llama-3-70b-3", 17, 41
 _JOBS_A_MINUTE = 60
+_PROJECTS = ("team-docs", "team-search")
 _INSERT = """
     INSERT INTO jobs (id, project_id, key_id, end_user, model, status, priority, request, metadata, created_at,
         attempt, worker, attempt_started_at, deaths, attempts, started_at, first_token_at, finished_at, usage,
@@ -55,6 +56,19 @@ _INSERT = """
     VALUES (:id, :project_id, :key_id, :end_user, :model, :status, :priority, CAST(:request AS json), '{}',
         :created_at, :attempt, :worker, :attempt_started_at, :deaths, CAST(:attempts AS jsonb), :started_at,
         :first_token_at, :finished_at, CAST(:usage AS jsonb), :error_code, :error_message)
+"""
+# The id of a job begins with the time of its submission.
+_RENEW = """
+    UPDATE jobs SET created_at = renewed.at, started_at = renewed.start, attempt_started_at = renewed.start,
+        id = 'job_' || lpad(to_hex((extract(epoch FROM renewed.at) * 1000)::bigint), 12, '0') || substr(jobs.id, 17)
+    FROM (
+        SELECT id, at, CASE WHEN status = 'in_progress' THEN at END AS start FROM (
+            SELECT id, status,
+                now() - random() * CASE status WHEN 'queued' THEN interval '0.4 s' ELSE interval '9 s' END AS at
+            FROM jobs WHERE status IN ('queued', 'in_progress') AND priority < 9
+        ) AS drawn
+    ) AS renewed
+    WHERE renewed.id = jobs.id
 """
 _INSERT_WORKER = """
     INSERT INTO workers (id, model, slots, running, state, state_since, started_at, lease_expires_at, version,
@@ -67,7 +81,7 @@ async def fill(database_url: str, redis_url: str) -> str:
     """Fill a migrated database; returns the id of the job with a story."""
     engine, redis = connect(database_url), Redis.from_url(redis_url)
     try:
-        owners = [await make_owner(engine, name) for name in ("team-docs", "team-search")]
+        owners = [await make_owner(engine, name) for name in _PROJECTS]
         await _insert(engine, owners)
         async with engine.begin() as connection:
             # Of the project whose key takes the pictures.
@@ -80,15 +94,32 @@ async def fill(database_url: str, redis_url: str) -> str:
         await engine.dispose()
 
 
-async def refresh(database_url: str) -> None:
-    """Let the jobs that wait have been submitted just now: no worker takes them, so they would age in the pictures."""
-    engine = connect(database_url)
-    try:
-        async with engine.begin() as connection:
-            await connection.execute(text("UPDATE jobs SET created_at = now() - random() * interval '0.4 s'"
-                                          " WHERE status = 'queued'"))  # fmt: skip
-    finally:
-        await engine.dispose()
+async def go_on(connection: AsyncConnection) -> datetime:
+    """Let the busy hour last until now, because pictures are taken for minutes; returns until when it lasted.
+
+    Jobs have ended since, and interactive ones that wait or run were submitted just now: no worker takes them, so they
+    would age.
+    """
+    await connection.execute(text(_RENEW))
+    projects = await connection.execute(
+        text("SELECT k.id, k.project_id FROM api_keys k JOIN projects p ON p.id = k.project_id"
+             " WHERE k.name = p.name AND p.name = ANY(:names)"),
+        {"names": list(_PROJECTS)},
+    )  # fmt: skip
+    owners = [Owner(row.project_id, row.id) for row in projects]
+    since: datetime = (await connection.execute(text("SELECT max(finished_at) FROM jobs"))).scalar_one()
+    now, random = datetime.now(UTC), Random(int(since.timestamp()))
+    seconds = (now - since).total_seconds()
+    count = int(_JOBS_A_MINUTE * seconds / 60)
+    if count:
+        ends = (now - timedelta(seconds=(number + random.random()) * seconds / count) for number in range(count))
+        await connection.execute(text(_INSERT), [_ended_at(now, end, random, owners) for end in ends])
+        # The minutes that were counted without these jobs.
+        await connection.execute(
+            text("DELETE FROM job_statistics WHERE minute >= date_trunc('minute', CAST(:since AS timestamptz))"),
+            {"since": since},
+        )
+    return since
 
 
 async def _insert(engine: AsyncEngine, owners: list[Owner]) -> None:
@@ -161,26 +192,28 @@ def _first_token_s(random: Random, base_s: float, minutes_ago: float) -> float:
 def _ended(now: datetime, random: Random, owners: list[Owner]) -> Iterator[dict[str, Any]]:
     for minute in range(62):
         for _ in range(int(_JOBS_A_MINUTE * (1 + 0.15 * math.sin(minute / 7)))):
-            minutes_ago = minute + random.random()
-            model, _, base_s, *_ = random.choices(_FLEET, [share for _, share, *_ in _FLEET])[0]
-            first_token_s = _first_token_s(random, base_s, minutes_ago)
-            tokens = random.randint(40, 9000)
-            finished_at = now - timedelta(minutes=minutes_ago)
-            created_at = finished_at - timedelta(seconds=first_token_s + random.uniform(1, 9))
-            failed = random.random() < 0.002
-            yield _job(
-                random,
-                owners,
-                model,
-                created_at,
-                status="failed" if failed else "completed",
-                error_code="upstream_error" if failed else None,
-                error_message="The upstream returned 502." if failed else None,
-                started_at=created_at + timedelta(seconds=first_token_s * 0.3),
-                first_token_at=None if failed else created_at + timedelta(seconds=first_token_s),
-                finished_at=finished_at,
-                usage=json.dumps({"prompt_tokens": 742, "completion_tokens": tokens, "total_tokens": 742 + tokens}),
-            )
+            yield _ended_at(now, now - timedelta(minutes=minute + random.random()), random, owners)
+
+
+def _ended_at(now: datetime, finished_at: datetime, random: Random, owners: list[Owner]) -> dict[str, Any]:
+    model, _, base_s, *_ = random.choices(_FLEET, [share for _, share, *_ in _FLEET])[0]
+    first_token_s = _first_token_s(random, base_s, (now - finished_at).total_seconds() / 60)
+    tokens = random.randint(40, 9000)
+    created_at = finished_at - timedelta(seconds=first_token_s + random.uniform(1, 9))
+    failed = random.random() < 0.002
+    return _job(
+        random,
+        owners,
+        model,
+        created_at,
+        status="failed" if failed else "completed",
+        error_code="upstream_error" if failed else None,
+        error_message="The upstream returned 502." if failed else None,
+        started_at=created_at + timedelta(seconds=first_token_s * 0.3),
+        first_token_at=None if failed else created_at + timedelta(seconds=first_token_s),
+        finished_at=finished_at,
+        usage=json.dumps({"prompt_tokens": 742, "completion_tokens": tokens, "total_tokens": 742 + tokens}),
+    )
 
 
 def _open(now: datetime, random: Random, owners: list[Owner]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import text
@@ -13,7 +13,7 @@ from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore, generate_key, parse_id
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions, TokenLimits
 from shared.postgres.engine import connect
-from tests.support.demo_data import MODELS
+from tests.support.demo_data import MODELS, go_on
 
 ROUTES: list[dict[str, object]] = [
     {
@@ -64,7 +64,17 @@ async def fill_operations(database_url: str) -> None:
         await _keys(engine)
         async with engine.begin() as connection:
             await _workers(connection)
-            await _decisions(connection)
+            await _decisions(connection, datetime.min.replace(tzinfo=UTC))
+    finally:
+        await engine.dispose()
+
+
+async def refresh(database_url: str) -> None:
+    """Bring the data up to date: see `demo_data.go_on`."""
+    engine = connect(database_url)
+    try:
+        async with engine.begin() as connection:
+            await _decisions(connection, await go_on(connection))
     finally:
         await engine.dispose()
 
@@ -126,36 +136,39 @@ async def _workers(connection: AsyncConnection) -> None:
 # Numbers from 0 to 1 that the id of a job determines: one for its route, another for the cache.
 _ROUTED = """
     UPDATE jobs SET model = :model, requested_model = 'auto', decisions = CAST(:decision AS jsonb)
-    WHERE finished_at IS NOT NULL AND deaths = 0
+    WHERE finished_at > :since AND deaths = 0
         AND (('x' || substr(md5(id), 1, 8))::bit(32)::bigint % 10000) / 10000.0 BETWEEN :low AND :high - 0.00001
 """
 _LOOKED_UP = """
     UPDATE jobs SET decisions = coalesce(decisions, '{}') || CAST(:decision AS jsonb)
-    WHERE finished_at IS NOT NULL
+    WHERE finished_at > :since
         AND (('x' || substr(md5(id), 9, 8))::bit(32)::bigint % 10000) / 10000.0 BETWEEN :low AND :high - 0.00001
 """
 
 
-async def _decisions(connection: AsyncConnection) -> None:
-    """Give ended jobs decisions."""
+async def _decisions(connection: AsyncConnection, since: datetime) -> None:
+    """Give the jobs that ended after a time decisions."""
     at = 0.0
     for share, model, decision in _DECIDED:
         route = json.dumps({"route": {"route": "auto", **decision}})
-        values: dict[str, Any] = {"model": model, "decision": route, "low": at, "high": at + share}
+        values: dict[str, Any] = {"model": model, "decision": route, "low": at, "high": at + share,
+                                  "since": since}  # fmt: skip
         await connection.execute(text(_ROUTED), values)
         at += share
     at = 0.0
     for share, decision in _CACHED:
-        values = {"decision": json.dumps({"cache": decision}), "low": at, "high": at + share}
+        values = {"decision": json.dumps({"cache": decision}), "low": at, "high": at + share, "since": since}
         await connection.execute(text(_LOOKED_UP), values)
         at += share
     await connection.execute(
-        text("UPDATE jobs SET usage = usage || '{\"cached_tokens\": 320}' WHERE usage IS NOT NULL")
+        text("UPDATE jobs SET usage = usage || '{\"cached_tokens\": 320}' WHERE finished_at > :since"),
+        {"since": since},
     )
     await connection.execute(
         text(
             "INSERT INTO cached_answers (key, project_id, model, job_id, bytes, expires_at, hits)"
             " SELECT decode(md5(id), 'hex'), project_id, model, id, 2400 + length(id) * 31, now() + interval '1 hour',"
-            " length(md5(id)) % 7 FROM jobs WHERE decisions -> 'cache' ->> 'outcome' = 'MISS'"
-        )
+            " length(md5(id)) % 7 FROM jobs WHERE finished_at > :since AND decisions -> 'cache' ->> 'outcome' = 'MISS'"
+        ),
+        {"since": since},
     )

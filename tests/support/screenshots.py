@@ -22,8 +22,8 @@ from launcher.embedded import start_postgres, start_valkey
 from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visit
 from tests.support.database import TEMPLATE, create_database, migrate, switch_database
 from tests.support.demo_batches import ANSWERS, INVALID, RUNNING
-from tests.support.demo_data import MODELS, fill, refresh
-from tests.support.demo_operations import ROUTES, fill_operations
+from tests.support.demo_data import MODELS, fill
+from tests.support.demo_operations import ROUTES, fill_operations, refresh
 from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
 
 # Paths of the pages by the name of the picture. `{story}` is the id of the job with a story.

@@ -13,8 +13,8 @@ from api.batches.batch import Batch
 from api.batches.service import BatchService
 from api.console.batches.view import ENDPOINTS, batch_row, example, expires_in, history, shown_name
 from api.console.live import Broadcaster
+from api.console.live_streams import CurrentStreams
 from api.console.page import Page
-from api.console.sessions import Sessions
 from api.console.templates import page_response, render
 from api.console.viewer import CurrentViewer
 from api.files.service import FileService
@@ -26,7 +26,6 @@ from shared.domain.errors import NotFound
 
 PAGE_SIZE = 20
 Cursor = Annotated[str | None, Query(max_length=200)]
-CurrentSessions = Annotated[Sessions, Depends(resource(Sessions))]
 
 
 class ListAudience(NamedTuple):
@@ -119,7 +118,7 @@ async def batches_page(
 async def batches_events(
     viewer: CurrentViewer,
     pages: CurrentPages,
-    sessions: CurrentSessions,
+    streams: CurrentStreams,
     settings: CurrentStreamSettings,
     after: Cursor = None,
     files_after: Cursor = None,
@@ -127,7 +126,7 @@ async def batches_events(
     """The lists as they change, as server-sent events."""
     audience = ListAudience(viewer.principal.project_id, after, files_after)
     await pages.list_parts(audience)  # a wrong cursor is an error, not a stream without parts
-    frames = pages.lists.frames(audience, lambda: sessions.principal(viewer.session_token))
+    frames = pages.lists.frames(audience, streams)
     return event_stream(frames, settings)
 
 
@@ -150,14 +149,14 @@ async def batch_page(request: Request, viewer: CurrentViewer, pages: CurrentPage
 async def batch_events(
     viewer: CurrentViewer,
     pages: CurrentPages,
-    sessions: CurrentSessions,
+    streams: CurrentStreams,
     settings: CurrentStreamSettings,
     batch_id: str,
 ) -> Response:
     """The parts of the page that change, as server-sent events."""
     audience = BatchAudience(viewer.principal.project_id, batch_id)
     await pages.batch_parts(audience)  # a batch that is not there is an error, not a stream without parts
-    frames = pages.details.frames(audience, lambda: sessions.principal(viewer.session_token))
+    frames = pages.details.frames(audience, streams)
     return event_stream(frames, settings)
 
 

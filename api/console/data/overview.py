@@ -85,6 +85,12 @@ class Charts:
     buckets: Sequence[Bucket]
     total: Bucket
 
+    @property
+    def complete(self) -> Sequence[Bucket]:
+        """The parts without the last one if it has not ended yet: its counts would look like a drop."""
+        is_open = len(self.buckets) > 1 and self.buckets[-1].seconds < self.buckets[0].seconds
+        return self.buckets[:-1] if is_open else self.buckets
+
 
 @dataclass(frozen=True, slots=True)
 class Live:

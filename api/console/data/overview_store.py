@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from api.admin.fleet.store import to_worker, workers_statement
 from api.console.data.job_counts import INTERACTIVE, counted
 from api.console.data.overview import Charts, Live, Measures, QueueState, Rescue, charts
-from api.console.data.statistics_store import MARK
+from api.console.data.statistics_store import MARK, uncounted_from
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX, AttemptOutcome
 from shared.domain.priorities import is_batch
@@ -126,16 +126,13 @@ def _charts_statement(*, of_model: bool) -> Any:
     """
     start, end = bindparam("start", type_=Timestamp), bindparam("end", type_=Timestamp)
     width, model = bindparam("width", type_=Interval), bindparam("of_model", type_=Text) if of_model else None
-    last = select(func.max(JobStatisticsRow.minute) + timedelta(minutes=1)).scalar_subquery()
-    until = select(func.greatest(func.coalesce(last, start), start).label("until")).cte("until")
-    counted_until: Any = select(until.c.until).scalar_subquery()
     models = JobStatisticsRow.model != MARK if model is None else JobStatisticsRow.model == model
     stored = (
         select(JobStatisticsRow)
         .where(JobStatisticsRow.minute >= start, JobStatisticsRow.minute < end, models)
         .cte("stored")
     )
-    fresh = counted(counted_until, end, model=model).cte("fresh")
+    fresh = counted(uncounted_from(start), end, model=model).cte("fresh")
 
     def of_stored(measure: str, column: Any) -> Select[Any]:
         entries = func.jsonb_each_text(column).table_valued("key", "value").render_derived(name=f"of_{measure}")

@@ -46,6 +46,13 @@ class StatisticsStore(Store):
         await self._changes(delete(PastPauseRow).where(PastPauseRow.resumed_at < before))
 
 
+def uncounted_from(start: Any) -> Any:
+    """A scalar: from which time on jobs that ended after `start` were not counted yet."""
+    last = select(func.max(JobStatisticsRow.minute) + timedelta(minutes=1)).scalar_subquery()
+    until = select(func.greatest(func.coalesce(last, start), start).label("until")).cte("until")
+    return select(until.c.until).scalar_subquery()
+
+
 def _count(start: datetime, end: datetime) -> Any:
     jobs = counted(start, end).subquery("jobs")
 

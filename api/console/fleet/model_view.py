@@ -38,14 +38,14 @@ def build_model_view(card: ModelCard, charts: Charts, range_name: RangeName, *, 
 
 def _output(card: ModelCard, charts: Charts) -> Stat:
     context = f"{percent(card.busy / card.slots)} of {plural(card.slots, 'slot')} busy" if card.slots else "no worker"
-    trend = [bucket.tokens_per_s for bucket in charts.buckets]
+    trend = [bucket.tokens_per_s for bucket in charts.complete]
     rate = None if card.tokens_per_s is None else round(card.tokens_per_s)
     badge = Badge(plural(len(card.workers), "worker"), "plain")
     return Stat("Output", Quantity(number(rate), "tokens/s"), context, badge, "batch", trend)
 
 
 def _waiting(card: ModelCard, charts: Charts) -> Stat:
-    trend = [bucket.wait.p95 if bucket.wait else None for bucket in charts.buckets]
+    trend = [bucket.wait.p95 if bucket.wait else None for bucket in charts.complete]
     parts = ["no job waits" if card.oldest_s is None else f"oldest {duration(card.oldest_s)}"]
     if card.waiting_batch:
         parts.append(f"{compact(card.waiting_batch)} of batches behind")
@@ -58,7 +58,7 @@ def _waiting(card: ModelCard, charts: Charts) -> Stat:
 def _failures(charts: Charts, name: str) -> Stat:
     total = charts.total
     failed = sum(count for status, count in total.ended.items() if status in ("failed", "expired"))
-    trend = [float(sum(bucket.errors.values())) for bucket in charts.buckets]
+    trend = [float(sum(bucket.errors.values())) for bucket in charts.complete]
     codes = sorted(total.errors.items(), key=lambda item: -item[1])[:2]
     context = " · ".join(f"{code} {compact(count)}" for code, count in codes)
     context = context or (f"of {plural(total.jobs, 'job')}" if total.jobs else f"no job ended in the {name}")

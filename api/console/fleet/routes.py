@@ -18,10 +18,10 @@ from api.console.fleet.model_view import build_model_view
 from api.console.fleet.store import RunningJobsStore
 from api.console.fleet.view import build_view, entry_text, model_card
 from api.console.live import Broadcaster
+from api.console.live_streams import CurrentStreams
 from api.console.overview.snapshot import DEFAULT_RANGE, RANGES, RangeName, Snapshots
 from api.console.overview.view import RANGE_NAMES
 from api.console.page import Page
-from api.console.sessions import Sessions
 from api.console.templates import page_response, render
 from api.console.viewer import CurrentViewer, Viewer
 from api.http.dependencies import CurrentStreamSettings, resource
@@ -103,7 +103,6 @@ class FleetPages:
 Pages = Annotated[FleetPages, Depends(resource(FleetPages))]
 Fleet = Annotated[FleetService, Depends(resource(FleetService))]
 CurrentRegistry = Annotated[Registry, Depends(resource(Registry))]
-CurrentSessions = Annotated[Sessions, Depends(resource(Sessions))]
 
 
 async def require_operator(viewer: CurrentViewer) -> None:
@@ -123,10 +122,10 @@ async def models_page(request: Request, viewer: CurrentViewer, pages: Pages) -> 
 
 @router.get("/live")
 async def models_events(
-    viewer: CurrentViewer, pages: Pages, sessions: CurrentSessions, settings: CurrentStreamSettings
+    viewer: CurrentViewer, pages: Pages, streams: CurrentStreams, settings: CurrentStreamSettings
 ) -> Response:
     """The parts of the page that change, as server-sent events."""
-    frames = pages.models.frames(viewer.is_operator, lambda: sessions.principal(viewer.session_token))
+    frames = pages.models.frames(viewer.is_operator, streams)
     return event_stream(frames, settings)
 
 
@@ -163,13 +162,13 @@ async def model_page(
 async def model_events(
     viewer: CurrentViewer,
     pages: Pages,
-    sessions: CurrentSessions,
+    streams: CurrentStreams,
     settings: CurrentStreamSettings,
     name: Name,
     range_name: Range = DEFAULT_RANGE,
 ) -> Response:
     """The parts of a model's page that change, as server-sent events."""
-    frames = pages.model.frames(_audience(viewer, name, range_name), lambda: sessions.principal(viewer.session_token))
+    frames = pages.model.frames(_audience(viewer, name, range_name), streams)
     return event_stream(frames, settings)
 
 

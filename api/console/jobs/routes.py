@@ -16,8 +16,8 @@ from api.console.jobs.export import TYPES, ExportFormat, export
 from api.console.jobs.job import routes as job
 from api.console.jobs.service import Action, ConsoleJobs
 from api.console.live import Broadcaster
+from api.console.live_streams import CurrentStreams
 from api.console.page import Page
-from api.console.sessions import Sessions
 from api.console.templates import fragment_response, page_response, render
 from api.console.viewer import CurrentViewer, Viewer
 from api.http.dependencies import CurrentStreamSettings, resource
@@ -128,16 +128,13 @@ async def jobs_events(
     viewer: CurrentViewer,
     reading: CurrentReading,
     listing: CurrentList,
-    sessions: Annotated[Sessions, Depends(resource(Sessions))],
+    streams: CurrentStreams,
     settings: CurrentStreamSettings,
 ) -> Response:
     """The first page of the list as it changes, as server-sent events."""
     if reading.problems:
         raise InvalidRequest(reading.problems[0])
-    frames = listing.broadcaster.frames(
-        _audience(viewer, reading.conditions), lambda: sessions.principal(viewer.session_token)
-    )
-    return event_stream(frames, settings)
+    return event_stream(listing.broadcaster.frames(_audience(viewer, reading.conditions), streams), settings)
 
 
 @router.get("/export")

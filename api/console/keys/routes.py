@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from api.admin.keys.service import KeyService
 from api.console.actions import Form, dialog_response, read_form, redirect
+from api.console.cookies import hand_over_secret, remove_secret, take_secret
 from api.console.keys.store import KeyPagesStore
 from api.console.keys.view import FormInvalid, key_line, key_to_create, project_to_create, rotation
 from api.console.page import Page
@@ -62,7 +63,7 @@ async def new_key_page(request: Request, store: Store, registry: CurrentRegistry
 async def create_key(
     request: Request, viewer: CurrentViewer, keys: Keys, store: Store, registry: CurrentRegistry
 ) -> Response:
-    """Create a key, and show it once."""
+    """Create a key, and lead to the page that shows it once."""
     form = await read_form(request)
     try:
         body = key_to_create(form)
@@ -75,7 +76,19 @@ async def create_key(
             " key."
         )
         return await _key_form(request, store, registry, form.with_errors({"project": message}), 409)
-    return _secret(request, key, secret, None)
+    return _created(request, key, secret)
+
+
+@router.get("/created")
+async def created_page(request: Request, store: Store, key: Name, old: Name = "") -> Response:
+    """The secret of a new key, once. `old`: the key that it replaces."""
+    shown = await store.key(key)
+    secret = take_secret(request.headers, shown.id)
+    replaced = await store.key(old) if old else None
+    response = page_response(request.scope, "keys/secret.html", key=shown, secret=secret, old=replaced)
+    if secret is not None:
+        remove_secret(response, request.headers, shown.id)
+    return response
 
 
 @router.get("/rotate")
@@ -86,14 +99,15 @@ async def ask_to_rotate(request: Request, store: Store, key: Name) -> Response:
 
 @router.post("/rotate")
 async def rotate_key(request: Request, viewer: CurrentViewer, keys: Keys, store: Store) -> Response:
-    """Create the successor of a key, and show it once."""
+    """Create the successor of a key, and lead to the page that shows it once."""
     form = await read_form(request)
     old = await store.key(form["key"])
     try:
-        created, secret = await keys.rotate(viewer.principal, old.id, rotation(form))
+        body = rotation(form, is_own=old.id == format_id(viewer.principal.key_id))
+        created, secret = await keys.rotate(viewer.principal, old.id, body)
     except FormInvalid as error:
         return dialog_response(request, "keys/rotate.html", 422, key=old, form=form.with_errors(error.errors))
-    return _secret(request, created, secret, await store.key(old.id))
+    return _created(request, created, secret, old)
 
 
 @router.get("/revoke")
@@ -174,8 +188,10 @@ async def _key_form(
     return page_response(request.scope, "keys/new.html", status, form=form, **values)
 
 
-def _secret(request: Request, key: ApiKey, secret: str, old: ApiKey | None) -> Response:
-    return page_response(request.scope, "keys/secret.html", key=key, secret=secret, old=old)
+def _created(request: Request, key: ApiKey, secret: str, old: ApiKey | None = None) -> Response:
+    response = redirect(request, f"keys/created?key={key.id}" + (f"&old={old.id}" if old is not None else ""))
+    hand_over_secret(response, request.headers, key.id, secret)
+    return response
 
 
 PAGE = Page(path="keys", title="Keys and projects", router=router, key="k", group="Settings", scope=Scope.ADMIN)

@@ -80,6 +80,10 @@ def _state(key: ApiKey, now: datetime, is_valid: bool) -> Badge:
     return Badge("valid", "good")
 
 
+# A session ends with its key: the least overlap with which its own key is replaced.
+MIN_OWN_OVERLAP_S = 60
+
+
 class FormInvalid(Exception):
     """What is wrong with the fields of a form."""
 
@@ -149,8 +153,8 @@ def key_to_create(form: Form) -> ApiKeyCreate:
     return reader.build(ApiKeyCreate, values, CREATE_FIELDS)
 
 
-def rotation(form: Form) -> ApiKeyRotate:
-    """How a form replaces a key.
+def rotation(form: Form, *, is_own: bool) -> ApiKeyRotate:
+    """How a form replaces a key. `is_own`: the session is of it, and has to last until the new key was shown.
 
     Raises:
         FormInvalid: a field has no valid value.
@@ -158,7 +162,10 @@ def rotation(form: Form) -> ApiKeyRotate:
     reader = _Reader(form)
     overlap_s = reader.duration("overlap_s")
     values = {"expires_in_s": reader.duration("expires_in_s")} | ({} if overlap_s is None else {"overlap_s": overlap_s})
-    return reader.build(ApiKeyRotate, values, ("overlap_s", "expires_in_s"))
+    body = reader.build(ApiKeyRotate, values, ("overlap_s", "expires_in_s"))
+    if is_own and body.overlap_s < MIN_OWN_OVERLAP_S:
+        raise FormInvalid({"overlap_s": "This session is of the key: 1m or more, so that it can show the new one."})
+    return body
 
 
 def project_to_create(form: Form) -> ProjectCreate:

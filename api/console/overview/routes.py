@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from api.console.live import Broadcaster
+from api.console.live_streams import CurrentStreams
 from api.console.overview.snapshot import DEFAULT_RANGE, RANGES, RangeName, Snapshots
 from api.console.overview.view import RANGE_NAMES, build_view
 from api.console.page import Page
-from api.console.sessions import Sessions
 from api.console.templates import page_response, render
 from api.console.viewer import CurrentViewer, Viewer
 from api.http.dependencies import CurrentStreamSettings, resource
@@ -64,15 +64,12 @@ async def overview_page(
 async def overview_events(
     viewer: CurrentViewer,
     overview: CurrentOverview,
-    sessions: Annotated[Sessions, Depends(resource(Sessions))],
+    streams: CurrentStreams,
     settings: CurrentStreamSettings,
     range_name: Range = DEFAULT_RANGE,
 ) -> Response:
     """The parts of the page that change, as server-sent events."""
-    frames = overview.broadcaster.frames(
-        _audience(viewer, range_name), lambda: sessions.principal(viewer.session_token)
-    )
-    return event_stream(frames, settings)
+    return event_stream(overview.broadcaster.frames(_audience(viewer, range_name), streams), settings)
 
 
 def _audience(viewer: Viewer, range_name: RangeName) -> Audience:

@@ -77,4 +77,4 @@ class Snapshots:
 
     async def _read_charts(self, span: timedelta) -> tuple[Charts, Mapping[str, Percentiles]]:
         end = datetime.now(UTC)
-        return await self._store.charts(end - span, end), await self._times.first_tokens(end - span)
+        return await self._store.charts(end - span, end), await self._times.first_tokens(end - span, end)

@@ -101,7 +101,7 @@ def build_view(snapshot: Snapshot, registry: Registry, project_id: int | None) -
 def first_token_stat(charts: Charts, range_name: RangeName) -> Stat:
     """The card of the time to the first token."""
     times = charts.total.first_token
-    trend = [bucket.first_token.p95 if bucket.first_token else None for bucket in charts.buckets]
+    trend = [bucket.first_token.p95 if bucket.first_token else None for bucket in charts.complete]
     name = RANGE_NAMES[range_name]
     if times is None:
         return Stat("First token, p95", Quantity("–", ""), f"no interactive jobs in the {name}", None, "info", trend)
@@ -115,7 +115,7 @@ def _output(snapshot: Snapshot, rows: Sequence[ModelRow]) -> Stat:
     slots = sum(row.slots for row in rows)
     busy = sum(row.interactive + row.batch for row in rows)
     context = f"{percent(busy / slots)} of {plural(slots, 'slot')} busy" if slots else "no worker is running"
-    trend = [bucket.tokens_per_s for bucket in snapshot.charts.buckets]
+    trend = [bucket.tokens_per_s for bucket in snapshot.charts.complete]
     badge = Badge(plural(len(alive), "worker"), "plain" if alive else "bad")
     rate = snapshot.live.tokens_per_s
     return Stat("Output", Quantity(number(round(rate)), "tokens/s"), context, badge, "batch", trend)
@@ -131,7 +131,7 @@ def _waiting(snapshot: Snapshot) -> Stat:
     parts = [f"oldest {duration(oldest)}" if oldest is not None else "no interactive job waits"]
     if behind:
         parts.append(f"batch {compact(behind)}{'+' if any(queue.capped for queue in batch) else ''} behind")
-    trend = [bucket.wait.p95 if bucket.wait else None for bucket in snapshot.charts.buckets]
+    trend = [bucket.wait.p95 if bucket.wait else None for bucket in snapshot.charts.complete]
     badge = Badge("slow", "tail") if oldest is not None and oldest * 1000 > TARGET_MS else Badge("moving", "good")
     unit = "job" if count == 1 else "jobs"
     return Stat("Waiting", Quantity(shown, unit), " · ".join(parts), badge if count else None, "tail", trend)
@@ -140,7 +140,7 @@ def _waiting(snapshot: Snapshot) -> Stat:
 def _failures(snapshot: Snapshot) -> Stat:
     total = snapshot.charts.total
     failed = sum(count for status, count in total.ended.items() if status in ("failed", "expired"))
-    trend = [float(sum(bucket.errors.values())) for bucket in snapshot.charts.buckets]
+    trend = [float(sum(bucket.errors.values())) for bucket in snapshot.charts.complete]
     if not total.jobs:
         return Stat(
             "Failed", Quantity("0", "jobs"), f"no job ended in the {RANGE_NAMES[snapshot.range]}", None, "bad", trend

@@ -64,7 +64,7 @@ async def sign_in(request: Request, sessions: CurrentSessions) -> Response:
 @router.post("/sign-out")
 async def sign_out(request: Request, sessions: CurrentSessions, viewer: CurrentViewer) -> Response:
     """End the session."""
-    await sessions.sign_out(viewer.session_token)
+    await sessions.sign_out(viewer.session_token, request.state.open_request)
     response = redirect(request, "sign-in")
     clear_session(response, request.headers)
     return response

@@ -2,6 +2,7 @@
 import { CallError, call, csrf } from "./calls.js";
 import { announce } from "./console.js";
 import { connectLive } from "./live.js";
+import { showMessage } from "./text.js";
 
 const element = (id) => document.getElementById(id);
 const UNITS = ["B", "KiB", "MiB", "GiB"];
@@ -78,7 +79,7 @@ function showError(param, message) {
   const name = { input_file_id: "file", purpose: "file" }[param] ?? param;
   const holder = name && document.querySelector(`[data-param="${CSS.escape(name)}"]`);
   const text = holder?.querySelector(".field-error") ?? element("new-error");
-  text.textContent = message.replace(/^[a-z_]+: /, "");
+  showMessage(text, message.replace(/^[a-z_]+: /, ""));
   text.hidden = false;
   const field = holder?.querySelector("input, select");
   field?.setAttribute("aria-invalid", "true");
@@ -126,7 +127,7 @@ function startActions() {
     try {
       await action.run();
     } catch (error) {
-      element("confirm-error").textContent = error.message;
+      showMessage(element("confirm-error"), error.message);
       element("confirm-error").hidden = false;
       return;
     } finally {

@@ -1,12 +1,14 @@
 // Draws time series with uPlot, in the colours of the style sheet. The data is JSON in `data-chart`:
 // {x: [Unix seconds], series: [{name, kind, values}], targets: [{value, text, kind}], marks: [{x, text, kind}], unit}.
-const HEIGHT = 240;
-// Room for the names of the targets, and rows for what happened, in CSS pixels.
+
+// Room for the names of the targets, the height of their lines, and how near the pointer has to be to a mark, in CSS pixels.
 const RIGHT = 96;
 const ROW = 14;
-const COLORS = { info: "--blue", batch: "--teal", tail: "--orange", bad: "--red", good: "--green", near: "--amber", plain: "--soft", faint: "--faint", line: "--line", panel: "--panel" };
+const NEAR = 8;
+const COLORS = { info: "--blue", batch: "--teal", tail: "--orange", bad: "--red", good: "--green", near: "--amber", plain: "--soft", faint: "--faint", line: "--line" };
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 
+// Returns a function that points at a moment (Unix seconds), or with null at none.
 export function startChart(element) {
   let data = JSON.parse(element.dataset.chart);
   let plot = null;
@@ -25,11 +27,14 @@ export function startChart(element) {
     data = JSON.parse(element.dataset.chart);
     plot.setData(columns(data));
   }).observe(element, { attributes: true, attributeFilter: ["data-chart"] });
-  new ResizeObserver(() => plot?.setSize({ width: element.clientWidth, height: HEIGHT })).observe(element);
+  new ResizeObserver(() => plot?.setSize(sizeOf(element))).observe(element);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", build);
   build();
+  return (x) => plot.setCursor({ left: x === null ? -10 : plot.valToPos(x, "x"), top: x === null ? -10 : 0 });
 }
 
+// The style sheet gives the chart its height: at least its own, and more beside a longer card.
+const sizeOf = (element) => ({ width: element.clientWidth, height: element.clientHeight });
 const columns = (data) => [data.x, ...data.series.map((series) => series.values)];
 
 function options(element, current, tip) {
@@ -37,8 +42,7 @@ function options(element, current, tip) {
   const color = (kind) => style.getPropertyValue(COLORS[kind] ?? COLORS.plain).trim();
   const data = current();
   return {
-    width: element.clientWidth,
-    height: HEIGHT,
+    ...sizeOf(element),
     padding: [12, RIGHT, 0, 0],
     legend: { show: false },
     cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false } },
@@ -96,20 +100,16 @@ function drawTargets(plot, targets, color) {
   ctx.restore();
 }
 
-// What happened, at its moment. The newest marks are the first; a text that has no room in two rows is left out.
+// What happened, at its moment: the pointer shows the text of what is near.
 function drawMarks(plot, marks, color) {
   const { ctx, bbox } = plot;
   const px = devicePixelRatio;
-  const right = bbox.left + bbox.width;
-  const shown = marks
-    .map((mark) => ({ ...mark, at: plot.valToPos(mark.x, "x", true) }))
-    .filter((mark) => mark.at >= bbox.left && mark.at <= right);
-  const taken = shown.map(({ at }) => ({ row: 0, from: at - 6 * px, to: at + 6 * px }));
   ctx.save();
-  startWriting(ctx);
-  for (const { at, kind } of shown) {
+  ctx.lineWidth = px;
+  for (const { x, kind } of marks) {
+    const at = plot.valToPos(x, "x", true);
+    if (at < bbox.left || at > bbox.left + bbox.width) continue;
     ctx.strokeStyle = ctx.fillStyle = color(kind);
-    ctx.lineWidth = px;
     ctx.globalAlpha = 0.5;
     ctx.beginPath();
     ctx.moveTo(at, bbox.top);
@@ -120,17 +120,6 @@ function drawMarks(plot, marks, color) {
     ctx.arc(at, bbox.top + 4 * px, 3.5 * px, 0, 2 * Math.PI);
     ctx.fill();
   }
-  for (const { at, text } of shown) {
-    const width = ctx.measureText(text).width;
-    const places = [0, 1].flatMap((row) => [at + 8 * px, at - 8 * px - width].map((from) => ({ row, from, to: from + width })));
-    const place = places.find(
-      ({ row, from, to }) =>
-        from >= bbox.left && to <= right + RIGHT * px && !taken.some((other) => other.row === row && from < other.to && to > other.from),
-    );
-    if (!place) continue;
-    taken.push(place);
-    write(ctx, text, place.from, bbox.top + (8 + place.row * ROW) * px, color);
-  }
   ctx.restore();
 }
 
@@ -138,19 +127,6 @@ function startWriting(ctx) {
   ctx.font = FONT.replace(/^\d+/, (size) => size * devicePixelRatio);
   ctx.textAlign = "left";
   ctx.textBaseline = "alphabetic";
-}
-
-// A text that lines behind it do not make illegible.
-function write(ctx, text, x, y, color) {
-  ctx.save();
-  ctx.setLineDash([]);
-  ctx.lineWidth = 4 * devicePixelRatio;
-  ctx.lineJoin = "round";
-  ctx.strokeStyle = color("panel");
-  ctx.strokeText(text, x, y);
-  ctx.fillStyle = color("faint");
-  ctx.fillText(text, x, y);
-  ctx.restore();
 }
 
 function showTip(plot, data, tip) {
@@ -164,10 +140,18 @@ function showTip(plot, data, tip) {
     line.append(key, `${series.name} `, strong(series.values[idx] == null ? "–" : `${Math.round(series.values[idx]).toLocaleString("en")} ${data.unit}`));
     return line;
   });
+  const happened = data.marks.filter((mark) => Math.abs(plot.valToPos(mark.x, "x") - left) <= NEAR).map(({ x, text, kind }) => {
+    const line = document.createElement("p");
+    const key = document.createElement("span");
+    line.className = "chart-event";
+    key.className = `key key-mark key-${kind}`;
+    line.append(key, `${clock(x)} ${text}`);
+    return line;
+  });
   const at = document.createElement("p");
   at.className = "soft";
   at.textContent = clock(data.x[idx]);
-  tip.replaceChildren(at, ...lines);
+  tip.replaceChildren(at, ...lines, ...happened);
   tip.classList.toggle("chart-tip-left", left > plot.over.clientWidth / 2);
   tip.style.left = `${left}px`;
 }

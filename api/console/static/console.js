@@ -4,6 +4,7 @@ import { startKeyboard } from "./keyboard.js";
 
 localizeTimes(document);
 startKeyboard();
+showCurrent();
 
 // Parts that htmx has replaced.
 document.addEventListener("htmx:after:swap", (event) => localizeTimes(event.target?.ownerDocument ? event.target : document));
@@ -36,6 +37,13 @@ document.addEventListener("submit", (event) => {
   else sent = { form, at };
 });
 addEventListener("pageshow", () => (sent.form = null));
+
+// On a phone, the pages are one line that scrolls: the current one is in sight.
+function showCurrent() {
+  const pages = document.querySelector(".side-pages");
+  const current = pages?.querySelector("[aria-current]");
+  if (current) pages.scrollLeft += current.getBoundingClientRect().left - pages.getBoundingClientRect().left - (pages.clientWidth - current.clientWidth) / 2;
+}
 
 // Copies a text, and says so. Returns whether that was possible: browsers refuse it to pages without the focus.
 export async function copyText(text) {

@@ -1,22 +1,19 @@
 // The page of an open job: its answer as it is generated, and the parts that change. Texts of the model become text
 // nodes, never markup. At the end, the server sends the answer once more, as the page shows that of an ended job.
-import { replacePart } from "./live.js";
+import { LiveStream, replacePart } from "./live.js";
+import { GrowingText } from "./text.js";
 
 const live = document.querySelector("[data-job-live]");
 const answer = document.getElementById("answer");
-const RETRY_MS = [1000, 2000, 5000, 10000];
-let source = null;
 let cursor = 0;
-let ended = false;
-let attempts = 0;
-let timer = 0;
 let choices = new Map();
 
 // While all is well, the page itself shows that it is live.
-function show(state, label = "") {
+function show(state, name, why = "") {
   live.dataset.state = state;
-  live.hidden = !label;
-  live.querySelector(".live-text").textContent = label;
+  live.hidden = state === "live" || state === "ended";
+  live.title = why;
+  live.querySelector(".live-text").textContent = name;
 }
 
 function element(name, className, ...children) {
@@ -38,37 +35,37 @@ class Choice {
     if (!this.root.querySelector("h3")) this.root.prepend(element("h3", "", `Answer ${index + 1}`));
   }
 
-  // The text of one kind grows; its element is made when the first of it comes.
+  // The text of one kind grows; `make` makes its element when the first of it comes.
   grow(kind, text, make) {
     if (!text) return;
-    this.texts[kind] ??= make();
-    this.texts[kind].appendData(text);
+    this.texts[kind] ??= new GrowingText(make());
+    this.texts[kind].append(text);
   }
 
   add(delta) {
     this.grow("reasoning", delta.reasoning, () => {
-      const text = document.createTextNode("");
-      const box = element("details", "reasoning", element("summary", "", "Reasoning"), element("div", "prose", text));
+      const text = element("div", "prose");
+      const box = element("details", "reasoning", element("summary", "", "Reasoning"), text);
       box.open = true;
       this.root.append(box);
       return text;
     });
     this.grow("text", delta.text, () => {
-      const text = document.createTextNode("");
-      this.root.append(element("div", "prose streaming", text));
+      const text = element("div", "prose streaming");
+      this.root.append(text);
       return text;
     });
     for (const call of delta.tool_calls ?? []) {
       if (!this.calls.has(call.index)) {
         const name = element("code", "");
-        const text = document.createTextNode("");
+        const code = element("pre", "code");
         const head = element("p", "", element("span", "badge badge-batch", "tool call"), " ", name);
-        this.root.append(element("div", "tool-call", head, element("pre", "code", text)));
-        this.calls.set(call.index, { name, text });
+        this.root.append(element("div", "tool-call", head, code));
+        this.calls.set(call.index, { name, text: new GrowingText(code) });
       }
       const shown = this.calls.get(call.index);
       if (call.name) shown.name.textContent = call.name;
-      shown.text.appendData(call.arguments ?? "");
+      shown.text.append(call.arguments);
     }
   }
 }
@@ -94,7 +91,6 @@ function startAgain(event) {
 }
 
 function seen(event) {
-  attempts = 0;
   if (event.lastEventId) cursor = Number(event.lastEventId);
 }
 
@@ -113,47 +109,18 @@ async function onPart(event) {
   }
 }
 
-function open() {
-  clearTimeout(timer);
-  if (source || ended || document.hidden) return;
-  const address = new URL(live.dataset.jobLive, document.baseURI);
-  if (cursor) address.searchParams.set("starting_after", cursor);
-  source = new EventSource(address);
-  source.addEventListener("job.delta", onDelta);
-  source.addEventListener("job.restarted", startAgain);
-  source.addEventListener("job.queued", onPosition);
-  source.addEventListener("job.started", seen);
-  source.addEventListener("part", onPart);
-  source.addEventListener("end", () => {
-    ended = true;
-    show("ended");
-    close();
-  });
-  source.addEventListener("state", (event) => (event.data === "live" ? show("live") : show("stale", "Stale")));
-  source.addEventListener("error", () => {
-    if (ended) return;
-    show("lost", "Reconnecting");
-    close();
-    timer = setTimeout(retry, RETRY_MS[Math.min(attempts++, RETRY_MS.length - 1)]);
-  });
-}
-
-function close() {
-  source?.close();
-  source = null;
-  clearTimeout(timer);
-}
-
-// A session that has ended redirects the page to the sign-in; anything else is worth another attempt.
-async function retry() {
-  const response = await fetch(location.href, { redirect: "manual" }).catch(() => null);
-  if (response?.type === "opaqueredirect") location.reload();
-  else open();
-}
-
 if (live) {
-  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
-  addEventListener("pagehide", close);
-  addEventListener("pageshow", open);
-  open();
+  const address = () => live.dataset.jobLive + (cursor ? `?starting_after=${cursor}` : "");
+  const listeners = {
+    "job.delta": onDelta,
+    "job.restarted": startAgain,
+    "job.queued": onPosition,
+    "job.started": seen,
+    part: onPart,
+    end: () => {
+      stream.end();
+      show("ended", "");
+    },
+  };
+  const stream = new LiveStream(address, listeners, show);
 }

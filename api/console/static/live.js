@@ -1,62 +1,103 @@
 // Keeps the parts of a page up to date over server-sent events, while the page is visible.
+import { announce } from "./console.js";
 import { localizeTimes } from "./times.js";
 
 const RETRY_MS = [1000, 2000, 5000, 10000];
+// States in which the page is not asked for again, and why.
+const ENDED = {
+  gone: ["No longer exists", "What this page shows no longer exists."],
+  closed: ["Paused", "This session has too many live pages. Reload this one to go on."],
+};
+
+// A stream of server-sent events that is open while the page is visible, and opened again when it breaks. `address` is
+// called for each connection, `listeners` has a function for each type of event, and `show` gets the state and its name.
+export class LiveStream {
+  #address;
+  #listeners;
+  #show;
+  #source = null;
+  #attempts = 0;
+  #timer = 0;
+  #ended = false;
+
+  constructor(address, listeners, show) {
+    this.#address = address;
+    this.#listeners = { ...listeners, state: (event) => this.#onState(event.data) };
+    this.#show = show;
+    // A browser opens few connections to one server: a tab that nobody sees must not hold one.
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.#close() : this.#open()));
+    addEventListener("pagehide", () => this.#close());
+    addEventListener("pageshow", () => this.#open());
+    this.#open();
+  }
+
+  // Nothing more will come.
+  end() {
+    this.#ended = true;
+    this.#close();
+  }
+
+  #open() {
+    clearTimeout(this.#timer);
+    if (this.#source || this.#ended || document.hidden) return;
+    this.#source = new EventSource(new URL(this.#address(), document.baseURI));
+    for (const [type, listener] of Object.entries(this.#listeners)) {
+      this.#source.addEventListener(type, (event) => {
+        this.#attempts = 0;
+        listener(event);
+      });
+    }
+    this.#source.addEventListener("error", () => {
+      if (this.#ended) return;
+      this.#show("lost", "Reconnecting");
+      this.#close();
+      this.#timer = setTimeout(() => this.#retry(), RETRY_MS[Math.min(this.#attempts++, RETRY_MS.length - 1)]);
+    });
+  }
+
+  #close() {
+    this.#source?.close();
+    this.#source = null;
+    clearTimeout(this.#timer);
+  }
+
+  // A session that has ended redirects the page to the sign-in, and what was deleted has no page; anything else is worth
+  // another attempt.
+  async #retry() {
+    const answer = await fetch(location.href, { redirect: "manual" }).catch(() => null);
+    if (answer?.type === "opaqueredirect") location.reload();
+    else if (answer?.status === 404) this.#onState("gone");
+    else this.#open();
+  }
+
+  #onState(state) {
+    if (state in ENDED) {
+      const [name, why] = ENDED[state];
+      this.end();
+      this.#show(state, name, why);
+      announce(why);
+    } else if (state === "live") this.#show("live", "Live");
+    else this.#show("stale", "Stale");
+  }
+}
 
 // `indicator` has the address of the stream in `data-live`, and shows the state. `onPart` is called with each new part.
 export function connectLive(indicator, onPart = () => {}) {
-  let source = null;
-  let attempts = 0;
-  let timer = 0;
   const text = indicator.querySelector(".live-text");
-
-  const show = (state, label) => {
+  const show = (state, name, why = "") => {
     if (indicator.dataset.state === state) return;
     indicator.dataset.state = state;
-    text.textContent = label;
+    indicator.title = why;
+    text.textContent = name;
   };
-
-  const open = () => {
-    clearTimeout(timer);
-    if (source || document.hidden) return;
-    source = new EventSource(new URL(indicator.dataset.live, document.baseURI));
-    source.addEventListener("part", (event) => {
-      const { name, html } = JSON.parse(event.data);
-      replace(name, html, onPart);
-    });
-    source.addEventListener("state", (event) => {
-      attempts = 0;
-      if (event.data === "live") show("live", "Live");
-      else show("stale", "Stale");
-    });
-    source.addEventListener("error", () => {
-      show("lost", "Reconnecting");
-      close();
-      timer = setTimeout(retry, RETRY_MS[Math.min(attempts++, RETRY_MS.length - 1)]);
-    });
+  const onEvent = (event) => {
+    const { name, html } = JSON.parse(event.data);
+    replacePart(name, html, onPart);
   };
-
-  const close = () => {
-    source?.close();
-    source = null;
-    clearTimeout(timer);
-  };
-
-  // A session that has ended redirects the page to the sign-in; anything else is worth another attempt.
-  const retry = async () => {
-    const answer = await fetch(location.href, { redirect: "manual" }).catch(() => null);
-    if (answer?.type === "opaqueredirect") location.reload();
-    else open();
-  };
-
-  // A browser opens few connections to one server: a tab that nobody sees must not hold one.
-  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
-  addEventListener("pagehide", close);
-  addEventListener("pageshow", open);
-  open();
+  new LiveStream(() => indicator.dataset.live, { part: onEvent }, show);
 }
 
-async function replace(name, html, onPart) {
+export async function replacePart(name, html, onPart = () => {}) {
   const part = document.querySelector(`[data-part="${CSS.escape(name)}"]`);
   if (!part) return;
   const template = document.createElement("template");
@@ -64,9 +105,4 @@ async function replace(name, html, onPart) {
   localizeTimes(template.content);
   await htmx.swap({ sourceElement: part, target: part, text: template.innerHTML, swap: "innerMorph" });
   onPart(part);
-}
-
-// For pages with a stream of their own: what `connectLive` does with each part.
-export function replacePart(name, html) {
-  return replace(name, html, () => {});
 }

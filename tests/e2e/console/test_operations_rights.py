@@ -73,7 +73,7 @@ def test_members_may_not_operate(member: httpx.Client, action: str) -> None:
 def test_a_member_sees_which_scope_a_page_needs(member: httpx.Client) -> None:
     response = member.get("keys")
     assert response.status_code == 403
-    assert "has no `admin` scope" in response.text
+    assert "has no <code>admin</code> scope" in response.text
     assert 'href="keys"' not in member.get("models").text, "the navigation does not lead there"
 
 
@@ -133,12 +133,56 @@ def test_errors_of_a_new_key_are_at_their_fields(
 
 
 def test_a_project_of_another_key_has_to_be_named(operator: httpx.Client) -> None:
-    assert operator.post("keys/new", data={"name": "twice", "scopes": "inference"}).status_code == 200
+    assert operator.post("keys/new", data={"name": "twice", "scopes": "inference"}).status_code == 303
     response = operator.post("keys/new", data={"name": "twice", "scopes": "inference"})
     assert response.status_code == 409
     assert 'id="project-error"' in response.text
     fields = {"name": "twice", "project": "twice", "scopes": "inference"}
-    assert operator.post("keys/new", data=fields).status_code == 200
+    assert operator.post("keys/new", data=fields).status_code == 303
+
+
+def secret_in(page: httpx.Response) -> str:
+    return page.text.partition('<code id="secret">')[2].partition("<")[0]
+
+
+def test_a_new_key_is_shown_once_and_a_reload_creates_no_other(sim_stack: Stack, operator: httpx.Client) -> None:
+    response = operator.post("keys/new", data={"name": "shown once", "scopes": "inference"})
+    assert response.status_code == 303
+    (cookie,) = response.headers.get_list("set-cookie")
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    address = httpx.URL(response.request.url).join(response.headers["location"])
+    shown = operator.get(address)
+    secret = secret_in(shown)
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert httpx.get(f"{sim_stack.url}/v1/models", headers=headers).status_code == 200
+    reloaded = operator.get(address)
+    assert "shown before" in reloaded.text
+    assert secret not in reloaded.text
+    assert (
+        operator.get("keys", params={"project": "shown once"}).text.count('<span class="strong">shown once</span>') == 1
+    )
+
+
+def test_a_rotated_key_leads_to_its_successor(sim_stack: Stack, operator: httpx.Client) -> None:
+    create_key(sim_stack, "to be rotated", "inference")
+    listed = operator.get("keys", params={"project": "to be rotated"}).text
+    key_id = listed.partition('href="keys/rotate?key=')[2].partition('"')[0]
+    response = operator.post("keys/rotate", data={"key": key_id, "overlap_s": "1h"})
+    assert response.status_code == 303
+    shown = operator.get(httpx.URL(response.request.url).join(response.headers["location"]))
+    assert secret_in(shown).startswith("hr_")
+    assert f'<span class="mono">{key_id}</span>' in shown.text
+
+
+def test_a_session_cannot_lose_its_key_before_the_successor_is_shown(sim_stack: Stack) -> None:
+    with sign_in(sim_stack, create_key(sim_stack, "rotates itself", "admin")) as client:
+        client.headers["x-csrf-token"] = token_of(client)
+        listed = client.get("keys", params={"project": "rotates itself"}).text
+        key_id = listed.partition('href="keys/rotate?key=')[2].partition('"')[0]
+        response = client.post("keys/rotate", data={"key": key_id, "overlap_s": "0s"})
+        assert response.status_code == 422
+        assert 'id="overlap_s-error"' in response.text
 
 
 def test_unknown_names_are_not_found(operator: httpx.Client) -> None:
@@ -168,8 +212,9 @@ def test_a_key_is_revoked_by_its_name_only(sim_stack: Stack, operator: httpx.Cli
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_names_of_keys_and_projects_are_text(operator: httpx.Client, hostile: str) -> None:
     fields = {"name": hostile, "project": f"project {hostile}", "scopes": "inference"}
-    created = operator.post("keys/new", data=fields)
-    assert created.status_code == 200
+    response = operator.post("keys/new", data=fields)
+    assert response.status_code == 303
+    created = operator.get(httpx.URL(response.request.url).join(response.headers["location"]))
     project = {"project": f"project {hostile}"}
     pages = [created, *(operator.get(path) for path in ("keys", "keys/projects", "keys/new"))]
     pages += [operator.get("keys", params=project), operator.get("keys/new", params=project)]

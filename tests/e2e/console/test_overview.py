@@ -70,6 +70,18 @@ new Promise((resolve) => {
 """
 
 
+async def test_what_happened_is_shown_on_the_chart(operator: Visit) -> None:
+    """A worker has started: the list says so, and pointing at it shows the moment on the chart."""
+    entry = operator.page.locator("[data-part=events] .feed li").first
+    tip = operator.page.locator(".chart-tip")
+    await expect(tip).to_be_hidden()
+    await entry.hover()
+    await expect(tip).to_be_visible()
+    await expect(tip).to_contain_text("p95")
+    await operator.page.locator("h1").hover()
+    await expect(tip).to_be_hidden()
+
+
 async def test_the_chart_shows_jobs_without_being_built_again(
     operator: Visit, sim_stack: Stack, member_key: str
 ) -> None:

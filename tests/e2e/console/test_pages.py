@@ -33,6 +33,33 @@ async def test_pages_fit_a_phone(browser: Browser, sim_stack: Stack, operator_ke
         assert width <= PHONE["width"], "only tables may scroll sideways, within their frame"
 
 
+@pytest.mark.parametrize(
+    ("path", "action"), [("keys?project=operator", "Rotate operator"), ("keys/projects", "Create a key of")]
+)
+async def test_actions_are_in_sight_on_a_phone(
+    browser: Browser, sim_stack: Stack, operator_key: str, path: str, action: str
+) -> None:
+    async with visit(browser, sim_stack.url, viewport=PHONE) as phone:
+        await phone.sign_in(operator_key)
+        await phone.open(path)
+        box = await phone.page.get_by_role("link", name=action).first.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= PHONE["width"]
+
+
+async def test_the_pages_are_one_line_on_a_phone(browser: Browser, sim_stack: Stack, operator_key: str) -> None:
+    async with visit(browser, sim_stack.url, viewport=PHONE) as phone:
+        await phone.sign_in(operator_key)
+        await phone.open("keys")
+        links = phone.page.locator(".side-pages a")
+        tops = await links.evaluate_all("links => links.map((link) => link.getBoundingClientRect().top)")
+        assert len(tops) > 5
+        assert len(set(tops)) == 1
+        current = await phone.page.locator(".side-pages [aria-current]").bounding_box()
+        assert current is not None
+        assert 0 <= current["x"] <= PHONE["width"] - current["width"], "the current page is in sight"
+
+
 async def test_an_unknown_page_says_so(operator: Visit) -> None:
     operator.complaints.expect_status(404)
     response = await operator.open("no-such-page/below")

@@ -49,6 +49,27 @@ async def job_of(window: Visit, number: int = 1) -> str:
     return link.removeprefix("jobs/")
 
 
+async def test_a_long_answer_is_not_copied_for_each_token(member: Visit) -> None:
+    """Its text is in nodes of a limited size, because appending to a node copies it."""
+    await member.open("playground")
+    source = await member.page.locator("script[src$='playground/main.js']").get_attribute("src")
+    assert source is not None
+    found = await member.page.evaluate(
+        """async (path) => {
+            const { GrowingText } = await import(new URL(path, document.baseURI));
+            const element = document.createElement("div");
+            const text = new GrowingText(element);
+            for (let index = 0; index < 20000; index++) text.append(`${index} `);
+            const nodes = [...element.childNodes].map((node) => node.length);
+            const same = text.text === element.textContent;
+            return { nodes: nodes.length, longest: Math.max(...nodes), length: text.length, same };
+        }""",
+        source.replace("playground/main.js", "text.js"),
+    )
+    assert found == {"nodes": 27, "longest": found["longest"], "length": 108_890, "same": True}
+    assert found["longest"] < 4096 + 8
+
+
 async def test_a_prompt_streams(member: Visit, sim_stack: Stack, member_key: str) -> None:
     page = member.page
     await write(member, "Why do mills need water?", max_tokens="200")

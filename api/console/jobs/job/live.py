@@ -15,7 +15,7 @@ async def merged(
 ) -> AsyncIterator[bytes]:
     """Yield frames of both as they come, until the events end; then the parts as they are then, and `END`.
 
-    If the parts end first, the session has ended: nothing more is sent.
+    If the parts end first, they have said why: nothing more is sent.
     """
     sources = {events: _next(events), parts: _next(parts)}
     try:

@@ -16,8 +16,8 @@ from api.console.jobs.job.live import merged
 from api.console.jobs.job.view import JobPageView, build_view
 from api.console.jobs.service import Action, ConsoleJobs
 from api.console.live import Broadcaster, part_frame
+from api.console.live_streams import CurrentStreams
 from api.console.navigation import browser_path, root_of
-from api.console.sessions import Sessions
 from api.console.templates import page_response, render
 from api.console.viewer import CurrentViewer
 from api.http.dependencies import CurrentStreamSettings, resource
@@ -113,7 +113,7 @@ async def job_events(
     jobs: CurrentJobs,
     parts: CurrentParts,
     service: Jobs,
-    sessions: Annotated[Sessions, Depends(resource(Sessions))],
+    streams: CurrentStreams,
     settings: CurrentStreamSettings,
     starting_after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -123,7 +123,7 @@ async def job_events(
     resumes = last_event_id is not None and re.fullmatch("[0-9]{1,15}", last_event_id) is not None
     after = int(last_event_id or 0) if resumes else starting_after
     audience = Audience(viewer.project_id, job.id)
-    changing = parts.broadcaster.frames(audience, lambda: sessions.principal(viewer.session_token))
+    changing = parts.broadcaster.frames(audience, streams)
     events = await native_stream(service, job, after)
     return event_stream(merged(events, changing, lambda: parts.last(audience)), settings)
 

@@ -1,4 +1,5 @@
 // The answer of a job, as text nodes: what a model writes is never markup.
+import { GrowingText } from "../text.js";
 
 export class Answer {
   constructor(element) {
@@ -22,12 +23,12 @@ export class Answer {
     const follows = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 24;
     const choice = (this.choices[index] ??= this.#choice(index));
     if (reasoning) {
-      choice.reasoning.appendData(reasoning);
+      choice.reasoning.append(reasoning);
       choice.reasoningBox.hidden = false;
     }
     if (text) {
       if (!choice.text.length && choice.reasoning.length) choice.reasoningBox.open = false;
-      choice.text.appendData(text);
+      choice.text.append(text);
     }
     for (const call of calls) this.#call(choice, call);
     if (follows) this.element.scrollTop = this.element.scrollHeight;
@@ -36,8 +37,8 @@ export class Answer {
   // Makes JSON readable once it is complete.
   finish(isJson) {
     for (const choice of this.choices.filter(Boolean)) {
-      for (const call of choice.calls.values()) call.code.textContent = pretty(call.arguments);
-      if (isJson) choice.text.data = pretty(choice.text.data);
+      for (const call of choice.calls.values()) call.arguments.text = pretty(call.arguments.text);
+      if (isJson) choice.text.text = pretty(choice.text.text);
     }
   }
 
@@ -46,24 +47,22 @@ export class Answer {
     const choice = this.choices[0];
     if (!choice) return [];
     const calls = [...choice.calls.values()];
-    const toolCalls = calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
-    const turn = { role: "assistant", content: choice.text.data, ...(calls.length ? { extra: { tool_calls: toolCalls } } : {}) };
+    const toolCalls = calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments.text } }));
+    const turn = { role: "assistant", content: choice.text.text, ...(calls.length ? { extra: { tool_calls: toolCalls } } : {}) };
     const results = calls.map((call) => ({ role: "tool", content: "", extra: { tool_call_id: call.id } }));
     return [turn, ...(results.length ? results : [{ role: "user", content: "" }])];
   }
 
   #choice(index) {
     this.hint.hidden = true;
-    const choice = { text: new Text(), reasoning: new Text(), calls: new Map(), argumentsLength: 0, box: make("div", "choice") };
+    const text = make("div", "text");
+    const reasoning = make("div", "text");
+    const choice = { text: new GrowingText(text), reasoning: new GrowingText(reasoning), calls: new Map(), argumentsLength: 0, box: make("div", "choice") };
     if (index) choice.box.append(make("h3", "choice-title", `Choice ${index + 1}`));
     choice.reasoningBox = make("details", "reasoning");
     choice.reasoningBox.open = true;
     choice.reasoningBox.hidden = true;
-    const reasoning = make("div", "text");
-    reasoning.append(choice.reasoning);
     choice.reasoningBox.append(make("summary", "", "Reasoning"), reasoning);
-    const text = make("div", "text");
-    text.append(choice.text);
     choice.box.append(choice.reasoningBox, text);
     this.element.append(choice.box);
     return choice;
@@ -72,18 +71,18 @@ export class Answer {
   #call(choice, { index, id, name, arguments: fragment = "" }) {
     let call = choice.calls.get(index);
     if (!call) {
-      call = { id: "", name: "", arguments: "", title: make("h3", "mono"), code: make("pre") };
+      const code = make("pre");
+      call = { id: "", name: "", arguments: new GrowingText(code), title: make("h3", "mono") };
       const box = make("div", "tool-call");
-      box.append(call.title, call.code);
+      box.append(call.title, code);
       choice.box.append(box);
       choice.calls.set(index, call);
     }
     call.id ||= id ?? "";
     call.name ||= name ?? "";
-    call.arguments += fragment;
+    call.arguments.append(fragment);
     choice.argumentsLength += fragment.length;
     call.title.textContent = `${call.name}()`;
-    call.code.textContent = call.arguments;
   }
 }
 

@@ -1,4 +1,5 @@
 // The form: turns that can be edited, added and removed, the other fields, and errors where they belong.
+import { showMessage } from "../text.js";
 import { fieldOf } from "./request.js";
 
 export class Editor {
@@ -56,7 +57,7 @@ export class Editor {
     if (!holder) return false;
     const text = holder.querySelector(".field-error");
     const field = holder.querySelector("textarea, input, select:not([data-turn])");
-    text.textContent = message;
+    showMessage(text, message);
     text.hidden = false;
     field.setAttribute("aria-invalid", "true");
     const section = holder.closest("details");

@@ -1,6 +1,7 @@
 // One model's side: submits, follows the job's events, measures, and stops.
 import { call } from "../calls.js";
 import { announce } from "../console.js";
+import { showMessage } from "../text.js";
 import { Answer } from "./answer.js";
 import { followJob } from "./stream.js";
 
@@ -83,7 +84,7 @@ export class Side {
 
   fail(message) {
     const box = this.part("error");
-    box.textContent = message;
+    showMessage(box, message);
     box.hidden = false;
   }
 

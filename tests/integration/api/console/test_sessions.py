@@ -9,9 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.console.session_store import SessionStore
 from api.console.sessions import Sessions
 from api.keys.auth import Authenticator
+from api.keys.open_requests import OpenRequests
 from api.keys.principal import Principal, Scope
-from api.keys.store import ApiKeyStore, generate_key, parse_id
+from api.keys.store import ApiKeyStore, digest, generate_key, parse_id
+from api.settings import ApiSettings
 from shared.domain.errors import Unauthorized
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.metrics import Metrics
 
 
 @pytest.fixture
@@ -20,9 +24,27 @@ def keys(database: AsyncEngine) -> ApiKeyStore:
 
 
 @pytest.fixture
-def sessions(database: AsyncEngine, keys: ApiKeyStore) -> Sessions:
+def requests() -> OpenRequests:
+    """The open requests of a process."""
+    settings = ApiSettings(database_url="postgresql://unused", redis_url="redis://unused")
+    return OpenRequests(settings, Metrics(Exporter.API, []))
+
+
+@pytest.fixture
+def sessions(database: AsyncEngine, keys: ApiKeyStore, requests: OpenRequests) -> Sessions:
     """Sessions without a cache."""
-    return Sessions(database, 0, Authenticator(keys, 0))
+    return Sessions(database, 0, Authenticator(keys, 0), requests)
+
+
+class Client:
+    """A browser with a request that is being answered; counts how often its connection is closed."""
+
+    def __init__(self, requests: OpenRequests, principal: Principal, token: str) -> None:
+        self.closed = 0
+        self.request = requests.enter(principal, self._disconnect, digest(token))
+
+    def _disconnect(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture
@@ -90,15 +112,43 @@ async def test_a_session_ends_with_its_key(sessions: Sessions, keys: ApiKeyStore
         await sessions.sign_in_by_link(link)
 
 
-async def test_signing_out_ends_one_session(database: AsyncEngine, keys: ApiKeyStore, key: str) -> None:
-    sessions = Sessions(database, 60, Authenticator(keys, 60))
+async def test_signing_out_ends_one_session_and_its_requests(
+    database: AsyncEngine, keys: ApiKeyStore, requests: OpenRequests, key: str
+) -> None:
+    sessions = Sessions(database, 60, Authenticator(keys, 60), requests)
     token, other = await sessions.sign_in(key), await sessions.sign_in(key)
-    for known in (token, other):
-        await sessions.principal(known)
-    await sessions.sign_out(token)
+    principal = await sessions.principal(token)
+    await sessions.principal(other)
+    stream, signing_out = Client(requests, principal, token), Client(requests, principal, token)
+    others = [Client(requests, principal, other), Client(requests, principal, token)]
+    requests.leave(others[1].request)
+    await sessions.sign_out(token, signing_out.request)
     with pytest.raises(Unauthorized):
         await sessions.principal(token)
     await sessions.principal(other)
+    assert stream.closed == 1
+    assert stream.request.interrupted
+    assert await sessions.check() == 1, "it has not left yet"
+    assert (signing_out.closed, others[0].closed, others[1].closed) == (0, 0, 0), "it is answered; those are of others"
+
+
+async def test_the_requests_of_an_expired_session_end(
+    database: AsyncEngine, keys: ApiKeyStore, requests: OpenRequests, key: str
+) -> None:
+    sessions = Sessions(database, 60, Authenticator(keys, 60), requests)
+    tokens = [await sessions.sign_in(key) for _ in range(2)]
+    streams = [Client(requests, await sessions.principal(token), token) for token in tokens]
+    from_program = requests.enter(streams[0].request.principal, None)
+    assert await sessions.check() == 0
+    async with database.begin() as connection:
+        await connection.execute(
+            text("UPDATE console_sessions SET expires_at = now() WHERE sha256 = :sha256"), {"sha256": digest(tokens[0])}
+        )
+    assert await sessions.check() == 1
+    assert [stream.closed for stream in streams] == [1, 0]
+    assert not from_program.interrupted
+    with pytest.raises(Unauthorized):
+        await sessions.principal(tokens[0])
 
 
 async def test_a_link_starts_one_session(sessions: Sessions, keys: ApiKeyStore, key: str) -> None:

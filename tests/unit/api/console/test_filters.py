@@ -93,14 +93,21 @@ def test_times_are_in_utc_until_a_script_rewrites_them() -> None:
 
 def test_ids_are_shortened_and_copied_whole() -> None:
     job = "job_01a2241efee57c8dbf1f5fdcb111eaaf"
-    assert filters.short_id(job) == "job_01a2241e…"
-    assert filters.short_id("file-01a2241efee57c8dbf1f5fdcb111eaaf_eu") == "file-01a2241e…"
+    assert filters.short_id(job) == "job_01a2241e…11eaaf"
+    assert filters.short_id("file-01a2241efee57c8dbf1f5fdcb111eaaf_eu") == "file-01a2241e…11eaaf_eu"
     assert filters.short_id("key_12") == "key_12"
     assert f'data-copy="{job}"' in filters.copyable(job)
 
 
+def test_names_in_messages_are_code() -> None:
+    assert filters.coded("The key has no `admin` scope.") == "The key has no <code>admin</code> scope."
+    assert filters.coded("`a` and `b`, but not `c") == "<code>a</code> and <code>b</code>, but not `c"
+    assert filters.coded("`` ` ``") == "`` ` ``".replace("` `", "<code> </code>")
+
+
 def test_markup_in_values_is_escaped() -> None:
     hostile = '"><script>alert(1)</script>'
+    assert "<script>" not in filters.coded(f"`{hostile}` {hostile}")
     assert "<script>" not in filters.copyable(hostile)
     assert filters.copyable(hostile).count('"') == filters.copyable("x").count('"')
 

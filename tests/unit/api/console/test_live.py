@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from api.console.live import Broadcaster
-from shared.domain.errors import Unauthorized, Unavailable
+from api.console.live_streams import MAX_STREAMS, LiveStreams, SessionStreams
+from shared.domain.errors import NotFound, Unavailable
 from tests.support.waiting import eventually
 
 
@@ -31,15 +32,12 @@ class Source:
 class Reader:
     """A reader of a broadcaster."""
 
-    def __init__(self, broadcaster: Broadcaster[str], audience: str = "all") -> None:
+    def __init__(
+        self, broadcaster: Broadcaster[str], audience: str = "all", streams: SessionStreams | None = None
+    ) -> None:
         self.received: list[bytes] = []
-        self._frames = broadcaster.frames(audience, self.check_session)
-        self.session_ended = False
+        self._frames = broadcaster.frames(audience, streams or SessionStreams())
         self.task = asyncio.create_task(self._read())
-
-    async def check_session(self) -> None:
-        if self.session_ended:
-            raise Unauthorized
 
     async def _read(self) -> None:
         async for frames in self._frames:
@@ -125,12 +123,43 @@ async def test_an_outage_is_shown_and_survived(source: Source, broadcaster: Broa
     await reader.leave()
 
 
-async def test_a_stream_ends_with_its_session(
-    source: Source, broadcaster: Broadcaster[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("api.console.live.SESSION_CHECK_S", 0)
-    reader = Reader(broadcaster)
-    await until(lambda: len(reader.received) > 2, "it runs")
-    reader.session_ended = True
+async def test_what_no_longer_exists_ends_the_stream(source: Source, broadcaster: Broadcaster[str]) -> None:
+    readers = [Reader(broadcaster) for _ in range(2)]
+    await until(lambda: all(reader.parts() for reader in readers), "both have received the parts")
+    source.error = NotFound("It was deleted.")
     async with asyncio.timeout(5):
-        await reader.task
+        await asyncio.gather(*(reader.task for reader in readers))
+    computed = source.computed
+    assert all(reader.received[-1].endswith(b"event: state\ndata: gone\n\n") for reader in readers)
+    source.error = None
+    again = Reader(broadcaster)
+    await until(lambda: bool(again.parts()), "a later reader finds what is there by then")
+    assert source.computed > computed
+    await again.leave()
+
+
+async def test_the_oldest_live_page_of_a_session_is_closed_for_another_one(
+    source: Source, broadcaster: Broadcaster[str]
+) -> None:
+    sessions = LiveStreams()
+    other = Reader(broadcaster, "other", sessions.of("other"))
+    streams = sessions.of("session")
+    readers = []
+    for number in range(MAX_STREAMS + 2):
+        readers.append(Reader(broadcaster, f"list {number}", streams))
+        await until(lambda: bool(readers[-1].parts()), "it has received the parts")
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(reader.task for reader in readers[:2]))
+    for closed in readers[:2]:
+        assert closed.received[-1] == b"event: state\ndata: closed\n\n"
+    seen = [len(reader.received) for reader in (other, *readers[2:])]
+    await until(
+        lambda: all(len(reader.received) > count for reader, count in zip((other, *readers[2:]), seen, strict=True)),
+        "the others go on",
+    )
+    await readers[2].leave()
+    replaced = Reader(broadcaster, "in place of one that was closed", streams)
+    await until(lambda: bool(replaced.parts()), "it has received the parts")
+    assert not any(reader.task.done() for reader in readers[3:])
+    for reader in (other, replaced, *readers[3:]):
+        await reader.leave()

@@ -76,6 +76,16 @@ def test_an_idle_installation_is_healthy(registry: Registry) -> None:
     assert view.events == []
 
 
+def test_trends_leave_out_the_minute_that_has_not_ended(registry: Registry) -> None:
+    starts = [NOW - timedelta(minutes=minutes) for minutes in (2, 1, 0)]
+    buckets = [Bucket(start, seconds, tokens=600) for start, seconds in zip(starts, (60, 60, 4), strict=True)]
+    charts = Charts(starts[0], NOW, None, buckets, Bucket(starts[0], 124))
+    live = Live(NOW, [queue(), queue(interactive=False)], [worker()], [])
+    view = build_view(Snapshot("1h", charts, {}, live), registry, None)
+    assert [list(stat.trend) for stat in view.stats] == [[None, None], [10.0, 10.0], [None, None], [0.0, 0.0]]
+    assert view.chart["x"] == [int(start.timestamp()) for start in starts], "the chart has what is known of it"
+
+
 def test_an_installation_without_models_has_a_page(registry: Registry) -> None:
     assert view_of(registry, workers=[], queues=[]).models == []
 

@@ -14,6 +14,7 @@ from api.console.data.overview import Charts
 from api.console.data.overview_store import COUNTED, OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
+from api.console.overview.store import ModelTimesStore
 from shared.domain.job import OpenBreaker, WorkerReport, WorkerState
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
@@ -91,6 +92,17 @@ async def test_charts_are_the_same_before_and_after_minutes_were_counted(
     async with database.connect() as connection:
         assert await connection.scalar(select(func.count()).where(JobStatisticsRow.model == "m")) == 2
     assert await overview.charts(now - HOUR, now) == before
+
+
+async def test_first_tokens_by_model_are_those_of_the_charts(
+    overview: OverviewStore, statistics: JobStatistics, database: AsyncEngine, owner: Owner
+) -> None:
+    now = datetime.now(UTC).replace(second=30)
+    await add_hour(database, owner, now)
+    for _ in range(2):  # before and after minutes were counted
+        found = await ModelTimesStore(database).first_tokens(now - HOUR, now)
+        assert found == {"m": (await overview.charts(now - HOUR, now)).total.first_token}
+        await statistics.update(now)
 
 
 async def test_charts_of_one_model(

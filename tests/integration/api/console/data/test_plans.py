@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.console.data.overview_store import OverviewStore
 from api.console.data.statistics_store import StatisticsStore
+from api.console.overview.store import ModelTimesStore
 from shared.domain.owner import Owner
 from tests.integration.shared.recovery.test_indexes import explained
 
@@ -41,6 +42,10 @@ CALLS: dict[str, tuple[Callable[[AsyncEngine], Awaitable[Any]], set[str]]] = {
     "charts of a model": (
         lambda database: OverviewStore(database).charts(NOW - timedelta(hours=1), NOW, model="m1"),
         {"job_statistics_pkey"},
+    ),
+    "first tokens by model": (
+        lambda database: ModelTimesStore(database).first_tokens(NOW - timedelta(hours=1), NOW),
+        {"jobs_ended", "job_statistics_pkey"},
     ),
     "live": (
         lambda database: OverviewStore(database).live(["m0"], NOW - timedelta(hours=1)),

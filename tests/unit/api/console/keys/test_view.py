@@ -89,12 +89,19 @@ def test_what_is_no_number_of_tokens(text: str) -> None:
 
 
 def test_a_rotation() -> None:
-    assert rotation(form(overlap_s="1h", expires_in_s="")).overlap_s == 3600
-    assert rotation(form(overlap_s="0s")).overlap_s == 0
-    assert rotation(form()).overlap_s == 24 * 3600
+    assert rotation(form(overlap_s="1h", expires_in_s=""), is_own=True).overlap_s == 3600
+    assert rotation(form(overlap_s="0s"), is_own=False).overlap_s == 0
+    assert rotation(form(), is_own=True).overlap_s == 24 * 3600
     with pytest.raises(FormInvalid) as raised:
-        rotation(form(overlap_s="now", expires_in_s="0s"))
+        rotation(form(overlap_s="now", expires_in_s="0s"), is_own=False)
     assert set(raised.value.errors) == {"overlap_s", "expires_in_s"}
+
+
+def test_the_key_of_the_session_lasts_until_the_new_one_was_shown() -> None:
+    with pytest.raises(FormInvalid) as raised:
+        rotation(form(overlap_s="59s"), is_own=True)
+    assert set(raised.value.errors) == {"overlap_s"}
+    assert rotation(form(overlap_s="1m"), is_own=True).overlap_s == 60
 
 
 def test_a_project() -> None:
