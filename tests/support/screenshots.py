@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from playwright.async_api import Browser
@@ -112,10 +112,16 @@ async def _picture(browser: Browser, stack: Stack, key: str, path: str, options:
 
 
 def write_small(png: bytes, file: Path) -> None:
-    """Write a picture with a palette of 256 colours, which takes a third of the space and looks the same."""
-    with Image.open(io.BytesIO(png)) as picture:
-        palette = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    palette.save(file, "PNG", optimize=True)
+    """Write a picture with its 256 most frequent colours, which takes a third of the space and looks the same.
+
+    Pillow's own palettes have averages of colours, which tint large areas.
+    """
+    with Image.open(io.BytesIO(png)) as opened:
+        picture = opened.convert("RGB")
+    found = cast("list[tuple[int, tuple[int, int, int]]]", picture.getcolors(picture.width * picture.height))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for _, colour in sorted(found, reverse=True)[:256] for part in colour])
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
 
 
 def main() -> int:
