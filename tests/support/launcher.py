@@ -51,7 +51,7 @@ class Launcher:
         """Start it and wait until everything is ready."""
         process = self.start(terminal=terminal, **environment)
         eventually_sync(
-            lambda: "Headrace is ready" in self.output or process.poll() is not None, "the banner", within_s=60
+            lambda: "Headrace is ready" in self.output or process.poll() is not None, "the banner", within_s=180
         )
         assert process.poll() is None, self.output
         return process

@@ -29,29 +29,27 @@ async def forget_first_tokens(stack: Stack) -> None:
         await database.dispose()
 
 
-async def cancel_waiting(stack: Stack, key: str) -> None:
+async def cancel_waiting(operator: Visit) -> None:
     """Cancel the jobs that tests of other pages have left, because jobs without a worker degrade the health."""
-    async with stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
-        waiting = await client.get("/v1/jobs", params={"project": "*", "model": "orphan", "status": "queued"})
-        for job in waiting.raise_for_status().json()["data"]:
-            (await client.post(f"/v1/jobs/{job['id']}/cancel")).raise_for_status()
+    await operator.open("jobs?model=orphan&status=queued")
+    if await operator.page.locator("[data-pick-all]").count():
+        await operator.page.locator("[data-pick-all]").click()
+        await operator.page.get_by_role("button", name="Cancel").click()
+        await expect(operator.page.locator(".results h2")).to_be_visible()
+    await operator.open("")
 
 
-async def test_the_overview_shows_models_and_their_workers(
-    operator: Visit, sim_stack: Stack, operator_key: str
-) -> None:
+async def test_the_overview_shows_models_and_their_workers(operator: Visit, sim_stack: Stack) -> None:
     await forget_first_tokens(sim_stack)
-    await cancel_waiting(sim_stack, operator_key)
+    await cancel_waiting(operator)
     rows = operator.page.locator("[data-part=models] tbody tr")
     await expect(rows.filter(has_text="sim").first).to_contain_text("simulated")
     await expect(rows.filter(has_text="orphan")).to_contain_text("no worker")
     await expect(operator.page.locator("[data-part=health]")).to_contain_text("Healthy", timeout=30_000)
 
 
-async def test_waiting_jobs_appear_without_a_reload(
-    operator: Visit, sim_stack: Stack, member_key: str, operator_key: str
-) -> None:
-    await cancel_waiting(sim_stack, operator_key)
+async def test_waiting_jobs_appear_without_a_reload(operator: Visit, sim_stack: Stack, member_key: str) -> None:
+    await cancel_waiting(operator)
     await expect(operator.page.locator("#live")).to_have_attribute("data-state", "live")
     row = operator.page.locator("[data-part=models] tbody tr").filter(has_text="orphan")
     async with httpx.AsyncClient(base_url=sim_stack.url, headers={"Authorization": f"Bearer {member_key}"}) as client:
