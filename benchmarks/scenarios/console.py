@@ -36,7 +36,7 @@ PAGE = 50
 SEARCHES = ("project", "model", "status", "metadata")
 STATUSES = tuple(JobStatus)
 MODELS: list[dict[str, Any]] = [ORPHAN, *({"name": name, "engine": "simulated"} for name in job_history.MODELS)]
-ROUTES: list[dict[str, Any]] = [{"name": "auto", "candidates": ["small", "large"]}]
+ROUTES: list[dict[str, Any]] = [{"name": "auto", "models": ["small", "large"]}]
 SUBMITTERS = 16
 
 
