@@ -17,8 +17,10 @@ from benchmarks.goals import GOALS, verdicts
 from benchmarks.load.connection import Connection, Exchange
 from benchmarks.load.plan import ID, NUMBER, Plan, Spread, Summary
 from benchmarks.load.requests import Requests
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import SCENARIOS, console
 from benchmarks.statistics import Measured, number, percentile
+from shared.config.models.loader import load_registry
+from tests.support.stack import write_models
 
 SUBMITS = Key("submits", "headrace", "submits/s at 64")
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -206,3 +208,9 @@ class TestConnection:
         connection.data_received(stream())
         connection.connection_lost(None)
         assert "broke" in done[0].failure
+
+
+def test_the_models_of_the_console_are_valid(tmp_path: Path) -> None:
+    registry = load_registry(write_models(tmp_path / "models.yaml", console.MODELS, console.ROUTES))
+    assert {"large", "small"} <= registry.models.keys()
+    assert "auto" in {route.name for route in registry.routes}
