@@ -234,7 +234,7 @@ class Shortening:
         """The summary of the dropped messages.
 
         Raises:
-            NoSummary: there is none, and no room for one.
+            NoSummary: there is none, or no room for one.
         """
         if self._summaries is None or jobs is None:
             raise NoSummary("summaries are not written for lines of batches and replayed jobs")

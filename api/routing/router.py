@@ -79,21 +79,20 @@ class Router:
 
         Nothing is remembered before `remember`.
         """
-        requested = self._registry.route(new.model)
-        if requested is None or new.kind is not None:  # such as a summary, whose model the operator names
+        if new.kind is not None:  # such as a summary, whose model the operator names
             return None
-        route, history = requested.route, Conversation(new.request)
-        names = history.names(route.name, principal.owner)
-        known = await self._known(new, route, history, names.previous)
-        request = self._request(principal, new, requested, history, known)
-        choice = await self._chooser.choose(request)
+        found = await self._considered(principal, new)
+        if found is None:
+            return None
+        request, choice, names = found
+        route, known = request.route, request.known
         self._count(request, choice)
-        remembers = bool(names.own) and (route.sticky_s > 0 or history.has_tools)
+        remembers = bool(names) and (route.sticky_s > 0 or request.history.has_tools)
         tokens = request.facts.measured
         decision = RouteDecision(
             route=route.name,
             rule=choice.rule,
-            mode=None if requested.mode is Mode.BALANCED else requested.mode.value,
+            mode=None if request.mode is Mode.BALANCED else request.mode.value,
             score=None if choice.score is None else round(choice.score, 4),
             tried=choice.tried,
             fallbacks=choice.fallbacks,
@@ -109,7 +108,7 @@ class Router:
         )
         floor = highest_level(route, choice.model, *(() if known is None else (known.model, known.floor)))
         answers = KnownModel(choice.model, None if floor is None else route.models[floor])
-        return Routed(job, route, names.own, answers, route.sticky_s or TOOL_LOOP_S)
+        return Routed(job, route, names, answers, route.sticky_s or TOOL_LOOP_S)
 
     async def settle(self, principal: Principal, routed: Routed, new: NewJob) -> NewJob:
         """Complete the decision about a routed job that has passed all checks.
@@ -153,7 +152,7 @@ class Router:
         found = await self._considered(principal, new, explained=True)
         if found is None:
             return None
-        request, choice = found
+        request, choice, _ = found
         refusals = {
             name: await self._chooser.refusal(request, name) or await self._chooser.overload(request, name)
             for name in request.route.candidates
@@ -164,8 +163,8 @@ class Router:
 
     async def _considered(
         self, principal: Principal, new: NewJob, *, explained: bool = False
-    ) -> tuple[RoutedRequest, Choice] | None:
-        """A request with the choice for it, as `route` makes it."""
+    ) -> tuple[RoutedRequest, Choice, tuple[str, ...]] | None:
+        """A request, the choice for it, and the names of its conversation; None if it names a model."""
         requested = self._registry.route(new.model)
         if requested is None:
             return None
@@ -173,7 +172,7 @@ class Router:
         names = history.names(route.name, principal.owner)
         known = await self._known(new, route, history, names.previous)
         request = self._request(principal, new, requested, history, known, explained=explained)
-        return request, await self._chooser.choose(request)
+        return request, await self._chooser.choose(request), names.own
 
     async def _known(
         self, new: NewJob, route: Route, history: Conversation, names: tuple[str, ...]

@@ -50,9 +50,14 @@ class Launcher:
     def start_and_wait(self, *, terminal: int | None = None, **environment: str) -> subprocess.Popen[bytes]:
         """Start it and wait until everything is ready."""
         process = self.start(terminal=terminal, **environment)
-        eventually_sync(
-            lambda: "Headrace is ready" in self.output or process.poll() is not None, "the banner", within_s=180
-        )
+        try:
+            eventually_sync(
+                lambda: "Headrace is ready" in self.output or process.poll() is not None, "the banner", within_s=180
+            )
+        except AssertionError:
+            process.terminate()  # a fixture that fails here never ends it
+            process.wait(30)
+            raise
         assert process.poll() is None, self.output
         return process
 

@@ -17,7 +17,7 @@ VIEWER = Viewer(Principal(1, 1, frozenset({Scope.INFERENCE})), "ann", "search", 
 
 
 class Store:
-    """A store whose database is away for some jobs."""
+    """A store whose database is unavailable for some jobs."""
 
     def __init__(self, away: str, error: Exception) -> None:
         self._away = away
