@@ -120,6 +120,12 @@ def _console() -> Iterator[Goal]:
         yield Goal(f"list of jobs by {kind} and time p95, 10,000,000 jobs", key, 150, False, "ms")
 
 
+def _search_indexes() -> Iterator[Goal]:
+    for what in ("submits slowed by", "PostgreSQL's CPU per submit, added by"):
+        title = f"{what} the indexes for searches"
+        yield Goal(f"{title}, 1,000,000 jobs", Key("search-indexes", "headrace", title), 3, False, "%")
+
+
 GOALS = (
     *_vllm((16, 64, 256)),
     Goal(
@@ -189,6 +195,7 @@ GOALS = (
     Goal("failed calls with followers", Key("followers", "headrace", "failed calls"), 0, False),
     *_calls("full"),
     *_console(),
+    *_search_indexes(),
     *_loops(),
     Goal(
         "p99 of a stream's steps beside heavy requests, relative to the stream alone",

@@ -76,18 +76,22 @@ WHERE schemaname = current_schema() AND tablename = 'jobs' AND indexname <> 'job
 """
 
 
-async def fill(database_url: str, rows: int, *, days: float = DAYS) -> None:
-    """Replace all jobs by a history. The table is not logged from then on, so a crash of PostgreSQL empties it."""
+async def fill(database_url: str, rows: int, *, days: float = DAYS, logged: bool = False) -> None:
+    """Replace all jobs by a history.
+
+    Unless `logged`, the table is not logged from then on: a crash of PostgreSQL empties it, and writes to it cost less
+    than those of an installation.
+    """
     engine = connect(database_url, pool_size=1)
     try:
         async with engine.connect() as connection:
             raw = await connection.get_raw_connection()
-            await _fill(raw.driver_connection, rows, days)
+            await _fill(raw.driver_connection, rows, days, logged=logged)
     finally:
         await engine.dispose()
 
 
-async def _fill(driver: Any, rows: int, days: float) -> None:
+async def _fill(driver: Any, rows: int, days: float, *, logged: bool) -> None:
     async def run(statement: str) -> None:
         await driver.execute(statement, timeout=3600)
 
@@ -113,6 +117,8 @@ async def _fill(driver: Any, rows: int, days: float) -> None:
         for name, value in values.items():
             statement = statement.replace(f"{{{name}}}", str(value))
         await run(statement)
+    if logged:
+        await run("ALTER TABLE jobs SET LOGGED")
     await run("SET maintenance_work_mem = '512MB'")
     for index in indexes:
         await run(index["indexdef"])

@@ -48,7 +48,7 @@ class AnswerView:
             for event in events:
                 match event.name:
                     case "job.queued":
-                        self._spinner.show(_place(event.data))
+                        self._queued(event.data)
                     case "job.started":
                         self._started(event.data)
                     case "job.restarted":
@@ -58,6 +58,12 @@ class AnswerView:
                     case _ if event.terminal:
                         last = event
         return self._end(last)
+
+    def _queued(self, data: dict[str, Any]) -> None:
+        if data.get("paused"):
+            self._report("The queue of the model is paused; the job waits until it is resumed.", _place(data))
+        else:
+            self._spinner.show(_place(data))
 
     def _started(self, data: dict[str, Any]) -> None:
         worker, attempt = one_line(data.get("worker", "a worker")), data.get("attempt", 1)
@@ -218,4 +224,6 @@ def tokens_per_s(usage: dict[str, Any], timings: dict[str, Any]) -> float | None
 def _place(data: dict[str, Any]) -> str:
     position, eta_s = data.get("position"), data.get("eta_s")
     ahead = "" if position is None else f", {count(position)} ahead"
+    if data.get("paused"):
+        return f"queued{ahead}; the queue of the model is paused"
     return f"queued{ahead}" + ("" if eta_s is None else f", starts in about {milliseconds(eta_s * 1000)}")

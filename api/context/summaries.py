@@ -90,6 +90,9 @@ class SummaryJobs(Protocol):
     async def ended(self, job: Job) -> Job:
         """Wait for a job to end, and return it with its output."""
 
+    async def is_queue_paused(self, model: str) -> bool:
+        """Whether an operator has paused the queue of a model, so that its jobs wait."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -170,7 +173,7 @@ class Summaries:
         If that takes too long, it goes on, so that a later request finds the summary.
 
         Raises:
-            NoSummary: the model cannot write it, failed, or takes too long.
+            NoSummary: the model cannot write it, failed, takes too long, or is paused.
         """
         if order.model not in self._registry:
             raise NoSummary(f"the model `{order.model}` does not exist")
@@ -182,6 +185,9 @@ class Summaries:
             known = await self._find(principal, order, texts, size)
             if known and texts[-1].sha256 == known.sha256:
                 return known
+            if await jobs.is_queue_paused(order.model):  # the request would only wait for its timeout
+                conversation = known.conversation if known is not None else None
+                raise NoSummary(f"the queue of the model `{order.model}` is paused", conversation)
             writing = self._writing.get(key) or self._start(key, jobs, principal, order, texts, size, known)
         try:
             async with asyncio.timeout(self._timeout_s):

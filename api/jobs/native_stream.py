@@ -30,18 +30,20 @@ def native_data(event: Event) -> bytes:
 
 
 async def native_stream(jobs: JobService, job: JobSummary, after: int) -> AsyncIterator[bytes]:
-    """Stream the log after a cursor and, while the job is queued, `job.queued` at each change of its position.
+    """Stream the log after a cursor and, while the job is queued, `job.queued` at each change of its position, and when
+    the queue is paused or resumed.
 
     Positions and keepalives have no id, because they are not in the log. Positions are also sent if the job is queued
     again after the loss of its worker.
 
     Returns once the first frame is known, so that a database outage results in an error response, not a broken stream.
     """
-    first, position = b"", None
+    first, position, paused = b"", None, False
     if job.status is JobStatus.QUEUED and after == 0:
         position, eta_s = await jobs.queue_estimates.waiting(job)
-        first = _POSITION % position_data(position, eta_s)
-    queued = QueuedReader(job.model, job.priority, position)
+        paused = await jobs.queue_estimates.is_paused(job)
+        first = _POSITION % position_data(position, eta_s, paused=paused)
+    queued = QueuedReader(job.model, job.priority, position, paused)
 
     async def frames() -> AsyncIterator[bytes]:
         if first:

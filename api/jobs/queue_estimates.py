@@ -165,12 +165,16 @@ class QueueEstimates:
 
     async def is_paused(self, job: JobSummary) -> bool:
         """Whether a job waits because an operator has paused its model's queue; False during a database outage."""
-        if job.status is not JobStatus.QUEUED:
-            return False
+        return job.status is JobStatus.QUEUED and await self.is_queue_paused(job.model)
+
+    async def is_queue_paused(self, model: str) -> bool:
+        """Whether an operator has paused the queue of a model; False during a database outage."""
         try:
-            return (await self.rate(job.model)).paused
+            return (await self.rate(model)).paused
         except Exception as error:
-            self._unknown(job, error)
+            if not is_database_outage(error):
+                raise
+            logger.warning("model=%s cannot determine whether its queue is paused: %s", model, error)
             return False
 
     async def waiting(self, job: JobSummary) -> tuple[int | None, float | None]:

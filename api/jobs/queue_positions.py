@@ -21,9 +21,10 @@ GROUP = 50
 GROUP_PAUSE_S = 0.005
 
 
-def position_data(position: int | None, eta_s: float | None) -> bytes:
-    """The data of a `job.queued` event."""
-    return orjson.dumps({"position": position, "eta_s": eta_s})
+def position_data(position: int | None, eta_s: float | None, *, paused: bool) -> bytes:
+    """The data of a `job.queued` event. `paused`: an operator has paused the queue, so that the job waits for that."""
+    data: dict[str, object] = {"position": position, "eta_s": eta_s}
+    return orjson.dumps({**data, "paused": True} if paused else data)
 
 
 class QueuePositions:
@@ -38,7 +39,8 @@ class QueuePositions:
         await run_periodically(self.report, "queue position update", interval_s=FRESH_S, tolerates=is_database_outage)
 
     async def report(self) -> int:
-        """Report the positions that have changed. Returns their number."""
+        """Report the positions that have changed, and those in queues that were paused or resumed. Returns their
+        number."""
         readers = self._hub.queued_readers()
         if not readers:
             return 0
@@ -48,12 +50,14 @@ class QueuePositions:
         for job_id, queued in readers:
             order = orders[queued.model]
             position = order.position(queued.priority, job_id, known_queued=queued.position is not None)
-            if position is None or position == queued.position or queued.event_at > queried_at:
+            is_known = (position, order.paused) == (queued.position, queued.paused)
+            if position is None or is_known or queued.event_at > queried_at:
                 continue
             not_before = order.not_before.get(job_id)
             eta_s = await self._estimates.wait_s(queued.model, queued.priority, position, not_before)
-            queued.position = position
-            self._hub.report_position(job_id, queued, Event(0, EventType.QUEUED, position_data(position, eta_s)))
+            queued.position, queued.paused = position, order.paused
+            data = position_data(position, eta_s, paused=order.paused)
+            self._hub.report_position(job_id, queued, Event(0, EventType.QUEUED, data))
             reported += 1
             if reported % GROUP == 0:
                 await asyncio.sleep(GROUP_PAUSE_S)

@@ -28,16 +28,18 @@ SAMPLE_S = 3600
 SEARCHED = 20 * SAMPLE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class QueueOrder:
     """A model's queue in the order of service: the first `EXACT` jobs, then every `STEP`th.
 
-    `not_before` has those of them that were deferred, and when they can be claimed again.
+    `not_before` has those of them that were deferred, and when they can be claimed again. `paused`: an operator has
+    paused the queue; not known of an empty one.
     """
 
     keys: list[tuple[int, str]] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     not_before: dict[str, datetime] = field(default_factory=dict)
+    paused: bool = False
 
     def position(self, priority: int, job_id: str, *, known_queued: bool) -> int | None:
         """Return the number of jobs before this one; None if it was not queued.
@@ -182,14 +184,21 @@ class QueueStore(Store):
             .subquery()
         )
         known = or_(waiting.c.position < EXACT, waiting.c.position % STEP == 0)
-        statement = select(waiting).where(known).order_by(waiting.c.model, waiting.c.position)
+        statement = (
+            select(waiting, ModelPauseRow.model.is_not(None).label("paused"))
+            .join_from(waiting, ModelPauseRow, ModelPauseRow.model == waiting.c.model, isouter=True)
+            .where(known)
+            .order_by(waiting.c.model, waiting.c.position)
+        )
         found = {model: QueueOrder() for model in models}
         async with self._engine.connect() as connection:
-            for model, priority, job_id, not_before, number in await connection.execute(statement):
-                found[model].keys.append((priority, job_id))
-                found[model].positions.append(number)
+            for model, priority, job_id, not_before, number, paused in await connection.execute(statement):
+                order = found[model]
+                order.keys.append((priority, job_id))
+                order.positions.append(number)
+                order.paused = paused
                 if not_before is not None:
-                    found[model].not_before[job_id] = not_before
+                    order.not_before[job_id] = not_before
         return found
 
     async def pace(self, model: str) -> ServiceRate:

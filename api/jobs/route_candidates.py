@@ -56,12 +56,12 @@ class RouteCandidates:
         """As in `Candidates`."""
         try:
             rate = await self._estimates.rate(model)
+            if rate.paused:
+                return Refusal(SkipReason.PAUSED, "its queue is paused by an operator")
             if not rate.workers:
                 return Refusal(SkipReason.NO_WORKER, "it has no ready worker")
             if not rate.slots:
                 return Refusal(SkipReason.BREAKER_OPEN, "its upstream is failing, and its circuit breaker is open")
-            if rate.paused:
-                return Refusal(SkipReason.PAUSED, "its queue is paused by an operator")
             if new.start_within_s is None and max_wait_s is None:
                 return None
             wait_s = await self._estimates.new_job_wait_s(model, new.priority)

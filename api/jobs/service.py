@@ -124,6 +124,10 @@ class JobService:
                 await self._settle(job.id)
         return job, created
 
+    async def is_queue_paused(self, model: str) -> bool:
+        """Whether an operator has paused the queue of a model, so that its jobs wait."""
+        return await self.queue_estimates.is_queue_paused(model)
+
     async def _insert(self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float) -> tuple[Job, bool]:
         """Commit a job that the response cache had no answer for: it runs, or follows a job with the same request."""
         if new.cache_key is not None:

@@ -31,8 +31,8 @@ class Candidates(Protocol):
         ...
 
     async def overload(self, model: str, new: NewJob, max_wait_s: float | None = None) -> Refusal | None:
-        """Why a model cannot serve a job soon: no worker, or a wait beyond its `Start-Before` or beyond `max_wait_s`;
-        None if it can."""
+        """Why a model cannot serve a job soon: a paused queue, no worker, or a wait beyond its `Start-Before` or beyond
+        `max_wait_s`; None if it can."""
         ...
 
     async def wait_s(self, model: str, priority: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from api.routing.candidates import Candidates, Refusal
@@ -54,10 +55,9 @@ class Chooser:
         choice, _ = await self._by_rules(request)
         readers = [name for name in readers if request.may_serve(name)] or readers
         readers.sort(key=lambda name: name != choice.model)
-        for name in readers:
-            if await self.refusal(request, name) is None:
-                return choice if name == choice.model else replace(choice, model=name, rule=CONVERSATION)
-        return replace(choice, model=readers[0], rule=CONVERSATION)
+        if (found := await self._first(request, readers)) == choice.model:
+            return choice
+        return replace(choice, model=readers[0] if found is None else found, rule=CONVERSATION)
 
     async def _by_rules(self, request: RoutedRequest) -> tuple[Choice, Rule | None]:
         """The choice of the first rule that applies, with that rule; otherwise the route's default."""
@@ -100,19 +100,13 @@ class Chooser:
                 *request.route.candidates,
             ]
             others = [name for name in dict.fromkeys(others) if name not in chain and request.may_serve(name)]
-            for name in others:
-                if await self.refusal(request, name) is None:
-                    other = displaced if displaced is not None and displaced.model == name else choice
-                    found = await self._serve(request, replace(other, model=name), None)
-                    return replace(found, tried=tuple(dict.fromkeys((*chain, *found.tried))))
+            if (name := await self._first(request, others)) is not None:
+                other = displaced if displaced is not None and displaced.model == name else choice
+                found = await self._serve(request, replace(other, model=name), None)
+                return replace(found, tried=tuple(dict.fromkeys((*chain, *found.tried))))
             refused = [name for name in (*chain, *others) if request.refusals[name] is not None]
             return replace(choice, model=min(refused, key=lambda name: _rank(request.refusals[name])))
-        model = usable[0]
-        if len(usable) > 1:
-            for name in usable:
-                if await self.overload(request, name) is None:
-                    model = name
-                    break
+        model = usable[0] if len(usable) == 1 else await self._soonest(request, usable)
         return replace(
             choice,
             model=model,
@@ -120,6 +114,29 @@ class Chooser:
             # Ids of tokens mean something else to another model.
             fallbacks=() if request.new.request.names_tokens else tuple(usable[usable.index(model) + 1 :]),
         )
+
+    async def _soonest(self, request: RoutedRequest, usable: Sequence[str]) -> str:
+        """The first model that does not have too much to do.
+
+        If all have, the first one whose queue is not paused, because no operator has to act; if all are paused, the
+        first one.
+        """
+        for name in usable:
+            if await self.overload(request, name) is None:
+                return name
+        return next((name for name in usable if not _is_paused(request.overloads[name])), usable[0])
+
+    async def _first(self, request: RoutedRequest, names: Sequence[str]) -> str | None:
+        """The first model that can serve the request, one whose queue is not paused if there is one; None if none can
+        serve it."""
+        paused = None
+        for name in names:
+            if await self.refusal(request, name) is not None:
+                continue
+            if not _is_paused(await self.overload(request, name)):
+                return name
+            paused = paused or name
+        return paused
 
     async def refusal(self, request: RoutedRequest, model: str) -> Refusal | None:
         """Why a model cannot serve the request; None if it can."""
@@ -145,6 +162,10 @@ def _by_level(route: Route, model: str) -> tuple[str, ...]:
     if position is None:
         return route.models
     return (*route.models[position + 1 :], *reversed(route.models[:position]))
+
+
+def _is_paused(overload: Refusal | None) -> bool:
+    return overload is not None and overload.reason is SkipReason.PAUSED
 
 
 def _rank(refusal: Refusal | None) -> int:

@@ -128,13 +128,14 @@ def _may_release_followers(event: Event) -> bool:
 class QueuedReader:
     """The queue of a reader's job.
 
-    `position` is the last one reported; None if the reader has received an event since. `event_at` is the delivery
-    time of the last event, on the monotonic clock.
+    `position` is the last one reported, with whether the queue was `paused`; None if the reader has received an event
+    since. `event_at` is the delivery time of the last event, on the monotonic clock.
     """
 
     model: str
     priority: int
     position: int | None
+    paused: bool = False
     event_at: float = field(default_factory=time.monotonic)
 
 

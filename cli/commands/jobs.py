@@ -187,6 +187,8 @@ def show_job(job: dict[str, Any]) -> None:
 def _queue(job: dict[str, Any]) -> str | None:
     if job.get("queue_position") is None:
         return None
+    if job.get("queue_paused"):
+        return f"{count(job['queue_position'])} ahead; the queue of the model is paused"
     eta = "" if job.get("eta_s") is None else f", starts in about {duration(job['eta_s'])}"
     return f"{count(job['queue_position'])} ahead{eta}"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from shared.domain.events import Event, EventType
@@ -22,18 +23,34 @@ class FallbackReason(StrEnum):
     REFUSED = "refused"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     MODEL_REMOVED = "model_removed"
-    # No worker of the model is left that could start the job before its deadline.
+    # No worker of the model is left that could start the job before its deadline, or an operator has paused its queue.
     NO_WORKER = "no_worker"
+    PAUSED = "paused"
 
 
-def next_model(job: JobSummary, available: Collection[str], *, or_wait: bool) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """The models that can take over jobs.
+
+    `available`: the models with a worker that accepts jobs, without those that are paused. `paused`: the models whose
+    queues an operator has paused.
+    """
+
+    available: frozenset[str] = frozenset()
+    paused: frozenset[str] = frozenset()
+
+
+def next_model(job: JobSummary, models: Availability, *, or_wait: bool) -> str | None:
     """The model that takes over: the first fallback that is available. None: there is none.
 
-    `or_wait`: if none is available, the first one, so that the job waits for it.
+    `or_wait`: if none is available, the job waits for the first one whose queue is not paused, which needs no operator;
+    if all are paused, for the first one.
     """
     candidates = candidates_of(job)
-    found = next((model for model in candidates if model in available), None)
-    return found if found is not None or not or_wait else next(iter(candidates), None)
+    found = next((model for model in candidates if model in models.available), None)
+    if found is not None or not or_wait:
+        return found
+    return next((model for model in candidates if model not in models.paused), next(iter(candidates), None))
 
 
 def candidates_of(job: JobSummary) -> tuple[str, ...]:

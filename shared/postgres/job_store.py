@@ -1,10 +1,9 @@
 """SQL for the client's operations on jobs: submit, read, list, cancel and delete.
 
-Every change of a job's state is one guarded statement, here, in `shared.postgres.claim_store` or in
-`shared.postgres.recovery_store`. The two that all of them share, which create and end a job, are in
-`shared.postgres.job_inserts` and `shared.postgres.job_ends`. A guard names the states that may be left and, for a
-worker, the attempt and worker that own the job, so that a duplicate, late or fenced write changes nothing and reports
-that.
+Every change of a job's state is one guarded statement, here, in `claim_store`, `lost_jobs`, `rerouting` or
+`recovery_store`. The two that all of them share, which create and end a job, are in `job_inserts` and `job_ends`. A
+guard names the states that may be left and, for a worker, the attempt and worker that own the job, so that a duplicate,
+late or fenced write changes nothing and reports that.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     case,
+    false,
     func,
     insert,
     literal,
@@ -25,7 +26,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from shared.domain.events import UpstreamState
-from shared.domain.fallback import FallbackReason
+from shared.domain.fallback import Availability, FallbackReason
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary, WorkerState
 from shared.postgres.followers import (
     CHANGE,
@@ -37,7 +38,7 @@ from shared.postgres.followers import (
 )
 from shared.postgres.job_attempts import ended_attempt
 from shared.postgres.job_row_store import JobRowStore
-from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
+from shared.postgres.tables import JobRow, ModelPauseRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
 
 
@@ -69,14 +70,17 @@ def is_movable(to: Collection[str]) -> ColumnElement[bool]:
 class ReroutingStore(JobRowStore):
     """The base class of stores that move jobs to other models."""
 
-    async def available(self) -> set[str]:
-        """The models that have a worker which accepts jobs."""
-        statement = select(WorkerRow.model).where(
+    async def availability(self) -> Availability:
+        """The models that have a worker which accepts jobs, and those whose queues are paused."""
+        accepting = select(WorkerRow.model, false().label("paused")).where(
             WorkerRow.lease_expires_at > func.clock_timestamp(),
             WorkerRow.state == WorkerState.READY.value,
             WorkerRow.breaker_since.is_(None),
         )
-        return set(await self._all(statement.distinct(), lambda row: str(row.model)))
+        found = union_all(accepting.distinct(), select(ModelPauseRow.model, true())).subquery()
+        rows = await self._all(select(found.c.model, found.c.paused), lambda row: (str(row.model), bool(row.paused)))
+        paused = frozenset(model for model, is_paused in rows if is_paused)
+        return Availability(frozenset(model for model, _ in rows) - paused, paused)
 
     async def _reroute(self, move: Move, *guards: ColumnElement[bool]) -> list[FollowerChange] | None:
         """Move a job if the guards hold and it has not changed since it was read; None if not.

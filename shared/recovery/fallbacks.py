@@ -42,18 +42,19 @@ class Fallbacks:
         self._faulty = FaultyItems("job")
 
     async def move_stranded(self) -> None:
-        """Move jobs that no worker of their model can start in time any more, because none lives."""
-        available = await self._store.available()
-        for job in await self._store.stranded(LIMIT, available, without=self._faulty.ids()):
+        """Move jobs that no worker of their model starts in time: none lives, or the model's queue is paused."""
+        models = await self._store.availability()
+        for job in await self._store.stranded(LIMIT, models, without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
-                await self._move(job, next_model(job, available, or_wait=False), FallbackReason.NO_WORKER)
+                reason = FallbackReason.PAUSED if job.model in models.paused else FallbackReason.NO_WORKER
+                await self._move(job, next_model(job, models, or_wait=False), reason)
 
     async def move_waiting(self, model: str) -> None:
         """Move queued jobs of a model whose upstream is unavailable."""
-        available = await self._store.available()
-        for job in await self._store.movable(model, LIMIT, available, without=self._faulty.ids()):
+        models = await self._store.availability()
+        for job in await self._store.movable(model, LIMIT, models.available, without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
-                await self._move(job, next_model(job, available, or_wait=False), FallbackReason.UPSTREAM_BUSY)
+                await self._move(job, next_model(job, models, or_wait=False), FallbackReason.UPSTREAM_BUSY)
 
     async def move(self, job: JobSummary, reason: FallbackReason) -> bool:
         """Move a job that would fail otherwise, and that is queued or whose worker is dead; send the hint.
@@ -65,7 +66,7 @@ class Fallbacks:
         """
         if not candidates_of(job) or job.status is JobStatus.CANCELLING:
             return False
-        return await self._move(job, next_model(job, await self._store.available(), or_wait=True), reason)
+        return await self._move(job, next_model(job, await self._store.availability(), or_wait=True), reason)
 
     async def _move(self, job: JobSummary, to: str | None, reason: FallbackReason) -> bool:
         running = job.status is not JobStatus.QUEUED

@@ -10,7 +10,9 @@ from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
-from shared.postgres.recovery_store import RecoveryStore, Withheld, out_of_attempts
+from shared.postgres.lost_jobs import out_of_attempts
+from shared.postgres.message_store import Withheld
+from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.followers import OrphanedFollowers
 from shared.recovery.terminator import JobTerminator

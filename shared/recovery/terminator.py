@@ -15,7 +15,8 @@ from shared.domain.job import AttemptOutcome, Failure, JobStatus, JobSummary, Us
 from shared.domain.priorities import Hint
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript
-from shared.postgres.recovery_store import LostJob, RecoveryStore
+from shared.postgres.lost_jobs import LostJob
+from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.followers import read_beginning, report_changes
 from shared.redis.event_log import Append, EventLog, Fenced, TakenLog

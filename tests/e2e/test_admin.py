@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.test_jobs import wait_for_end
 from tests.e2e.test_projects import bearer, create_key
+from tests.support.sse import read_events
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
@@ -96,6 +97,9 @@ async def test_a_paused_queue_keeps_its_jobs(
         name = sim_stack.start_worker("small")
         shown = (await sim.get(f"/v1/jobs/{waiting}")).json()
         assert (shown["status"], shown["queue_paused"], shown["eta_s"]) == ("queued", True, None)
+        async with sim.stream("GET", f"/v1/jobs/{waiting}/stream") as response:
+            event = await anext(read_events(response))
+        assert (event.event, event.data["paused"], event.data["eta_s"]) == ("job.queued", True, None)
         listed = (await admin.get("/v1/workers")).json()
         assert listed["paused"] == [{"model": "small", "paused_at": since}]
         metrics = (await sim.get("/metrics")).text

@@ -67,12 +67,16 @@ class Queues:
         self._rates[model] = ServiceRate(0, 0, 0, None, 0)
 
     def start(self, model: str) -> None:
-        """Start a worker of the model."""
+        """Start a worker of the model, and resume its queue."""
         self._rates.pop(model, None)
 
     def open_breaker(self, model: str) -> None:
         """Let the model's upstream fail."""
         self._rates[model] = ServiceRate(0, 0, 0, None, 1)
+
+    def pause(self, model: str) -> None:
+        """Pause the queue of a model that has a worker."""
+        self._rates[model] = ServiceRate(4, 0, 0, 1.0, 1, paused=True)
 
     def wait(self, model: str, seconds: float | None) -> None:
         """Set the predicted wait of a model; None: unknown."""

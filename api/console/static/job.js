@@ -95,9 +95,12 @@ function seen(event) {
 }
 
 function onPosition(event) {
-  const { position } = JSON.parse(event.data);
+  const { position, paused } = JSON.parse(event.data);
   const waits = document.getElementById("answer-waits");
-  if (waits && Number.isInteger(position)) waits.textContent = position ? `${position} ${position === 1 ? "job is" : "jobs are"} served before this one.` : "This job is served next.";
+  if (!waits) return;
+  const ahead = Number.isInteger(position) ? (position ? `${position} ${position === 1 ? "job is" : "jobs are"} served before this one.` : "This job is served next.") : "";
+  if (paused) waits.textContent = `The queue of the model is paused; the job waits until it is resumed. ${ahead}`;
+  else if (ahead) waits.textContent = ahead;
 }
 
 async function onPart(event) {

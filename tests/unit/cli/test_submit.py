@@ -46,6 +46,15 @@ def test_answer_is_stdout_and_statistics_are_stderr(api: ScriptedApi) -> None:
     assert request.headers["Authorization"] == "Bearer hr_test_key"
 
 
+def test_a_paused_queue_is_reported(api: ScriptedApi) -> None:
+    """Once per pause, also without a terminal."""
+    paused = [(None, "queued", {"position": place, "paused": True}) for place in (1, 0)]
+    api.on(STREAM, events(*paused, (None, "queued", {"position": 0}), STARTED, completed(2)))
+    first, last = submit(api, "x").stderr.splitlines()
+    assert first == "The queue of the model is paused; the job waits until it is resumed."
+    assert "completed" in last
+
+
 def test_options_become_parameters(api: ScriptedApi, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     (tmp_path / "notes.txt").write_text("some notes\n")

@@ -77,8 +77,7 @@ async def reroute(state: AttemptState, reason: FallbackReason, *, or_wait: bool 
         return False
     if may_have_output(job, state.log.events):
         return False
-    available = await retry(context.store.available, "row")
-    to = next_model(job, available, or_wait=or_wait)
+    to = next_model(job, await retry(context.store.availability, "row"), or_wait=or_wait)
     if to is None:
         return False
     state.log.seal()

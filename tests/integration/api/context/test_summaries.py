@@ -50,6 +50,10 @@ class Writer:
         self.release.set()
         self.error: Failure | QuotaExceeded | None = None
         self.text: str | None = None
+        self.is_paused = False
+
+    async def is_queue_paused(self, model: str) -> bool:
+        return self.is_paused
 
     async def submit(self, principal: Principal, new: NewJob) -> tuple[Job, bool]:
         if isinstance(self.error, QuotaExceeded):
@@ -173,6 +177,21 @@ async def test_a_summary_replaces_what_was_dropped(setup: Setup, writer: Writer)
     assert decision.tokens_after is not None
     assert decision.tokens_after < 200
     assert decision.note is None
+
+
+async def test_a_paused_model_is_not_waited_for(setup: Setup, writer: Writer) -> None:
+    """What it has written before is used. Once its queue is resumed, it writes again."""
+    await setup.shorten(9, first="a")
+    writer.is_paused = True
+    known, unknown = [await setup.shorten(9, first=first) for first in ("a", "b")]
+    assert known.decisions.context is not None
+    assert known.decisions.context.strategy == "summarize"
+    assert unknown.decisions.context is not None
+    assert "the queue of the model `cheap` is paused" in (unknown.decisions.context.note or "")
+    assert len(writer.written) == 1
+    writer.is_paused = False
+    await setup.shorten(9, first="b")
+    assert len(writer.written) == 2
 
 
 async def test_a_growing_conversation_uses_its_summary_and_then_extends_it(setup: Setup, writer: Writer) -> None:

@@ -269,8 +269,14 @@ async def test_routes_use_the_last_rate_while_a_new_one_is_read(monkeypatch: pyt
     assert (await estimates.rate("m")).slots > 2
 
 
-async def test_readers_receive_their_position_only_when_it_changes(
-    store: JobStore, queue_store: QueueStore, logs: EventLog, redis: Redis, workers: Workers, owner: Owner
+async def test_readers_receive_their_position_when_it_changes_or_the_queue_is_paused(
+    store: JobStore,
+    queue_store: QueueStore,
+    logs: EventLog,
+    redis: Redis,
+    workers: Workers,
+    owner: Owner,
+    database: AsyncEngine,
 ) -> None:
     hub = StreamHub(redis, logs, store, api_metrics(), resync_s=60)
     jobs = [await submit(store, owner) for _ in range(3)]
@@ -301,6 +307,13 @@ async def test_readers_receive_their_position_only_when_it_changes(
     assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     assert await report() == {0: b'{"position":0,"eta_s":null}'}, "it was running, and is queued again"
     assert await workers("w").claim(jobs[0].id) is not None
+    assert await report() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
+    fleet = FleetStore(database)
+    await fleet.pause("m", owner.key_id)
+    paused = {1: b'{"position":0,"eta_s":null,"paused":true}', 2: b'{"position":1,"eta_s":null,"paused":true}'}
+    assert await report() == paused
+    assert await report() == {}
+    await fleet.resume("m")
     assert await report() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
     await cancel_and_wait(*pending.values())
     for follow in follows.values():

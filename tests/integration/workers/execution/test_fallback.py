@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.admin.fleet.store import FleetStore
 from api.jobs.removed_models import RemovedModels
 from api.openai.chunks import DONE, frames
 from api.openai.completions import CHAT
@@ -459,6 +460,37 @@ async def test_a_job_whose_start_deadline_cannot_be_met_moves_to_a_model_with_a_
     assert models.sent == [Hint(job.id, "c", 0, front=True)]
     assert moved.start_before is not None
     assert moved.start_before - job.created_at == timedelta(seconds=100)
+
+
+async def test_a_paused_model_takes_over_no_job_if_another_one_can(models: Models, database: AsyncEngine) -> None:
+    """Whoever moves the job. If all are paused, it waits for the first one."""
+    fleet = FleetStore(database)
+    await fleet.pause("b", models.owner.key_id)
+    failed, removed, waiting = [await models.submit("b", "c") for _ in range(3)]
+    assert await models.fail("a", failed, UpstreamError("down")) is None
+    assert await models.fallbacks.move(removed, FallbackReason.MODEL_REMOVED)
+    await models.fallbacks.move_waiting("a")
+    assert [(await models.read(job)).model for job in (failed, removed, waiting)] == ["c", "c", "c"]
+    await fleet.pause("c", models.owner.key_id)
+    last, busy_job = [await models.submit("b", "c") for _ in range(2)]
+    assert await models.fail("a", last, UpstreamError("down")) is None
+    assert (await models.read(last)).model == "b"
+    assert await models.fail("a", busy_job, busy()) is None
+    assert (await models.read(busy_job)).model == "a", "its upstream is only busy"
+
+
+async def test_a_job_with_a_start_deadline_leaves_a_paused_queue(models: Models, database: AsyncEngine) -> None:
+    job = await models.submit("b", start_within_s=100)
+    await execute(database, "UPDATE jobs SET created_at = now() - interval '100 s'")
+    await models.sweeper.sweep()
+    assert (await models.read(job)).model == "a"
+    await FleetStore(database).pause("a", models.owner.key_id)
+    await models.sweeper.sweep()
+    assert (await models.read(job)).model == "b"
+    found = models.metrics.registry().get_sample_value(
+        "headrace_job_fallbacks_total", {"from": "a", "to": "b", "reason": "paused"}
+    )
+    assert found == 1
 
 
 async def test_queued_jobs_leave_a_model_whose_upstream_is_unavailable(models: Models) -> None:

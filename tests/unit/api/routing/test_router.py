@@ -218,6 +218,37 @@ async def test_overload(fallbacks: Routing) -> None:
     assert await fallbacks.decided(chat(COMPLEX)) == ("large", (), ()), "it has no fallbacks"
 
 
+async def test_paused_queues(fallbacks: Routing) -> None:
+    fallbacks.queues.pause("small")
+    assert await fallbacks.decided(chat(SIMPLE)) == ("middle", ("small",), ("large", "backup"))
+    assert fallbacks.skipped("small", SkipReason.PAUSED) == 1
+    fallbacks.queues.pause("middle")
+    for name in ("large", "backup"):
+        fallbacks.queues.stop(name)
+    expected = ("large", ("small", "middle"), ("backup",))
+    assert await fallbacks.decided(chat(SIMPLE)) == expected, "a worker may come without an operator"
+    for name in ("large", "backup"):
+        fallbacks.queues.pause(name)
+    assert await fallbacks.decided(chat(SIMPLE)) == ("small", (), ("middle", "large", "backup")), "it waits there"
+
+
+LEVELS = """\
+models:
+  - {name: small, engine: simulated, options: {max_model_len: 600}}
+  - {name: middle, engine: simulated}
+  - {name: large, engine: simulated}
+routes: [{name: auto, models: [small, middle, large]}]
+"""
+
+
+async def test_a_model_that_cannot_serve_a_request_is_replaced_by_one_that_is_not_paused(tmp_path: Path) -> None:
+    routing = Routing(tmp_path, LEVELS)
+    long = chat(SIMPLE, sampling=Sampling(max_tokens=5000))
+    for name, chosen in (("middle", "large"), ("large", "middle")):
+        routing.queues.pause(name)
+        assert await routing.decided(long) == (chosen, ("small",), ())
+
+
 async def test_a_wait_beyond_start_before(fallbacks: Routing) -> None:
     fallbacks.queues.wait("small", 30)
     assert await fallbacks.choose(chat(SIMPLE)) == "small"

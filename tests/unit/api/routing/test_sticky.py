@@ -168,6 +168,10 @@ async def test_opaque_parts_of_an_unknown_conversation_choose_a_model_of_their_p
     assert await routing.decided(request(*turns), user="another") == ("large", (), ())
     foreign = [user("Who?"), said("Me.", opaque="openai"), user(SIMPLE)]
     assert await routing.choose(request(*foreign)) == "small", "no model of the route reads them"
+    turns[2] = user(SIMPLE)
+    for paused, model in (("middle", "large"), ("large", "middle")):
+        routing.queues.pause(paused)
+        assert await routing.choose(request(*turns), user=f"paused {paused}") == model
 
 
 async def test_a_model_on_trial_keeps_its_conversations(routing: Routing) -> None:

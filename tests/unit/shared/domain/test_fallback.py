@@ -9,7 +9,7 @@ import pytest
 
 from shared.domain.decisions import Decisions, RouteDecision
 from shared.domain.events import Delta, Event, EventType, delta_event, event
-from shared.domain.fallback import candidates_of, may_have_output, next_model
+from shared.domain.fallback import Availability, candidates_of, may_have_output, next_model
 from shared.domain.job import Attempt, AttemptOutcome, JobStatus, JobSummary
 from shared.domain.owner import Owner
 
@@ -35,12 +35,24 @@ def attempted(*outcomes: AttemptOutcome | None) -> JobSummary:
     return replace(JOB, attempt=len(attempts), attempts=attempts)
 
 
+def models(*available: str, paused: str = "") -> Availability:
+    return Availability(frozenset(available), frozenset(paused))
+
+
 def test_the_first_available_fallback_takes_over() -> None:
     job = routed("b", "c", "d")
-    assert next_model(job, {"c", "d"}, or_wait=False) == "c"
-    assert next_model(job, set(), or_wait=False) is None
-    assert next_model(job, set(), or_wait=True) == "b"
-    assert next_model(JOB, {"b"}, or_wait=True) is None
+    assert next_model(job, models("c", "d"), or_wait=False) == "c"
+    assert next_model(job, models(), or_wait=False) is None
+    assert next_model(job, models(), or_wait=True) == "b"
+    assert next_model(JOB, models("b"), or_wait=True) is None
+
+
+def test_a_paused_fallback_takes_over_only_if_all_are_paused() -> None:
+    job = routed("b", "c", "d")
+    assert next_model(job, models("d", paused="bc"), or_wait=True) == "d"
+    assert next_model(job, models(paused="bc"), or_wait=False) is None
+    assert next_model(job, models(paused="bd"), or_wait=True) == "c", "a worker may come without an operator"
+    assert next_model(job, models(paused="bcd"), or_wait=True) == "b", "it waits there"
 
 
 def test_no_model_has_a_job_twice() -> None:
@@ -48,7 +60,7 @@ def test_no_model_has_a_job_twice() -> None:
     circle = {"a": ("b", "a"), "b": ("c", "a", "b")}
     job = routed(*circle["a"], *circle["b"])
     seen = [job.model]
-    while (to := next_model(job, set(), or_wait=True)) is not None:
+    while (to := next_model(job, models(), or_wait=True)) is not None:
         assert job.decisions.route is not None
         job = replace(job, model=to, decisions=Decisions(route=job.decisions.route.moved(job.model, to)))
         seen.append(to)
