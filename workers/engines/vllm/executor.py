@@ -30,6 +30,13 @@ PLACEMENT_OPTIONS = (
 class InProcessExecutor(UniProcExecutor):  # type: ignore[misc]
     """One worker, in the engine's process."""
 
+    def _init_executor(self) -> None:
+        # Imported here: only the engine's process needs vLLM's kernels.
+        from workers.engines.vllm import int4_kernel
+
+        int4_kernel.register()
+        super()._init_executor()
+
 
 def cpu_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Engine options for a CPU. Also sets OpenMP's environment variables, which the engine's process inherits.
