@@ -33,7 +33,7 @@ env:  ## write .env with new secrets, for `docker compose up`
 dev:
 	@$(BOOTSTRAP) --dev
 
-# By file in parallel processes; tests/support/scheduling.py keeps vLLM's tests for last.
+# By file in parallel processes; those that use a vLLM engine share a process (tests/support/scheduling.py).
 # Without bytecode files, each process compiles all modules and rewrites all tests, which takes 20 s of CPU time.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

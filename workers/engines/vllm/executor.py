@@ -39,11 +39,17 @@ class InProcessExecutor(UniProcExecutor):  # type: ignore[misc]
 
 
 def cpu_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Engine options for a CPU. Also sets OpenMP's environment variables, which the engine's process inherits.
+    """Engine options for a CPU. Also sets environment variables, which the engine's process inherits.
 
     Empty on a GPU, with several NUMA nodes (vLLM binds a process to each), and if the options choose a placement.
     """
-    if not current_platform.is_cpu() or any(name in options for name in PLACEMENT_OPTIONS):
+    if not current_platform.is_cpu():
+        return {}
+    if options.get("enforce_eager"):
+        # vLLM compiles a function of its sampler even then, with a C++ compiler: the first request with `logprobs`
+        # would stop all others for half a minute.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if any(name in options for name in PLACEMENT_OPTIONS):
         return {}
     if os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto" or not _one_node():
         return {}
