@@ -47,7 +47,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parsed(arguments)
     progress = Progress(sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stop the engine, as Ctrl-C does
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        # Also if a shell has set SIGINT to ignored, as it does for a command with `&`.
+        signal.signal(sig, signal.default_int_handler)
     try:
         model = model_of(chosen.model)
         folder = chosen.output or home_folder() / "tune" / model.name.replace("/", "-")
@@ -62,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         code = 0
         try:
-            campaign.run(quick=chosen.quick, only=chosen.only, fresh=chosen.fresh, retry=chosen.retry)
+            campaign.run(
+                quick=chosen.quick, only=chosen.only, all_aims=chosen.write, fresh=chosen.fresh, retry=chosen.retry
+            )
         except KeyboardInterrupt:
             progress.say("Ended. The same command continues.")
             code = 130

@@ -52,8 +52,16 @@ class Campaign:
         self._store = Store(folder / "results.jsonl")
         self._durations: list[float] = []
 
-    def run(self, *, quick: bool, only: Sequence[str] | None = None, fresh: bool = False, retry: bool = False) -> None:
-        """Measure all candidates, and the best ones together.
+    def run(
+        self,
+        *,
+        quick: bool,
+        only: Sequence[str] | None = None,
+        all_aims: bool = False,
+        fresh: bool = False,
+        retry: bool = False,
+    ) -> None:
+        """Measure all candidates, and the best ones together: for the aim, or with `all_aims` for each.
 
         Raises:
             LaunchError: there is no candidate of a name in `only`.
@@ -70,8 +78,12 @@ class Campaign:
         self._progress.say(f"{len(candidates)} candidates; results in {self.folder}")
         for number, candidate in enumerate(candidates):
             self._one(candidate, len(candidates) - number, fresh=fresh, retry=retry)
-        if not only and (together := combined(self.rows, self.aim, self.bounds)) is not None:
-            self._one(together, 1, fresh=fresh, retry=retry)
+        if only:
+            return
+        for aim in Aim if all_aims else [self.aim]:
+            together = combined(self.rows, aim, self.bounds)
+            if together is not None and together.name not in {row.name for row in self.rows}:
+                self._one(together, 1, fresh=fresh, retry=retry)
 
     def _one(self, candidate: Candidate, left: int, *, fresh: bool, retry: bool) -> None:
         if candidate.problem is not None:

@@ -59,7 +59,7 @@ class Plan:
 FULL = Plan(
     {1: 128, 4: 128, 16: 128, 64: 96}, repeats=3, windows=4, answers=16, answer_tokens=64, speculation_tokens=192
 )
-QUICK = Plan({1: 48, 4: 48, 16: 32, 64: 24}, repeats=1, windows=2, answers=8, answer_tokens=32, speculation_tokens=64)
+QUICK = Plan({1: 48, 4: 48, 16: 32, 64: 16}, repeats=1, windows=2, answers=8, answer_tokens=32, speculation_tokens=48)
 
 
 def paragraphs() -> list[str]:
