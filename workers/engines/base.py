@@ -82,6 +82,14 @@ class CacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftStats:
+    """Speculative decoding: tokens that were drafted, and those that the model accepted, since the first start."""
+
+    drafted_tokens: int
+    accepted_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """Everything emitted so far is invalid; the answer follows from its start."""
 
@@ -110,7 +118,7 @@ class ReportedContext:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine, how many of them it has queued, and its KV cache if it has one.
+    """Requests in the engine, how many of them it has queued, its KV cache if it has one, and drafts if it speculates.
 
     `endpoints`: by name, whether an endpoint of its upstream is available. `context`: what the upstream reports.
     """
@@ -118,6 +126,7 @@ class EngineStats:
     requests: int
     waiting: int = 0
     cache: CacheStats | None = None
+    drafts: DraftStats | None = None
     endpoints: Mapping[str, bool] = field(default_factory=dict)
     context: ReportedContext | None = None
 
