@@ -13,8 +13,7 @@ from typing import TypeVar
 from redis.exceptions import RedisError
 
 from api.console.jobs.conditions import Conditions
-from api.console.jobs.store import KeyNamesStore
-from api.console.session_store import KeyNames
+from api.console.key_names import KeyNames, KeyNamesStore
 from api.console.viewer import Viewer
 from api.jobs.replay import Replays
 from api.jobs.search import JobSearch
