@@ -171,6 +171,7 @@ async def open_resources(
             metrics=metrics,
             traces=traces,
             cache=cache,
+            starts_early=lambda model: settings.early_starts and registry.starts_early(model),
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))

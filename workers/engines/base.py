@@ -102,6 +102,10 @@ class RunEnded:
     """
 
 
+# What an engine yields for a request.
+EngineItem = Delta | PromptInfo | Restarted | RunEnded | UpstreamState | Usage
+
+
 @dataclass(frozen=True, slots=True)
 class ReportedContext:
     """The context length that an upstream reports, by its `Spec.context_source`.
@@ -224,7 +228,7 @@ class Engine(ManagedEngine, Protocol):
 
     def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
-    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | RunEnded | UpstreamState | Usage, None]:
+    ) -> AsyncGenerator[EngineItem, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
 
         An engine whose upstream reports the usage yields no `PromptInfo` but ends with that `Usage`, which takes
