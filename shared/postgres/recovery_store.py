@@ -25,6 +25,7 @@ from sqlalchemy import (
     true,
     tuple_,
     type_coerce,
+    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -38,7 +39,7 @@ from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
 from shared.postgres.followers import Ended, FollowerChange, leader_of, orphans, with_cache_decision
 from shared.postgres.job_attempts import after_death, requeued
-from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING, due, live_workers, overdue
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING, due, live_workers, models_of_workers, overdue
 from shared.postgres.job_ends import EndStatements, result_record
 from shared.postgres.job_rows import COLUMNS, LOST, SUMMARY_COLUMNS, read_job
 from shared.postgres.rerouting import Move, ReroutingStore, is_movable
@@ -403,13 +404,13 @@ class RecoveryStore(ReroutingStore):
         """Remove the upstream's requests that no worker could cancel for so long, and return them."""
         return await UpstreamCancellations(self._engine).abandon(older_than_s)
 
-    async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
-        """Return the next queued jobs of a model that were released to the queue, in the order of service.
+    async def waiting(self, models: Sequence[str], *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
+        """Return the next queued jobs of these models that were released to the queue, in the order of service.
 
         A deferred job is among them once it has been due for `older_than_s`: its worker sends its message by then.
         """
         return await self._released(
-            model,
+            models,
             JobRow.priority.between(priorities[0], priorities[-1]),
             JobRow.created_at < func.now() - seconds(older_than_s),
             due(older_than_s),
@@ -443,8 +444,8 @@ class RecoveryStore(ReroutingStore):
     async def served_models(self) -> set[str]:
         """Return the models with a live worker whose engine has started."""
         started = WorkerRow.state != WorkerState.LOADING.value
-        statement = select(WorkerRow.model).where(WorkerRow.lease_expires_at > func.clock_timestamp(), started)
-        return set(await self._all(statement.distinct(), lambda row: str(row.model)))
+        statement = models_of_workers(WorkerRow.lease_expires_at > func.clock_timestamp(), started)
+        return set(await self._all(statement, lambda row: str(row.model)))
 
     async def queued_of(self, model: str, *, limit: int, without: Collection[str] = ()) -> list[JobSummary]:
         """Return queued jobs of a model that follow no other one, the next ones first.
@@ -460,7 +461,7 @@ class RecoveryStore(ReroutingStore):
         return await self._summaries(statement)
 
     async def queued_before(
-        self, model: str, priority: int, before: str, *, due_for_s: float, limit: int
+        self, models: Sequence[str], priority: int, before: str, *, due_for_s: float, limit: int
     ) -> list[Hint]:
         """Return released, queued jobs that precede the job `before`, which was served: their messages were lost.
 
@@ -469,7 +470,7 @@ class RecoveryStore(ReroutingStore):
         requeued_at = sql_cast(type_coerce(JobRow.attempts, JSONB)[-1]["ended_at"].astext, Timestamp)
         long_ago = func.clock_timestamp() - seconds(due_for_s)
         return await self._released(
-            model,
+            models,
             JobRow.priority == priority,
             JobRow.id < before,
             JobRow.dispatched_at <= long_ago,
@@ -478,21 +479,29 @@ class RecoveryStore(ReroutingStore):
             limit=limit,
         )
 
-    async def _released(self, model: str, *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
-        """Return queued jobs of a model in the order of service. Jobs that a dispatcher withholds are not among them:
-        they have no message that could be lost."""
-        statement = (
-            select(JobRow.id, JobRow.model, JobRow.priority)
-            .where(
-                IS_QUEUED,
-                JobRow.model == model,
-                JobRow.dispatched_at.is_not(None),
-                *conditions,
+    async def _released(self, models: Sequence[str], *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
+        """Return queued jobs of these models in the order of service. Jobs that a dispatcher withholds are not among
+        them: they have no message that could be lost."""
+
+        def of(model: str) -> Any:
+            return (
+                select(JobRow.id, JobRow.model, JobRow.priority)
+                .where(
+                    IS_QUEUED,
+                    JobRow.model == model,
+                    JobRow.dispatched_at.is_not(None),
+                    *conditions,
+                )
+                .order_by(JobRow.priority, JobRow.id)
+                .limit(limit)
             )
-            .order_by(JobRow.priority, JobRow.id)
-            .limit(limit)
-        )
-        return await self._all(statement, _hint)
+
+        if len(models) == 1:
+            return await self._all(of(models[0]), _hint)
+        # An index has the order of each model's jobs, but not that of several models'.
+        found = union_all(*(select(of(model).subquery()) for model in models)).subquery()
+        ordered = select(found).order_by(found.c.priority, found.c.id).limit(limit)
+        return await self._all(ordered, _hint)
 
 
 def _is_lost() -> ColumnElement[bool]:

@@ -36,6 +36,7 @@ from shared.postgres.followers import (
     release_followers,
 )
 from shared.postgres.job_attempts import ended_attempt
+from shared.postgres.job_conditions import models_of_workers
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
@@ -71,12 +72,12 @@ class ReroutingStore(JobRowStore):
 
     async def available(self) -> set[str]:
         """The models that have a worker which accepts jobs."""
-        statement = select(WorkerRow.model).where(
+        statement = models_of_workers(
             WorkerRow.lease_expires_at > func.clock_timestamp(),
             WorkerRow.state == WorkerState.READY.value,
             WorkerRow.breaker_since.is_(None),
         )
-        return set(await self._all(statement.distinct(), lambda row: str(row.model)))
+        return set(await self._all(statement, lambda row: str(row.model)))
 
     async def _reroute(self, move: Move, *guards: ColumnElement[bool]) -> list[FollowerChange] | None:
         """Move a job if the guards hold and it has not changed since it was read; None if not.

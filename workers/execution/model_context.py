@@ -21,4 +21,5 @@ def with_model(context: AttemptContext, model: ModelSpec, earlier: ModelSpec | N
         provider=model.provider,
         max_output=None if model.token_limits is None else model.token_limits.max_output,
         revision=model.revision,
+        adapter_revisions={adapter.name: adapter.revision for adapter in model.adapters},
     )
