@@ -19,6 +19,7 @@ from tests.support.database import drop_database
 from tests.support.metrics import samples
 from tests.support.sse import follow, read_events, text_of
 from tests.support.stack import KEY, Stack, write_models
+from tests.support.waiting import eventually
 
 BASE: dict[str, object] = {
     "name": "base",
@@ -93,7 +94,8 @@ async def test_their_jobs_share_the_slots_and_the_queue_of_the_base(stack: Stack
     running = [(await submit(client, model="base", max_tokens=150))["id"] for _ in range(4)]
     await asyncio.gather(*(wait_until_running(client, job) for job in running))
     waiting = [await submit(client, model=model, max_tokens=1) for model in ("tone", "base", "legal")]
-    assert [job["queue_position"] for job in waiting] == [0, 1, 2]
+    read = [(await client.get(f"/v1/jobs/{job['id']}")).json() for job in waiting]
+    assert [(job["status"], job["queue_position"]) for job in read] == [("queued", 0), ("queued", 1), ("queued", 2)]
     for job in running:
         await client.post(f"/v1/jobs/{job}/cancel")
     ended = [await wait_for_end(client, job["id"]) for job in waiting]
@@ -135,8 +137,13 @@ async def test_only_the_base_is_paused(stack: Stack, client: httpx.AsyncClient) 
     assert "pause or resume that one" in refused.json()["error"]["message"]
     assert (await client.post("/v1/models/base/pause", headers=headers)).status_code == 200
     job = await submit(client, model="tone", max_tokens=1)
-    read = (await client.get(f"/v1/jobs/{job['id']}")).json()
-    assert (read["status"], read["queue_paused"]) == ("queued", True)
+
+    async def waits_for_the_pause() -> bool:
+        read = (await client.get(f"/v1/jobs/{job['id']}")).json()
+        assert read["status"] == "queued"
+        return read.get("queue_paused") is True
+
+    await eventually(waits_for_the_pause, "the job shows the pause")
     assert (await client.post("/v1/models/base/resume", headers=headers)).status_code == 200
     assert (await wait_for_end(client, job["id"]))["status"] == "incomplete"
 
@@ -167,27 +174,31 @@ def test_an_adapter_has_no_worker_of_its_own(stack: Stack) -> None:
     assert "'tone' is an adapter of 'base', whose workers run its jobs: python -m workers base" in refused.stderr
 
 
-async def test_another_version_of_an_adapter_starts_an_answer_again(
-    servers: Servers, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """A failover never goes on with other weights: the tokens so far are not theirs."""
+@pytest.fixture
+def versions(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The API, without a worker."""
     stack = make_stack(servers, tmp_path_factory, "versions", MODELS, HEADRACE_LEASE_S=2, HEADRACE_HEARTBEAT_S=0.5)
     try:
         stack.start_api()
-        first = stack.start_worker("base")
-        async with stack.client() as client:
-            job = await submit(client, model="tone", max_tokens=200)
-            async with client.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
-                async for event in read_events(response):
-                    if event.event == "job.delta":
-                        break
-            stack.kill(first)
-            other = {**TONE, "adapter": "./tone-2"}
-            models = write_models(stack.folder / "later.yaml", [BASE, other, LEGAL])
-            stack.start_worker("base", HEADRACE_MODELS=str(models))
-            names = [event.event for event in await follow(client, job["id"])]
-            assert names.count("job.restarted") == 1
-            assert (await wait_for_end(client, job["id"]))["usage"]["completion_tokens"] == 200
+        yield stack
     finally:
         stack.stop()
         drop_database(servers.postgres_url, "stack_versions")
+
+
+async def test_another_version_of_an_adapter_starts_an_answer_again(versions: Stack) -> None:
+    """A failover never goes on with other weights: the tokens so far are not theirs."""
+    first = versions.start_worker("base")
+    async with versions.client() as client:
+        job = await submit(client, model="tone", max_tokens=200)
+        async with client.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+            async for event in read_events(response):
+                if event.event == "job.delta":
+                    break
+        versions.kill(first)
+        other = {**TONE, "adapter": "./tone-2"}
+        models = write_models(versions.folder / "later.yaml", [BASE, other, LEGAL])
+        versions.start_worker("base", HEADRACE_MODELS=str(models))
+        names = [event.event for event in await follow(client, job["id"])]
+        assert names.count("job.restarted") == 1
+        assert (await wait_for_end(client, job["id"]))["usage"]["completion_tokens"] == 200

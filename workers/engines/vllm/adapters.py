@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 IN_USE = 8
 LOADED = 32
 _RANKS = get_args(MaxLoRARanks)
+# Modules whose input, and whose output, has the model's hidden size.
+_READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+_WRITERS = ("o_proj", "down_proj")
 
 
 def located(model: VllmModel) -> list[VllmModel]:
@@ -155,9 +158,16 @@ class LoadedAdapters:
         """Load each adapter once.
 
         Raises:
-            InvalidRequest: one cannot be loaded.
+            InvalidRequest: one cannot be loaded, or is for a model of another size. vLLM pads smaller weights silently.
             EngineDead: the engine has died.
         """
+        expected = self._llm.model_config.get_hidden_size()
+        for name, (folder, _) in self._files.items():
+            found = _hidden_size(folder)
+            if found not in (None, expected):
+                raise _invalid(
+                    name, f"its weights are for a hidden size of {found}, but that of its base is {expected}"
+                )
         for name in self._requests:
             try:
                 await self.acquire(name)
@@ -227,6 +237,22 @@ def _adapter(model: VllmModel) -> tuple[Adapter, Path]:
     assert model.adapter is not None
     assert model.adapter.folder is not None
     return model.adapter, model.adapter.folder
+
+
+def _hidden_size(folder: Path) -> int | None:
+    """The hidden size of the model that an adapter was made for; None if its files do not show it."""
+    try:
+        with (folder / WEIGHT_FILES[0]).open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            module = name.rpartition(".lora_")[0].rpartition(".")[2]
+            if ".lora_A." in name and module in _READERS:
+                return int(tensor["shape"][1])
+            if ".lora_B." in name and module in _WRITERS:
+                return int(tensor["shape"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, MemoryError):
+        pass  # vLLM's error says more, if it cannot read it either
+    return None
 
 
 def _check_unchanged(folder: Path, files: object) -> None:
