@@ -14,6 +14,7 @@ from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.console.test_protection import sign_in
 from tests.e2e.test_jobs import submit, wait_for_end, wait_until_running
+from tests.support import command_line
 from tests.support.console import create_key
 from tests.support.database import drop_database
 from tests.support.metrics import samples
@@ -160,6 +161,11 @@ def test_the_console_shows_adapters_under_their_base(stack: Stack) -> None:
         assert "python -m workers base" in tone
         assert "Adapter of" in tone
         assert "models/pause" not in tone
+
+
+def test_the_command_line_names_the_base_of_an_adapter(stack: Stack) -> None:
+    shown = command_line.run(stack.url, "models", "show", "tone", key=KEY)
+    assert "adapter of base" in shown.stdout
 
 
 async def test_readiness_names_queues(stack: Stack, client: httpx.AsyncClient) -> None:

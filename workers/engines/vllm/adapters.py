@@ -52,14 +52,13 @@ def located(model: VllmModel) -> list[VllmModel]:
 
 def _located(model: VllmModel) -> VllmModel:
     assert model.adapter is not None
-    if model.adapter.folder is None:
-        model = model.as_adapter(model.name, model.description, model.adapter.at(_download(model.name, model.adapter)))
-    folder = _adapter(model)[1]
+    folder = model.adapter.folder or _download(model.name, model.adapter)
     if not (folder / CONFIG_FILE).is_file():
         raise _invalid(model.name, f"{folder} has no {CONFIG_FILE}; an adapter is a folder that PEFT has saved")
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise _invalid(model.name, f"{folder} has no weights; their file is one of {', '.join(WEIGHT_FILES)}")
-    return model
+    # They may have changed since models.yaml was read: the fingerprint is to be that of what is loaded.
+    return model.as_adapter(model.name, model.description, model.adapter.at(folder))
 
 
 def _download(name: str, adapter: Adapter) -> Path:
