@@ -128,7 +128,7 @@ async def open_resources(
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
         recovery_store = RecoveryStore(database)
-        hints = HintSender(celery_app(settings.redis_url), redis)
+        hints = HintSender(celery_app(settings.redis_url), redis, registry.queue_of)
         fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         stack.push_async_callback(hints.flush)
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
@@ -143,7 +143,7 @@ async def open_resources(
             max_attempts=settings.max_attempts,
             fallbacks=fallbacks,
         )
-        queue_estimates = QueueEstimates(QueueStore(database), registry)
+        queue_estimates = QueueEstimates(QueueStore(database, registry), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
@@ -224,7 +224,7 @@ async def open_resources(
         supervisor.start("reported_contexts", reported_contexts.run())
         learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
         supervisor.start("learned_ratios", learned_ratios.run())
-        overview_store = OverviewStore(database)
+        overview_store = OverviewStore(database, registry.queue_of)
         if settings.console == "on":
             supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
@@ -264,7 +264,7 @@ async def open_resources(
         reload_signal.connect(models_reload.request)
         stack.callback(reload_signal.disconnect)
 
-        queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
+        queue_metrics = QueueMetrics(QueueStatsStore(database, metrics, registry.queue_of), redis, registry, metrics)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         resources = Resources()
         resources.add(StreamSettings, settings)

@@ -70,6 +70,7 @@ class Parts:
                 f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | secrets_of(model), model
             )
             for name, model in self.registry.models.items()
+            if model.adapter is None
             for number in range(1, (self.settings.workers if model.loads_model else 1) + 1)
         ]
 

@@ -83,7 +83,7 @@ def _reload_worker(
     old = child.model
     assert old is not None
     new = registry.models.get(old.name)
-    if new is None:
+    if new is None or new.adapter is not None:
         supervisor.release(child)
         child.send(signal.SIGHUP)
     elif wanted is None:  # its model has fewer workers now

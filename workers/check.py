@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m workers.check", description="Print what a model's engine would run with, without serving."
     )
-    parser.add_argument("model", help="the name of a model in models.yaml")
+    parser.add_argument("model", help="the name of a model in models.yaml; of an adapter, its base is checked")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--models",
@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     configure_logging(os.environ.get("HEADRACE_LOG_LEVEL", "ERROR"), "text")
     try:
-        model = load_registry(chosen.models)[chosen.model]
+        registry = load_registry(chosen.models)
+        model = registry[registry.queue_of(chosen.model)]
     except HeadraceError as error:
         reason = error.message if isinstance(error, NotFound) else str(error)
         print(reason, file=sys.stderr)

@@ -90,6 +90,13 @@ def main() -> int:
         print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)
         return 2
     model = registry[arguments.model]
+    if model.adapter is not None:
+        print(
+            f"{model.name!r} is an adapter of {model.queue!r}, whose workers run its jobs:"
+            f" python -m workers {model.queue}",
+            file=sys.stderr,
+        )
+        return 2
     if isinstance(model, VllmModel):
         try:
             check_warm_prompts(settings.models, model)
@@ -100,13 +107,13 @@ def main() -> int:
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     use_broker(app, settings.redis_url)
-    metrics = Metrics(Exporter.WORKER, [arguments.model])
-    metrics.loaded([arguments.model])
+    metrics = Metrics(Exporter.WORKER, model.served_names)
+    metrics.loaded(model.served_names)
     exported = metrics.registry()
-    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported, reload_signal)
+    runtime = WorkerRuntime(app, settings, registry, model, worker, metrics, exported, reload_signal)
     app.loop_thread = LoopThread(runtime)
     bound_event_buffer(app)
-    message_filter = MessageFilter(app, arguments.model, metrics)
+    message_filter = MessageFilter(app, model.served_names, metrics)
     use_transport(app, lambda: runtime.slot_pool.batch_room, runtime.holding, message_filter)
     celery_worker = HeadraceWorker(
         app=app,

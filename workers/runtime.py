@@ -12,8 +12,8 @@ from typing import cast
 from celery import Celery
 from prometheus_client import CollectorRegistry
 
-from shared.config.models.loader import ModelSpec
-from shared.config.models.reload import ModelsReload
+from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.reload import ModelsReload, ReloadResult
 from shared.config.models.vllm import VllmModel
 from shared.domain.job import JobStatus, WorkerReport, WorkerState
 from shared.domain.result import CANCELLED
@@ -95,6 +95,7 @@ class WorkerRuntime:
         self,
         app: Celery,
         settings: WorkerSettings,
+        models: Registry,
         model: ModelSpec,
         worker: str,
         metrics: Metrics,
@@ -103,12 +104,14 @@ class WorkerRuntime:
     ) -> None:
         """`registry` is served at `/metrics`; the gauges of the worker and its engine are added to it.
 
-        At `reload_signal`, the model's entry in models.yaml is read again.
+        `models` are all of models.yaml, whose queues the worker sends messages to. At `reload_signal`, they and the
+        model's entry are read again.
         """
         self.model_name = model.name
         self.slot_pool = SlotPool(model.slots, yields=model.yields)
         self._app = app
         self._settings = settings
+        self._models = models
         self._model = model
         self._worker = worker
         self._metrics = metrics
@@ -129,12 +132,13 @@ class WorkerRuntime:
         self._stack.push_async_callback(redis.aclose)
         traces = open_traces("headrace-worker", self._worker)
         self._stack.push_async_callback(asyncio.to_thread, traces.close)
-        claims = ClaimStore(database, self._worker, model.name)
+        adapters = [adapter.name for adapter in model.adapters]
+        claims = ClaimStore(database, self._worker, model.name, adapters)
         current = await self._start_engine(claims)
 
         logs = EventLog(redis)
         recovery_store = RecoveryStore(database)
-        hints = HintSender(self._app, redis)
+        hints = HintSender(self._app, redis, self._models.queue_of)
         fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         self._stack.push_async_callback(hints.flush)
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
@@ -166,7 +170,7 @@ class WorkerRuntime:
             warm_up = WarmUp(model, lambda: cast(PrefixEngine, current.engine), PrefixStore(database), metrics)
         warms_up = warm_up is not None and warm_up.needed
         state = WorkerState.WARMING if warms_up else WorkerState.READY
-        tokens = metrics.generated_tokens.labels(metrics.model_label(model.name))
+        tokens = [metrics.generated_tokens.labels(metrics.model_label(name)) for name in model.served_names]
         heartbeat = Heartbeat(
             runner,
             current,
@@ -175,7 +179,7 @@ class WorkerRuntime:
             settings,
             state,
             lambda: model_reload.model.summary,
-            lambda: tokens.value,
+            lambda: sum(counter.value for counter in tokens),
         )
         orders = OperatorOrders(runner, heartbeat, self._stop_drained)
         heartbeat.on_reply = orders.apply
@@ -212,9 +216,14 @@ class WorkerRuntime:
             warm_up,
             grace_s=settings.removed_grace_s,
         )
-        models_reload = ModelsReload(
-            settings.models, lambda loaded: model_reload.apply(loaded.models), metrics.reloaded
-        )
+
+        async def use_models(loaded: Registry) -> ReloadResult:
+            result = await model_reload.apply(loaded.models)
+            self._models.replace(loaded.models, loaded.routes)
+            return result
+
+        models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)
+        redelivery = Redelivery(runner, recovery_store, redis, hints, metrics, model.name, adapters)
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)
         self._parts = _Parts(JobStore(database), claims, terminator, log_writer, runner, heartbeat)
 
@@ -235,7 +244,7 @@ class WorkerRuntime:
             await heartbeat.set_state(WorkerState.READY)
         run("operator_orders", orders.run())
         run("cancel_listener", CancelListener(redis, runner, self._worker, metrics, heartbeat.hurry).run())
-        run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
+        run("redelivery", redelivery.run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("context_report", ContextReport(current, ContextLengths(redis)).run())

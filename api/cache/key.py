@@ -13,7 +13,7 @@ from shared.domain.request import GenerateRequest
 # Part of each key. Increase it if the same key would otherwise identify a different answer.
 VERSION = 1
 # Members without effect on the answer: the place in the queue, and how an upstream or engine caches the prompt.
-WITHOUT_EFFECT = frozenset({"priority", "cache_breakpoints", "prompt_cache_key", "cache_salt"})
+WITHOUT_EFFECT = frozenset({"priority", "cache_breakpoints", "prompt_cache_key", "cache_salt", "adapter"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def _report(query: asyncio.Task[Any]) -> None:
 
 
 class _Submitted:
-    """The jobs of one model and priority that this process has submitted, in the order of their ids."""
+    """The jobs of one queue and priority that this process has submitted, in the order of their ids."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -138,7 +138,7 @@ class QueueEstimates:
     def created(self, job: JobSummary) -> None:
         """Note that this process has submitted a job. One that follows another job is not in the queue."""
         if job.follows is None:
-            self._submitted[job.model, job.priority].add(job.id)
+            self._submitted[self._registry.queue_of(job.model), job.priority].add(job.id)
 
     async def submitted(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
@@ -156,12 +156,12 @@ class QueueEstimates:
         Raises during a database outage.
         """
         job = _NewJob(model, priority, new_job_id())
-        before = await self._positions.recent((model, priority), lambda: self._counted(job))
+        before = await self._positions.recent((self._registry.queue_of(model), priority), lambda: self._counted(job))
         return self._wait_s(await self.rate(model), model, priority, max(0, before + self._place(job)))
 
     async def rate(self, model: str) -> ServiceRate:
         """Return the rate at which a model's jobs were served recently. Raises during a database outage."""
-        return await self._paces.recent(model, lambda: self._store.pace(model))
+        return await self._paces.recent(self._registry.queue_of(model), lambda: self._store.pace(model))
 
     async def is_paused(self, job: JobSummary) -> bool:
         """Whether a job waits because an operator has paused its model's queue; False during a database outage."""
@@ -206,7 +206,7 @@ class QueueEstimates:
 
         Raises during a database outage.
         """
-        pace = await self._paces.get(model, lambda: self._store.pace(model))
+        pace = await self._paces.get(self._registry.queue_of(model), lambda: self._store.pace(model))
         return self._wait_s(pace, model, priority, position, not_before)
 
     def _wait_s(
@@ -226,7 +226,9 @@ class QueueEstimates:
 
     async def _last_position(self, job: QueuedJob) -> int:
         """The position of a job that has just been submitted."""
-        before = await self._positions.get((job.model, job.priority), lambda: self._counted(job))
+        before = await self._positions.get(
+            (self._registry.queue_of(job.model), job.priority), lambda: self._counted(job)
+        )
         return max(0, before + self._place(job))
 
     async def _counted(self, job: QueuedJob) -> int:
@@ -237,10 +239,11 @@ class QueueEstimates:
 
     def _place(self, job: QueuedJob) -> int:
         """The number of jobs that this process has submitted before and that are served no later than this job."""
+        queue = self._registry.queue_of(job.model)
         return sum(
             submitted.up_to(job.id)
             for priority in range(job.priority + 1)
-            if (submitted := self._submitted.get((job.model, priority))) is not None
+            if (submitted := self._submitted.get((queue, priority))) is not None
         )
 
     async def _position(self, job: QueuedJob) -> int:

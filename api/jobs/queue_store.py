@@ -6,10 +6,24 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import ARRAY, Integer, Text, and_, bindparam, func, or_, select
+from sqlalchemy import (
+    ARRAY,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    case,
+    column,
+    func,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.config.models.loader import Registry
 from shared.domain.job import SUCCEEDED, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
@@ -99,12 +113,17 @@ class QueuedJob(Protocol):
     def id(self) -> str: ...
 
 
+# The models whose jobs are on the queue, and the one that the queue and its workers belong to.
+_MODELS = bindparam("models", type_=ARRAY(Text))
+_IN_QUEUE = JobRow.model == func.any(_MODELS)
+
+
 def _position() -> Prepared:
-    model, priority = bindparam("model", type_=Text), bindparam("priority", type_=Integer)
+    priority = bindparam("priority", type_=Integer)
     is_older = and_(JobRow.priority == priority, JobRow.id < bindparam("job", type_=Text))
     ahead = (
         select(JobRow.id)
-        .where(IS_QUEUED, JobRow.follows.is_(None), JobRow.model == model, or_(JobRow.priority < priority, is_older))
+        .where(IS_QUEUED, JobRow.follows.is_(None), _IN_QUEUE, or_(JobRow.priority < priority, is_older))
         .limit(EXACT)
         .subquery()
     )
@@ -112,25 +131,28 @@ def _position() -> Prepared:
 
 
 def _pace() -> Prepared:
-    model = bindparam("model", type_=Text)
+    queue = bindparam("queue", type_=Text)
     workers = (
         select(WorkerRow.slots, WorkerRow.breaker_since)
         .where(
-            WorkerRow.model == model,
+            WorkerRow.model == queue,
             WorkerRow.lease_expires_at > func.clock_timestamp(),
             WorkerRow.state == WorkerState.READY.value,
         )
         .cte("workers")
     )
     slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.breaker_since.is_(None))
-    running = select(JobRow.priority).where(JobRow.model == model, IS_RUNNING).cte("running")
-    ended = (
+    running = select(JobRow.priority).where(_IN_QUEUE, IS_RUNNING).cte("running")
+    # An index has the order of each model's jobs, but not that of several models'.
+    models = func.unnest(_MODELS).table_valued(column("model", Text)).render_derived(name="models")
+    of_one = (
         select(JobRow.status, JobRow.attempt_started_at, JobRow.finished_at)
-        .where(JobRow.model == model, JobRow.finished_at > func.now() - seconds(SAMPLE_S))
+        .where(JobRow.model == models.c.model, JobRow.finished_at > func.now() - seconds(SAMPLE_S))
         .order_by(JobRow.finished_at.desc())
         .limit(SEARCHED)
-        .subquery()
+        .lateral("of_one")
     )
+    ended = select(of_one).join_from(models, of_one, true()).subquery()
     recent = (
         select(ended.c.status, (ended.c.finished_at - ended.c.attempt_started_at).label("took"))
         .where(ended.c.attempt_started_at.is_not(None))
@@ -148,7 +170,7 @@ def _pace() -> Prepared:
             .where(recent.c.status.in_(SUCCEEDED))
             .scalar_subquery()
             .label("service_s"),
-            select(func.count()).where(ModelPauseRow.model == model).scalar_subquery().label("pauses"),
+            select(func.count()).where(ModelPauseRow.model == queue).scalar_subquery().label("pauses"),
         )
     )
 
@@ -159,11 +181,26 @@ _PACE = _pace()
 
 
 class QueueStore(Store):
-    """Reads the order and the service rate of queued jobs from PostgreSQL."""
+    """Reads the order and the service rate of queued jobs from PostgreSQL.
+
+    The queue of a model is the one that its jobs lie on: that of its base, if it is an adapter.
+    """
+
+    def __init__(self, engine: AsyncEngine, registry: Registry | None = None) -> None:
+        """Without a registry, each model has a queue of its own."""
+        super().__init__(engine)
+        self._registry = registry
+
+    def _queue_of(self, model: str) -> str:
+        return model if self._registry is None else self._registry.queue_of(model)
+
+    def _names_on(self, queue: str) -> list[str]:
+        return [queue] if self._registry is None else list(self._registry.names_on(queue))
 
     async def position(self, job: QueuedJob) -> int:
-        """Count the jobs of the same model that are served before this one, up to `EXACT`."""
-        (row,) = await _POSITION.run(self._engine, {"model": job.model, "priority": job.priority, "job": job.id})
+        """Count the jobs of the same queue that are served before this one, up to `EXACT`."""
+        models = self._names_on(self._queue_of(job.model))
+        (row,) = await _POSITION.run(self._engine, {"models": models, "priority": job.priority, "job": job.id})
         return int(row.ahead)
 
     async def leader(self, job: JobSummary) -> JobSummary | None:
@@ -172,14 +209,20 @@ class QueueStore(Store):
         return await self._one(statement, to_summary)
 
     async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
-        """Read the queues of these models in one index scan."""
-        position = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
+        """Read the queues of these models, by model, in one index scan."""
+        queues = {self._queue_of(model): QueueOrder() for model in models}
+        names = {name: queue for queue in queues for name in self._names_on(queue)}
+        adapters = {name: queue for name, queue in names.items() if name != queue}
+        queue: Any = JobRow.model
+        if adapters:
+            queue = case(adapters, value=JobRow.model, else_=JobRow.model).label("model")
+        position = func.row_number().over(partition_by=queue, order_by=(JobRow.priority, JobRow.id)) - 1
         waiting = (
-            select(JobRow.model, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
+            select(queue, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
             .where(
                 IS_QUEUED,
                 JobRow.follows.is_(None),
-                JobRow.model == func.any(bindparam("models", list(models), type_=ARRAY(Text))),
+                JobRow.model == func.any(bindparam("models", list(names), type_=ARRAY(Text))),
             )
             .subquery()
         )
@@ -190,19 +233,19 @@ class QueueStore(Store):
             .where(known)
             .order_by(waiting.c.model, waiting.c.position)
         )
-        found = {model: QueueOrder() for model in models}
         async with self._engine.connect() as connection:
             for model, priority, job_id, not_before, number, paused in await connection.execute(statement):
-                order = found[model]
+                order = queues[model]
                 order.keys.append((priority, job_id))
                 order.positions.append(number)
                 order.paused = paused
                 if not_before is not None:
                     order.not_before[job_id] = not_before
-        return found
+        return {model: queues[self._queue_of(model)] for model in models}
 
     async def pace(self, model: str) -> ServiceRate:
-        """Read the current pace of a model."""
-        (row,) = await _PACE.run(self._engine, {"model": model})
+        """Read the current pace of a model's queue."""
+        queue = self._queue_of(model)
+        (row,) = await _PACE.run(self._engine, {"queue": queue, "models": self._names_on(queue)})
         service_s = None if row.service_s is None else float(row.service_s)
         return ServiceRate(row.slots, row.running, row.urgent, service_s, row.workers, bool(row.pauses))

@@ -77,10 +77,10 @@ class QueueMetrics(Collector):
         return True
 
     def collect(self) -> Iterable[Metric]:
-        metrics, fleet, models = self._metrics, self._fleet, self._registry.models
+        metrics, fleet, models = self._metrics, self._fleet, self._registry.queues
         yield metrics.database_up.family([((), float(self._database_up))])
         yield metrics.redis_up.family([((), float(self._redis_up))])
-        yield metrics.worker_slots.family([((name,), model.slots) for name, model in models.items()])
+        yield metrics.worker_slots.family([((name,), self._registry[name].slots) for name in models])
         if fleet is None:
             return
         # Zeros are exported too: a series that disappears is ambiguous.

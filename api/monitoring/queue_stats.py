@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
@@ -21,6 +22,8 @@ Key = tuple[str, str]
 class QueueStats:
     """Jobs by model and priority (metric labels), workers by model and state. `oldest`: seconds since submit.
 
+    The model is that of the queue: the jobs of an adapter count for its base.
+
     `unreadable`: by model, the waiting jobs that are withheld because a worker's version cannot read them; `deferred`:
     those that wait because their upstream was busy. `paused`: the models whose queues are paused.
     """
@@ -37,9 +40,11 @@ class QueueStats:
 class QueueStatsStore(Store):
     """Reads the statistics. Each statement uses an index: of queued jobs, of running jobs, of workers."""
 
-    def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, queue_of: Callable[[str], str] = str) -> None:
+        """`queue_of`: see `Registry.queue_of`."""
         super().__init__(engine)
-        self._model_label = metrics.model_label
+        self._metrics = metrics
+        self._queue_of = queue_of
 
     async def read(self) -> QueueStats:
         """Read the current statistics."""
@@ -85,3 +90,6 @@ class QueueStatsStore(Store):
                 fleet.deferred[self._model_label(model)] += count
             fleet.paused.update((await connection.execute(select(ModelPauseRow.model))).scalars())
         return fleet
+
+    def _model_label(self, model: str) -> str:
+        return self._metrics.model_label(self._queue_of(model))

@@ -75,7 +75,7 @@ class ReadinessCheck:
         except (RedisError, OSError) as error:
             logger.warning("Redis unavailable: %s", error)
             checks["redis"] = "unavailable"
-        for name in self._registry.models:
+        for name in self._registry.queues:
             if workers is None:
                 checks[f"model {name}"] = "unknown"
             elif workers.get((name, WorkerState.READY)):

@@ -385,6 +385,9 @@ class ModelView(BaseModel):
     owned_by: Literal["headrace"] = "headrace"
     max_model_len: int | None
     capabilities: Capabilities
+    parent: str | None = Field(
+        None, description="The base model, if it is an adapter. Absent otherwise.", exclude_if=lambda part: not part
+    )
     route: RouteView | None = Field(
         None,
         description="The models behind the name, if it is a route. Absent otherwise.",
@@ -396,7 +399,8 @@ class ModelView(BaseModel):
         found = model.capabilities
         if not found.tools:
             found = replace(found, tool_choices=frozenset())
-        return cls(id=model.name, max_model_len=max_model_len, capabilities=found)
+        parent = None if model.adapter is None else model.adapter.base
+        return cls(id=model.name, max_model_len=max_model_len, capabilities=found, parent=parent)
 
     @classmethod
     def of_route(cls, name: str, route: Route, models: Mapping[str, Self]) -> Self:

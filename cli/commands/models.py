@@ -89,7 +89,9 @@ def _order(context: typer.Context, names: list[str], order: str, done: str, *, a
 
 
 def _kind(model: dict[str, Any]) -> str:
-    return f"route to {', '.join(model['route']['models'])}" if "route" in model else "model"
+    if "route" in model:
+        return f"route to {', '.join(model['route']['models'])}"
+    return f"adapter of {model['parent']}" if "parent" in model else "model"
 
 
 def _abilities(model: dict[str, Any]) -> str:

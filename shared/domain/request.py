@@ -369,8 +369,9 @@ class GenerateRequest(BaseModel):
     `extra_body`: parameters of the provider, by its names; only those that the model's entry lists.
 
     `prompt_cache_key`: the client's name for requests with a common prefix, for upstreams that route by it. It does not
-    change the answer. `cache_salt` keeps the engine's prefix caches of projects apart. It is never stored: a worker
-    sets it when it claims the job (`shared.postgres.claim_store`).
+    change the answer. `cache_salt` keeps the engine's prefix caches of projects apart, and `adapter` is the name of the
+    adapter that generates the answer, if it is one. Neither is stored: a worker sets them when it claims the job
+    (`shared.postgres.claim_store`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -392,6 +393,7 @@ class GenerateRequest(BaseModel):
     extra_body: ExtraBody | None = None
     prompt_cache_key: str | None = None
     cache_salt: str | None = Field(None, exclude=True)
+    adapter: str | None = Field(None, exclude=True)
 
     def for_provider(self, provider: str | None) -> GenerateRequest:
         """The request for a model of this provider: without the opaque parts of others, which it could not read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -57,6 +57,7 @@ class HeartbeatReply:
     paused: bool = False
 
 
+_ONLY_MODELS = bindparam("only_models", type_=ARRAY(Text))
 _PAUSED = exists().where(ModelPauseRow.model == JobRow.model).correlate(JobRow)
 # Rows that another transaction has locked are skipped: that transaction decides about them.
 _WAITING = (
@@ -65,7 +66,7 @@ _WAITING = (
         JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
         IS_QUEUED,
         JobRow.follows.is_(None),
-        or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
+        or_(_ONLY_MODELS.is_(None), JobRow.model == func.any(_ONLY_MODELS)),
         ~overdue(),
         due(),
         ~_PAUSED,
@@ -125,11 +126,14 @@ _BEAT = (
 class ClaimStore(ReroutingStore):
     """The claims, results and lease of one worker. Concurrent claims are committed together, and so are results."""
 
-    def __init__(self, engine: AsyncEngine, worker: str, model: str | None = None) -> None:
-        """Only jobs of `model` can be claimed, whatever a message says; None: jobs of any model."""
+    def __init__(
+        self, engine: AsyncEngine, worker: str, model: str | None = None, adapters: Collection[str] = ()
+    ) -> None:
+        """Only jobs of `model` and of its adapters can be claimed, whatever a message says; None: jobs of any model."""
         super().__init__(engine)
         self._worker = worker
-        self._model = model
+        self._models = None if model is None else [model, *adapters]
+        self._adapters = frozenset(adapters)
         self._claims = GroupCommit(self._claim)
         self._suspect_claims = GroupCommit(self._claim_suspects)
         self._cancellations = UpstreamCancellations(engine)
@@ -148,8 +152,8 @@ class ClaimStore(ReroutingStore):
         statement = select(JobRow.id, JobRow.model, JobRow.priority).where(
             JobRow.id == job_id, IS_QUEUED, JobRow.suspect, due()
         )
-        if self._model is not None:
-            statement = statement.where(JobRow.model == self._model)
+        if self._models is not None:
+            statement = statement.where(JobRow.model.in_(self._models))
         return await self._one(statement, lambda row: Hint(row.id, row.model, row.priority))
 
     async def record_token(self, job_id: str, attempt: int, *, cleared: bool) -> None:
@@ -202,7 +206,7 @@ class ClaimStore(ReroutingStore):
 
     async def _claim(self, job_ids: Sequence[str], suspects: bool = False) -> list[Job | None]:
         parameters = {
-            "ids": list(job_ids), "claimant": self._worker, "only_model": self._model, "suspects": suspects,
+            "ids": list(job_ids), "claimant": self._worker, "only_models": self._models, "suspects": suspects,
         }  # fmt: skip
         rows = await _CLAIM.run(self._engine, parameters)
         claimed: dict[str, Job] = {}
@@ -211,6 +215,7 @@ class ClaimStore(ReroutingStore):
             try:
                 job = claimed[row.id] = await read_job(row)
                 job.request.cache_salt = cache_salt(row.salt)
+                job.request.adapter = job.model if job.model in self._adapters else None
             except UnreadableRow as error:
                 logger.error("job=%s cannot be read and waits for another version: %s", row.id, error.reason)
                 unreadable.append(row.id)

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal_column, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    union,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.config.models.base import ADAPTERS
 from shared.domain.job import RUNNING, JobStatus
 from shared.postgres.store import seconds
 from shared.postgres.tables import JobRow, WorkerRow
@@ -29,6 +43,16 @@ def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
 def live_workers() -> Select[str]:
     """The ids of the workers whose lease has not expired."""
     return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
+
+
+def models_of_workers(*conditions: ColumnElement[bool]) -> CompoundSelect[str]:
+    """The models that the workers under these conditions serve: their own, and its adapters, which they report."""
+    adapters = WorkerRow.options[ADAPTERS]
+    reported = case((func.jsonb_typeof(adapters) == "object", adapters), else_=literal({}, JSONB))
+    return union(
+        select(WorkerRow.model.label("model")).where(*conditions),
+        select(func.jsonb_object_keys(reported)).where(*conditions),
+    )
 
 
 def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:

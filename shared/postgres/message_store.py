@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,7 @@ from sqlalchemy import (
     true,
     tuple_,
     type_coerce,
+    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -39,13 +41,13 @@ class Withheld:
 class MessageStore(Store):
     """Reads queued jobs without a message, and releases those that were withheld."""
 
-    async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
-        """Return the next queued jobs of a model that were released to the queue, in the order of service.
+    async def waiting(self, models: Sequence[str], *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
+        """Return the next queued jobs of these models that were released to the queue, in the order of service.
 
         A deferred job is among them once it has been due for `older_than_s`: its worker sends its message by then.
         """
         return await self._released(
-            model,
+            models,
             JobRow.priority.between(priorities[0], priorities[-1]),
             JobRow.created_at < func.now() - seconds(older_than_s),
             due(older_than_s),
@@ -53,7 +55,7 @@ class MessageStore(Store):
         )
 
     async def queued_before(
-        self, model: str, priority: int, before: str, *, due_for_s: float, limit: int
+        self, models: Sequence[str], priority: int, before: str, *, due_for_s: float, limit: int
     ) -> list[Hint]:
         """Return released, queued jobs that precede the job `before`, which was served: their messages were lost.
 
@@ -62,7 +64,7 @@ class MessageStore(Store):
         requeued_at = sql_cast(type_coerce(JobRow.attempts, JSONB)[-1]["ended_at"].astext, Timestamp)
         long_ago = func.clock_timestamp() - seconds(due_for_s)
         return await self._released(
-            model,
+            models,
             JobRow.priority == priority,
             JobRow.id < before,
             JobRow.dispatched_at <= long_ago,
@@ -71,21 +73,29 @@ class MessageStore(Store):
             limit=limit,
         )
 
-    async def _released(self, model: str, *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
-        """Return queued jobs of a model in the order of service. Jobs that a dispatcher withholds are not among them:
-        they have no message that could be lost."""
-        statement = (
-            select(JobRow.id, JobRow.model, JobRow.priority)
-            .where(
-                IS_QUEUED,
-                JobRow.model == model,
-                JobRow.dispatched_at.is_not(None),
-                *conditions,
+    async def _released(self, models: Sequence[str], *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
+        """Return queued jobs of these models in the order of service. Jobs that a dispatcher withholds are not among
+        them: they have no message that could be lost."""
+
+        def of(model: str) -> Any:
+            return (
+                select(JobRow.id, JobRow.model, JobRow.priority)
+                .where(
+                    IS_QUEUED,
+                    JobRow.model == model,
+                    JobRow.dispatched_at.is_not(None),
+                    *conditions,
+                )
+                .order_by(JobRow.priority, JobRow.id)
+                .limit(limit)
             )
-            .order_by(JobRow.priority, JobRow.id)
-            .limit(limit)
-        )
-        return await self._all(statement, _hint)
+
+        if len(models) == 1:
+            return await self._all(of(models[0]), _hint)
+        # An index has the order of each model's jobs, but not that of several models'.
+        found = union_all(*(select(of(model).subquery()) for model in models)).subquery()
+        ordered = select(found).order_by(found.c.priority, found.c.id).limit(limit)
+        return await self._all(ordered, _hint)
 
     async def has_unfinished(self, model: str) -> bool:
         """Whether a model has jobs that run anywhere, or that are queued and can be read by this version, or requests

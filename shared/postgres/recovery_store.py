@@ -22,7 +22,7 @@ from shared.domain.fallback import Availability
 from shared.domain.job import JobStatus, JobSummary, WorkerState
 from shared.domain.result import JobResult
 from shared.postgres.followers import Ended, FollowerChange, leader_of, orphans, with_cache_decision
-from shared.postgres.job_conditions import IS_QUEUED, overdue
+from shared.postgres.job_conditions import IS_QUEUED, models_of_workers, overdue
 from shared.postgres.job_ends import EndStatements, result_record
 from shared.postgres.job_rows import LOST, SUMMARY_COLUMNS
 from shared.postgres.lost_jobs import LostJobStore
@@ -185,8 +185,8 @@ class RecoveryStore(LostJobStore, MessageStore, ReroutingStore):
     async def served_models(self) -> set[str]:
         """Return the models with a live worker whose engine has started."""
         started = WorkerRow.state != WorkerState.LOADING.value
-        statement = select(WorkerRow.model).where(WorkerRow.lease_expires_at > func.clock_timestamp(), started)
-        return set(await self._all(statement.distinct(), lambda row: str(row.model)))
+        statement = models_of_workers(WorkerRow.lease_expires_at > func.clock_timestamp(), started)
+        return set(await self._all(statement, lambda row: str(row.model)))
 
     async def queued_of(self, model: str, *, limit: int, without: Collection[str] = ()) -> list[JobSummary]:
         """Return queued jobs of a model that follow no other one, the next ones first.

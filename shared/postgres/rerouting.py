@@ -19,6 +19,7 @@ from sqlalchemy import (
     null,
     select,
     true,
+    union,
     union_all,
     update,
 )
@@ -37,6 +38,7 @@ from shared.postgres.followers import (
     release_followers,
 )
 from shared.postgres.job_attempts import ended_attempt
+from shared.postgres.job_conditions import models_of_workers
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.tables import JobRow, ModelPauseRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
@@ -72,12 +74,14 @@ class ReroutingStore(JobRowStore):
 
     async def availability(self) -> Availability:
         """The models that have a worker which accepts jobs, and those whose queues are paused."""
-        accepting = select(WorkerRow.model, false().label("paused")).where(
-            WorkerRow.lease_expires_at > func.clock_timestamp(),
-            WorkerRow.state == WorkerState.READY.value,
-            WorkerRow.breaker_since.is_(None),
-        )
-        found = union_all(accepting.distinct(), select(ModelPauseRow.model, true())).subquery()
+        is_live = WorkerRow.lease_expires_at > func.clock_timestamp()
+        accepting = models_of_workers(
+            is_live, WorkerRow.state == WorkerState.READY.value, WorkerRow.breaker_since.is_(None)
+        ).subquery()
+        # The queue of a paused model is also that of its adapters, which its workers report.
+        pauses = select(ModelPauseRow.model)
+        waiting = union(pauses, select(models_of_workers(is_live, WorkerRow.model.in_(pauses)).subquery())).subquery()
+        found = union_all(select(accepting, false().label("paused")), select(waiting, true())).subquery()
         rows = await self._all(select(found.c.model, found.c.paused), lambda row: (str(row.model), bool(row.paused)))
         paused = frozenset(model for model, is_paused in rows if is_paused)
         return Availability(frozenset(model for model, _ in rows) - paused, paused)

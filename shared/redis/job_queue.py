@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect
+from collections.abc import Callable
 
 from celery import Celery
 from redis.asyncio import Redis
@@ -30,6 +31,7 @@ MAX_PENDING = 10_000
 
 
 def queue_name(model: str) -> str:
+    """The name of the queue that belongs to a model. An adapter has none: its jobs lie on the queue of its base."""
     return f"headrace.{model}"
 
 
@@ -76,9 +78,12 @@ def use_broker(app: Celery, redis_url: str) -> None:
 class HintSender:
     """Sends hints to their models' queues in the background, in batches."""
 
-    def __init__(self, app: Celery, redis: Redis) -> None:
+    def __init__(self, app: Celery, redis: Redis, queue_of: Callable[[str], str] = str) -> None:
+        """`queue_of` returns the model that the queue of a model's jobs belongs to (`Registry.queue_of`); without it,
+        it is the model itself."""
         self._messages = HintMessages(app, TASK)
         self._redis = redis
+        self._queue_of = queue_of
         # With what is sent beside them: a request, or nothing. None: no request may be left from an earlier hint.
         self._pending: list[tuple[Hint, bytes | None]] = []
         self._wake = asyncio.Event()
@@ -114,7 +119,7 @@ class HintSender:
             return True
         lists: dict[tuple[str, bool], list[bytes]] = {}
         for hint, _ in batch:
-            name = queue_name(hint.model)
+            name = queue_name(self._queue_of(hint.model))
             message = self._messages.message(hint.job_id, model=hint.model, queue=name, priority=hint.priority)
             lists.setdefault((list_name(name, hint.priority), hint.front), []).append(message)
         try:

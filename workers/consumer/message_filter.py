@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -49,11 +50,11 @@ MAX_COMMAND_BYTES = 64 * 1024
 
 
 class MessageFilter:
-    """Filters the messages for the worker of one model. Counts and logs those that it drops."""
+    """Filters the messages for the worker of a model and its adapters. Counts and logs those that it drops."""
 
-    def __init__(self, app: Celery, model: str, metrics: Metrics) -> None:
+    def __init__(self, app: Celery, models: Collection[str], metrics: Metrics) -> None:
         self._messages = HintMessages(app, TASK)
-        self._model = model
+        self._models = frozenset(models)
         self._dropped = metrics.malformed_messages
 
     def from_queue(self, raw: bytes, queue: str) -> Any:
@@ -63,7 +64,7 @@ class MessageFilter:
         except MalformedMessage as error:
             self.drop("queue", str(error))
             return None
-        if hint.model != self._model:
+        if hint.model not in self._models:
             self.drop("queue", "a job of another model")
             return None
         return self._messages.envelope(hint, queue)

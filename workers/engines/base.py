@@ -196,6 +196,14 @@ class PrefixEngine(Protocol):
         """
 
 
+class AdapterEngine(Protocol):
+    """An engine that runs adapters of its model: `GenerateRequest.adapter` names the one that generates the answer."""
+
+    @property
+    def adapter_fingerprints(self) -> Mapping[str, str]:
+        """By the adapter's name, as `Engine.fingerprint`; available once the engine has started."""
+
+
 class Engine(ManagedEngine, Protocol):
     """Generates answers to many requests concurrently, on the event loop that called `start`."""
 

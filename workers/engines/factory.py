@@ -56,10 +56,11 @@ def describe_engine(model: ModelSpec) -> dict[str, Any]:
         HeadraceError: the options of its entry cannot work on this machine.
     """
     if isinstance(model, VllmModel):
+        from workers.engines.vllm.adapters import located
         from workers.engines.vllm.plan import make_plan
         from workers.engines.vllm.report import report
 
-        return report(make_plan(model))
+        return report(make_plan(model, located(model)))
     return {
         "model": model.name,
         "engine": model.engine,

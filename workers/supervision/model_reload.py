@@ -67,7 +67,7 @@ class ModelReload:
             HeadraceError: its engine cannot be started; the worker continues with the one that it has.
         """
         old, new = self.model, models.get(self.model.name)
-        if new is None:
+        if new is None or new.adapter is not None:
             if self._removed_at is None:
                 self._removed_at = time.monotonic()
                 logger.warning("model=%s was removed; this worker ends when no job of it is left", old.name)
@@ -75,7 +75,7 @@ class ModelReload:
         self._removed_at = None
         if new == old:
             logger.info("model=%s reloaded; unchanged", new.name)
-            self._metrics.loaded([new.name])
+            self._metrics.loaded(new.served_names)
             return ReloadResult.APPLIED
         if needs_restart(old, new):
             logger.warning(
@@ -93,7 +93,7 @@ class ModelReload:
         if self._warm_up is not None and isinstance(new, VllmModel):
             self._warm_up.model = new  # from the engine's next start on
         self._consumer.poll()
-        self._metrics.loaded([new.name])
+        self._metrics.loaded(new.served_names)
         logger.info("model=%s reloaded; new requests use the new entry", new.name)
         return ReloadResult.APPLIED
 
@@ -107,9 +107,12 @@ class ModelReload:
         if removed_at is None or time.monotonic() - removed_at < self._grace_s:
             return
         # Jobs that run on other workers may be requeued, and these may have ended by then.
-        if not self._runner.idle or await self._store.has_unfinished(self.model.name):
+        if not self._runner.idle or await self._has_unfinished():
             return
         if self._runner.idle and self._removed_at == removed_at:  # no message and no reload has arrived meanwhile
             logger.warning("model=%s was removed and has no jobs left; this worker ends", self.model.name)
             self._on_removed()
             self._removed_at = None
+
+    async def _has_unfinished(self) -> bool:
+        return any([await self._store.has_unfinished(name) for name in self.model.served_names])

@@ -1,4 +1,4 @@
-"""Resends lost messages of queued jobs. Each worker does this for its own model.
+"""Resends lost messages of queued jobs. Each worker does this for its own model and the adapters of it.
 
 A message can be lost with Redis, or with a worker that had fetched it. A job's message counts as lost if the queue, or
 the list of the job's priority, is empty although the job is queued, or if a younger job of the same priority has been
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 
 from redis.asyncio import Redis
 
@@ -38,10 +39,17 @@ ALL_PRIORITIES = range(URGENT_PRIORITIES[0], BATCH_PRIORITIES[-1] + 1)
 
 
 class Redelivery:
-    """Resends lost messages of one model's jobs."""
+    """Resends lost messages of the jobs on one model's queue."""
 
     def __init__(
-        self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, metrics: Metrics, model: str
+        self,
+        runner: Runner,
+        store: RecoveryStore,
+        redis: Redis,
+        hints: HintSender,
+        metrics: Metrics,
+        model: str,
+        adapters: Collection[str] = (),
     ) -> None:
         self._runner = runner
         self._store = store
@@ -49,6 +57,7 @@ class Redelivery:
         self._hints = hints
         self._metrics = metrics
         self._model = model
+        self._models = (model, *adapters)
         self._sent: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -81,12 +90,12 @@ class Redelivery:
         rooms = [(room, priorities) for room, priorities in rooms if room > 0]
         # One query, instead of one for each kind of jobs, is all that an idle worker needs.
         if len(rooms) > 1 and not await store.waiting(
-            self._model, limit=1, older_than_s=in_transit_s, priorities=ALL_PRIORITIES
+            self._models, limit=1, older_than_s=in_transit_s, priorities=ALL_PRIORITIES
         ):
             return []
         for room, priorities in rooms:
             limit = room + len(self._runner.waiting)
-            found = await store.waiting(self._model, limit=limit, older_than_s=in_transit_s, priorities=priorities)
+            found = await store.waiting(self._models, limit=limit, older_than_s=in_transit_s, priorities=priorities)
             lost += self._not_here(found)[:room]
         return lost
 
@@ -97,12 +106,12 @@ class Redelivery:
         for step, messages in depths.items():
             if not messages:
                 found += await self._store.waiting(
-                    self._model, limit=limit, older_than_s=in_transit_s, priorities=BANDS[step]
+                    self._models, limit=limit, older_than_s=in_transit_s, priorities=BANDS[step]
                 )
         margin_s = PASSED_OVER_S + self._runner.longest_hold_s
         for priority, (claimed, arrived_at) in list(self._runner.last_claimed.items()):
             passed_over = await self._store.queued_before(
-                self._model,
+                self._models,
                 priority,
                 id_before(claimed, margin_s),
                 due_for_s=time.monotonic() - arrived_at + margin_s,

@@ -16,6 +16,7 @@ from api.http.openapi import NOT_FOUND
 router = APIRouter(prefix="/v1", tags=["workers"])
 
 Fleet = Annotated[FleetService, Depends(resource(FleetService))]
+ADAPTER: dict[int | str, dict[str, Any]] = {409: {"model": ErrorResponse, "description": "The model is an adapter."}}
 NOT_ALIVE: dict[int | str, dict[str, Any]] = {409: {"model": ErrorResponse, "description": "The worker is not alive."}}
 
 
@@ -38,13 +39,13 @@ async def drain(worker_id: str, principal: AdminPrincipal, fleet: Fleet) -> Work
     return WorkerView.of(await fleet.drain(principal, worker_id))
 
 
-@router.post("/models/{name:path}/pause", responses={**ADMIN_ERRORS, **NOT_FOUND})
+@router.post("/models/{name:path}/pause", responses={**ADMIN_ERRORS, **NOT_FOUND, **ADAPTER})
 async def pause(name: str, principal: AdminPrincipal, fleet: Fleet) -> QueueView:
     """Pause the queue of a model: jobs are accepted and wait, until their deadlines. Running jobs continue."""
     return QueueView(model=name, paused_at=await fleet.pause(principal, name))
 
 
-@router.post("/models/{name:path}/resume", responses={**ADMIN_ERRORS, **NOT_FOUND})
+@router.post("/models/{name:path}/resume", responses={**ADMIN_ERRORS, **NOT_FOUND, **ADAPTER})
 async def resume(name: str, principal: AdminPrincipal, fleet: Fleet) -> QueueView:
     """Resume the queue of a model."""
     await fleet.resume(principal, name)

@@ -54,14 +54,17 @@ class FleetService:
     async def pause(self, principal: Principal, model: str) -> datetime | None:
         """Pause the queue of a model: jobs are accepted, and wait. Idempotent. Returns since when it is paused.
 
-        Running jobs are not affected, and the deadlines of waiting ones apply.
+        Running jobs are not affected, and the deadlines of waiting ones apply. The model's adapters are on the same
+        queue.
 
         Raises:
             NotFound: there is no such model.
+            Conflict: the model is an adapter, which has no queue of its own.
         """
         if model not in self._registry:
             raise NotFound(f"The model `{model[:200]}` does not exist.", param="model", code="model_not_found")
-        await self._store.pause(model, principal.key_id)
+        self._require_queue(model)
+        await self._store.pause(self._registry.names_on(model), principal.key_id)
         logger.warning("model=%s key=key_%d the queue is paused", model, principal.key_id)
         await self._notify(await self._store.live_workers(model))
         return (await self._store.pauses()).get(model)
@@ -71,12 +74,20 @@ class FleetService:
 
         Raises:
             NotFound: there is no such model, and it is not paused.
+            Conflict: the model is an adapter, which has no queue of its own.
         """
         if model not in self._registry and model not in await self._store.pauses():
             raise NotFound(f"The model `{model[:200]}` does not exist.", param="model", code="model_not_found")
-        await self._store.resume(model)
+        self._require_queue(model)
+        await self._store.resume(self._registry.names_on(model))
         logger.warning("model=%s key=key_%d the queue is resumed", model, principal.key_id)
         await self._notify(await self._store.live_workers(model))
+
+    def _require_queue(self, model: str) -> None:
+        if (queue := self._registry.queue_of(model)) != model:
+            raise Conflict(
+                f"model: `{model}` is an adapter, and its jobs lie on the queue of `{queue}`; pause or resume that one."
+            )
 
     async def _notify(self, workers: Iterable[str]) -> None:
         """Let workers read their orders now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -81,14 +81,14 @@ class FleetStore(Store):
         rows = await self._all(select(ModelPauseRow), lambda row: (str(row.model), row.paused_at))
         return dict(rows)
 
-    async def pause(self, model: str, key_id: int) -> None:
-        """Pause a model's queue: claims that begin after this has returned find none of its jobs."""
-        statement = insert(ModelPauseRow).values(model=model, key_id=key_id)
+    async def pause(self, models: Sequence[str], key_id: int) -> None:
+        """Pause the queue of these models: claims that begin after this has returned find none of their jobs."""
+        statement = insert(ModelPauseRow).values([{"model": model, "key_id": key_id} for model in models])
         await self._changes(statement.on_conflict_do_nothing(index_elements=[ModelPauseRow.model]))
 
-    async def resume(self, model: str) -> None:
-        """Resume a model's queue, and remember the pause for the statistics of its jobs."""
-        deleted = delete(ModelPauseRow).where(ModelPauseRow.model == model)
+    async def resume(self, models: Sequence[str]) -> None:
+        """Resume the queue of these models, and remember the pause for the statistics of their jobs."""
+        deleted = delete(ModelPauseRow).where(ModelPauseRow.model.in_(models))
         ended = deleted.returning(ModelPauseRow.model, ModelPauseRow.paused_at).cte("ended")
         past = select(ended.c.model, func.clock_timestamp(), ended.c.paused_at)
         columns = [PastPauseRow.model, PastPauseRow.resumed_at, PastPauseRow.paused_at]

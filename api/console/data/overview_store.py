@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,6 +29,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.admin.fleet.store import to_worker, workers_statement
 from api.console.data.job_counts import INTERACTIVE, counted
@@ -64,6 +65,11 @@ def bucket_width(length: timedelta) -> timedelta:
 class OverviewStore(Store):
     """Reads what the overview shows, of all projects."""
 
+    def __init__(self, engine: AsyncEngine, queue_of: Callable[[str], str] = str) -> None:
+        """`queue_of`: see `Registry.queue_of`. The jobs of adapters count for the queue that they lie on."""
+        super().__init__(engine)
+        self._queue_of = queue_of
+
     async def charts(self, start: datetime, end: datetime, *, model: str | None = None) -> Charts:
         """What happened from `start`, rounded down to the width of a bucket, to `end`; of one model or of all.
 
@@ -96,8 +102,10 @@ class OverviewStore(Store):
         """The queues in the order of `models`, then those of other models, interactive jobs first."""
         waiting: dict[tuple[str, bool], list[Any]] = defaultdict(list)
         for row in await _QUEUES.run(self._engine, {}):
-            waiting[row.model, not is_batch(row.priority)].append(row)
-        running = {(row.model, row.interactive): row.running for row in await _RUNNING.run(self._engine, {})}
+            waiting[self._queue_of(row.model), not is_batch(row.priority)].append(row)
+        running: Counter[tuple[str, bool]] = Counter()
+        for row in await _RUNNING.run(self._engine, {}):
+            running[self._queue_of(row.model), row.interactive] += row.running
         paused = {row.model: row.paused_at for row in await _PAUSES.run(self._engine, {})}
         known = dict.fromkeys(models)
         others = sorted({model for model, _ in (*waiting, *running)} - known.keys())
@@ -112,7 +120,7 @@ class OverviewStore(Store):
                         sum(min(row.waiting, COUNTED) for row in lists),
                         any(row.waiting > COUNTED for row in lists),
                         max((float(row.oldest_s) for row in lists), default=None),
-                        running.get((model, interactive), 0),
+                        running[model, interactive],
                         paused.get(model),
                     )
                 )

@@ -88,7 +88,7 @@ class FleetPages:
 
     async def live(self) -> Live:
         """What waits and runs now, and what became of workers in the last hour."""
-        return await self._store.live(list(self._registry.models), datetime.now(UTC) - ENDED_AGE)
+        return await self._store.live(self._registry.queues, datetime.now(UTC) - ENDED_AGE)
 
     async def close(self) -> None:
         """End all computations."""
@@ -149,6 +149,8 @@ async def model_page(
         parts=parts,
         entry=entry_text(registry, name) if viewer.is_operator else None,
         description="" if spec is None else spec.description,
+        queue=registry.queue_of(name),
+        adapters=[] if spec is None else spec.adapters,
         engine="" if spec is None else spec.engine,
         routes=routes,
         is_operator=viewer.is_operator,

@@ -63,10 +63,23 @@ class EndedWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCard:
-    """A model, its queue, and its workers."""
+class AdapterLine:
+    """An adapter of a model. `first_token`: of its jobs."""
 
     name: str
+    description: str
+    first_token: Percentiles | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model, its queue, and its workers.
+
+    The queue and the workers of an adapter are those of its base, whose name `queue` is.
+    """
+
+    name: str
+    queue: str
     engine: str
     description: str
     notes: Sequence[Badge]
@@ -80,6 +93,7 @@ class ModelCard:
     first_token: Percentiles | None
     paused_at: datetime | None
     can_pause: bool
+    adapters: Sequence[AdapterLine]
     workers: Sequence[WorkerLine]
 
 
@@ -117,16 +131,18 @@ def model_card(
     is_operator: bool,
 ) -> ModelCard:
     """One model."""
-    spec = registry.models.get(name)
-    alive = [worker for worker in live.workers if worker.alive and worker.model == name]
-    states = {queue.interactive: queue for queue in live.queues if queue.model == name}
-    interactive = states.get(True) or QueueState(name, True)
-    batch = states.get(False) or QueueState(name, False)
+    spec, queue_name = registry.models.get(name), registry.queue_of(name)
+    alive = [worker for worker in live.workers if worker.alive and worker.model == queue_name]
+    states = {queue.interactive: queue for queue in live.queues if queue.model == queue_name}
+    interactive = states.get(True) or QueueState(queue_name, True)
+    batch = states.get(False) or QueueState(queue_name, False)
     rates = [worker.tokens_per_s for worker in alive if worker.tokens_per_s is not None]
-    entry = _entry(registry, name)
+    entry = _entry(registry, queue_name)
+    adapters = () if spec is None else spec.adapters
     lines = [_line(worker, running.get(worker.id, NONE_RUNNING), entry, live.at, is_operator) for worker in alive]
     return ModelCard(
         name=name,
+        queue=queue_name,
         engine=spec.engine if spec is not None else "not in models.yaml",
         description=spec.description if spec is not None else "",
         notes=_notes(alive, interactive, batch),
@@ -139,7 +155,8 @@ def model_card(
         tokens_per_s=sum(rates) if rates else None,
         first_token=first_tokens.get(name),
         paused_at=interactive.paused_at,
-        can_pause=is_operator and (spec is not None or interactive.paused_at is not None),
+        can_pause=is_operator and name == queue_name and (spec is not None or interactive.paused_at is not None),
+        adapters=[AdapterLine(one.name, one.description, first_tokens.get(one.name)) for one in adapters],
         workers=lines,
     )
 

@@ -89,7 +89,7 @@ class Snapshots:
         return Snapshot(range_name, charts, first_tokens, await self._live[range_name].get())
 
     async def _read_live(self, span: timedelta) -> Live:
-        return await self._store.live(list(self._registry.models), datetime.now(UTC) - span)
+        return await self._store.live(self._registry.queues, datetime.now(UTC) - span)
 
     async def _read_charts(self, span: timedelta) -> tuple[Charts, Mapping[str, Percentiles]]:
         end = datetime.now(UTC)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from shared.config.models.adapters import Adapter
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.operational import Operational, without_operational
 from shared.domain.answer_options import CacheOptions, ContextOptions, TokenLimits
@@ -23,6 +24,8 @@ from shared.domain.structure_size import StructureBounds
 # Allowed model names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
 MAX_NAME = 200
+# The member of a model's summary that has its adapters by name. Workers report it, and so which adapters they serve.
+ADAPTERS = "adapters"
 # About 8 MB in a worker and in Redis, and 16 MB in the job's row. The worker's event loop writes such a row in steps of
 # at most 20 ms.
 DEFAULT_LOGPROB_VALUES = 1 << 18
@@ -76,6 +79,12 @@ class Spec(BaseModel):
     package: ClassVar[str | None] = None
     # Whether each worker loads the model itself: it takes a while to start, and more workers add capacity.
     loads_model: ClassVar[bool] = False
+    # Whether the engine can run adapters of the model.
+    takes_adapters: ClassVar[bool] = False
+
+    # Set when the file is loaded: what makes the model an adapter, and the adapters of the model.
+    _adapter: Adapter | None = PrivateAttr(None)
+    _adapters: tuple[Self, ...] = PrivateAttr(())
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: Operational[str] = ""
@@ -106,6 +115,38 @@ class Spec(BaseModel):
             if getattr(limits, name) is not None and not self.capabilities.max_tokens:
                 raise without_effect(f"token_limits.{name}", "because the model takes no max_tokens")
         return self
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What makes the model an adapter; None if it is none."""
+        return self._adapter
+
+    @property
+    def adapters(self) -> tuple[Self, ...]:
+        """The adapters of this model, which its workers serve too."""
+        return self._adapters
+
+    @property
+    def queue(self) -> str:
+        """The model whose queue the jobs lie on, and whose workers run them."""
+        return self.name if self._adapter is None else self._adapter.base
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The models whose jobs the workers of this one run: itself, and its adapters."""
+        return (self.name, *(adapter.name for adapter in self._adapters))
+
+    def as_adapter(self, name: str, description: str, adapter: Adapter) -> Self:
+        """The model with an adapter of it."""
+        copy = self.model_copy(update={"name": name, "description": description})
+        copy._adapter, copy._adapters = adapter, ()
+        return copy
+
+    def with_adapters(self, adapters: Iterable[Self]) -> Self:
+        """The same model with these adapters."""
+        copy = self.model_copy()
+        copy._adapters = tuple(adapters)
+        return copy
 
     @property
     def capabilities(self) -> Capabilities:
@@ -187,12 +228,18 @@ class Spec(BaseModel):
         entry: dict[str, Any] = _without_secrets(
             self.model_dump(mode="json", exclude=unseen, exclude_defaults=True, exclude_none=True)
         )
+        if self._adapter is not None:
+            entry |= {"adapter_of": self._adapter.base, "adapter": self._adapter.source}
+        if self._adapters:
+            entry[ADAPTERS] = {one.name: one.adapter.source for one in self._adapters if one.adapter is not None}
         return entry
 
     @property
     def fingerprint(self) -> str:
         """Identifies how the model is run: a hash of its entry without the fields that do not change its output."""
         entry = without_operational(self)
+        if self._adapter is not None:
+            entry["adapter"] = self._adapter.identity
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import yaml
 import yaml.reader
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from shared.config.models.adapters import Adapter
 from shared.config.models.anthropic import AnthropicModel
-from shared.config.models.base import RegistryError
+from shared.config.models.base import MAX_NAME, NAME, RegistryError
 from shared.config.models.conditions import Conditions
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.replicate import ReplicateModel
@@ -36,10 +37,32 @@ USUAL_NAMES = {
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 
 
+class AdapterEntry(BaseModel):
+    """An entry of models.yaml that declares an adapter. Everything that it does not set is as in its base's entry."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
+    description: str = ""
+    adapter_of: str = Field(min_length=1, description="The name of the base model.")
+    adapter: str = Field(min_length=1, description="A local folder, or a Hugging Face id.")
+
+
+# How the locations of pydantic's errors name the two kinds of entries. No field has such a name.
+_MODEL, _ADAPTER = "entry of a model", "entry of an adapter"
+
+
+def _kind(entry: Any) -> str:
+    return _ADAPTER if isinstance(entry, Mapping) and "adapter_of" in entry else _MODEL
+
+
+_Entry = Annotated[Annotated[AdapterEntry, Tag(_ADAPTER)] | Annotated[ModelSpec, Tag(_MODEL)], Discriminator(_kind)]
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    models: list[ModelSpec] = Field(min_length=1)
+    models: list[_Entry] = Field(min_length=1)
     routes: list[Route] = Field(default_factory=list)
 
 
@@ -84,6 +107,21 @@ class Registry:
         """Whether a request may name this as its model: a model or a route."""
         served = self._served
         return name in served.models or name in served.route_names
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The models that have queues and workers of their own: those that are no adapters."""
+        return [name for name, spec in self._served.models.items() if spec.adapter is None]
+
+    def queue_of(self, name: str) -> str:
+        """The model on whose queue the jobs of a model lie: itself, or the base of an adapter."""
+        spec = self._served.models.get(name)
+        return name if spec is None else spec.queue
+
+    def names_on(self, queue: str) -> tuple[str, ...]:
+        """The models whose jobs lie on a queue: the model that it belongs to, and the adapters of that."""
+        spec = self._served.models.get(queue)
+        return (queue,) if spec is None else spec.served_names
 
     def extra_body_names(self, name: str) -> Collection[str]:
         """The provider's parameters that requests for a model may have, or for a route, for one of its models."""
@@ -151,13 +189,29 @@ def load_registry(path: Path) -> Registry:
         problems = [_problem(path, tree, problem) for problem in error.errors(include_url=False)]
         raise RegistryError("\n".join(problems)) from error
 
-    models: dict[str, ModelSpec] = {}
-    for index, spec in enumerate(parsed.models):
-        if spec.name in models:
+    for index, entry in enumerate(parsed.models):
+        if any(entry.name == earlier.name for earlier in parsed.models[:index]):
             line = _line(tree, ("models", index, "name"))
-            raise RegistryError(f"{path}, line {line}: models[{index}].name: {spec.name!r} is declared twice")
-        models[spec.name] = spec
-    for index, spec in enumerate(parsed.models):
+            raise RegistryError(f"{path}, line {line}: models[{index}].name: {entry.name!r} is declared twice")
+    specs = {entry.name: entry for entry in parsed.models if not isinstance(entry, AdapterEntry)}
+    adapters: dict[str, ModelSpec] = {}
+    for index, entry in enumerate(parsed.models):
+        if isinstance(entry, AdapterEntry):
+            try:
+                adapters[entry.name] = _adapter(entry, specs)
+            except ValueError as error:
+                line = _line(tree, ("models", index, "adapter_of"))
+                raise RegistryError(f"{path}, line {line}: models[{index}].adapter_of: {error}") from error
+            except OSError as error:
+                line = _line(tree, ("models", index, "adapter"))
+                raise RegistryError(f"{path}, line {line}: models[{index}].adapter: cannot be read: {error}") from error
+    models: dict[str, ModelSpec] = {
+        entry.name: adapters[entry.name] if entry.name in adapters else _with_adapters(specs[entry.name], adapters)
+        for entry in parsed.models
+    }
+    for index, spec in enumerate(models.values()):
+        if spec.adapter is not None:
+            continue
         if (problem := _summarizer_problem(spec, models)) is not None:
             line = _line(tree, ("models", index, "context", "model"))
             raise RegistryError(f"{path}, line {line}: models[{index}].context.model: {problem}")
@@ -168,6 +222,29 @@ def load_registry(path: Path) -> Registry:
     if problems:
         raise RegistryError("\n".join(problems))
     return Registry(models, parsed.routes)
+
+
+def _adapter(entry: AdapterEntry, specs: Mapping[str, ModelSpec]) -> ModelSpec:
+    """The model that the entry of an adapter declares.
+
+    Raises:
+        ValueError: its base is none.
+        OSError: its files cannot be read.
+    """
+    base = specs.get(entry.adapter_of)
+    if base is None:
+        raise ValueError(f"there is no model {entry.adapter_of!r}; a base is an entry with an `engine`")
+    if not base.takes_adapters:
+        raise ValueError(
+            f"{base.name!r} runs on the engine {base.engine}; LoRA adapters need a base on the engine vllm. An upstream"
+            " that serves the adapter itself is an entry of its own, with the adapter's name as `model`"
+        )
+    return base.as_adapter(entry.name, entry.description, Adapter.of(base.name, entry.adapter))
+
+
+def _with_adapters(spec: ModelSpec, adapters: Mapping[str, ModelSpec]) -> ModelSpec:
+    own: list[Any] = [one for one in adapters.values() if one.queue == spec.name]  # of the base's class
+    return spec.with_adapters(own)
 
 
 def errors_at(path: Path, model: str, problems: Iterable[tuple[tuple[int | str, ...], str]]) -> str:
@@ -247,8 +324,11 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
 
 
 def _steps(location: tuple[int | str, ...]) -> list[int | str]:
-    """A pydantic location without the union tags that pydantic inserts."""
-    return [step for position, step in enumerate(location) if not (position == 2 and step in ENGINES)]
+    """A pydantic location without the union tags that pydantic inserts: of the entry's kind, and of its engine."""
+    kind, engine = location[2:3], location[3:4]
+    if kind not in ((_MODEL,), (_ADAPTER,)):
+        return [*location]
+    return [*location[:2], *location[4 if engine and engine[0] in ENGINES else 3 :]]
 
 
 def _field(location: tuple[int | str, ...]) -> str:

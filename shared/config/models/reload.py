@@ -27,8 +27,16 @@ class ReloadResult(StrEnum):
 
 
 def needs_restart(old: ModelSpec, new: ModelSpec) -> bool:
-    """Whether the worker of an entry has to be restarted to run a later version of it."""
-    return new.engine != old.engine or (old.loads_model and new.fingerprint != old.fingerprint)
+    """Whether the worker of an entry has to be restarted to run a later version of it, or other adapters of it."""
+    return (
+        new.engine != old.engine
+        or (old.loads_model and new.fingerprint != old.fingerprint)
+        or _adapters(old) != _adapters(new)
+    )
+
+
+def _adapters(model: ModelSpec) -> dict[str, str]:
+    return {adapter.name: adapter.fingerprint for adapter in model.adapters}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,6 +34,8 @@ class SimulatedOptions(BaseModel):
 
 class SimulatedModel(Spec):
     """Deterministic text at a fixed rate, for load tests and trials."""
+
+    takes_adapters: ClassVar[bool] = True
 
     engine: Literal["simulated"]
     slots: Operational[int] = Field(256, ge=1, le=4096)

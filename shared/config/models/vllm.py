@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from typing_extensions import TypedDict
 
 from shared.config.bundled_model import BUNDLED_PREFIX, bundled_model_path
+from shared.config.models.adapters import Adapter
 from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
 from shared.config.models.capabilities import EVERYTHING, Capabilities
 from shared.config.models.operational import Operational
@@ -99,6 +100,7 @@ class VllmModel(Spec):
 
     package: ClassVar[str | None] = "vllm"
     loads_model: ClassVar[bool] = True
+    takes_adapters: ClassVar[bool] = True
 
     engine: Literal["vllm"]
     model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
@@ -161,6 +163,14 @@ class VllmModel(Spec):
         """The same model with its dtype named: the fingerprint includes the dtype that a worker uses."""
         return self.model_copy(update={"options": {**self.options, "dtype": dtype}})
 
+    def as_adapter(self, name: str, description: str, adapter: Adapter) -> VllmModel:
+        """See `Spec.as_adapter`. An adapter's own chat template replaces that of its base."""
+        copy = super().as_adapter(name, description, adapter)
+        copy.warm_prompts = []
+        if (template := adapter.template) is not None:
+            copy.chat = copy.chat.model_copy(update={"chat_template": str(template)})
+        return copy
+
     @property
     def fingerprint(self) -> str:
         """As of all models, with the option that `start` stands for: compiled code rounds differently."""
@@ -189,8 +199,9 @@ class VllmModel(Spec):
         folder = self.folder
         if folder is None or not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             return None
-        renders_chat = self.chat.chat_template is None and not self.chat.default_chat_template_kwargs
-        return TokenizerFiles(folder, renders_chat)
+        template = None if self.adapter is None else self.adapter.template
+        own_template = self.chat.chat_template is None or template is not None
+        return TokenizerFiles(folder, own_template and not self.chat.default_chat_template_kwargs, template)
 
     @property
     def chat_template_text(self) -> str | None:

@@ -85,6 +85,18 @@ class WorkerMetrics:
             ),
             WORKER,
         )
+        self.adapter_loads = new.counter(
+            "headrace_adapter_loads_total",
+            "vLLM: times that a LoRA adapter was loaded, because it was not in memory, by result.",
+            (MODEL, Label("result", ("loaded", "failed"))),
+            WORKER,
+        )
+        self.adapter_evictions = new.counter(
+            "headrace_adapter_evictions_total",
+            "vLLM: times that a LoRA adapter was evicted from memory for another one.",
+            (MODEL,),
+            WORKER,
+        )
         self.engine_restarts = new.counter(
             "headrace_engine_restarts_total", "Engine restarts after a failure.", (MODEL,), WORKER
         )

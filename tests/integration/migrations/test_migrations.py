@@ -316,7 +316,7 @@ async def test_a_downgrade_releases_followers_to_the_queue(
     """The previous version would neither send their messages nor end them."""
     leader, follower = [created[0] for _ in range(2) if (created := await store.coalesce(new_job(owner))) is not None]
     assert follower.follows == leader.id
-    waiting = await RecoveryStore(database).waiting("m", limit=5, older_than_s=0, priorities=range(9))
+    waiting = await RecoveryStore(database).waiting(["m"], limit=5, older_than_s=0, priorities=range(9))
     assert [hint.job_id for hint in waiting] == [leader.id]
     migrate(database_url, "downgrade", "0015")
     # As the previous version finds jobs whose message is missing.

@@ -74,3 +74,10 @@ def test_an_upstreams_key_that_is_not_set_is_named(tmp_path: Path, monkeypatch: 
         check_engine(settings, load_models(models))
     monkeypatch.setenv("UP_KEY", "sk-secret")
     check_engine(settings, load_models(models))
+
+
+def test_an_adapter_has_no_worker_of_its_own(tmp_path: Path) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text("models: [{name: sim, engine: simulated}, {name: tone, adapter_of: sim, adapter: x}]")
+    parts = Parts(load_settings({}), load_models(models), "postgresql+asyncpg://db/x", "redis://cache/0")
+    assert [child.name for child in parts.workers()] == ["worker-sim-1"]

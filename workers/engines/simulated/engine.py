@@ -1,8 +1,8 @@
 """Generates deterministic text at a fixed rate without a model, for load tests and trials. Does not need torch.
 
 A token is a word or part of a word. Some tokens are part of an emoji's UTF-8 and have no text until the last part
-follows, as with real tokenizers. The text depends only on the prompt, the seed and the choice's index. Reasoning, tool
-calls and structured outputs are in `script.py`.
+follows, as with real tokenizers. The text depends only on the prompt, the seed, the choice's index and the
+adapter. Reasoning, tool calls and structured outputs are in `script.py`.
 
 Tokens are due at a fixed rate, however busy the machine is: an engine that is late returns all due tokens at once, as
 vLLM does if its consumer is slow.
@@ -57,6 +57,7 @@ class SimulatedEngine:
 
     def __init__(self, model: SimulatedModel) -> None:
         self.fingerprint = model.fingerprint
+        self.adapter_fingerprints = {adapter.name: adapter.fingerprint for adapter in model.adapters}
         self._options = model.options
         self._slots = model.slots
         self._requests = 0
@@ -316,6 +317,8 @@ def _read(request: GenerateRequest, options: SimulatedOptions) -> tuple[str, int
             param="messages" if request.messages is not None else "prompt",
         )
     seed = prompt if sampling.seed is None else f"{prompt}#{sampling.seed}"
+    if request.adapter is not None:
+        seed = f"{request.adapter}#{seed}"
     seeded = hashlib.sha256(seed.encode("utf-8", "surrogatepass"))
     choices = []
     for index in range(sampling.n):

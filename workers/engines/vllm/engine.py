@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from vllm.envs import enable_envs_cache
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -25,6 +28,7 @@ from workers.engines import prompt_logprobs
 from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.gate import Gate
 from workers.engines.resume import Resume
+from workers.engines.vllm.adapters import LoadedAdapters, located
 from workers.engines.vllm.output import OutputBuilder
 from workers.engines.vllm.plan import make_plan
 from workers.engines.vllm.report import labels
@@ -45,12 +49,18 @@ class VllmEngine:
 
     gate: Gate | None = None
 
+    # By the adapter's name.
+    adapter_fingerprints: Mapping[str, str]
     _llm: AsyncLLM
     _renderer: Renderer
+    # Of the adapters with a chat template of their own.
+    _adapter_renderers: Mapping[str, Renderer]
+    _adapters: LoadedAdapters
     _fingerprint: str
 
     def __init__(self, model: VllmModel, metrics: Metrics) -> None:
         self._model = model
+        self._metrics = metrics
         self._stats = VllmStats(metrics, model.name)
 
     @property
@@ -62,9 +72,15 @@ class VllmEngine:
         return self._fingerprint
 
     async def start(self) -> None:
-        template = self._model.chat_template_text
-        plan = make_plan(self._model)
+        adapters = await asyncio.to_thread(located, self._model)
+        plan = make_plan(self._model, adapters)
         arguments = plan.arguments
+        template = self._model.chat_template_text
+        own_templates = {
+            adapter.name: (adapter, adapter.chat_template_text)
+            for adapter in adapters
+            if adapter.chat != self._model.chat
+        }
         stats = stat_logger(self._stats, with_vllms_own=not arguments.disable_log_stats)
         self._llm = AsyncLLM.from_vllm_config(
             plan.config,
@@ -77,10 +93,16 @@ class VllmEngine:
         enable_envs_cache()
         try:
             self._renderer = Renderer(self._model, template, self._llm)
-        except InvalidRequest:
+            self._adapter_renderers = {
+                name: Renderer(adapter, text, self._llm) for name, (adapter, text) in own_templates.items()
+            }
+            self._adapters = LoadedAdapters(self._llm, adapters, self._metrics, on_cpu=current_platform.is_cpu())
+            await self._adapters.check()
+        except (InvalidRequest, EngineDead):
             self._llm.shutdown()
             raise
         self._fingerprint = plan.fingerprint
+        self.adapter_fingerprints = {adapter.name: adapter.with_dtype(plan.dtype).fingerprint for adapter in adapters}
         self._stats.started(*labels(plan))
         logger.info("model=%s loaded dtype=%s fingerprint=%s", self._model.name, plan.dtype, self._fingerprint)
 
@@ -108,7 +130,8 @@ class VllmEngine:
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
-        rendered, emitted = await self._renderer.render(request_id.rpartition("-")[0], request), prior.deltas
+        renderer = self._adapter_renderers.get(request.adapter or "", self._renderer)
+        rendered, emitted = await renderer.render(request_id.rpartition("-")[0], request), prior.deltas
         if emitted and not prior.comparable and not rendered.resumable:
             logger.info("call=%s restarts: its output so far was generated with another fingerprint", request_id)
             yield Restarted()
@@ -116,8 +139,9 @@ class VllmEngine:
         if prompt_logprobs.may_be_incomplete(request, emitted):
             yield Restarted()
             emitted = ()
-        answer = OutputBuilder(request, rendered, self._renderer, emitted)
-        outputs = self._outputs(request_id, request, rendered, answer.resumed_tokens)
+        answer = OutputBuilder(request, rendered, renderer, emitted)
+        lora = await self._adapters.acquire(request.adapter)
+        outputs = self._outputs(request_id, request, rendered, answer.resumed_tokens, lora)
         first = True
         try:
             async for output in outputs:
@@ -145,6 +169,8 @@ class VllmEngine:
                 # The engine handles its messages in order: once it answers this one, the abort is done.
                 await self._llm.is_sleeping()
             raise
+        finally:
+            self._adapters.release(request.adapter)
 
     @property
     def prefix_room(self) -> int:
@@ -178,7 +204,12 @@ class VllmEngine:
         return EngineError(f"the engine failed: {error.__cause__ or error}")
 
     def _outputs(
-        self, request_id: str, request: GenerateRequest, rendered: Rendered, resumed_tokens: list[int]
+        self,
+        request_id: str,
+        request: GenerateRequest,
+        rendered: Rendered,
+        resumed_tokens: list[int],
+        lora: LoRARequest | None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's outputs for the prompt, extended by the tokens of earlier attempts."""
         prompt, params = rendered.prompt, rendered.params
@@ -190,7 +221,7 @@ class VllmEngine:
         if request.cache_salt is not None:
             prompt["cache_salt"] = request.cache_salt
         outputs: AsyncGenerator[RequestOutput, None] = self._llm.generate(
-            prompt, params, request_id, priority=request.priority, **rendered.reasoning
+            prompt, params, request_id, lora_request=lora, priority=request.priority, **rendered.reasoning
         )
         return outputs
 

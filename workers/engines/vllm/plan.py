@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 
 from shared.config.models.vllm import VllmModel
+from workers.engines.vllm.adapters import adapter_options
 from workers.engines.vllm.checks.attention import backend_problem, unknown_backend
 from workers.engines.vllm.checks.honored import ignored_options, not_compiled
 from workers.engines.vllm.checks.memory import cache_too_small
@@ -63,15 +64,17 @@ class Plan:
         return self.model.with_dtype(self.dtype).fingerprint
 
 
-def make_plan(model: VllmModel) -> Plan:
+def make_plan(model: VllmModel, adapters: Sequence[VllmModel] = ()) -> Plan:
     """Check a model's options and create vLLM's configuration. Takes seconds, and reads no weights.
+
+    `adapters`: those of the model, with their files (`workers.engines.vllm.adapters.located`).
 
     Raises:
         InvalidRequest: options that cannot work here, one line each.
     """
     refuse(model.name, [problem for check in _OF_OPTIONS for problem in check(model.options)])
     check_parsers(model)
-    arguments = AsyncEngineArgs(model=model.source, **_engine_options(model))
+    arguments = AsyncEngineArgs(model=model.source, **_engine_options(model, adapters))
     try:
         config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except (ValueError, TypeError, NotImplementedError, ImportError, AssertionError) as error:
@@ -84,7 +87,8 @@ def make_plan(model: VllmModel) -> Plan:
     return Plan(model, arguments, config)
 
 
-def _engine_options(model: VllmModel) -> dict[str, Any]:
+def _engine_options(model: VllmModel, adapters: Sequence[VllmModel]) -> dict[str, Any]:
+    on_cpu = current_platform.is_cpu()
     options = {
         "max_num_seqs": model.slots,
         "scheduling_policy": "priority",
@@ -93,8 +97,9 @@ def _engine_options(model: VllmModel) -> dict[str, Any]:
         **scheduler_options(),
         **start_options(model),
         **model.options,
+        **adapter_options(model, adapters, on_cpu=on_cpu),
         **structured_output_options(model.options),
-        "dtype": choose_dtype(model.options, on_cpu=current_platform.is_cpu()),
+        "dtype": choose_dtype(model.options, on_cpu=on_cpu),
     }
     if model.chat.reasoning_parser is not None:
         # A grammar starts at the end of the reasoning, which the engine has to detect.

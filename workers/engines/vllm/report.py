@@ -47,6 +47,7 @@ def report(plan: Plan) -> dict[str, Any]:
             **({} if cache.blocks is not None else {"note": AFTER_PROFILING}),
         },
         "speculation": _speculation(plan),
+        "adapters": _adapters(plan),
         "parallel": {
             "tensor": parallel.tensor_parallel_size,
             "pipeline": parallel.pipeline_parallel_size,
@@ -72,6 +73,13 @@ def labels(plan: Plan) -> tuple[str, str, str, str, str]:
 def start_word(plan: Plan) -> str:
     """How the model starts, whichever option says so."""
     return "fast" if plan.config.model_config.enforce_eager else "compiled"
+
+
+def _adapters(plan: Plan) -> dict[str, Any] | None:
+    chosen = plan.config.lora_config
+    if chosen is None:
+        return None
+    return {"names": [adapter.name for adapter in plan.model.adapters], "max_rank": int(chosen.max_lora_rank)}
 
 
 def _speculation(plan: Plan) -> dict[str, Any] | None:

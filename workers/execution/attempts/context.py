@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shared.domain.priorities import Hint
@@ -37,7 +37,8 @@ class AttemptContext:
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
     `provider`, and of a job that has moved here, at most `max_output` tokens are generated: admission has applied the
     limits of its first model. `conversations` get to know which model takes over a job, and its answer. `revision` is
-    that of the model's entry (`Spec.revision`). `starts_early`: see `Spec.starts_early`.
+    that of the model's entry (`Spec.revision`), and `adapter_revisions` has those of its adapters by name.
+    `starts_early`: see `Spec.starts_early`.
     """
 
     worker: str
@@ -57,3 +58,4 @@ class AttemptContext:
     conversations: ConversationModels | None = None
     revision: str | None = None
     starts_early: bool = False
+    adapter_revisions: Mapping[str, str] = field(default_factory=dict)

@@ -95,7 +95,7 @@ def job_result(
         outcome=AttemptOutcome(status.value),
         tokens={**state.earlier_tokens, state.job.attempt: state.tokens},
         upstream=upstream,
-        revision=state.context.revision,
+        revision=state.revision,
     )
 
 

@@ -50,7 +50,9 @@ async def open_log(state: AttemptState) -> bool:
             mode = context.engine.resume_mode(job.request, state.prior)
             state.stuck = mode is Resume.NONE and await shown(state)
             state.resumes_request = mode is Resume.EXACT and state.transcript.upstream is not None
-            if mode <= Resume.RESTART and not state.stuck:
+            # Another version of the adapter's files has other weights: its tokens would not follow from these.
+            other_weights = job.request.adapter is not None and not state.prior.comparable
+            if (mode <= Resume.RESTART or other_weights) and not state.stuck:
                 await restart(state)
     log.event(EventType.STARTED, start_data(state, job.attempt))
     logger.info(
@@ -66,7 +68,7 @@ def start_data(state: AttemptState, attempt: int) -> dict[str, object]:
     data: dict[str, object] = {"attempt": attempt, "worker": state.context.worker}
     if state.job.decisions.route is not None:
         data["model"] = state.job.model
-    return data | {"fingerprint": state.context.engine.fingerprint}
+    return data | {"fingerprint": state.fingerprint}
 
 
 async def _begin_with_leader(state: AttemptState) -> list[Event]:

@@ -6,12 +6,13 @@ import asyncio
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import cast
 
 from shared.domain.events import UpstreamState
 from shared.domain.job import Job, Usage
 from shared.domain.transcript import Transcript
 from shared.telemetry.tracing import AttemptTrace
-from workers.engines.base import Prior, PromptInfo
+from workers.engines.base import AdapterEngine, Prior, PromptInfo
 from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.attempts.early_start import EarlyStart
 from workers.execution.job_metrics import JobMetrics
@@ -71,8 +72,20 @@ class AttemptState:
         """What earlier attempts emitted, as the engine needs it."""
         transcript = self.transcript
         # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
-        comparable = transcript.fingerprints - {None} <= {self.context.engine.fingerprint}
+        comparable = transcript.fingerprints - {None} <= {self.fingerprint}
         return Prior(transcript.deltas(), comparable, transcript.upstream, transcript.cursor)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies what generates the answer: the engine's model, or an adapter of it."""
+        engine, adapter = self.context.engine, self.job.request.adapter
+        return engine.fingerprint if adapter is None else cast(AdapterEngine, engine).adapter_fingerprints[adapter]
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of the entry of the job's model."""
+        adapter = self.job.request.adapter
+        return self.context.revision if adapter is None else self.context.adapter_revisions[adapter]
 
     @property
     def running_upstream(self) -> UpstreamState | None:

@@ -154,9 +154,9 @@ async def test_the_wait_in_a_paused_queue_is_unknown_and_routes_avoid_it(
         )
 
     assert await known() == ((0, 0.0), False, 0.0, None)
-    await FleetStore(database).pause("m", owner.key_id)
+    await FleetStore(database).pause(["m"], owner.key_id)
     assert await known() == ((0, None), True, math.inf, SkipReason.PAUSED)
-    await FleetStore(database).resume("m")
+    await FleetStore(database).resume(["m"])
     assert await known() == ((0, 0.0), False, 0.0, None)
 
 

@@ -225,9 +225,9 @@ async def test_waiting_jobs_are_in_the_order_of_service(
     store: JobStore, recovery_store: RecoveryStore, owner: Owner
 ) -> None:
     late, urgent = await submit(store, owner), await submit(store, owner, priority=0)
-    waiting = await recovery_store.waiting("m", limit=5, older_than_s=0, priorities=range(10))
+    waiting = await recovery_store.waiting(["m"], limit=5, older_than_s=0, priorities=range(10))
     assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
-    assert await recovery_store.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
+    assert await recovery_store.waiting(["m"], limit=5, older_than_s=60, priorities=range(10)) == []
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])

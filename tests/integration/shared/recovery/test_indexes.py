@@ -145,11 +145,11 @@ CALLS: dict[str, tuple[Call, set[str]]] = {
     ),
     "queued of a model": (recovery(lambda store: store.queued_of("m", limit=10, without=["job_1"])), {"jobs_queued"}),
     "queued before": (
-        recovery(lambda store: store.queued_before("m", 3, "job_1", due_for_s=1, limit=10)),
+        recovery(lambda store: store.queued_before(["m"], 3, "job_1", due_for_s=1, limit=10)),
         {"jobs_queued"},
     ),
     "waiting": (
-        recovery(lambda store: store.waiting("m", limit=10, older_than_s=1, priorities=range(5))),
+        recovery(lambda store: store.waiting(["m"], limit=10, older_than_s=1, priorities=range(5))),
         {"jobs_queued"},
     ),
     "deferred": (recovery(lambda store: store.deferred_for("m", 60, limit=10, without=["job_1"])), {"jobs_deferred"}),

@@ -75,7 +75,7 @@ async def test_a_claimed_job_waits_for_a_version_that_can_read_it(
     assert withheld is not None
     assert (withheld.id, withheld.status, withheld.deaths, withheld.attempts) == (newer.id, JobStatus.QUEUED, 0, ())
     assert (withheld.attempt, withheld.started_at) == (0, None), "its deadline to start still holds"
-    assert await recovery_store.waiting("m", limit=9, older_than_s=0, priorities=range(10)) == [], "it is withheld"
+    assert await recovery_store.waiting(["m"], limit=9, older_than_s=0, priorities=range(10)) == [], "it is withheld"
     with pytest.raises(UnreadableRow, match=newer.id):
         await store.get(newer.id)
 

@@ -269,9 +269,9 @@ async def test_redelivery_finds_a_deferred_job_once_its_worker_should_have_sent_
     last = "job_f"
 
     async def lost() -> list[int]:
-        waiting = await recovery_store.waiting("m", limit=5, older_than_s=0, priorities=range(9))
-        due = await recovery_store.waiting("m", limit=5, older_than_s=2, priorities=range(9))
-        passed_over = await recovery_store.queued_before("m", 3, last, due_for_s=10, limit=5)
+        waiting = await recovery_store.waiting(["m"], limit=5, older_than_s=0, priorities=range(9))
+        due = await recovery_store.waiting(["m"], limit=5, older_than_s=2, priorities=range(9))
+        passed_over = await recovery_store.queued_before(["m"], 3, last, due_for_s=10, limit=5)
         return [len(waiting), len(due), len(passed_over)]
 
     async with database.begin() as connection:

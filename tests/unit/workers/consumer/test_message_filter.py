@@ -27,7 +27,7 @@ ANYTHING = st.recursive(
 
 
 def message_filter() -> MessageFilter:
-    return MessageFilter(APP, "sim", worker_metrics("sim"))
+    return MessageFilter(APP, ["sim", "tone"], worker_metrics("sim"))
 
 
 def hint(**changes: Any) -> dict[str, Any]:
@@ -70,6 +70,11 @@ def test_a_hint_is_passed_on_and_only_the_hint() -> None:
     for message in (passed, expected):
         del message["properties"]["delivery_tag"]
     assert passed == expected
+
+
+def test_a_hint_for_an_adapter_of_the_model_is_passed_on() -> None:
+    passed = message_filter().from_queue(json.dumps(hint(body=encoded([[JOB], {"model": "tone"}, {}]))).encode(), QUEUE)
+    assert json.loads(base64.b64decode(passed["body"]))[1] == {"model": "tone"}
 
 
 HOSTILE = {

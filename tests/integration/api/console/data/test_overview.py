@@ -125,10 +125,10 @@ async def test_jobs_that_waited_in_a_paused_queue_have_no_waiting_times(
     for model in ("paused", "other"):
         await add_job(database, owner, model, now=now, ended_s_ago=120, took_s=100, wait_s=90, first_token_s=91)
     fleet = FleetStore(database)
-    await fleet.pause("paused", owner.key_id)
+    await fleet.pause(["paused"], owner.key_id)
     async with database.connect() as connection:
         await connection.execute(text("UPDATE model_pauses SET paused_at = paused_at - interval '200 s'"))
-    await fleet.resume("paused")
+    await fleet.resume(["paused"])
     assert await fleet.pauses() == {}
     async with database.connect() as connection:
         await connection.execute(text("UPDATE past_pauses SET resumed_at = resumed_at - interval '150 s'"))
