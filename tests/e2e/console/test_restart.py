@@ -84,7 +84,9 @@ async def test_pages_survive_a_restart(browser: Browser, sim_stack: Stack, opera
 
                 for path, page in pages.items():
                     place, text = expected[path]
-                    shown = page.locator(place).filter(has_text=re.compile(text.replace(" ", ".*"), re.DOTALL))
+                    shown = page.locator(place).filter(
+                        has_text=re.compile(text.replace(" ", ".*"), re.DOTALL | re.IGNORECASE)
+                    )
                     await expect(shown.first).to_be_visible(timeout=WITHIN_MS)
                     ends = "ended" if path == f"jobs/{job}" else "live"
                     await expect(page.locator("#live")).to_have_attribute("data-state", ends, timeout=WITHIN_MS)
