@@ -53,6 +53,7 @@ from api.files.service import FileService
 from api.files.store import FileStore
 from api.http.dependencies import Resources
 from api.http.members import MemberReader
+from api.jobs.actions import JobActions
 from api.jobs.admission import Admission
 from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
@@ -294,6 +295,7 @@ async def open_resources(
         resources.add(JobSearch, search)
         replays = Replays(store, jobs, EarlierWork(keys, settings.key_cache_s))
         resources.add(Replays, replays)
+        resources.add(JobActions, JobActions(search, jobs, replays))
         console_jobs = ConsoleJobs(
             store=store,
             search=search,

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import Query
 
 from api.http.pagination import check_after
-from api.jobs.search_store import JobFilters, JobPage, JobSearchStore
+from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, MatchCount
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, parse_id
 from shared.config.models.base import MAX_NAME, NAME
@@ -79,6 +79,11 @@ class JobSearch:
         """
         check_after(after, "job", is_job_id)
         return await self._store.search(await self._filters(principal, query), limit=limit, after=after)
+
+    async def count(self, principal: Principal, query: JobQuery, *, limit: int, after: str | None = None) -> MatchCount:
+        """Count up to `limit` of these jobs, after a cursor; raises as `page`."""
+        check_after(after, "job", is_job_id)
+        return await self._store.count(await self._filters(principal, query), limit=limit, after=after)
 
     async def _filters(self, principal: Principal, query: JobQuery) -> JobFilters:
         key_id = None if query.key is None else _key_id(query.key)

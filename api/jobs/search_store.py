@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 from sqlalchemy import (
@@ -49,6 +49,14 @@ from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, Timestamp
 
 logger = logging.getLogger(__name__)
+
+
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_HasId)
 
 # How long one page is searched for.
 BUDGET_S = 1.0
@@ -103,6 +111,27 @@ class JobPage:
 
 
 @dataclass(frozen=True, slots=True)
+class MatchCount:
+    """The number of jobs that match, and the time of the newest one.
+
+    `is_complete`: False if there are more, or may be, because the time of the search was over.
+    """
+
+    count: int
+    is_complete: bool
+    newest_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found(Generic[T]):
+    """What a search has found, newest first; `cursor` and `partial` as in `JobPage`."""
+
+    items: Sequence[T]
+    cursor: str | None
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Slice:
     """The rows that a statement found, and where it stopped; None: it has read all jobs of the range."""
 
@@ -121,35 +150,64 @@ class JobSearchStore(Store):
         self, filters: JobFilters, *, limit: int, after: str | None = None, budget_s: float = BUDGET_S
     ) -> JobPage:
         """Return a page of at most `limit` jobs after the id `after`. Takes about `budget_s` at most."""
-        found: list[JobSummary] = []
+
+        def read(rows: Sequence[Any]) -> list[JobSummary]:
+            return _summaries(rows, filters)
+
+        found = await self._find(filters, SUMMARY_COLUMNS, read, limit=limit, after=after, budget_s=budget_s)
+        return JobPage(found.items, found.cursor, found.partial)
+
+    async def count(
+        self, filters: JobFilters, *, limit: int, after: str | None = None, budget_s: float = BUDGET_S
+    ) -> MatchCount:
+        """Count up to `limit` jobs after the id `after`, within about `budget_s`. Metadata is compared as text."""
+        columns = (JobRow.id, JobRow.created_at)
+        found = await self._find(filters, columns, list, limit=limit, after=after, budget_s=budget_s)
+        newest_at = max((row.created_at for row in found.items), default=None)
+        return MatchCount(len(found.items), found.cursor is None, newest_at)
+
+    async def _find(
+        self,
+        filters: JobFilters,
+        columns: Sequence[Any],
+        read: Callable[[Sequence[Any]], list[T]],
+        *,
+        limit: int,
+        after: str | None,
+        budget_s: float,
+    ) -> _Found[T]:
+        """Find at most `limit` jobs, of which `columns` are selected; `read` converts rows, and may leave out some."""
+        found: list[T] = []
         size, cursor, began = SLICE, after, time.monotonic()
         async with self._searches:
             while True:
                 left_s = budget_s - (time.monotonic() - began)
                 if left_s < _MIN_S:
                     if cursor != after:
-                        return JobPage(found, cursor, partial=len(found) < limit)
+                        return _Found(found, cursor, partial=len(found) < limit)
                     size, left_s = MIN_SLICE, 2 * BUDGET_S  # a small slice must succeed, so that there is progress
                 wanted = limit - len(found) + 1
                 try:
-                    part = await self._read(filters, cursor, wanted, size, left_s / 2)
+                    part = await self._read(filters, columns, cursor, wanted, size, left_s / 2)
                 except DBAPIError as error:
                     if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED or size == MIN_SLICE:
                         raise
                     size = max(MIN_SLICE, size // 8)
                     continue
-                found += _summaries(part.rows, filters)
+                found += read(part.rows)
                 if len(found) > limit:
-                    return JobPage(found[:limit], found[limit - 1].id)
+                    return _Found(found[:limit], found[limit - 1].id)
                 if len(part.rows) == wanted:  # some of them could not be read, and others take their places
                     cursor = part.rows[-1].id
                 elif part.stopped_at is None:
-                    return JobPage(found, None)
+                    return _Found(found, None)
                 else:
                     cursor, size = part.stopped_at, min(2 * size, MAX_SLICE)
 
-    async def _read(self, filters: JobFilters, after: str | None, limit: int, size: int, timeout_s: float) -> _Slice:
-        statement = search_statement(filters, after, limit, size)
+    async def _read(
+        self, filters: JobFilters, columns: Sequence[Any], after: str | None, limit: int, size: int, timeout_s: float
+    ) -> _Slice:
+        statement = search_statement(filters, after, limit, size, columns)
         timeout_ms = max(1, round(1000 * timeout_s))
         async with transaction(self._engine) as connection:
             await connection.execute(
@@ -164,7 +222,9 @@ class JobSearchStore(Store):
         return _Slice([row for row in rows if row.matches], last.id if last is not None else None)
 
 
-def search_statement(filters: JobFilters, after: str | None, limit: int, size: int) -> Select[Any]:
+def search_statement(
+    filters: JobFilters, after: str | None, limit: int, size: int, columns: Sequence[Any] = SUMMARY_COLUMNS
+) -> Select[Any]:
     """Select at most `limit` jobs of the next `size` ones, and the last of these even if it does not match."""
     matches = and_(*_conditions(filters))
     keys, scanned_where = _slice(filters, after)
@@ -200,7 +260,7 @@ def search_statement(filters: JobFilters, after: str | None, limit: int, size: i
         )
         parts = union_all(select(found.subquery()), select(all_rare.subquery())).subquery("found")
     return (
-        select(*SUMMARY_COLUMNS, parts.c.number, parts.c.matches)
+        select(*columns, parts.c.number, parts.c.matches)
         .join_from(parts, JobRow, JobRow.id == parts.c.id)
         .order_by(JobRow.id.desc())
     )

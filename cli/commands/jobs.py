@@ -12,6 +12,7 @@ import typer
 
 from cli.answer import tokens_per_s
 from cli.client import Client, path
+from cli.commands.matching import MAX_JOBS, act_on_matching
 from cli.commands.submit import follow as follow_job
 from cli.errors import CliError, ExitCode, UsageError
 from cli.options import After, All, Json, Limit, ModelThatRan, Quiet, Since, connect, seconds_of, show_list
@@ -64,9 +65,19 @@ def jobs(
     limit: Limit = 20,
     after: After = None,
     everything: All = False,
+    cancel_all: Annotated[
+        bool, typer.Option("--cancel", help="Cancel the open jobs that match, after a question.")
+    ] = False,
+    replay_all: Annotated[
+        bool, typer.Option("--replay", help="Submit the ended jobs that match again, after a question.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do so without a question.")] = False,
+    act: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Go on with an interrupted --replay, whose name it has printed.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first; or cancel or replay all that match, up to 10,000 unless --all or --limit is given."""
     filters = {
         "status": [item.value for item in status or ()],
         "model": model,
@@ -79,8 +90,17 @@ def jobs(
         "after": after,
     }
     params = {name: value for name, value in filters.items() if value not in (None, [])}
+    if cancel_all and replay_all:
+        raise UsageError("--cancel and --replay cannot be combined.")
     with connect(context) as client:
         shown = None if everything else limit
+        if cancel_all or replay_all:
+            source = context.get_parameter_source("limit")
+            is_given = source is not None and source.name != "DEFAULT"
+            most = shown if everything or is_given else MAX_JOBS
+            action = "cancel" if cancel_all else "replay"
+            act_on_matching(client, action, params, limit=most, yes=yes, act=act, as_json=as_json)
+            return
         show_list(client, "/v1/jobs", params, shown, COLUMNS, _row, as_json=as_json, empty="There are no such jobs.")
 
 

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Depends, Form, Request
 from starlette.responses import Response, StreamingResponse
 
 from api.console.actions import redirect
-from api.console.jobs import conditions, view
+from api.console.jobs import act_routes, conditions, view
 from api.console.jobs.conditions import Conditions, Reading
 from api.console.jobs.export import TYPES, ExportFormat, export
 from api.console.jobs.job import routes as job
-from api.console.jobs.service import Action, ConsoleJobs
+from api.console.jobs.service import ConsoleJobs
 from api.console.live import Broadcaster
 from api.console.live_streams import CurrentStreams
 from api.console.page import Page
@@ -22,6 +22,7 @@ from api.console.templates import fragment_response, page_response, render
 from api.console.viewer import CurrentViewer, Viewer
 from api.http.dependencies import CurrentStreamSettings, resource
 from api.http.sse import event_stream
+from api.jobs.actions import Action
 from api.jobs.search_store import JobPage
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
@@ -176,5 +177,6 @@ def _audience(viewer: Viewer, found: Conditions) -> Audience:
     return Audience(viewer.project_id, viewer.can_submit, found)
 
 
+router.include_router(act_routes.router)  # before the paths with the id of a job
 router.include_router(job.router)
 PAGE = Page(path="jobs", title="Jobs", router=router, key="j", group="")

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TypeVar
 
 from redis.exceptions import RedisError
@@ -15,6 +14,7 @@ from redis.exceptions import RedisError
 from api.console.jobs.conditions import Conditions
 from api.console.key_names import KeyNames, KeyNamesStore
 from api.console.viewer import Viewer
+from api.jobs.actions import Action
 from api.jobs.replay import Replays
 from api.jobs.search import JobSearch
 from api.jobs.search_store import JobPage
@@ -34,13 +34,6 @@ T = TypeVar("T")
 
 # Jobs of one selection that are changed at a time.
 CONCURRENT = 8
-
-
-class Action(StrEnum):
-    """What can be done with selected jobs."""
-
-    CANCEL = "cancel"
-    REPLAY = "replay"
 
 
 @dataclass(frozen=True, slots=True)

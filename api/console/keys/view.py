@@ -192,7 +192,9 @@ def form_of(key: ApiKey, options: KeyOptions) -> Form:
         "context": options.context,
     }
     for group, model in groups.items():
-        for name, value in () if model is None else model:
+        if model is None:
+            continue
+        for name, value in model:
             is_default = value == type(model).model_fields[name].default and name != "strategy"
             values[f"options.{group}.{name}"] = "" if value is None or is_default else value
     if options.cache is not None:

@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.e2e.console.test_protection import sign_in, token_of
-from tests.support.console import BROWSER_TESTS, Visit, create_key
+from tests.support.console import BROWSER_TESTS, Visit, accessibility_faults, create_key
 from tests.support.stack import Stack
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\"' javascript:alert(3)"
@@ -255,3 +255,22 @@ class TestInABrowser:
         await page.locator("[data-pick-all]").click()
         await page.get_by_role("button", name="Cancel").click()
         await expect(page.locator(".results h2")).to_have_text("Cancel: 30 of 30 jobs")
+
+    async def test_all_jobs_of_a_list_are_cancelled(self, member: Visit, sim_stack: Stack, member_key: str) -> None:
+        jobs = [submit(sim_stack, member_key, model="orphan", metadata={"all": "of them"}) for _ in range(3)]
+        other = submit(sim_stack, member_key, model="orphan")
+        page = member.page
+        await member.open("jobs?meta=all%3Dof%20them")
+        await page.locator(".selection-all").get_by_role("link", name="Cancel").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("Cancel 3 jobs?")
+        assert await accessibility_faults(page) == []
+        await dialog.get_by_role("button", name="Cancel the jobs").click()
+        await expect(page.get_by_role("heading", name="Done")).to_be_visible()
+        await expect(page.locator("#act-done")).to_have_text("3")
+        assert {status_of(sim_stack, member_key, job) for job in jobs} == {"cancelled"}
+        assert status_of(sim_stack, member_key, other) == "queued"
+        await page.reload()
+        await expect(page.locator("#act-done")).to_have_text("3")
+        assert await accessibility_faults(page) == []
+        cancel(sim_stack, member_key, other)

@@ -418,6 +418,55 @@ def test_failed_jobs_are_listed_with_their_errors_and_discarded(api: ScriptedApi
     assert run(api.url, "failed", "replay", JOB).stdout == f"{JOB} replayed as {job(2)['id']}\n"
 
 
+def outcome(number: int, status: str = "cancelled", **more: Any) -> dict[str, Any]:
+    return {"id": f"job_{number:032x}", "status": status, "replayed_as": None, "error": None, **more}
+
+
+def counted(number: int, *, complete: bool = True) -> Any:
+    return reply({"count": number, "complete": complete, "created_before": "2026-01-01T00:00:00Z"})
+
+
+def test_all_jobs_that_match_are_cancelled(api: ScriptedApi) -> None:
+    api.on("GET /v1/jobs/count", counted(3))
+    api.on("POST /v1/jobs/cancel", page(outcome(3), outcome(2, "completed"), more=True), page(outcome(1, error="No.")))
+    result = run(api.url, "jobs", "--model", "small", "--cancel", "--yes")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == "1 of 3 cancelled, 1 had ended already, 1 failed."
+    asked, first, second = (parse_qs(urlsplit(request.path).query) for request in api.requests)
+    assert asked == {"model": ["small"], "action": ["cancel"]}
+    assert first == {"model": ["small"], "created_before": ["2026-01-01T00:00:00Z"], "limit": ["100"]}
+    assert second == {**first, "after": [f"job_{2:032x}"]}
+    keys = {request.headers["idempotency-key"] for request in api.requests[1:]}
+    assert len(keys) == 1
+
+
+def test_a_limit_applies_to_all_jobs_that_match(api: ScriptedApi) -> None:
+    api.on("GET /v1/jobs/count", counted(500, complete=False))
+    api.on("POST /v1/jobs/replay", page(outcome(3, replayed_as="job_9"), more=True))
+    result = run(api.url, "jobs", "--status", "failed", "--replay", "--limit", "1", "--json", "--act", "a1")
+    assert result.exit_code == 2, "there is no terminal for a question"
+    result = run(api.url, "jobs", "--status", "failed", "--replay", "--limit", "1", "--json", "--act", "a1", "--yes")
+    assert (result.exit_code, json.loads(result.stdout)["replayed_as"]) == (0, "job_9")
+    assert f"--after job_{3:032x}" in result.stderr
+    assert api.requests[-1].headers["idempotency-key"] == "a1"
+    assert "limit=1&" in f"{api.requests[-1].path}&"
+
+
+def test_an_interrupted_act_says_how_to_go_on(api: ScriptedApi) -> None:
+    api.on("GET /v1/jobs/count", counted(3))
+    api.on("POST /v1/jobs/replay", page(outcome(3), more=True), refusal(403, "No more."))
+    result = run(api.url, "jobs", "--status", "failed", "--replay", "--yes", "--act", "a1")
+    assert result.exit_code == 4
+    assert f"1 of 3 replayed. To go on: --act a1 --after job_{3:032x}" in result.stderr
+
+
+def test_nothing_is_asked_if_no_job_matches(api: ScriptedApi) -> None:
+    api.on("GET /v1/jobs/count", counted(0))
+    result = run(api.url, "jobs", "--status", "failed", "--replay")
+    assert (result.exit_code, result.stderr) == (0, "There are no jobs to replay.\n")
+    assert run(api.url, "jobs", "--replay", "--cancel").exit_code == 2
+
+
 def test_filters_of_jobs_become_parameters(api: ScriptedApi) -> None:
     api.on("GET /v1/jobs", page())
     run(

@@ -14,7 +14,7 @@ from api.console.jobs.job.answer import choices, request_view, title_of
 from api.console.jobs.job.code import body_text, programs, request_body
 from api.console.jobs.job.live import merged
 from api.console.jobs.job.view import JobPageView, build_view
-from api.console.jobs.service import Action, ConsoleJobs
+from api.console.jobs.service import ConsoleJobs
 from api.console.live import Broadcaster, part_frame
 from api.console.live_streams import CurrentStreams
 from api.console.navigation import browser_path, root_of
@@ -22,6 +22,7 @@ from api.console.templates import page_response, render
 from api.console.viewer import CurrentViewer
 from api.http.dependencies import CurrentStreamSettings, resource
 from api.http.sse import event_stream
+from api.jobs.actions import Action
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_data, native_stream
 from api.jobs.service import JobService

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.jobs import search_store
-from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, search_statement
+from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, MatchCount, search_statement
 from shared.domain.job import JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
@@ -174,6 +175,20 @@ async def test_a_search_that_takes_too_long_stops_and_can_be_continued(
     assert (ids(page), page.cursor, pages) == ([wanted], None, 3)
 
 
+async def test_a_count_is_bounded_and_knows_the_newest_job(
+    search: JobSearchStore, database: AsyncEngine, owner: Owner
+) -> None:
+    await add_many(database, owner, 30)
+    newest = NOW - timedelta(seconds=1)
+    filters = JobFilters(project_id=owner.project_id, model="m")
+    assert await search.count(filters, limit=50) == MatchCount(30, True, newest)
+    assert await search.count(filters, limit=30) == MatchCount(30, True, newest)
+    assert await search.count(filters, limit=29) == MatchCount(29, False, newest)
+    page = await search.search(filters, limit=10)
+    assert (await search.count(filters, limit=50, after=page.cursor)).count == 20
+    assert await search.count(JobFilters(model="n"), limit=50) == MatchCount(0, True, None)
+
+
 async def test_a_slow_slice_is_stopped_and_repeated_with_fewer_jobs(
     search: JobSearchStore, database: AsyncEngine, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,9 +196,9 @@ async def test_a_slow_slice_is_stopped_and_repeated_with_fewer_jobs(
     sizes = []
     original = search_statement
 
-    def slow(filters: JobFilters, after: str | None, limit: int, size: int) -> Any:
+    def slow(filters: JobFilters, after: str | None, limit: int, size: int, columns: Sequence[Any]) -> Any:
         sizes.append(size)
-        statement = original(filters, after, limit, size)
+        statement = original(filters, after, limit, size, columns)
         return statement if size <= 1000 else statement.where(text("pg_sleep(0.01) IS NOT NULL"))
 
     monkeypatch.setattr(search_store, "search_statement", slow)

@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 
 from api.console.jobs.export import _cell
-from api.console.jobs.service import Action, ConsoleJobs
+from api.console.jobs.service import ConsoleJobs
 from api.console.viewer import Viewer
+from api.jobs.actions import Action
 from api.keys.principal import Principal, Scope
 from shared.domain.ids import new_id
 from shared.domain.job import JOB_ID_PREFIX
