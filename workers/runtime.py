@@ -22,9 +22,7 @@ from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.prefix_store import PrefixStore
-from shared.postgres.recovery_store import RecoveryStore
-from shared.recovery.fallbacks import Fallbacks
-from shared.recovery.sweeper import Sweeper
+from shared.recovery.recovery import build_recovery
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
@@ -131,11 +129,9 @@ class WorkerRuntime:
         current = await self._start_engine(claims)
 
         logs = EventLog(redis)
-        recovery_store = RecoveryStore(database)
         hints = HintSender(self._app, redis)
-        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         self._stack.push_async_callback(hints.flush)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
+        recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces)
 
         log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()
@@ -184,21 +180,11 @@ class WorkerRuntime:
             back_off_max_s=settings.engine_back_off_max_s,
             warm_up=warm_up,
         )
-        sweeper = Sweeper(
-            recovery_store,
-            terminator,
-            hints.put,
-            metrics,
-            interval_s=settings.heartbeat_s,
-            lease_s=settings.lease_s,
-            max_attempts=settings.max_attempts,
-            fallbacks=fallbacks,
-        )
         model_reload = ModelReload(
             model,
             current,
             runner,
-            recovery_store,
+            recovery.store,
             self.consumer,
             metrics,
             lambda: self._shutdown.begin(0),
@@ -209,7 +195,7 @@ class WorkerRuntime:
             settings.models, lambda loaded: model_reload.apply(loaded.models), metrics.reloaded
         )
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)
-        self._parts = _Parts(JobStore(database), claims, terminator, log_writer, runner, heartbeat)
+        self._parts = _Parts(JobStore(database), claims, recovery.terminator, log_writer, runner, heartbeat)
 
         await heartbeat.renew()
         self._stack.push_async_callback(self._end_lease)
@@ -228,12 +214,12 @@ class WorkerRuntime:
             await heartbeat.set_state(WorkerState.READY)
         run("operator_orders", orders.run())
         run("cancel_listener", CancelListener(redis, runner, self._worker, metrics, heartbeat.hurry).run())
-        run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
-        run("sweeper", sweeper.run())
+        run("redelivery", Redelivery(runner, recovery.store, redis, hints, metrics, model.name).run())
+        run("sweeper", recovery.sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("context_report", ContextReport(current, ContextLengths(redis)).run())
         run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics, model.name).run())
-        run("deferral_limit", DeferralLimit(runner, recovery_store, terminator, fallbacks).run())
+        run("deferral_limit", DeferralLimit(runner, recovery.store, recovery.terminator, recovery.fallbacks).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())
         run("models_reload", models_reload.run())
