@@ -183,8 +183,8 @@ async def test_a_slow_slice_is_stopped_and_repeated_with_fewer_jobs(
 
     def slow(filters: JobFilters, after: str | None, limit: int, size: int) -> Any:
         sizes.append(size)
-        statement = original(filters, after, limit, size)
-        return statement if size <= 1000 else statement.where(text("pg_sleep(0.01) IS NOT NULL"))
+        statement, parameters = original(filters, after, limit, size)
+        return (statement if size <= 1000 else statement.where(text("pg_sleep(0.01) IS NOT NULL"))), parameters
 
     monkeypatch.setattr(search_store, "search_statement", slow)
     began = time.monotonic()
@@ -246,7 +246,7 @@ async def test_a_search_reads_a_range_of_an_index(database: AsyncEngine, owner: 
 
     async def call(database: AsyncEngine) -> None:
         async with transaction(database) as connection:
-            await connection.execute(search_statement(filters, "job_zzz", 51, 20_000))
+            await connection.execute(*search_statement(filters, "job_zzz", 51, 20_000))
 
     plan = await explained(database, call, generic=False)
     scans = [line for line in plan if "Scan" in line and ("jobs" in line or "Seq" in line)]
