@@ -91,10 +91,7 @@ from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
-from shared.postgres.recovery_store import RecoveryStore
-from shared.recovery.fallbacks import Fallbacks
-from shared.recovery.sweeper import Sweeper
-from shared.recovery.terminator import JobTerminator
+from shared.recovery.recovery import build_recovery
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
 from shared.redis.conversation_models import ConversationModels
@@ -128,22 +125,10 @@ async def open_resources(
         stack.push_async_callback(redis.aclose)
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
-        recovery_store = RecoveryStore(database)
         hints = HintSender(celery_app(settings.redis_url), redis, registry.queue_of)
-        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         stack.push_async_callback(hints.flush)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
+        recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces)
         hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
-        sweeper = Sweeper(
-            recovery_store,
-            terminator,
-            hints.put,
-            metrics,
-            interval_s=settings.heartbeat_s,
-            lease_s=settings.lease_s,
-            max_attempts=settings.max_attempts,
-            fallbacks=fallbacks,
-        )
         queue_estimates = QueueEstimates(QueueStore(database, registry), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
@@ -164,7 +149,7 @@ async def open_resources(
             admission=admission,
             store=store,
             logs=logs,
-            terminator=terminator,
+            terminator=recovery.terminator,
             hints=hints,
             hub=hub,
             redis=redis,
@@ -200,7 +185,7 @@ async def open_resources(
             store=batches,
             blobs=blobs,
             jobs=jobs,
-            terminator=terminator,
+            terminator=recovery.terminator,
             send=hints.put,
             metrics=metrics,
             max_line_bytes=settings.max_body_bytes,
@@ -214,8 +199,8 @@ async def open_resources(
         supervisor.start("hint_sender", hints.run())
         supervisor.start("stream_hub", hub.run())
         supervisor.start("queue_positions", QueuePositions(hub, queue_estimates).run())
-        supervisor.start("sweeper", sweeper.run())
-        supervisor.start("removed_models", RemovedModels(registry, recovery_store, terminator, redis).run())
+        supervisor.start("sweeper", recovery.sweeper.run())
+        supervisor.start("removed_models", RemovedModels(registry, recovery.store, recovery.terminator, redis).run())
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())

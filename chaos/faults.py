@@ -130,28 +130,24 @@ def _cut(server: str) -> Fault:
 
 
 def _refuse(server: str) -> Fault:
-    async def fault(cluster: Cluster, rng: random.Random) -> str:
-        seconds = rng.uniform(*cluster.plan.outage_s)
-        proxy = _proxy(cluster, server)
-        proxy.refuse(True)
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            proxy.refuse(False)
-        return f"for {seconds:.1f} s"
-
-    return fault
+    return _outage(server, FaultProxy.refuse)
 
 
 def _stall(server: str) -> Fault:
+    return _outage(server, FaultProxy.stall)
+
+
+def _outage(server: str, switch: Callable[[FaultProxy, bool], None]) -> Fault:
+    """`switch` begins and ends it."""
+
     async def fault(cluster: Cluster, rng: random.Random) -> str:
         seconds = rng.uniform(*cluster.plan.outage_s)
         proxy = _proxy(cluster, server)
-        proxy.stall(True)
+        switch(proxy, True)
         try:
             await asyncio.sleep(seconds)
         finally:
-            proxy.stall(False)
+            switch(proxy, False)
         return f"for {seconds:.1f} s"
 
     return fault

@@ -22,9 +22,7 @@ from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.prefix_store import PrefixStore
-from shared.postgres.recovery_store import RecoveryStore
-from shared.recovery.fallbacks import Fallbacks
-from shared.recovery.sweeper import Sweeper
+from shared.recovery.recovery import build_recovery
 from shared.recovery.terminator import JobTerminator
 from shared.redis.carried_requests import CarriedRequests
 from shared.redis.connection import connect_redis
@@ -137,11 +135,9 @@ class WorkerRuntime:
         current = await self._start_engine(claims)
 
         logs = EventLog(redis)
-        recovery_store = RecoveryStore(database)
         hints = HintSender(self._app, redis, self._models.queue_of)
-        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         self._stack.push_async_callback(hints.flush)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
+        recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces)
 
         log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()
@@ -195,21 +191,11 @@ class WorkerRuntime:
             back_off_max_s=settings.engine_back_off_max_s,
             warm_up=warm_up,
         )
-        sweeper = Sweeper(
-            recovery_store,
-            terminator,
-            hints.put,
-            metrics,
-            interval_s=settings.heartbeat_s,
-            lease_s=settings.lease_s,
-            max_attempts=settings.max_attempts,
-            fallbacks=fallbacks,
-        )
         model_reload = ModelReload(
             model,
             current,
             runner,
-            recovery_store,
+            recovery.store,
             self.consumer,
             metrics,
             lambda: self._shutdown.begin(0),
@@ -223,9 +209,9 @@ class WorkerRuntime:
             return result
 
         models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)
-        redelivery = Redelivery(runner, recovery_store, redis, hints, metrics, model.name, adapters)
+        redelivery = Redelivery(runner, recovery.store, redis, hints, metrics, model.name, adapters)
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)
-        self._parts = _Parts(JobStore(database), claims, terminator, log_writer, runner, heartbeat)
+        self._parts = _Parts(JobStore(database), claims, recovery.terminator, log_writer, runner, heartbeat)
 
         await heartbeat.renew()
         self._stack.push_async_callback(self._end_lease)
@@ -245,11 +231,11 @@ class WorkerRuntime:
         run("operator_orders", orders.run())
         run("cancel_listener", CancelListener(redis, runner, self._worker, metrics, heartbeat.hurry).run())
         run("redelivery", redelivery.run())
-        run("sweeper", sweeper.run())
+        run("sweeper", recovery.sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("context_report", ContextReport(current, ContextLengths(redis)).run())
         run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics, model.name).run())
-        run("deferral_limit", DeferralLimit(runner, recovery_store, terminator, fallbacks).run())
+        run("deferral_limit", DeferralLimit(runner, recovery.store, recovery.terminator, recovery.fallbacks).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())
         run("models_reload", models_reload.run())

@@ -14,6 +14,7 @@ _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 # A prefix and the time, what is left out, and the end with the region code.
 _ID = re.compile(r"([a-z]+[-_][^_]{8})[^_]{3,}([^_]{6}(?:_[a-z0-9]+)?)")
 _CODE = re.compile(r"`([^`]+)`")
+_TIME_STYLES = {"time": "%H:%M:%S", "day": "%-d %b %Y", "full": "%-d %b %Y, %H:%M:%S"}
 _SCALES = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -107,8 +108,9 @@ def time(moment: datetime | None, style: str = "time") -> Markup:
         return escape(NONE)
     utc = moment.astimezone(UTC)
     exact = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    shown = {"day": f"{utc:%-d %b %Y}", "full": f"{utc:%-d %b %Y, %H:%M:%S}"}.get(style, f"{utc:%H:%M:%S}")
-    return Markup('<time datetime="{}" data-style="{}" title="{}">{}</time>').format(exact, style, exact, shown)
+    shown = utc.strftime(_TIME_STYLES[style])
+    # Neither has characters that would need an escape. `Markup.format` takes several times as long.
+    return Markup(f'<time datetime="{exact}" data-style="{style}" title="{exact}">{shown}</time>')  # noqa: S704
 
 
 def short_id(text: str) -> str:
@@ -119,9 +121,9 @@ def short_id(text: str) -> str:
 
 def copyable(text: str, shown: str | None = None) -> Markup:
     """An id in a fixed-width font, shortened, which a click copies."""
-    return Markup('<button type="button" class="copy mono" data-copy="{}" title="Copy {}">{}</button>').format(
-        text, text, escape(short_id(text) if shown is None else shown)
-    )
+    whole, label = escape(text), escape(short_id(text) if shown is None else shown)
+    button = f'<button type="button" class="copy mono" data-copy="{whole}" title="Copy {whole}">{label}</button>'
+    return Markup(button)  # noqa: S704  # escaped
 
 
 def coded(text: str) -> Markup:

@@ -199,6 +199,10 @@ class QueueEstimates:
         """Return the queues of these models. Raises during a database outage."""
         return await self._orders.get(tuple(models), lambda: self._store.orders(models))
 
+    async def queued_at(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Return the models of those of these jobs that are queued. Raises during a database outage."""
+        return await self._store.queued_at(job_ids)
+
     async def wait_s(
         self, model: str, priority: int, position: int, not_before: datetime | None = None
     ) -> float | None:

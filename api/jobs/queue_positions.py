@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import orjson
 
 from api.jobs.queue_estimates import FRESH_S, QueueEstimates
 from api.streaming.hub import StreamHub
+from api.streaming.reader import QueuedReader
 from shared.domain.events import Event, EventType
 from shared.runtime.outages import is_database_outage
 from shared.runtime.periodic import run_periodically
@@ -44,14 +46,18 @@ class QueuePositions:
         readers = self._hub.queued_readers()
         if not readers:
             return 0
-        queried_at = time.monotonic()
+        queried_at, absent = time.monotonic(), []
         orders = await self._estimates.orders(sorted({queued.model for _, queued in readers}))
         reported = 0
         for job_id, queued in readers:
             order = orders[queued.model]
             position = order.position(queued.priority, job_id, known_queued=queued.position is not None)
+            if position is None:
+                if queued.position is not None:
+                    absent.append((job_id, queued))
+                continue
             is_known = (position, order.paused) == (queued.position, queued.paused)
-            if position is None or is_known or queued.event_at > queried_at:
+            if is_known or queued.event_at > queried_at:
                 continue
             not_before = order.not_before.get(job_id)
             eta_s = await self._estimates.wait_s(queued.model, queued.priority, position, not_before)
@@ -61,4 +67,14 @@ class QueuePositions:
             reported += 1
             if reported % GROUP == 0:
                 await asyncio.sleep(GROUP_PAUSE_S)
+        if absent:
+            await self._follow(absent)
         return reported
+
+    async def _follow(self, absent: Sequence[tuple[str, QueuedReader]]) -> None:
+        """Let readers wait in the queue that their job has moved to. Most such jobs were only claimed."""
+        models = await self._estimates.queued_at([job_id for job_id, _ in absent])
+        for job_id, queued in absent:
+            model = models.get(job_id, queued.model)
+            if model != queued.model:
+                queued.model, queued.position = model, None

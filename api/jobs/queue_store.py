@@ -208,6 +208,12 @@ class QueueStore(Store):
         statement = select(*SUMMARY_COLUMNS).where(JobRow.id == job.follows, IS_QUEUED)
         return await self._one(statement, to_summary)
 
+    async def queued_at(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Return the models of those of these jobs that are queued."""
+        ids = bindparam("ids", list(job_ids), type_=ARRAY(Text))
+        statement = select(JobRow.id, JobRow.model).where(JobRow.id == func.any(ids), IS_QUEUED)
+        return dict(await self._all(statement, lambda row: (str(row.id), str(row.model))))
+
     async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
         """Read the queues of these models, by model, in one index scan."""
         queues = {self._queue_of(model): QueueOrder() for model in models}

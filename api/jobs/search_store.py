@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from functools import lru_cache
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import orjson
 from sqlalchemy import (
@@ -27,6 +28,7 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
+    bindparam,
     cast,
     func,
     literal,
@@ -154,22 +156,21 @@ class JobSearchStore(Store):
         def read(rows: Sequence[Any]) -> list[JobSummary]:
             return _summaries(rows, filters)
 
-        found = await self._find(filters, SUMMARY_COLUMNS, read, limit=limit, after=after, budget_s=budget_s)
+        found = await self._find(filters, "summary", read, limit=limit, after=after, budget_s=budget_s)
         return JobPage(found.items, found.cursor, found.partial)
 
     async def count(
         self, filters: JobFilters, *, limit: int, after: str | None = None, budget_s: float = BUDGET_S
     ) -> MatchCount:
         """Count up to `limit` jobs after the id `after`, within about `budget_s`. Metadata is compared as text."""
-        columns = (JobRow.id, JobRow.created_at)
-        found = await self._find(filters, columns, list, limit=limit, after=after, budget_s=budget_s)
+        found = await self._find(filters, "count", list, limit=limit, after=after, budget_s=budget_s)
         newest_at = max((row.created_at for row in found.items), default=None)
         return MatchCount(len(found.items), found.cursor is None, newest_at)
 
     async def _find(
         self,
         filters: JobFilters,
-        columns: Sequence[Any],
+        columns: Columns,
         read: Callable[[Sequence[Any]], list[T]],
         *,
         limit: int,
@@ -205,9 +206,9 @@ class JobSearchStore(Store):
                     cursor, size = part.stopped_at, min(2 * size, MAX_SLICE)
 
     async def _read(
-        self, filters: JobFilters, columns: Sequence[Any], after: str | None, limit: int, size: int, timeout_s: float
+        self, filters: JobFilters, columns: Columns, after: str | None, limit: int, size: int, timeout_s: float
     ) -> _Slice:
-        statement = search_statement(filters, after, limit, size, columns)
+        statement, parameters = search_statement(filters, after, limit, size, columns)
         timeout_ms = max(1, round(1000 * timeout_s))
         async with transaction(self._engine) as connection:
             await connection.execute(
@@ -217,18 +218,91 @@ class JobSearchStore(Store):
                     func.set_config("plan_cache_mode", "force_custom_plan", True),
                 )
             )
-            rows = (await connection.execute(statement)).all()
+            rows = (await connection.execute(statement, parameters)).all()
         last = rows[-1] if rows and rows[-1].number == size else None
         return _Slice([row for row in rows if row.matches], last.id if last is not None else None)
 
 
+# What a search reads of a job: what lists show, or no more than counting needs.
+Columns = Literal["summary", "count"]
+_COLUMNS: Mapping[Columns, Sequence[Any]] = {
+    "summary": SUMMARY_COLUMNS,
+    "count": (JobRow.id, JobRow.created_at),
+}
+
+
+class _Shape(NamedTuple):
+    """What the statement of a search depends on, apart from the values of its parameters."""
+
+    columns: Columns
+    statuses: tuple[JobStatus, ...]
+    has_project: bool
+    has_model: bool
+    has_key: bool
+    has_user: bool
+    has_start: bool
+    has_end: bool
+    members: int
+
+
+# The parameters of statements.
+_PROJECT = bindparam("project", type_=BigInteger)
+_STATUS = bindparam("status", type_=Text)
+_MODEL = bindparam("model", type_=Text)
+_KEY = bindparam("key", type_=BigInteger)
+_USER = bindparam("user", type_=Text)
+_START = bindparam("start", type_=Timestamp)
+_END = bindparam("end", type_=Timestamp)
+_ENDED_AFTER = bindparam("ended_after", type_=Timestamp)
+_LOWEST = bindparam("lowest", type_=Text)
+_BEYOND = bindparam("beyond", type_=Text)
+_LIMIT = bindparam("most", type_=Integer)
+_SIZE = bindparam("size", type_=Integer)
+
+
 def search_statement(
-    filters: JobFilters, after: str | None, limit: int, size: int, columns: Sequence[Any] = SUMMARY_COLUMNS
-) -> Select[Any]:
-    """Select at most `limit` jobs of the next `size` ones, and the last of these even if it does not match."""
-    matches = and_(*_conditions(filters))
-    keys, scanned_where = _slice(filters, after)
-    probe = _probe(filters)
+    filters: JobFilters, after: str | None, limit: int, size: int, columns: Columns = "summary"
+) -> tuple[Select[Any], dict[str, Any]]:
+    """Select at most `limit` jobs of the next `size` ones, and the last of these even if it does not match.
+
+    Returns the statement and its parameters.
+    """
+    shape = _Shape(
+        columns,
+        filters.statuses,
+        filters.project_id is not None,
+        filters.model is not None,
+        filters.key_id is not None,
+        filters.end_user is not None,
+        filters.start is not None,
+        filters.end is not None,
+        len(filters.metadata),
+    )
+    lowest, beyond = _bounds(filters, after)
+    values = {
+        "project": filters.project_id,
+        "status": filters.statuses[0].value if filters.statuses else None,
+        "model": filters.model,
+        "key": filters.key_id,
+        "user": filters.end_user,
+        "start": filters.start,
+        "end": filters.end,
+        "ended_after": _LONG_AGO if filters.start is None else filters.start - _SKEW,
+        "lowest": lowest,
+        "beyond": beyond,
+        "most": limit,
+        "size": size,
+        **{f"member_{n}": _member(*pair) for n, pair in enumerate(filters.metadata.items())},
+    }
+    return _statement(shape), values
+
+
+@lru_cache(maxsize=200)
+def _statement(shape: _Shape) -> Select[Any]:
+    """The statement of all searches of one shape: to build it takes longer than to read a page of jobs."""
+    matches = and_(*_conditions(shape))
+    keys, scanned_where = _slice(shape)
+    probe = _probe(shape)
     few: ColumnElement[bool] | None = None
     if probe is not None:
         rare = probe.cte("probe").prefix_with("MATERIALIZED")
@@ -240,27 +314,26 @@ def search_statement(
         select(*keys, number, matches.label("matches"))
         .where(*scanned_where)
         .order_by(*order)
-        .limit(size)
+        .limit(_SIZE)
         .subquery("scanned")
     )
     found = (
         select(scanned.c.id, scanned.c.number, scanned.c.matches)
-        .where(or_(scanned.c.matches, scanned.c.number == size))
+        .where(or_(scanned.c.matches, scanned.c.number == _SIZE))
         .order_by(*(scanned.c[key.key].desc() for key in keys))  # the order that they are in: nothing is sorted
-        .limit(limit)
+        .limit(_LIMIT)
     )
     parts: Any = found.subquery("found")
     if few is not None:
-        lowest, beyond = _bounds(filters, after)
         all_rare = (
             select(JobRow.id, literal(0, Integer).label("number"), literal(True).label("matches"))
-            .where(few, JobRow.id.in_(select(rare.c.id)), JobRow.id >= lowest, JobRow.id < beyond, matches)
+            .where(few, JobRow.id.in_(select(rare.c.id)), JobRow.id >= _LOWEST, JobRow.id < _BEYOND, matches)
             .order_by(JobRow.id.desc())
-            .limit(limit)
+            .limit(_LIMIT)
         )
         parts = union_all(select(found.subquery()), select(all_rare.subquery())).subquery("found")
     return (
-        select(*columns, parts.c.number, parts.c.matches)
+        select(*_COLUMNS[shape.columns], parts.c.number, parts.c.matches)
         .join_from(parts, JobRow, JobRow.id == parts.c.id)
         .order_by(JobRow.id.desc())
     )
@@ -273,7 +346,7 @@ def _bounds(filters: JobFilters, after: str | None) -> tuple[str, str]:
     return lowest, beyond if after is None else min(beyond, after)
 
 
-def _slice(filters: JobFilters, after: str | None) -> tuple[list[Any], list[ColumnElement[bool]]]:
+def _slice(shape: _Shape) -> tuple[list[Any], list[ColumnElement[bool]]]:
     """The columns by which a slice is ordered, and its conditions.
 
     They leave PostgreSQL only the index that begins with these columns: if it expected to find many jobs of a project
@@ -282,22 +355,19 @@ def _slice(filters: JobFilters, after: str | None) -> tuple[list[Any], list[Colu
     first: Any = None
     value: Any = None
     conditions: list[ColumnElement[bool]] = []
-    if filters.project_id is not None:
-        first = JobRow.project_id
-        value = literal(filters.project_id, BigInteger)
-    elif len(filters.statuses) == 1 and filters.statuses[0] in UNSUCCESSFUL:
-        first = JobRow.status
-        value = literal(filters.statuses[0].value, Text)
+    if shape.has_project:
+        first, value = JobRow.project_id, _PROJECT
+    elif len(shape.statuses) == 1 and shape.statuses[0] in UNSUCCESSFUL:
+        first, value = JobRow.status, _STATUS
         conditions.append(IS_UNSUCCESSFUL)
-    lowest, beyond = _bounds(filters, after)
     if first is None:
-        return [JobRow.id], [JobRow.id >= lowest, JobRow.id < beyond]
+        return [JobRow.id], [JobRow.id >= _LOWEST, JobRow.id < _BEYOND]
     keys = [first, JobRow.id]
-    conditions += [tuple_(*keys) >= tuple_(value, literal(lowest)), tuple_(*keys) < tuple_(value, literal(beyond))]
+    conditions += [tuple_(*keys) >= tuple_(value, _LOWEST), tuple_(*keys) < tuple_(value, _BEYOND)]
     return keys, conditions
 
 
-def _probe(filters: JobFilters) -> Any | None:
+def _probe(shape: _Shape) -> Any | None:
     """Select the ids of jobs that meet a condition with an index of its own, or of some more than are rare.
 
     They are in the order of the index, so that PostgreSQL uses it: jobs of a model may all be at the end of the table.
@@ -308,19 +378,18 @@ def _probe(filters: JobFilters) -> Any | None:
         return select(few.subquery())
 
     # A range of one value, because a constant is no part of an order.
-    of_model = [JobRow.model >= filters.model, JobRow.model <= filters.model] if filters.model is not None else []
+    of_model = [JobRow.model >= _MODEL, JobRow.model <= _MODEL] if shape.has_model else []
     queued = [JobRow.model, JobRow.priority, JobRow.id]
-    statuses = set(filters.statuses)
+    statuses = set(shape.statuses)
     if statuses and statuses <= {JobStatus.QUEUED, *RUNNING}:
         parts = [some(queued, IS_QUEUED, *of_model)] if JobStatus.QUEUED in statuses else []
         parts += [some([JobRow.worker], IS_RUNNING, *of_model)] if statuses & set(RUNNING) else []
-    elif filters.model is not None:
-        start = _LONG_AGO if filters.start is None else filters.start - _SKEW
+    elif shape.has_model:
         key = (JobRow.model, JobRow.finished_at)
         ended = [
             JobRow.finished_at.is_not(None),
-            tuple_(*key) >= tuple_(literal(filters.model, Text), literal(start, Timestamp)),
-            JobRow.model <= filters.model,
+            tuple_(*key) >= tuple_(_MODEL, _ENDED_AFTER),
+            JobRow.model <= _MODEL,
         ]
         parts = [
             some([one.desc() for one in key], *ended),
@@ -337,28 +406,27 @@ def _status_is(status: JobStatus) -> ColumnElement[bool]:
     return JobRow.status == literal_column(f"'{status.value}'")
 
 
-def _conditions(filters: JobFilters) -> list[ColumnElement[bool]]:
+def _conditions(shape: _Shape) -> list[ColumnElement[bool]]:
     """Conditions: the job matches."""
     conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
-    if filters.start is not None:
-        conditions.append(JobRow.created_at >= filters.start)
-    if filters.end is not None:
-        conditions.append(JobRow.created_at < filters.end)
-    if filters.statuses:
-        conditions.append(or_(*map(_status_is, filters.statuses)))
-    if filters.project_id is not None:
-        conditions.append(JobRow.project_id == filters.project_id)
-    if filters.model is not None:
-        conditions.append(JobRow.model == filters.model)
-    if filters.key_id is not None:
-        conditions.append(JobRow.key_id == filters.key_id)
-    if filters.end_user is not None:
-        conditions.append(func.coalesce(JobRow.end_user == filters.end_user, False))
+    if shape.has_start:
+        conditions.append(JobRow.created_at >= _START)
+    if shape.has_end:
+        conditions.append(JobRow.created_at < _END)
+    if shape.statuses:
+        conditions.append(or_(*map(_status_is, shape.statuses)))
+    if shape.has_project:
+        conditions.append(JobRow.project_id == _PROJECT)
+    if shape.has_model:
+        conditions.append(JobRow.model == _MODEL)
+    if shape.has_key:
+        conditions.append(JobRow.key_id == _KEY)
+    if shape.has_user:
+        conditions.append(func.coalesce(JobRow.end_user == _USER, False))
     stored = cast(JobRow.job_metadata, Text)
-    for name, value in filters.metadata.items():
-        # As text, which also takes values with U+0000, and a third of the time. `_summaries` compares the values.
-        conditions.append(func.strpos(stored, _member(name, value)) > 0)
-    return conditions
+    # As text, which also takes values with U+0000, and a third of the time. `_summaries` compares the values.
+    members = [bindparam(f"member_{number}", type_=Text) for number in range(shape.members)]
+    return [*conditions, *(func.strpos(stored, member) > 0 for member in members)]
 
 
 def _member(name: str, value: str) -> str:

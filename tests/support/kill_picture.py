@@ -12,7 +12,6 @@ import asyncio
 import os
 import shlex
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -22,9 +21,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from launcher.embedded import start_postgres, start_valkey
-from tests.support.database import TEMPLATE, create_database, migrate, switch_database
-from tests.support.stack import KEY, REPOSITORY, Stack, stack_template, write_models
+from tests.support.demo_servers import demo_servers
+from tests.support.stack import KEY, REPOSITORY, Stack, write_models
 from tests.support.waiting import eventually
 
 PICTURE = REPOSITORY / "docs" / "images" / "stream-survives-kill.svg"
@@ -69,25 +67,14 @@ class Recording:
 @contextmanager
 def two_workers() -> Iterator[Stack]:
     """An API and two workers of the model, on servers of their own."""
-    with tempfile.TemporaryDirectory(prefix="headrace-kill-") as name:
-        folder = Path(name)
-        postgres = start_postgres(folder / "postgres")
-        valkey = start_valkey(folder / "valkey", persist=False)
+    with demo_servers() as (url, redis_url, folder):
+        stack = Stack(url, redis_url, write_models(folder / "models.yaml", [MODEL]), folder)
         try:
-            create_database(postgres.url, TEMPLATE)
-            migrate(switch_database(postgres.url, TEMPLATE))
-            create_database(postgres.url, "demo", template=stack_template(postgres.url))
-            url = switch_database(postgres.url, "demo")
-            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", [MODEL]), folder)
-            try:
-                stack.start_api()
-                stack.start_workers(["smollm2", "smollm2"], within_s=600)
-                yield stack
-            finally:
-                stack.stop()
+            stack.start_api()
+            stack.start_workers(["smollm2", "smollm2"], within_s=600)
+            yield stack
         finally:
-            valkey.stop()
-            postgres.stop()
+            stack.stop()
 
 
 async def run_command(stack: Stack, deltas: list[tuple[float, str]]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from launcher.embedded import start_postgres, start_valkey
 from shared.redis import keys as redis_keys
-from tests.support.database import TEMPLATE, create_database, migrate, switch_database
-from tests.support.stack import Stack, stack_template, write_models
+from tests.support.demo_servers import demo_servers
+from tests.support.stack import Stack, write_models
 from tests.support.waiting import eventually
 
 VERSIONS = Path(__file__).parents[1] / "fixtures" / "versions"
@@ -143,25 +141,15 @@ async def _log(redis: Any, job_id: str) -> dict[str, Any]:
 
 
 def main(path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="headrace-record-") as name:
-        folder = Path(name)
-        postgres, valkey = start_postgres(folder / "postgres"), start_valkey(folder / "valkey", persist=False)
+    with demo_servers() as (url, redis_url, folder):
+        stack = Stack(url, redis_url, write_models(folder / "models.yaml", MODELS), folder)
         try:
-            create_database(postgres.url, TEMPLATE)
-            migrate(switch_database(postgres.url, TEMPLATE))
-            create_database(postgres.url, "recorded", template=stack_template(postgres.url))
-            url = switch_database(postgres.url, "recorded")
-            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS), folder)
-            try:
-                stack.start_api()
-                stack.start_worker("sim")
-                stack.start_worker("slow")
-                recording = asyncio.run(record(stack, url, valkey.url))
-            finally:
-                stack.stop()
+            stack.start_api()
+            stack.start_worker("sim")
+            stack.start_worker("slow")
+            recording = asyncio.run(record(stack, url, redis_url))
         finally:
-            valkey.stop()
-            postgres.stop()
+            stack.stop()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(recording, indent=1) + "\n")
 

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import io
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +17,12 @@ from typing import Any, cast
 from PIL import Image
 from playwright.async_api import Browser
 
-from launcher.embedded import start_postgres, start_valkey
 from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visit
-from tests.support.database import TEMPLATE, create_database, migrate, switch_database
 from tests.support.demo_batches import ANSWERS, INVALID, RUNNING
 from tests.support.demo_data import MODELS, fill
 from tests.support.demo_operations import ROUTES, fill_operations, refresh
-from tests.support.stack import REPOSITORY, Stack, stack_template, write_models
+from tests.support.demo_servers import demo_servers
+from tests.support.stack import REPOSITORY, Stack, write_models
 
 # Paths of the pages by the name of the picture. `{story}` is the id of the job with a story.
 PAGES = {
@@ -60,26 +58,15 @@ _SETTLED = "new Promise((resolve) => requestAnimationFrame(() => requestAnimatio
 @contextmanager
 def demo_stack() -> Iterator[tuple[Stack, str]]:
     """An API on a database with made-up data, and the id of the job with a story. No worker runs."""
-    with tempfile.TemporaryDirectory(prefix="headrace-screenshots-") as name:
-        folder = Path(name)
-        postgres = start_postgres(folder / "postgres")
-        valkey = start_valkey(folder / "valkey", persist=False)
+    with demo_servers() as (url, redis_url, folder):
+        story = asyncio.run(fill(url, redis_url))
+        asyncio.run(fill_operations(url))
+        stack = Stack(url, redis_url, write_models(folder / "models.yaml", MODELS, ROUTES), folder)
         try:
-            create_database(postgres.url, TEMPLATE)
-            migrate(switch_database(postgres.url, TEMPLATE))
-            create_database(postgres.url, "demo", template=stack_template(postgres.url))
-            url = switch_database(postgres.url, "demo")
-            story = asyncio.run(fill(url, valkey.url))
-            asyncio.run(fill_operations(url))
-            stack = Stack(url, valkey.url, write_models(folder / "models.yaml", MODELS, ROUTES), folder)
-            try:
-                stack.start_api()
-                yield stack, story
-            finally:
-                stack.stop()
+            stack.start_api()
+            yield stack, story
         finally:
-            valkey.stop()
-            postgres.stop()
+            stack.stop()
 
 
 async def take(stack: Stack, pages: dict[str, str], folder: Path) -> None:

@@ -14,6 +14,7 @@ from api.console.jobs import act_routes, conditions, view
 from api.console.jobs.conditions import Conditions, Reading
 from api.console.jobs.export import TYPES, ExportFormat, export
 from api.console.jobs.job import routes as job
+from api.console.jobs.lines import Lines
 from api.console.jobs.service import ConsoleJobs
 from api.console.live import Broadcaster
 from api.console.live_streams import CurrentStreams
@@ -45,6 +46,7 @@ class JobsList:
 
     def __init__(self, jobs: ConsoleJobs) -> None:
         self._jobs = jobs
+        self._lines = Lines()
         self.broadcaster = Broadcaster("jobs", self._parts)
 
     async def _parts(self, audience: Audience) -> Mapping[str, str]:
@@ -55,10 +57,13 @@ class JobsList:
         """The lines of a page, and the links to the next one."""
         names, generating = await self._jobs.names(page.jobs), await self._jobs.generating(page.jobs)
         now = datetime.now(UTC)
+        rows = view.rows(page.jobs, names, generating, now)
+        all_projects, can_select = audience.project_id is None, audience.can_select
         values: dict[str, Any] = {
-            "rows": view.rows(page.jobs, names, generating, now),
-            "all_projects": audience.project_id is None,
-            "can_select": audience.can_select,
+            "rows": rows,
+            "lines": self._lines.render(rows, all_projects=all_projects, can_select=can_select),
+            "all_projects": all_projects,
+            "can_select": can_select,
             "has_conditions": audience.conditions.any,
             "widest": audience.conditions.changed(range=None, start=None, end=None, statuses=()),
             "conditions": audience.conditions,
@@ -74,7 +79,7 @@ CurrentList = Annotated[JobsList, Depends(resource(JobsList))]
 router = APIRouter()
 
 
-def _reading(request: Request) -> Reading:
+async def _reading(request: Request) -> Reading:  # FastAPI runs a plain function in a thread
     return conditions.read(request.query_params.multi_items())
 
 

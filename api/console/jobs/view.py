@@ -35,7 +35,10 @@ SHOWN_METADATA = 2
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the list. `time_s`: how long the job took, or has taken so far. `phase`: what an open job does."""
+    """A line of the list. `time`: how long the job took, or has taken so far. `phase`: what an open job does.
+
+    Values are as they are shown, so that equal lines look the same.
+    """
 
     id: str
     status: str
@@ -54,7 +57,7 @@ class Row:
     first_token_ms: int | None
     tokens: int | None
     phase: str | None
-    time_s: float
+    time: str
     created_at: datetime
     notes: Sequence[tuple[str, str]]
 
@@ -107,10 +110,16 @@ def _row(job: JobSummary, names: KeyNames, generates: bool, now: datetime) -> Ro
         first_token_ms=timings["ttft_ms"],
         tokens=job.usage.completion_tokens if job.usage is not None else None,
         phase=_phase(job, generates),
-        time_s=max(0.0, ((job.finished_at or now) - job.created_at).total_seconds()),
+        time=_time(job, now),
         created_at=job.created_at,
         notes=_notes(job),
     )
+
+
+def _time(job: JobSummary, now: datetime) -> str:
+    """How long a job took. How long one has taken so far is without seconds after two minutes: lists are live."""
+    seconds = max(0.0, ((job.finished_at or now) - job.created_at).total_seconds())
+    return duration(seconds if job.finished_at is not None or seconds < 120 else seconds // 60 * 60)
 
 
 def _phase(job: JobSummary, generates: bool) -> str | None:

@@ -313,8 +313,12 @@ async def test_readers_receive_their_position_when_it_changes_or_the_queue_is_pa
     paused = {1: b'{"position":0,"eta_s":null,"paused":true}', 2: b'{"position":1,"eta_s":null,"paused":true}'}
     assert await report() == paused
     assert await report() == {}
+    async with database.connect() as connection:
+        await connection.execute(text("UPDATE jobs SET model = 'up' WHERE id = :id"), {"id": jobs[1].id})
+    assert await report() == {2: b'{"position":0,"eta_s":null,"paused":true}'}
+    assert await report() == {1: b'{"position":0,"eta_s":null}'}, "it has moved to a model that is not paused"
     await fleet.resume("m")
-    assert await report() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
+    assert await report() == {2: b'{"position":0,"eta_s":null}'}
     await cancel_and_wait(*pending.values())
     for follow in follows.values():
         await follow.aclose()  # type: ignore[attr-defined]

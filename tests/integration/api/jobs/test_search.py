@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.jobs import search_store
-from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, MatchCount, search_statement
+from api.jobs.search_store import Columns, JobFilters, JobPage, JobSearchStore, MatchCount, search_statement
 from shared.domain.job import JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
@@ -196,10 +195,10 @@ async def test_a_slow_slice_is_stopped_and_repeated_with_fewer_jobs(
     sizes = []
     original = search_statement
 
-    def slow(filters: JobFilters, after: str | None, limit: int, size: int, columns: Sequence[Any]) -> Any:
+    def slow(filters: JobFilters, after: str | None, limit: int, size: int, columns: Columns) -> Any:
         sizes.append(size)
-        statement = original(filters, after, limit, size, columns)
-        return statement if size <= 1000 else statement.where(text("pg_sleep(0.01) IS NOT NULL"))
+        statement, parameters = original(filters, after, limit, size, columns)
+        return (statement if size <= 1000 else statement.where(text("pg_sleep(0.01) IS NOT NULL"))), parameters
 
     monkeypatch.setattr(search_store, "search_statement", slow)
     began = time.monotonic()
@@ -261,7 +260,7 @@ async def test_a_search_reads_a_range_of_an_index(database: AsyncEngine, owner: 
 
     async def call(database: AsyncEngine) -> None:
         async with transaction(database) as connection:
-            await connection.execute(search_statement(filters, "job_zzz", 51, 20_000))
+            await connection.execute(*search_statement(filters, "job_zzz", 51, 20_000))
 
     plan = await explained(database, call, generic=False)
     scans = [line for line in plan if "Scan" in line and ("jobs" in line or "Seq" in line)]
