@@ -184,8 +184,13 @@ class Spec(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Identifies how the model is run: a hash of its entry without the fields that do not change its output."""
-        entry = without_operational(self)
-        return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
+        entry = json.dumps(self.fingerprinted, sort_keys=True)
+        return "fp_" + hashlib.sha256(entry.encode()).hexdigest()[:12]
+
+    @property
+    def fingerprinted(self) -> dict[str, Any]:
+        """The entry's fields that change what the model generates, as JSON values."""
+        return without_operational(self)
 
     @property
     def revision(self) -> str:
