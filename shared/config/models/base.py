@@ -237,10 +237,16 @@ class Spec(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Identifies how the model is run: a hash of its entry without the fields that do not change its output."""
+        entry = json.dumps(self.fingerprinted, sort_keys=True)
+        return "fp_" + hashlib.sha256(entry.encode()).hexdigest()[:12]
+
+    @property
+    def fingerprinted(self) -> dict[str, Any]:
+        """The entry's fields that change what the model generates, as JSON values."""
         entry = without_operational(self)
         if self._adapter is not None:
             entry["adapter"] = self._adapter.identity
-        return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
+        return entry
 
     @property
     def revision(self) -> str:

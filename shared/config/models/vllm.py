@@ -105,8 +105,7 @@ class VllmModel(Spec):
     engine: Literal["vllm"]
     model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
     options: Annotated[VllmOptions, AfterValidator(_engine_options)] = Field(default_factory=VllmOptions)
-    # Marked because `fingerprint` counts the option that it stands for instead.
-    start: Operational[Literal["fast", "compiled"] | None] = Field(
+    start: Literal["fast", "compiled"] | None = Field(
         None,
         description="`fast`: the model runs as it is (`enforce_eager`). `compiled`: it is compiled first, which takes"
         " longer to start and generates faster. What was compiled is kept for later starts.",
@@ -172,12 +171,12 @@ class VllmModel(Spec):
         return copy
 
     @property
-    def fingerprint(self) -> str:
-        """As of all models, with the option that `start` stands for: compiled code rounds differently."""
-        if self.start is None:
-            return super().fingerprint
-        eager: VllmOptions = {"enforce_eager": True} if self.start == "fast" else {}
-        return self.model_copy(update={"start": None, "options": {**self.options, **eager}}).fingerprint
+    def fingerprinted(self) -> dict[str, Any]:
+        """With the option that `start` stands for: compiled code rounds differently."""
+        entry = super().fingerprinted
+        if entry.pop("start") == "fast":
+            entry["options"]["enforce_eager"] = True
+        return entry
 
     @property
     def bundled_model(self) -> str | None:

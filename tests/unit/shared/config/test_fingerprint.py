@@ -71,7 +71,13 @@ OPERATIONAL: dict[str, dict[str, Any]] = {
     "simulated": SPECS | {"slots": 3, "modalities": ["image"], "structured_outputs": {"max_bytes": 7}},
 }
 OTHERS: dict[str, dict[str, Any]] = {
-    "vllm": {"model": "other", "options.max_num_seqs": 7, "options.dtype": "half", "chat.tool_call_parser": "hermes"},
+    "vllm": {
+        "model": "other",
+        "start": "fast",
+        "options.max_num_seqs": 7,
+        "options.dtype": "half",
+        "chat.tool_call_parser": "hermes",
+    },
     "openai": {"model": "other", "api": "responses", "preset": "sglang", "options.prefill": False},
     "anthropic": {"model": "other", "options.default_max_tokens": 7, "options.anthropic_beta": ["a-1"]},
     "triton": {"model": "other", "options.version": "7", "options.inputs": {"a": 1}, "options.tokenizer": "folder"},

@@ -28,7 +28,7 @@ def refuse(model: str, problems: Sequence[Problem]) -> None:
 def nearest(name: str, known: Collection[str]) -> str | None:
     """The known name that was probably meant; names may be written as on vLLM's command line."""
     plain = {one.lower().replace("-", "_"): one for one in known}
-    found = get_close_matches(name.lstrip("-").lower().replace("-", "_"), plain, n=1, cutoff=0.7)
+    found = get_close_matches(name.lstrip("-").lower().replace("-", "_"), plain, n=1)
     return plain[found[0]] if found else None
 
 
