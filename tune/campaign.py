@@ -13,6 +13,7 @@ from launcher.bundled_model import prepare
 from launcher.errors import LaunchError
 from launcher.progress import Progress
 from launcher.quantize import checkpoint
+from launcher.quantize.formats import EightBits, FourBits
 from shared.config.models.vllm import VllmModel
 from tune import machine, runner
 from tune.candidates import Candidate, Surroundings, entry_of, plan
@@ -124,30 +125,30 @@ class Campaign:
         return f"; about {max(1, round(minutes))} min left"
 
     def _surroundings(self) -> Surroundings:
-        """What candidates there can be here. Makes the 4-bit copy of the model if there is none yet."""
+        """What candidates there can be here. Makes the copies of the model with fewer bits."""
         gpu = bool(machine.gpus())
         dtype = choose_dtype(self.model.options, on_cpu=not gpu)
         dtype = "bfloat16" if dtype == "auto" else dtype
         if _is_quantized(self.model.folder):
             return Surroundings(gpu, dtype, quantized=True)
         try:
-            return Surroundings(gpu, dtype, packed=str(self._packed()))
+            return Surroundings(gpu, dtype, copies={bits: str(self._copy(bits)) for bits in (4, 8)})
         except LaunchError as error:
-            return Surroundings(gpu, dtype, packed_problem=str(error))
+            return Surroundings(gpu, dtype, problem=str(error))
 
-    def _packed(self) -> Path:
-        folder = self.folder / "4-bit"
+    def _copy(self, bits: int) -> Path:
+        """The folder of the model's copy with this many bits; makes it if there is none yet."""
+        folder = self.folder / f"{bits}-bit"
         if self.model.folder is None:
             command = shlex.join(["python", "-m", "launcher.quantize", "FOLDER", "--output", "..."])
             raise LaunchError(f"{self.model.model} is not a folder on this machine: {command} needs one")
         if not folder.exists():
             source = checkpoint.read(self.model.folder)
-            sizes = [size for size in checkpoint.GROUP_SIZES if size <= 64]
-            size = next((size for size in sizes if checkpoint.fits(source, size)), sizes[0])
+            form = EightBits() if bits == 8 else FourBits(checkpoint.group_size_of(source, at_most=64) or 64)
             checkpoint.write(
-                source, folder, size, lambda done, of: self._progress.show(f"  4-bit copy: {done} of {of} layers")
+                source, folder, form, lambda done, of: self._progress.show(f"  {bits}-bit copy: {done} of {of} layers")
             )
-            self._progress.say(f"  4-bit copy of the model in {folder}")
+            self._progress.say(f"  {bits}-bit copy of the model in {folder}")
         return folder
 
 

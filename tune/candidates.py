@@ -40,14 +40,14 @@ class Surroundings:
     Args:
         gpu: whether vLLM runs on a GPU here.
         dtype: in which the model runs without a change.
-        packed: the folder of its 4-bit copy; None if there is none, for the reason `packed_problem`.
+        copies: the folders of its quantized copies, by their bits. Without them, `problem` is the reason.
         quantized: the weights are quantized already.
     """
 
     gpu: bool
     dtype: str
-    packed: str | None = None
-    packed_problem: str | None = None
+    copies: Mapping[int, str] = field(default_factory=dict)
+    problem: str | None = None
     quantized: bool = False
 
 
@@ -94,17 +94,15 @@ def _weights(model: VllmModel, here: Surroundings) -> list[Candidate]:
     found += [
         Candidate(dtype, "weights", {"dtype": dtype}, quick=dtype == others[0] and not here.gpu) for dtype in others
     ]
+    for bits, name in ((8, "INT8"), (4, "4 bits")):
+        changes = {"model": here.copies[bits]} if bits in here.copies else {}
+        found.append(Candidate(name, "weights", changes, quick=True, problem=here.problem))
     # vLLM quantizes online from 16-bit floats only.
     half = {} if here.dtype != "float32" else {"dtype": "bfloat16"}
-    found.append(Candidate("INT8 (online)", "weights", {**half, "quantization": INT8}, quick=True))
-    methods = ("fp8_per_tensor", "fp8_per_block", "fp8_per_channel")
-    for method in methods:
-        name = method.replace("_", " ").replace("fp8", "FP8") + " (online)"
-        found.append(
-            Candidate(name, "weights", {**half, "quantization": method}, quick=here.gpu and method == methods[0])
-        )
-    changes = {} if here.packed is None else {"model": here.packed}
-    found.append(Candidate("4 bits", "weights", changes, quick=True, problem=here.packed_problem))
+    for method in ("fp8_per_tensor", "fp8_per_block", "fp8_per_channel", INT8):
+        name = f"{method.partition('_')[0].upper()} {method.partition('_')[2].replace('_', ' ')} (online)"
+        online = {**half, "quantization": method}
+        found.append(Candidate(name, "weights", online, quick=here.gpu and method == "fp8_per_tensor"))
     return found
 
 

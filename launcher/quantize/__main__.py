@@ -1,4 +1,4 @@
-"""Quantize a model to 4 bits: round to nearest, with a scale for each group of weights.
+"""Quantize a model to 4 or 8 bits, by rounding to nearest.
 
 The result is a folder that vLLM serves, on a CPU and on a GPU: name it as `model` in models.yaml.
 """
@@ -16,6 +16,7 @@ from launcher.errors import LaunchError
 from launcher.parts import load_models
 from launcher.progress import Progress
 from launcher.quantize import checkpoint
+from launcher.quantize.formats import GROUP_SIZES, EightBits, FourBits
 from launcher.settings import load_settings
 from shared.config.bundled_model import BUNDLED_PREFIX
 from shared.config.models.vllm import VllmModel
@@ -26,11 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL", help="a name in models.yaml, bundled:NAME, or a model's folder")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
     parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(4, 8),
+        default=4,
+        help="4: weights only; 8: the activations too, while the model runs (default: 4)",
+    )
+    parser.add_argument(
         "--group-size",
         type=int,
-        choices=sorted(checkpoint.GROUP_SIZES),
+        choices=sorted(GROUP_SIZES),
         default=64,
-        help="weights that share a scale: fewer are more accurate and take more room (default: 64)",
+        help="with 4 bits, weights that share a scale: fewer are more accurate and take more room (default: 64)",
     )
     chosen = parser.parse_args(arguments)
     progress = Progress(sys.stderr)
@@ -40,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = checkpoint.write(
             source,
             chosen.output.expanduser().absolute(),
-            chosen.group_size,
+            FourBits(chosen.group_size) if chosen.bits == 4 else EightBits(),
             lambda done, of: progress.show(f"  {done} of {of} layers"),
         )
     except LaunchError as error:

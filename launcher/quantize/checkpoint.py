@@ -1,4 +1,4 @@
-"""A checkpoint in Hugging Face's layout, and its 4-bit copy."""
+"""A checkpoint in Hugging Face's layout, and its quantized copy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,13 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from launcher.errors import LaunchError
-from launcher.quantize.packing import BITS, PER_INT32, quantize
-from launcher.quantize.tensors import FLOATS, Tensor, read_header, read_rows, write_file
+from launcher.quantize.formats import GROUP_SIZES, Format, FourBits
+from launcher.quantize.tensors import FLOATS, Entry, Tensor, read_header, read_rows, write_file
 
-GROUP_SIZES = (128, 64, 32)
 INDEX = "model.safetensors.index.json"
-# The kernels of vLLM's CPU build handle blocks of this many weights.
-MULTIPLE = 32
 # The linear layers of a decoder, as Llama, Mistral, Qwen, Gemma, Phi and most others name them.
 _LAYER = re.compile(r"(?:^|\.)layers\.\d+\..*_proj\.weight$")
 _EXPERT = re.compile(r"\.experts?\.")
@@ -107,41 +104,40 @@ def _file_names(folder: Path) -> list[str]:
         raise LaunchError(f"{folder / INDEX} cannot be read: {error}") from error
 
 
-def fits(checkpoint: Checkpoint, group_size: int) -> bool:
-    """Whether groups of this size fill the rows of all layers."""
-    return all(layer.shape[1] % group_size == 0 for layer in checkpoint.layers)
+def check(checkpoint: Checkpoint, form: Format) -> None:
+    """Raise `LaunchError` if a layer cannot have this format, with a group size that all layers can have."""
+    for layer in checkpoint.layers:
+        if (problem := form.problem(layer)) is not None:
+            advice = ""
+            if isinstance(form, FourBits) and (size := group_size_of(checkpoint)) is not None:
+                advice = f"; use --group-size {size}"
+            raise LaunchError(f"{layer.name} has {problem}{advice}.")
 
 
-def check_group_size(checkpoint: Checkpoint, group_size: int) -> None:
-    """Raise `LaunchError` if the groups do not fit the layers, with the group sizes that do."""
-    for tensor in checkpoint.layers:
-        rows, columns = tensor.shape
-        if columns % group_size:
-            fitting = [size for size in GROUP_SIZES if fits(checkpoint, size)]
-            advice = f"use --group-size {fitting[0]}" if fitting else "no group size fits this model"
-            raise LaunchError(
-                f"{tensor.name} has {columns} inputs, not a multiple of the group size {group_size}; {advice}."
-            )
-        if rows % MULTIPLE:
-            raise LaunchError(f"{tensor.name} has {rows} outputs; the 4-bit kernels need a multiple of {MULTIPLE}.")
+def group_size_of(checkpoint: Checkpoint, at_most: int = max(GROUP_SIZES)) -> int | None:
+    """The largest group size, up to a limit, that all layers can have; None if there is none."""
+    for size in GROUP_SIZES:
+        if size <= at_most and all(FourBits(size).problem(layer) is None for layer in checkpoint.layers):
+            return size
+    return None
 
 
 def write(
-    checkpoint: Checkpoint, output: Path, group_size: int, progress: Callable[[int, int], None] = lambda *_: None
+    checkpoint: Checkpoint, output: Path, form: Format, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Report:
-    """Write the 4-bit copy. The folder appears when it is complete.
+    """Write the quantized copy. The folder appears when it is complete.
 
     Args:
         progress: called with the number of layers that are done, and of all.
 
     Raises:
-        LaunchError: the output exists, or the disk has no room.
+        LaunchError: the output exists, the disk has no room, or a layer cannot have the format.
     """
-    check_group_size(checkpoint, group_size)
+    check(checkpoint, form)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise LaunchError(f"{output} exists and is not an empty folder.")
     plan = {
-        name: [new for tensor in tensors for new in _new_tensors(tensor, group_size)]
+        name: [new for tensor in tensors for new in _new_tensors(tensor, form)]
         for name, tensors in checkpoint.files.items()
     }
     report = Report(
@@ -154,7 +150,7 @@ def write(
             raise LaunchError(f"{output.parent} has {free / 1e9:.1f} GB free; {report.after / 1e9:.1f} GB are needed.")
         work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
         try:
-            _write_folder(checkpoint, work, plan, group_size, report, progress)
+            _write_folder(checkpoint, work, plan, form, report, progress)
             work.chmod(0o755)
             work.replace(output)
         except BaseException:
@@ -170,21 +166,20 @@ def _write_folder(
     checkpoint: Checkpoint,
     folder: Path,
     plan: dict[str, list[Tensor]],
-    group_size: int,
+    form: Format,
     report: Report,
     progress: Callable[[int, int], None],
 ) -> None:
     total = len(checkpoint.layers)
-    for name, tensors in plan.items():
-        old = {tensor.name: tensor for tensor in checkpoint.files[name]}
+    for name, tensors in checkpoint.files.items():
         with (checkpoint.folder / name).open("rb") as source:
-            writer = _Writer(source, old, group_size, report, lambda: progress(report.layers, total))
-            write_file(folder / name, tensors, writer.content)
+            writer = _Writer(source, form, report, lambda: progress(report.layers, total))
+            write_file(folder / name, [entry for tensor in tensors for entry in writer.entries(tensor)])
     if len(plan) > 1:
         weight_map = {tensor.name: name for name, tensors in plan.items() for tensor in tensors}
         index = {"metadata": {"total_size": report.after}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
-    config = {**checkpoint.config, "quantization_config": quantization_config(group_size)}
+    config = {**checkpoint.config, "quantization_config": form.config()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for file in checkpoint.folder.iterdir():
         skipped = file.suffix in _OTHER_WEIGHTS or file.name in ("config.json", INDEX) or file.name.startswith(".")
@@ -192,69 +187,32 @@ def _write_folder(
             shutil.copyfile(file, folder / file.name)
 
 
-def quantization_config(group_size: int) -> dict[str, Any]:
-    """The entry of config.json from which vLLM recognizes the format."""
-    weights = {
-        "num_bits": BITS,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group",
-        "group_size": group_size,
-        "dynamic": False,
-        "actorder": None,
-        "observer": "mse",
-    }
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
-        "kv_cache_scheme": None,
-    }
-
-
 def _is_layer(tensor: Tensor) -> bool:
     return len(tensor.shape) == 2 and tensor.dtype in FLOATS and _LAYER.search(tensor.name) is not None
 
 
-def _new_tensors(tensor: Tensor, group_size: int) -> list[Tensor]:
-    if not _is_layer(tensor):
-        return [Tensor(tensor.name, tensor.dtype, tensor.shape)]
-    rows, columns = tensor.shape
-    return [
-        Tensor(f"{tensor.name}_packed", "I32", (rows, columns // PER_INT32)),
-        Tensor(f"{tensor.name}_scale", "BF16", (rows, columns // group_size)),
-        Tensor(f"{tensor.name}_shape", "I64", (2,)),
-    ]
+def _new_tensors(tensor: Tensor, form: Format) -> list[Tensor]:
+    return form.tensors(tensor) if _is_layer(tensor) else [Tensor(tensor.name, tensor.dtype, tensor.shape)]
 
 
 class _Writer:
-    """Returns the bytes of the new tensors of a file, which are asked for in the order of `_new_tensors`."""
+    """Reads the tensors of a file, and returns the bytes of those that replace them."""
 
-    def __init__(
-        self, source: BinaryIO, old: dict[str, Tensor], group_size: int, report: Report, done: Callable[[], None]
-    ) -> None:
+    def __init__(self, source: BinaryIO, form: Format, report: Report, done: Callable[[], None]) -> None:
         self._source = source
-        self._old = old
-        self._group_size = group_size
+        self._form = form
         self._report = report
         self._done = done
         self._scales: list[bytes] = []
 
-    def content(self, tensor: Tensor) -> Iterator[bytes]:
-        if (same := self._old.get(tensor.name)) is not None:
-            yield from self._copy(same)
-            return
-        name, _, kind = tensor.name.rpartition("_")
-        if kind == "packed":
-            yield from self._packed(self._old[name])
-        elif kind == "scale":
-            yield from self._scales
-            self._scales = []
-        else:
-            yield np.array(self._old[name].shape, "<i8").tobytes()
+    def entries(self, tensor: Tensor) -> list[Entry]:
+        """The tensors that replace a tensor. Their bytes are read and computed when they are written, in this order."""
+        new = _new_tensors(tensor, self._form)
+        if not _is_layer(tensor):
+            return [(new[0], lambda: self._copy(tensor))]
+        shape = np.array(tensor.shape, "<i8").tobytes()
+        contents = [lambda: self._weights(tensor), self._take_scales, lambda: [shape]]
+        return list(zip(new, contents[: len(new)], strict=True))
 
     def _copy(self, tensor: Tensor) -> Iterator[bytes]:
         assert tensor.offset is not None
@@ -267,15 +225,19 @@ class _Writer:
             left -= len(piece)
             yield piece
 
-    def _packed(self, tensor: Tensor) -> Iterator[bytes]:
+    def _weights(self, tensor: Tensor) -> Iterator[bytes]:
         rows, columns = tensor.shape
         step = max(1, _WEIGHTS_AT_ONCE // columns)
         error = norm = 0.0
         for start in range(0, rows, step):
-            rounded = quantize(read_rows(self._source, tensor, slice(start, min(rows, start + step))), self._group_size)
-            error += rounded.squared_error
-            norm += rounded.squared_norm
-            self._scales.append(rounded.scales.astype("<u2").tobytes())
-            yield rounded.packed.astype("<i4").tobytes()
+            encoded = self._form.encode(read_rows(self._source, tensor, slice(start, min(rows, start + step))))
+            error += encoded.squared_error
+            norm += encoded.squared_norm
+            self._scales.append(encoded.scales)
+            yield encoded.weights
         self._report.add(tensor.name.removesuffix(".weight"), error, norm)
         self._done()
+
+    def _take_scales(self) -> Iterable[bytes]:
+        scales, self._scales = self._scales, []
+        return scales

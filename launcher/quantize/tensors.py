@@ -81,11 +81,15 @@ def bfloat16(values: Floats) -> np.ndarray[Any, np.dtype[np.uint16]]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write_file(file: Path, tensors: Sequence[Tensor], content: Callable[[Tensor], Iterable[bytes]]) -> None:
-    """Write a safetensors file. `content` returns the bytes of a tensor, in pieces."""
+# A tensor to write, and what returns its bytes, in pieces.
+Entry = tuple[Tensor, Callable[[], Iterable[bytes]]]
+
+
+def write_file(file: Path, entries: Sequence[Entry]) -> None:
+    """Write a safetensors file, one tensor after the other."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for tensor in tensors:
+    for tensor, _ in entries:
         end = offset + tensor.nbytes
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
@@ -93,6 +97,6 @@ def write_file(file: Path, tensors: Sequence[Tensor], content: Callable[[Tensor]
     text += b" " * (-len(text) % 8)
     with file.open("wb") as target:
         target.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors:
-            written = sum(target.write(piece) for piece in content(tensor))
+        for tensor, content in entries:
+            written = sum(target.write(piece) for piece in content())
             assert written == tensor.nbytes, f"{tensor.name}: {written} bytes instead of {tensor.nbytes}"

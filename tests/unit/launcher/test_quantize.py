@@ -1,4 +1,4 @@
-"""The 4-bit packer: its format, what it copies, and what it refuses."""
+"""The packer: its format, what it copies, and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from launcher.errors import LaunchError
 from launcher.quantize import checkpoint
 from launcher.quantize.__main__ import main
+from launcher.quantize.formats import EightBits, FourBits
 from launcher.quantize.packing import quantize
 from launcher.quantize.tensors import as_float32, bfloat16, read_header
 
@@ -76,7 +77,7 @@ def test_packs_the_layers_and_copies_the_rest(tmp_path: Path) -> None:
     tensors = model(tmp_path / "model")
     done: list[tuple[int, int]] = []
     report = checkpoint.write(
-        checkpoint.read(tmp_path / "model"), tmp_path / "out", 32, lambda *counts: done.append(counts)
+        checkpoint.read(tmp_path / "model"), tmp_path / "out", FourBits(32), lambda *counts: done.append(counts)
     )
     assert (report.layers, done) == (2, [(1, 2), (2, 2)])
     assert 0.02 < report.error < 0.12
@@ -104,13 +105,32 @@ def test_packs_the_layers_and_copies_the_rest(tmp_path: Path) -> None:
 
 def test_the_configuration_names_the_format(tmp_path: Path) -> None:
     model(tmp_path / "model", hidden_size=WIDTH)
-    checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", 64)
+    checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", FourBits(64))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["hidden_size"] == WIDTH
     quantization = config["quantization_config"]
     assert (quantization["quant_method"], quantization["format"]) == ("compressed-tensors", "pack-quantized")
     weights = quantization["config_groups"]["group_0"]["weights"]
     assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (4, 64, True)
+
+
+def test_eight_bits_have_a_scale_for_each_row(tmp_path: Path) -> None:
+    weights = model(tmp_path / "model")["model.layers.0.mlp.down_proj.weight"].astype(np.float32)
+    report = checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", EightBits())
+    assert report.error < 0.01
+    file = tmp_path / "out" / "model-00002-of-00002.safetensors"
+    tensors = load_file(file)
+    values = tensors["model.layers.0.mlp.down_proj.weight"]
+    scales = tensors["model.layers.0.mlp.down_proj.weight_scale"]
+    assert values.dtype == np.dtype(np.int8)
+    assert scales.shape == (WIDTH, 1)
+    assert (np.abs(values * scales - weights) <= 0.501 * scales).all()
+    assert (np.abs(values).max(axis=1) == 127).all()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["format"] == "int-quantized"
+    assert config["config_groups"]["group_0"]["input_activations"]["dynamic"] is True
+    zeros = EightBits().encode(np.zeros((2, 4), np.float32))
+    assert (zeros.weights, zeros.squared_error) == (bytes(8), 0)
 
 
 def test_values_that_four_bits_hold_are_exact() -> None:
@@ -172,7 +192,7 @@ def test_refuses_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(LaunchError, match="not an empty folder"):
-        checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", 64)
+        checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", FourBits(64))
 
 
 def test_refuses_to_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +200,7 @@ def test_refuses_to_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
     with pytest.raises(LaunchError, match=r"0\.0 GB free"):
-        checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", 64)
+        checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", FourBits(64))
 
 
 def test_a_run_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
@@ -190,7 +210,7 @@ def test_a_run_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", 64, interrupt)
+        checkpoint.write(checkpoint.read(tmp_path / "model"), tmp_path / "out", FourBits(64), interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -6,8 +6,9 @@ from shared.config.models.vllm import VllmModel
 from tests.unit.tune.rows import MODEL
 from tune.candidates import BASELINE, UNQUANTIZED, Candidate, Surroundings, by_load, entry_of, plan
 
-CPU = Surroundings(gpu=False, dtype="float32", packed="/tuned/4-bit")
-GPU = Surroundings(gpu=True, dtype="bfloat16", packed="/tuned/4-bit")
+COPIES = {4: "/tuned/4-bit", 8: "/tuned/8-bit"}
+CPU = Surroundings(gpu=False, dtype="float32", copies=COPIES)
+GPU = Surroundings(gpu=True, dtype="bfloat16", copies=COPIES)
 
 
 def names(found: list[Candidate]) -> list[str]:
@@ -35,7 +36,7 @@ def test_quick_tries_a_part_of_them() -> None:
     assert names(quick) == [
         BASELINE,
         "bfloat16",
-        "INT8 (online)",
+        "INT8",
         "4 bits",
         "n-gram speculation, by load",
     ]
@@ -49,9 +50,9 @@ def test_the_dtype_that_is_used_anyway_is_not_tried() -> None:
 
 def test_online_quantization_starts_from_16_bits() -> None:
     by_name = {candidate.name: candidate for candidate in plan(MODEL, CPU, quick=False)}
-    assert by_name["INT8 (online)"].changes["dtype"] == "bfloat16"
+    assert by_name["FP8 per tensor (online)"].changes["dtype"] == "bfloat16"
     by_name = {candidate.name: candidate for candidate in plan(MODEL, GPU, quick=False)}
-    assert "dtype" not in by_name["INT8 (online)"].changes
+    assert "dtype" not in by_name["FP8 per tensor (online)"].changes
 
 
 def test_attention_backends_are_tried_on_a_gpu_only() -> None:
@@ -70,8 +71,14 @@ def test_a_quantized_entry_is_compared_to_one_that_is_not() -> None:
     assert "quantization" not in entry_of(with_options(quantization="x"), unquantized.changes)["options"]
 
 
-def test_without_a_packed_copy_the_candidate_says_why() -> None:
-    found = plan(MODEL, Surroundings(False, "float32", packed_problem="no space"), quick=True)
+def test_a_copy_of_the_model_is_another_model() -> None:
+    by_name = {candidate.name: candidate for candidate in plan(MODEL, CPU, quick=True)}
+    assert entry_of(MODEL, by_name["INT8"].changes)["model"] == "/tuned/8-bit"
+    assert entry_of(MODEL, by_name["4 bits"].changes)["model"] == "/tuned/4-bit"
+
+
+def test_without_a_copy_the_candidate_says_why() -> None:
+    found = plan(MODEL, Surroundings(False, "float32", problem="no space"), quick=True)
     assert next(candidate for candidate in found if candidate.name == "4 bits").problem == "no space"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from launcher.quantize import checkpoint
+from launcher.quantize.formats import FourBits
 from launcher.quantize.packing import Rounded, quantize
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest, Message, Sampling
@@ -106,7 +107,7 @@ async def test_layers_that_it_cannot_run_are_left_to_vllm() -> None:
 async def test_a_packed_model_is_served(tmp_path: Path) -> None:
     """One engine: the whole way from the checkpoint to an answer."""
     assert SMOLLM2.folder is not None
-    report = checkpoint.write(checkpoint.read(SMOLLM2.folder), tmp_path / "packed", 64)
+    report = checkpoint.write(checkpoint.read(SMOLLM2.folder), tmp_path / "packed", FourBits(64))
     assert report.layers == 30 * 7
     assert report.after < 0.4 * report.before
     model = SMOLLM2.model_copy(update={"model": str(tmp_path / "packed")})
