@@ -27,8 +27,8 @@ def switch_database(url: str, name: str) -> str:
 def run_sql(url: str, *statements: str) -> None:
     """Run statements, each in its own transaction.
 
-    By the driver: each database of a test is created and dropped here, and SQLAlchemy takes four times as long to
-    connect.
+    By the driver, because each test's database is created and dropped here: connecting by SQLAlchemy takes three times
+    as much CPU time.
     """
 
     async def run() -> None:
@@ -43,7 +43,12 @@ def run_sql(url: str, *statements: str) -> None:
 
 
 def create_database(url: str, name: str, *, template: str = "template1") -> None:
-    run_sql(url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    """Create a database by copying files, which takes two thirds of the CPU time of writing its blocks to the log."""
+    run_sql(
+        url,
+        f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)',
+        f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY',
+    )
 
 
 def drop_database(url: str, name: str) -> None:

@@ -11,6 +11,8 @@ T = TypeVar("T")
 # A tenth of the time waited so far, within these bounds: polling 50 times a second takes half a core from what is
 # waited for.
 POLL_S, MAX_POLL_S = 0.02, 0.1
+# Long enough for a busy machine: a test that passes does not take longer.
+WITHIN_S = 60
 
 
 async def completed(action: Coroutine[Any, Any, T], within_s: float) -> T:
@@ -38,7 +40,7 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[str]:
         awaited = next((one for one in inner if one is not None), None)
 
 
-async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, *, within_s: float = 20) -> T:
+async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, *, within_s: float = WITHIN_S) -> T:
     """Poll `probe` and return its first true value. After the deadline, fail with a message that names `what`."""
     began = time.monotonic()
     while True:
@@ -51,7 +53,7 @@ async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, *, wit
         await asyncio.sleep(_pause(waited))
 
 
-def eventually_sync(probe: Callable[[], T | None], what: str, *, within_s: float = 20) -> T:
+def eventually_sync(probe: Callable[[], T | None], what: str, *, within_s: float = WITHIN_S) -> T:
     """The same for a test without an event loop."""
     began = time.monotonic()
     while True:

@@ -70,6 +70,7 @@ new Promise((resolve) => {
 
 async def test_what_happened_is_shown_on_the_chart(operator: Visit) -> None:
     """A worker has started: the list says so, and pointing at it shows the moment on the chart."""
+    await operator.open("")
     entry = operator.page.locator("[data-part=events] .feed li").first
     tip = operator.page.locator(".chart-tip")
     await expect(tip).to_be_hidden()
@@ -83,6 +84,7 @@ async def test_what_happened_is_shown_on_the_chart(operator: Visit) -> None:
 async def test_the_chart_shows_jobs_without_being_built_again(
     operator: Visit, sim_stack: Stack, member_key: str
 ) -> None:
+    await operator.open("")
     canvas = operator.page.locator("[data-chart] canvas")
     await canvas.evaluate("(element) => { element.id = 'first'; }")
     changed = asyncio.create_task(operator.page.evaluate(_NEXT_CHART))

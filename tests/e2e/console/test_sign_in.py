@@ -32,6 +32,7 @@ async def test_a_page_leads_to_the_sign_in_and_back(visitor: Visit, operator_key
 
 
 async def test_a_member_sees_the_name_of_its_project(member: Visit) -> None:
+    await member.open("jobs")
     await expect(member.page.locator(".who-project")).to_have_text("member")
 
 
@@ -74,11 +75,13 @@ async def test_the_cookie_is_kept_from_scripts_and_other_paths(operator: Visit) 
     assert cookie["sameSite"] == "Lax"
     assert cookie["path"] == "/console"
     assert not cookie["secure"], "the test uses HTTP"
+    await operator.open("jobs")
     assert await operator.page.evaluate("document.cookie") == ""
 
 
 async def test_signing_out_ends_the_session(operator: Visit) -> None:
     (cookie,) = await operator.context.cookies()
+    await operator.open("")
     await operator.page.get_by_role("button", name="Sign out").click()
     await operator.page.wait_for_url("**/console/sign-in")
     assert await operator.context.cookies() == []
@@ -92,6 +95,7 @@ async def test_signing_out_ends_the_session(operator: Visit) -> None:
 async def test_revoking_the_key_ends_its_sessions(visitor: Visit, sim_stack: Stack) -> None:
     key = create_key(sim_stack, "leaver", "inference")
     await visitor.sign_in(key)
+    await visitor.open("")
     await expect(visitor.page.locator("#live")).to_have_attribute("data-state", "live")
     lines = sim_stack.command("api.keys", "list").stdout.splitlines()
     (key_id,) = [line.split()[0] for line in lines if line.split()[-1] == "leaver"]
