@@ -56,9 +56,7 @@ class Plan:
     speculation_tokens: int
 
 
-FULL = Plan(
-    {1: 128, 4: 128, 16: 128, 64: 96}, repeats=3, windows=4, answers=16, answer_tokens=64, speculation_tokens=192
-)
+FULL = Plan({1: 128, 4: 96, 16: 96, 64: 48}, repeats=2, windows=4, answers=16, answer_tokens=64, speculation_tokens=128)
 QUICK = Plan({1: 48, 4: 48, 16: 32, 64: 16}, repeats=1, windows=2, answers=8, answer_tokens=32, speculation_tokens=48)
 
 
