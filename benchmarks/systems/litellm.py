@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from benchmarks.processes import Processes, answers, free_port
 from benchmarks.systems.system import System
@@ -38,9 +41,32 @@ def environment() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
             pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, f"litellm[proxy]=={VERSION}"], check=True)
+            subprocess.run([*pip, f"litellm=={VERSION}"], check=True)
+            subprocess.run([*pip, *_proxy_requirements(folder)], check=True)
             complete.touch()
     return folder
+
+
+def _proxy_requirements(folder: Path) -> list[str]:
+    """What the proxy of the installed LiteLLM requires, without packages of its own.
+
+    Those have the admin's pages, migrations of its database and enterprise features, and not every index has them.
+    """
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (installed,) = metadata.distributions(name="litellm", path=[str(site)])
+    requirements = [Requirement(line) for line in installed.requires or ()]
+    return [
+        f"{item.name}{_extras(item)}{item.specifier}"
+        for item in requirements
+        if item.marker is not None
+        and item.marker.evaluate({"extra": "proxy"})
+        and not item.marker.evaluate({"extra": ""})
+        and not item.name.startswith("litellm-")
+    ]
+
+
+def _extras(requirement: Requirement) -> str:
+    return f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
 
 
 @contextlib.contextmanager
