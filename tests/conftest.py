@@ -53,6 +53,8 @@ SIM_REDIS_DB = 14
 VLLM_REDIS_DB = 13
 UNIT_TESTS = Path(__file__).parent / "unit"
 VLLM_STACK, VLLM_ENGINE = "vllm_stack", "real_engine"
+# An engine starts in half a minute, or in several on a busy machine.
+VLLM_TIMEOUT_S = 600
 _unreserved = itertools.cycle(range(VLLM_REDIS_DB))
 
 # `make test` draws the same examples each time, `make test-long` many others.
@@ -89,6 +91,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {VLLM_STACK, VLLM_ENGINE} & fixtures:
             item.add_marker("vllm")
         if item.get_closest_marker("vllm") is not None:
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(VLLM_TIMEOUT_S))
             groups[item.nodeid] = VLLM_STACK if VLLM_STACK in fixtures else VLLM_ENGINE
         if "sim_stack" in fixtures:
             with_stack.add(item.path)
