@@ -3,7 +3,7 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker reload env demo docs test test-long chaos soak bench lint fmt lock clean dev
+.PHONY: help up worker reload env demo docs test test-long chaos soak bench tune lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
@@ -33,7 +33,7 @@ env:  ## write .env with new secrets, for `docker compose up`
 dev:
 	@$(BOOTSTRAP) --dev
 
-# By file in parallel processes; tests/support/scheduling.py keeps vLLM's tests for last.
+# By file in parallel processes; those that use a vLLM engine share a process (tests/support/scheduling.py).
 # Without bytecode files, each process compiles all modules and rewrites all tests, which takes 20 s of CPU time.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
@@ -55,6 +55,9 @@ soak: dev  ## apply a steady load for 30 minutes, and fail on drift: make soak A
 
 bench: dev  ## run benchmarks and compare to the goals: make bench ARGS="--only relay --quick"
 	@exec .venv/bin/python -m benchmarks $(ARGS)
+
+tune:  ## measure which options of vLLM pay on this machine: make tune MODEL=smollm2 ARGS="--quick --for latency"
+	@exec $(BOOTSTRAP) -m tune $(MODEL) $(ARGS)
 
 lint: dev  ## check style, types and import rules
 	.venv/bin/ruff check

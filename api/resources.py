@@ -31,7 +31,7 @@ from api.console.fleet.store import RunningJobsStore
 from api.console.jobs.job.routes import JobParts
 from api.console.jobs.routes import JobsList
 from api.console.jobs.service import ConsoleJobs
-from api.console.jobs.store import KeyNamesStore
+from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
 from api.console.live_streams import LiveStreams
 from api.console.overview.routes import Overview
@@ -156,6 +156,7 @@ async def open_resources(
             metrics=metrics,
             traces=traces,
             cache=cache,
+            starts_early=lambda model: settings.early_starts and registry.starts_early(model),
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))

@@ -153,6 +153,16 @@ class StreamSettings(SettingsGroup):
     )
 
 
+class StartSettings(SettingsGroup):
+    """Starts of new jobs."""
+
+    early_starts: bool = Field(
+        True,
+        description="Whether the request of a new job of at most 16 KB is in Redis for up to 2 s, beside its message,"
+        " so that a worker with a free slot starts it while its claim is being committed.",
+    )
+
+
 class ConversationSettings(SettingsGroup):
     """Conversations that `previous_response_id` continues."""
 
@@ -310,6 +320,7 @@ class ApiSettings(
     AuthSettings,
     QuotaSettings,
     StreamSettings,
+    StartSettings,
     ConversationSettings,
     ContextSettings,
     MediaSettings,

@@ -64,6 +64,14 @@ class Cluster:
                 return False
         return all(member.up for member in self.processes.members)
 
+    def logged(self, text: str) -> int:
+        """Count the log lines of all workers that contain a text."""
+        count = 0
+        for log in self.folder.glob("worker-*.log*"):
+            with log.open(errors="replace") as lines:
+                count += sum(text in line for line in lines)
+        return count
+
 
 def write_models(plan: Plan, file: Path) -> Path:
     """Write a models.yaml with the simulated model, as JSON, which is valid YAML."""

@@ -35,6 +35,8 @@ def table(result: Result) -> str:
     lines.append(("attempts exhausted", str(verdict.exhausted)))
     lines.append(("workers restarted by their watchdog", str(result.self_restarts)))
     lines.append(("failed starts during outages", str(result.failed_starts)))
+    lines.append(("jobs started before their claims", str(result.early_starts)))
+    lines.append(("overtaken work thrown away", str(result.overtaken)))
     if result.rescues:
         lines.append(("kill to next token", _quantiles(result.rescues)))
     if clean := undisturbed(result.rescues, result.happened):

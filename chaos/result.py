@@ -27,6 +27,9 @@ class Result:
     hand_overs: list[Rescue]
     rescues: list[Rescue]
     seconds: float
+    # Jobs whose engine had them before their claims were committed, and how many of those starts were thrown away.
+    early_starts: int
+    overtaken: int
     before: float | None
     after: float | None
     quiet_after_s: float

@@ -16,6 +16,7 @@ from cli.commands.status import status
 from cli.commands.submit import submit
 from cli.commands.workers import workers
 from cli.groups import RootGroup
+from cli.output import say
 
 app = typer.Typer(
     name="headrace",
@@ -25,6 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from shared.domain.version import VERSION
+
+        say(f"headrace {VERSION}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -38,6 +47,10 @@ def headrace(
             help="The address of the API; without it, the running `make up` of this machine.",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version of this command."),
+    ] = False,
 ) -> None:
     """Headrace: queued, asynchronous LLM inference.
 

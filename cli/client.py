@@ -80,6 +80,9 @@ class Client:
     def post(self, path: str, **options: Any) -> dict[str, Any]:
         return self.request("POST", path, **options)
 
+    def patch(self, path: str, **options: Any) -> dict[str, Any]:
+        return self.request("PATCH", path, **options)
+
     def request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """Send a request and decode the response; raises `CliError` if it failed."""
         return _decode(self.send(method, path, **options))

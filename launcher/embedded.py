@@ -101,6 +101,10 @@ class Postgres(Server):
     owner: DatabaseAccount | None = None
 
     @property
+    def socket(self) -> Path:
+        return self.socket_dir / _POSTGRES_SOCKET
+
+    @property
     def url(self) -> str:
         """The URL for SQLAlchemy with asyncpg."""
         return f"postgresql+asyncpg://postgres@/postgres?host={quote(str(self.socket_dir))}"

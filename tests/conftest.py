@@ -42,7 +42,8 @@ from tests.support.database import (
 from tests.support.memory import folder_in_memory
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
-from tests.support.scheduling import Parallel, write_list
+from tests.support.scheduling import Parallel, write_groups
+from tests.support.shared_imports import import_in_turn
 from tests.support.shared_tls import share_tls_context
 
 Workers = Callable[[str], ClaimStore]
@@ -50,8 +51,8 @@ Workers = Callable[[str], ClaimStore]
 TEST_REDIS_DB = 15
 SIM_REDIS_DB = 14
 VLLM_REDIS_DB = 13
-# Tests with these fixtures need all cores.
-VLLM_FIXTURES = {"vllm_stack", "real_engine"}
+UNIT_TESTS = Path(__file__).parent / "unit"
+VLLM_STACK, VLLM_ENGINE = "vllm_stack", "real_engine"
 _unreserved = itertools.cycle(range(VLLM_REDIS_DB))
 
 # `make test` draws the same examples each time, `make test-long` many others.
@@ -62,32 +63,44 @@ hypothesis.settings.load_profile("ci")
 
 def pytest_configure(config: pytest.Config) -> None:
     share_tls_context()
+    # Other processes use the other cores: threads that share a core would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Parallel())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    import_in_turn(session.config, Path(__file__).parent)
+
+
 @pytest.hookimpl(tryfirst=True)  # before selection by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort tests that use vLLM last. In a parallel run, no other tests run beside them.
+    """Group the tests that use vLLM, and order all tests so that no process is left with long ones at the end.
 
-    Before them come the files that use `sim_stack`: it runs until the end of a process, and three idle stacks take a
+    The groups come first because they take longest, and the unit tests last, because their files take seconds. Between
+    them, the files that use `sim_stack` are last: it runs until the end of a process, and three idle stacks take a
     fifth of a core.
     """
     with_stack: set[Path] = set()
+    groups: dict[str, str] = {}
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if VLLM_FIXTURES & fixtures:
+        if {VLLM_STACK, VLLM_ENGINE} & fixtures:
             item.add_marker("vllm")
+        if item.get_closest_marker("vllm") is not None:
+            groups[item.nodeid] = VLLM_STACK if VLLM_STACK in fixtures else VLLM_ENGINE
         if "sim_stack" in fixtures:
             with_stack.add(item.path)
     if twice := [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]:
         raise pytest.UsageError(f"pytest-xdist would run only one of the tests with the same id: {twice}")
-    items.sort(key=lambda item: (_with_vllm(item), item.path in with_stack))
-    write_list(config, [item.nodeid for item in items if _with_vllm(item)])
 
+    def position(item: pytest.Item) -> tuple[int, bool, bool]:
+        group = (VLLM_STACK, VLLM_ENGINE, None).index(groups.get(item.nodeid))
+        return group, UNIT_TESTS in item.path.parents, item.path in with_stack
 
-def _with_vllm(item: pytest.Item) -> bool:
-    return item.get_closest_marker("vllm") is not None
+    items.sort(key=position)
+    write_groups(config, groups)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -139,14 +152,22 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         stop()
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for what torch compiles in `real_engine`. Nothing of other runs is in it."""
+    return tmp_path_factory.mktemp("torchinductor")
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def real_engine() -> AsyncIterator[Any]:
+async def real_engine(compiled: Path) -> AsyncIterator[Any]:
     """A vLLM engine in this process, for tests that run in the session's event loop."""
     from workers.engines.vllm.engine import VllmEngine
 
     engine = VllmEngine(SMOLLM2, worker_metrics(SMOLLM2.name))
     try:
-        await engine.start()
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+            await engine.start()
         yield engine
     finally:  # else its process would keep this one from exiting
         await engine.stop()

@@ -24,6 +24,7 @@ from shared.postgres.job_store import JobStore
 from shared.postgres.prefix_store import PrefixStore
 from shared.recovery.recovery import build_recovery
 from shared.recovery.terminator import JobTerminator
+from shared.redis.carried_requests import CarriedRequests
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
 from shared.redis.conversation_models import ConversationModels
@@ -42,6 +43,7 @@ from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import PrefixEngine
 from workers.engines.factory import make_engine
 from workers.execution.attempts.context import AttemptContext, InterruptReason
+from workers.execution.attempts.early_start import EarlyStarts
 from workers.execution.current_engine import CurrentEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.model_context import with_model
@@ -149,7 +151,12 @@ class WorkerRuntime:
             traces=traces,
             conversations=ConversationModels(redis),
         )
-        runner = Runner(with_model(context, model), self.slot_pool, on_room=self.consumer.poll)
+        runner = Runner(
+            with_model(context, model),
+            self.slot_pool,
+            on_room=self.consumer.poll,
+            early_starts=EarlyStarts(CarriedRequests(redis), model.name),
+        )
         warm_up = None
         if isinstance(model, VllmModel):
             warm_up = WarmUp(model, lambda: cast(PrefixEngine, current.engine), PrefixStore(database), metrics)

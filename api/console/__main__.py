@@ -34,7 +34,7 @@ async def link(arguments: argparse.Namespace) -> int:
             key_id = valid.principal.key_id
         elif key_id is None:
             key_id = await store.key_named(KEY_NAME) or await _create_key(ApiKeyStore(database), arguments.project)
-        elif not await ApiKeyStore(database).valid_ids([key_id]):
+        elif not await ApiKeyStore(database).valid_scopes([key_id]):
             print("no valid key has this id; `python -m api.keys list` shows them", file=sys.stderr)
             return 1
         print(f"{arguments.url.rstrip('/')}{link_path(await store.create_link(key_id))}")

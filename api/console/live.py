@@ -8,18 +8,16 @@ the page is closed, or when its session ends (`api.console.sessions`).
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 import orjson
 
+from api.console.live_faults import Faults
 from api.console.live_streams import SessionStreams
 from shared.domain.errors import HeadraceError, NotFound
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
-
-logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
 A = TypeVar("A", bound=Hashable)
@@ -66,6 +64,7 @@ class Broadcaster(Generic[A]):
         self._render = render
         self._interval_s = interval_s
         self._channels: dict[A, _Channel[A]] = {}
+        self._faults: Faults[A] = Faults(name)
         # Those that render, and those that were cancelled and have not ended.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -108,12 +107,14 @@ class Broadcaster(Generic[A]):
     def _remove(self, channel: _Channel[A]) -> None:
         if self._channels.get(channel.audience) is channel:
             del self._channels[channel.audience]
+            self._faults.ended(channel.audience, recovered=False)
 
     async def _run(self, channel: _Channel[A]) -> None:
         while True:
             try:
                 parts: Mapping[str, str] = await self._render(channel.audience)
                 frame = _STATE_OK
+                self._faults.ended(channel.audience, recovered=True)
             except NotFound:
                 # A later reader asks again: what was deleted may be there once more, such as a model.
                 self._remove(channel)
@@ -122,7 +123,7 @@ class Broadcaster(Generic[A]):
                 return
             except Exception as error:
                 if not isinstance(error, HeadraceError) and not is_outage(error):
-                    logger.exception("the console's %s cannot be computed", self._name)
+                    self._faults.started(channel.audience, error)
                 parts, frame = {}, _STATE_STALE
             channel.publish(parts, frame)
             await asyncio.sleep(self._interval_s)

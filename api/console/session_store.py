@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -28,14 +27,6 @@ def link_path(token: str) -> str:
 def new_token() -> str:
     """The secret of a session or link: 256 random bits."""
     return secrets.token_urlsafe(32)
-
-
-@dataclass(frozen=True, slots=True)
-class KeyNames:
-    """What a person calls the key of a session and its project."""
-
-    key: str
-    project: str
 
 
 class SessionStore(Store):
@@ -115,16 +106,6 @@ class SessionStore(Store):
     async def end(self, token: str) -> None:
         """Remove a session."""
         await self._changes(delete(ConsoleSessionRow).where(ConsoleSessionRow.sha256 == digest(token)))
-
-    async def names(self, key_id: int) -> KeyNames:
-        """The names of a key and its project."""
-        statement = (
-            select(ApiKeyRow.name, ProjectRow.name.label("project"))
-            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
-            .where(ApiKeyRow.id == key_id)
-        )
-        row = await self._first(statement)
-        return KeyNames(row.name, row.project) if row is not None else KeyNames("", "")
 
     async def key_named(self, name: str) -> int | None:
         """The id of the newest valid key with this name and both scopes, None if there is none."""

@@ -6,7 +6,8 @@ import logging
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.console.session_store import SESSION_S, KeyNames, SessionStore, new_token
+from api.console.key_names import KeyNames, KeyNamesStore
+from api.console.session_store import SESSION_S, SessionStore, new_token
 from api.keys.auth import Authenticator
 from api.keys.open_requests import OpenRequest, OpenRequests
 from api.keys.principal import Principal
@@ -32,7 +33,7 @@ class Sessions:
         self._requests = requests
         self._check_s = max(MIN_INTERVAL_S, cache_s / 2)
         self.authenticator = Authenticator(self._store, cache_s)
-        self._names: dict[int, KeyNames] = {}
+        self._names = KeyNamesStore(engine)
 
     async def sign_in(self, key: str) -> str:
         """Start a session of an API key; returns its token.
@@ -66,12 +67,8 @@ class Sessions:
         return await self.authenticator.principal(token)
 
     async def names(self, principal: Principal) -> KeyNames:
-        """The names of the principal's key and project, which never change."""
-        if (names := self._names.get(principal.key_id)) is None:
-            if len(self._names) >= 1000:
-                self._names.clear()
-            names = self._names[principal.key_id] = await self._store.names(principal.key_id)
-        return names
+        """The names of the principal's key and project."""
+        return (await self._names.names([principal.key_id]))[principal.key_id]
 
     async def sign_out(self, token: str, request: OpenRequest) -> None:
         """End a session and its open requests, except the `request` that does so, which is answered.

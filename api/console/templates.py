@@ -16,6 +16,7 @@ from api.console.assets import ASSETS
 from api.console.navigation import browser_path, groups, here_of, is_current, root_of
 from api.console.page import Page
 from api.console.security_headers import SECURITY_HEADERS
+from api.console.table_roles import TableRoles
 from api.console.viewer import viewer_of
 from shared.domain.version import VERSION
 
@@ -26,6 +27,7 @@ _environment = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    extensions=[TableRoles],
 )
 _environment.filters.update(filters.FILTERS)
 _environment.globals.update(version=VERSION, assets=f"static/{ASSETS.version}/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import fields, replace
 
 from redis.asyncio import Redis
@@ -28,6 +28,7 @@ from shared.postgres.job_store import JobStore
 from shared.recovery.followers import report_changes
 from shared.recovery.terminator import JobTerminator
 from shared.redis import keys as redis_keys
+from shared.redis.carried_requests import carried
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
 from shared.runtime.outages import is_database_outage
@@ -57,7 +58,9 @@ class JobService:
         metrics: Metrics,
         traces: Traces = NO_TRACES,
         cache: ResponseCache | None = None,
+        starts_early: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        """`starts_early`: whether workers may start a model's new jobs before their claims are committed."""
         self._admission = admission
         self._cache = cache
         self._store = store
@@ -67,6 +70,7 @@ class JobService:
         self._hub = hub
         self._redis = redis
         self._metrics = metrics
+        self._starts_early = starts_early
         self.queue_estimates = queue_estimates
         self.traces = traces
 
@@ -118,7 +122,8 @@ class JobService:
             )  # fmt: skip
             self.queue_estimates.created(job)
             if job.follows is None:
-                self._hints.put(Hint(job.id, job.model, job.priority))
+                request = carried(job, start_within_s=new.start_within_s) if self._starts_early(job.model) else None
+                self._hints.put_first(Hint(job.id, job.model, job.priority), request)
                 await asyncio.sleep(0)  # send the hint before building the response
             else:
                 await self._settle(job.id)
@@ -241,6 +246,7 @@ class JobService:
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
                 if await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED):
+                    await self._drop_carried(job_id)
                     return await self.summary(job_id, project_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 logger.info(
@@ -268,6 +274,13 @@ class JobService:
                 await self._logs.delete(name)
             except (RedisError, OSError) as error:
                 logger.warning("job=%s cannot delete its log; it remains until it expires: %s", name, error)
+
+    async def _drop_carried(self, job_id: str) -> None:
+        """Let no worker start a job early that was cancelled while it was queued."""
+        try:
+            await self._redis.delete(redis_keys.carried_request(job_id))
+        except (RedisError, OSError) as error:
+            logger.warning("job=%s cannot delete its request, which expires: %s", job_id, error)
 
     async def _notify_worker(self, worker: str, job_id: str) -> None:
         try:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.keys.changes import MAX_NAME, NAME, NEVER, KeyChanges
 from api.keys.option_arguments import (
     NONE,
     OptionsInvalid,
@@ -34,6 +35,7 @@ DEFAULT_OVERLAP = "24h"
 # A key that an operator chose must not be easy to guess.
 MIN_CHOSEN_KEY = 16
 MIN_CHOSEN_CHARACTERS = 8
+NEVER_EXPIRES = "never"
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -118,14 +120,19 @@ async def revoke(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     return 0 if await store.revoke(key_id) else _not_valid(arguments.id)
 
 
-async def set_limits(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
+async def change_key(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     if (key_id := await _key_id(store, arguments.id)) is None:
         return 1
     try:
         changed = await store.change(
             key_id,
-            priority_floor=arguments.priority_floor,
-            change=lambda options: with_arguments(options, arguments),
+            KeyChanges(
+                name=arguments.name,
+                scopes=arguments.scope,
+                priority_floor=arguments.priority_floor,
+                expires_in_s=arguments.expires,
+                options=(lambda options: with_arguments(options, arguments)) if has_options(arguments) else None,
+            ),
         )
     except OptionsInvalid as error:
         return _invalid(error)
@@ -146,7 +153,7 @@ ACTIONS = {
     "ensure": ensure,
     "list": list_keys,
     "revoke": revoke,
-    "set": set_limits,
+    "set": change_key,
     "tier": set_tier,
 }
 
@@ -198,6 +205,18 @@ def priority(text: str) -> int:
     return int(text)
 
 
+def key_name(text: str) -> str:
+    """The name of a key."""
+    if not re.fullmatch(NAME, text) or len(text) > MAX_NAME:
+        raise argparse.ArgumentTypeError(f"must be a name of one line, with at most {MAX_NAME} characters")
+    return text
+
+
+def expiry_s(text: str) -> float:
+    """Seconds of a duration, or NEVER."""
+    return NEVER if text == NEVER_EXPIRES else duration_s(text)
+
+
 def tier_name(text: str) -> str:
     """The name of a tier."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
@@ -236,8 +255,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "list", help="list keys: id, public prefix, state, last use, scopes, priorities, project, name, options"
     )
     _add_id(actions.add_parser("revoke", help="make a key invalid"))
-    set_key = actions.add_parser("set", help="change the limits and options of a key")
+    set_key = actions.add_parser("set", help="change a key; what is not given remains as it is")
     _add_id(set_key)
+    set_key.add_argument("--name", type=key_name, help="another name")
+    set_key.add_argument(
+        "--scope", action="append", type=Scope, choices=list(Scope), help="its only scope; repeat it for several"
+    )
+    set_key.add_argument(
+        "--expires",
+        type=expiry_s,
+        metavar="DURATION",
+        help=f"how long it is valid from now on, such as 90d; `{NEVER_EXPIRES}`: for ever",
+    )
     _add_priority_floor(set_key)
     add_option_arguments(set_key)
     tier = actions.add_parser("tier", help="change the tier of a project, which the rules of routes can name")
@@ -245,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tier.add_argument("tier", type=tier_name, help=f"the name of the tier, such as free; `{NONE}` removes it")
 
     parsed = parser.parse_args(arguments)
-    if parsed.action == "set" and parsed.priority_floor is None and not has_options(parsed):
+    changes = ("name", "scope", "expires", "priority_floor")
+    if parsed.action == "set" and all(getattr(parsed, name) is None for name in changes) and not has_options(parsed):
         set_key.error("give at least one option to change")
     try:
         return asyncio.run(run(parsed))

@@ -8,10 +8,10 @@ which may take as long as its job.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Set
 from itertools import chain
 
-from api.keys.principal import Principal
+from api.keys.principal import Principal, Scope
 from api.settings import QuotaSettings
 from shared.domain.errors import QuotaExceeded
 from shared.telemetry.definitions.labels import Quota
@@ -132,9 +132,13 @@ class OpenRequests:
         """The sessions of the open requests."""
         return {request.session for request in self._all() if request.session is not None}
 
-    def interrupt(self, key_id: int) -> int:
-        """Close the connections of a key's open requests. Returns their number."""
-        return _interrupt(self._by_key.get(key_id, ()))
+    def interrupt(self, key_id: int, *, beyond: Set[Scope] | None = None) -> int:
+        """Close the connections of a key's open requests. Returns their number.
+
+        `beyond`: only of those that were let in with other scopes than these.
+        """
+        requests = self._by_key.get(key_id, ())
+        return _interrupt([request for request in requests if beyond is None or not request.principal.scopes <= beyond])
 
     def interrupt_session(self, session: str) -> int:
         """Close the connections of a session's open requests. Returns their number."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from api.keys.changes import changed_options
 from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
     MAX_CACHE_TTL_S,
@@ -16,8 +17,7 @@ from shared.domain.answer_options import (
     KeyOptions,
     TokenLimits,
 )
-
-Group = TypeVar("Group", bound=BaseModel)
+from shared.domain.errors import InvalidRequest
 
 NONE = "none"
 
@@ -98,26 +98,15 @@ def with_arguments(options: KeyOptions, arguments: argparse.Namespace) -> KeyOpt
     Raises:
         OptionsInvalid: the result contradicts itself.
     """
-    cache = options.cache
-    if arguments.no_cache:
-        if arguments.cache_ttl is not None or arguments.cache_scope is not None:
-            raise OptionsInvalid("--no-cache: cannot be combined with --cache-ttl and --cache-scope")
-        cache = None
-    elif arguments.cache_ttl == NONE:
-        if arguments.cache_scope is not None:
-            raise OptionsInvalid("--cache-scope: cannot be combined with --cache-ttl none")
-        cache = None
-    else:
-        cache = _changed(CacheOptions, cache, _CACHE, arguments)
-    changes_cache = arguments.no_cache or arguments.cache_ttl is not None or arguments.cache_scope is not None
-    return options.model_copy(
-        update={
-            "token_limits": _limits(options.token_limits, arguments),
-            "cache": cache,
-            "no_cache": arguments.no_cache if changes_cache else options.no_cache,
-            "context": _context(options.context, arguments),
-        }
-    )
+    patch = {"token_limits": _given(_LIMITS, arguments), **_cache(arguments), **_context(options.context, arguments)}
+    try:
+        changed = changed_options(options, {name: change for name, change in patch.items() if change != {}})
+    except InvalidRequest as error:
+        raise OptionsInvalid(_message(error)) from None
+    context = changed.context
+    if arguments.context_model is not None and context is not None and context.strategy != "summarize":
+        raise OptionsInvalid("--context-model: is only for the --context 'summarize'")
+    return changed
 
 
 def describe(options: KeyOptions) -> str:
@@ -133,58 +122,46 @@ def describe(options: KeyOptions) -> str:
     return " ".join([*parts, *(["no-cache"] if options.no_cache else [])])
 
 
-def _limits(limits: TokenLimits | None, arguments: argparse.Namespace) -> TokenLimits | None:
-    changed = _changed(TokenLimits, limits, _LIMITS, arguments)
-    if changed is None:
-        return None
-    if changed.max_output is None and arguments.on_exceed is not None:
-        raise OptionsInvalid("--on-exceed: requires --max-output-tokens")
-    if changed.max_output is changed.max_input is changed.default_output is None:
-        return None
-    return changed if changed.max_output is not None else changed.model_copy(update={"on_exceed": "reject"})
+def _given(names: dict[str, str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a group of options that arguments set; None: it is removed."""
+    given = {field: getattr(arguments, name) for field, name in names.items()}
+    return {field: None if value == NONE else value for field, value in given.items() if value is not None}
 
 
-def _context(context: ContextOptions | None, arguments: argparse.Namespace) -> ContextOptions | None:
+def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.no_cache:
+        if arguments.cache_ttl is not None or arguments.cache_scope is not None:
+            raise OptionsInvalid("--no-cache: cannot be combined with --cache-ttl and --cache-scope")
+        return {"no_cache": True}
+    if arguments.cache_ttl == NONE:
+        if arguments.cache_scope is not None:
+            raise OptionsInvalid("--cache-scope: cannot be combined with --cache-ttl none")
+        return {"cache": None, "no_cache": False}
+    return {"cache": _given(_CACHE, arguments)}
+
+
+def _context(context: ContextOptions | None, arguments: argparse.Namespace) -> dict[str, Any]:
     given = [name for name in _CONTEXT.values() if getattr(arguments, name) is not None]
     if arguments.context == NONE:
         for name in given:
             if name != "context":
                 raise OptionsInvalid(f"{_argument(name)}: cannot be combined with --context none")
-        return None
-    if context is not None and arguments.context not in (None, "summarize"):
-        context = context.model_copy(update={"model": None})  # it belongs to the strategy that is replaced
-    changed = _changed(ContextOptions, context, _CONTEXT, arguments)
-    if given and changed is not None:
-        if changed.model is not None and changed.strategy != "summarize":
+        return {"context": None}
+    changes = _given(_CONTEXT, arguments)
+    if given and context is None and arguments.context is None:
+        if arguments.context_model is not None:
             raise OptionsInvalid("--context-model: is only for the --context 'summarize'")
-        if context is None and arguments.context is None:
-            raise OptionsInvalid(f"{_argument(given[0])}: requires --context")
-    return changed
+        raise OptionsInvalid(f"{_argument(given[0])}: requires --context")
+    return {"context": changes}
 
 
-def _changed(
-    kind: type[Group], old: Group | None, names: dict[str, str], arguments: argparse.Namespace
-) -> Group | None:
-    """A group of options with the fields that arguments set; None if there are no options in it."""
-    given = {field: getattr(arguments, name) for field, name in names.items()}
-    changes = {field: None if value == NONE else value for field, value in given.items() if value is not None}
-    if not changes:
-        return old
-    values = {} if old is None else old.model_dump()
-    try:
-        return kind.model_validate({**values, **changes})
-    except ValidationError as error:
-        raise OptionsInvalid(_message(error, changes)) from None
-
-
-def _message(error: ValidationError, changes: dict[str, Any]) -> str:
-    """The first error, with the names of arguments."""
-    problem = error.errors(include_url=False)[0]
-    param = str(problem["loc"][0] if problem["loc"] else problem.get("ctx", {}).get("param", next(iter(changes))))
-    text = problem["msg"].removeprefix("Value error, ")
-    for field, name in _NAMES.items():
-        text = re.sub(rf"(?<!-)\b{field}\b", _argument(name), text)
-    return f"{_argument(_NAMES.get(param, param))}: {text}"
+def _message(error: InvalidRequest) -> str:
+    """The error with the names of arguments."""
+    param = error.param or ""
+    field, text = param.rpartition(".")[2], error.message.removeprefix(f"{param}: ")
+    for name, argument in _NAMES.items():
+        text = re.sub(rf"(?<!-)\b{name}\b", _argument(argument), text)
+    return f"{_argument(_NAMES.get(field, field))}: {text}"
 
 
 def _argument(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Interrupts the requests of keys that were revoked or have expired."""
+"""Interrupts the requests of keys that were revoked, have expired, or have lost a scope."""
 
 from __future__ import annotations
 
@@ -39,14 +39,24 @@ class RevocationCheck:
         )
 
     async def check(self) -> int:
-        """Interrupt the requests of keys that are not valid any more. Returns the number of those keys."""
+        """Interrupt the requests of keys that are not valid any more, and those that have a scope which their key lost.
+
+        Returns the number of keys that are not valid any more.
+        """
         known = self._requests.key_ids().union(*(cache.cached_key_ids() for cache in self._authenticators))
         if not known:
             return 0
-        invalid = known - await self._store.valid_ids(known)
-        for key_id in invalid:
-            for authenticator in self._authenticators:
-                authenticator.forget(key_id)
-            interrupted = self._requests.interrupt(key_id)
-            logger.info("key=%d was revoked or has expired; %d requests closed", key_id, interrupted)
-        return len(invalid)
+        scopes = await self._store.valid_scopes(known)
+        for key_id in known:
+            if key_id not in scopes:
+                self._forget(key_id)
+                interrupted = self._requests.interrupt(key_id)
+                logger.info("key=%d was revoked or has expired; %d requests closed", key_id, interrupted)
+            elif interrupted := self._requests.interrupt(key_id, beyond=scopes[key_id]):
+                self._forget(key_id)
+                logger.info("key=%d has lost a scope; %d requests closed", key_id, interrupted)
+        return len(known - scopes.keys())
+
+    def _forget(self, key_id: int) -> None:
+        for authenticator in self._authenticators:
+            authenticator.forget(key_id)

@@ -6,12 +6,11 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -30,7 +29,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api.keys.changes import NEVER, KeyChanges
 from api.keys.principal import Principal, Scope
+from api.keys.stored_options import merge_stored, read_options, readable_options, to_stored
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Conflict, UnreadableRow
 from shared.domain.owner import Owner
@@ -155,7 +156,7 @@ class ApiKeyStore(Store):
                 ApiKeyRow.scopes: sorted(scope.value for scope in scopes),
                 ApiKeyRow.expires_at: None if expires_in_s is None else func.now() + seconds(expires_in_s),
                 ApiKeyRow.priority_floor: priority_floor,
-                ApiKeyRow.options: _stored(options),
+                ApiKeyRow.options: to_stored(options),
             }
             statement = insert(ApiKeyRow).values(values).on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256])
             created = (await connection.execute(statement.returning(ApiKeyRow.id))).scalar_one_or_none()
@@ -249,14 +250,14 @@ class ApiKeyStore(Store):
         principal = Principal.of(owner)
         if row is None:
             return principal
-        return replace(principal, options=_options(owner.key_id, row.options), tier=row.tier)
+        return replace(principal, options=read_options(owner.key_id, row.options), tier=row.tier)
 
-    async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
-        """Return the ids of those keys that are neither revoked nor expired."""
+    async def valid_scopes(self, key_ids: Iterable[int]) -> dict[int, frozenset[Scope]]:
+        """Return the scopes of those keys that are neither revoked nor expired."""
         ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
+        statement = select(ApiKeyRow.id, ApiKeyRow.scopes).where(ApiKeyRow.id == func.any(ids), key_is_valid())
         async with self._engine.connect() as connection:
-            found = await connection.execute(select(ApiKeyRow.id).where(ApiKeyRow.id == func.any(ids), key_is_valid()))
-            return set(found.scalars())
+            return {row.id: frozenset(_scopes(row)) for row in await connection.execute(statement)}
 
     async def all(self) -> Sequence[ApiKey]:
         """Return all keys, oldest first."""
@@ -275,10 +276,13 @@ class ApiKeyStore(Store):
             statement = statement.where(ProjectRow.name == project)
         return await self._all(statement, _api_key)
 
+    async def project(self, name: str) -> Project | None:
+        """Return a project."""
+        return await self._one(_projects().where(ProjectRow.name == name), _project)
+
     async def projects(self, *, limit: int, after: str | None = None) -> list[Project]:
         """Return one page of projects, by name."""
-        keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, key_is_valid()).scalar_subquery()
-        statement = select(*_PROJECT, keys.label("keys")).order_by(ProjectRow.name)
+        statement = _projects().order_by(ProjectRow.name)
         if after is not None:
             statement = statement.where(ProjectRow.name > after)
         return await self._all(statement.limit(limit), _project)
@@ -310,34 +314,41 @@ class ApiKeyStore(Store):
         statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, key_is_valid()).values(revoked_at=func.now())
         return await self._changes(statement)
 
-    async def change(
-        self,
-        key_id: int,
-        *,
-        priority_floor: int | None = None,
-        change: Callable[[KeyOptions], KeyOptions] = lambda options: options,
-    ) -> bool:
-        """Change the limits and options of a key. False: there is no valid key with this id.
+    async def change(self, key_id: int, changes: KeyChanges) -> bool:
+        """Change a key. False: there is no valid key with this id.
 
-        `change` gets the options that the key has, and returns the new ones; its errors propagate. Concurrent changes
-        wait for each other. What only a newer version knows is kept.
+        Concurrent changes wait for each other. What only a newer version knows is kept. Errors of `changes.options`
+        propagate.
 
         Raises:
             UnreadableRow: as `find`.
         """
         async with transaction(self._engine) as connection:
             old = (
-                select(ApiKeyRow.options).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
+                select(ApiKeyRow.scopes, ApiKeyRow.options)
+                .where(ApiKeyRow.id == key_id, key_is_valid())
+                .with_for_update(key_share=True)
             )
             row = (await connection.execute(old)).first()
             if row is None:
                 return False
-            options = _options(key_id, row.options)
-            merged = _merged(row.options, _stored(options), _stored(change(options)))
-            values: dict[Any, Any] = {ApiKeyRow.options: merged}
-            if priority_floor is not None:
-                values[ApiKeyRow.priority_floor] = priority_floor
-            await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
+            values: dict[Any, Any] = {}
+            if changes.name is not None:
+                values[ApiKeyRow.name] = changes.name
+            if changes.scopes is not None:
+                unknown = set(row.scopes).difference(Scope)
+                values[ApiKeyRow.scopes] = sorted({*unknown, *(scope.value for scope in changes.scopes)})
+            if changes.priority_floor is not None:
+                values[ApiKeyRow.priority_floor] = changes.priority_floor
+            if changes.expires_in_s is not None:
+                ends = None if changes.expires_in_s == NEVER else func.now() + seconds(changes.expires_in_s)
+                values[ApiKeyRow.expires_at] = ends
+            if changes.options is not None:
+                options = read_options(key_id, row.options)
+                merged = merge_stored(row.options, to_stored(options), to_stored(changes.options(options)))
+                values[ApiKeyRow.options] = merged
+            if values:
+                await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
             return True
 
     async def project_id(self, name: str) -> int | None:
@@ -379,6 +390,11 @@ VALID_KEY_COLUMNS = (
 _PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
 
 
+def _projects() -> Any:
+    keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, key_is_valid()).scalar_subquery()
+    return select(*_PROJECT, keys.label("keys"))
+
+
 def _project(row: Row[Any]) -> Project:
     return Project(row.id, row.name, row.tier, row.created_at, row.keys)
 
@@ -407,7 +423,7 @@ def _listed() -> Any:
 def read_valid_key(row: Any) -> ValidKey | UnreadableRow:
     """The valid key of a row with `VALID_KEY_COLUMNS`. The error, which is logged: this version cannot read it."""
     try:
-        options = _options(row.id, row.options)
+        options = read_options(row.id, row.options)
     except UnreadableRow as error:  # one key must not fail the lookups of others
         logger.error("key=%s cannot be used: %s", format_id(row.id), error.reason)
         return error
@@ -423,37 +439,6 @@ def read_valid_key(row: Any) -> ValidKey | UnreadableRow:
     return ValidKey(principal, left)
 
 
-def _options(key_id: int, stored: Mapping[str, Any]) -> KeyOptions:
-    if not stored:
-        return NO_KEY_OPTIONS
-    try:
-        return KeyOptions.read(stored)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, ("options", *first["loc"])))
-        raise UnreadableRow("API key", format_id(key_id), f"{place}: {first['msg']}") from None
-
-
-def _merged(stored: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The new options, and of the stored ones what this version has not read (it has read `old`)."""
-    merged: dict[str, Any] = {}
-    for name in {**stored, **new}:
-        if new.get(name) == old.get(name):
-            if name in stored:
-                merged[name] = stored[name]
-        elif isinstance(new.get(name), dict) and isinstance(old.get(name), dict):
-            unknown = {field: value for field, value in stored[name].items() if field not in old[name]}
-            merged[name] = {**unknown, **new[name]}
-        elif name in new:
-            merged[name] = new[name]
-    return merged
-
-
-def _stored(options: KeyOptions) -> dict[str, Any]:
-    groups = options.model_dump(mode="json", exclude_none=True)
-    return {name: value for name, value in groups.items() if value is not False}
-
-
 def _api_key(row: Row[Any]) -> ApiKey:
     return ApiKey(
         id=format_id(row.id),
@@ -466,16 +451,9 @@ def _api_key(row: Row[Any]) -> ApiKey:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
-        options=_readable_options(row.id, row.options),
+        options=readable_options(row.id, row.options),
         tier=row.tier,
     )
-
-
-def _readable_options(key_id: int, stored: Mapping[str, Any]) -> KeyOptions | None:
-    try:
-        return _options(key_id, stored)
-    except UnreadableRow:
-        return None
 
 
 def _scopes(row: Any) -> tuple[Scope, ...]:

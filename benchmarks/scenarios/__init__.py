@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from benchmarks.bench import Bench
 from benchmarks.scenarios import (
+    bare_relay,
+    bare_submit,
     cache,
     cancel,
     console,
@@ -15,6 +17,8 @@ from benchmarks.scenarios import (
     heavy,
     priority,
     relay,
+    relay_steady,
+    remote,
     routes,
     search_indexes,
     submits,
@@ -27,9 +31,13 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
     "warm": warm.run,
     "upstream": upstream.run,
+    "bare-relay": bare_relay.run,
+    "relay-steady": relay_steady.run,
+    "remote": remote.run,
     "engines": engines.run,
     "relay": relay.run,
     "submits": submits.run,
+    "bare-submit": bare_submit.run,
     "routes": routes.run,
     "cache": cache.run,
     "followers": followers.run,

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from benchmarks.processes import Processes, answers, free_port
 from benchmarks.systems.system import System
 from launcher.children import Child
-from launcher.embedded import start_postgres, start_valkey
+from launcher.embedded import Postgres, Valkey, start_postgres, start_valkey
 from shared.postgres.engine import connect
 from shared.redis import keys as redis_keys
 
@@ -77,9 +77,13 @@ def headrace(
     *,
     routes: Sequence[Mapping[str, Any]] = (),
     name: str = "headrace",
+    delay_ms: float = 0.0,
     **settings: object,
 ) -> Iterator[Headrace]:
-    """Start Headrace with a worker for each model in `workers`; jobs of other models stay queued."""
+    """Start Headrace with a worker for each model in `workers`; jobs of other models stay queued.
+
+    `delay_ms`: its processes reach PostgreSQL and Redis through a proxy that delays both directions by this.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         postgres = start_postgres(folder / "postgres")
@@ -90,9 +94,15 @@ def headrace(
         models_file.write_text(json.dumps({"models": list(models), "routes": list(routes)}))  # JSON is valid YAML
         key = f"hr_bench_{secrets.token_hex(16)}"
         port = free_port()
+        processes = stack.enter_context(Processes(folder))
+        processes.track("postgres", postgres.pid)
+        processes.track("valkey", valkey.pid)
+        database_url, redis_url = postgres.url, valkey.url
+        if delay_ms:
+            database_url, redis_url = _delayed(processes, postgres, valkey, delay_ms)
         environment = {
-            "DATABASE_URL": postgres.url,
-            "REDIS_URL": valkey.url,
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
             "HEADRACE_MODELS": str(models_file),
             "HEADRACE_PORT": str(port),
             "HEADRACE_DRAIN_S": "1",
@@ -102,9 +112,6 @@ def headrace(
             "HEADRACE_PROJECT_URGENT_JOBS": "1000000",
             **{setting: str(value) for setting, value in settings.items()},
         }
-        processes = stack.enter_context(Processes(folder))
-        processes.track("postgres", postgres.pid)
-        processes.track("valkey", valkey.pid)
         _run_module(processes, "migrate", ["migrations", "upgrade"], environment)
         _run_module(
             processes,
@@ -129,6 +136,19 @@ def headrace(
             redis_url=valkey.url,
             settings=environment,
         )
+
+
+def _delayed(processes: Processes, postgres: Postgres, valkey: Valkey, delay_ms: float) -> tuple[str, str]:
+    """Start a proxy in front of both servers. Returns the URLs of PostgreSQL and Redis through it."""
+    to = [*("--to", str(postgres.socket)), *("--to", str(valkey.port))]
+    command = [sys.executable, "-m", "benchmarks.delay_proxy", "--delay-ms", str(delay_ms), *to]
+    proxy = processes.start("delay-proxy", command)
+    processes.wait(proxy, lambda: "ready at " in proxy.last_lines(1))
+    *_, postgres_port, valkey_port = proxy.last_lines(1).split()
+    return (
+        f"postgresql+asyncpg://postgres@127.0.0.1:{postgres_port}/postgres?sslmode=disable",
+        f"redis://127.0.0.1:{valkey_port}/0",
+    )
 
 
 def _serves(worker: Child) -> bool:

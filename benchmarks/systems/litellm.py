@@ -15,7 +15,7 @@ from benchmarks.processes import Processes, answers, free_port
 from benchmarks.systems.system import System
 from shared.config.bundled_model import cache_folder
 
-VERSION = "1.100.5"
+VERSION = "1.110.2"
 START_S = 120.0
 ENVIRONMENT = {
     "LITELLM_LOG": "ERROR",

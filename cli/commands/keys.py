@@ -10,13 +10,14 @@ import typer
 
 from cli.client import path
 from cli.commands.jobs import of_each
+from cli.commands.key_changes import NONE, change_key
 from cli.groups import ListGroup
 from cli.options import After, All, Json, Limit, connect, seconds_of, show_list
 from cli.output import Column, note, print_json, say, status_text
 from cli.text import age, count, local_time, parse_time
 
-keys = typer.Typer(cls=ListGroup, help="List, create, rotate and revoke API keys.", rich_markup_mode=None)
-projects = typer.Typer(cls=ListGroup, help="List and create projects.", rich_markup_mode=None)
+keys = typer.Typer(cls=ListGroup, help="List, create, change, rotate and revoke API keys.", rich_markup_mode=None)
+projects = typer.Typer(cls=ListGroup, help="List, create and change projects.", rich_markup_mode=None)
 
 KEY_COLUMNS = (
     Column("KEY"),
@@ -87,6 +88,9 @@ def create(
         body["expires_in_s"] = seconds_of(expires, "--expires")
     with connect(context) as client:
         _show_secret(client.post("/v1/api_keys", json=body), as_json=as_json)
+
+
+keys.command("set")(change_key)
 
 
 @keys.command()
@@ -179,6 +183,21 @@ def create_project(
     with connect(context) as client:
         project = client.post("/v1/projects", json=body)
     print_json(project) if as_json else say(f"{project['name']}  created")
+
+
+@projects.command("set")
+def change_project(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    tier: Annotated[
+        str, typer.Option(metavar="NAME", help=f"A class of service, for the rules of routes: free; or {NONE}.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Change the tier of a project. Effective within seconds."""
+    with connect(context) as client:
+        project = client.patch(path("projects", name), json={"tier": None if tier == NONE else tier})
+    print_json(project) if as_json else say(f"{project['name']}  changed")
 
 
 def _project_row(project: dict[str, Any]) -> list[object]:

@@ -23,6 +23,7 @@ def up(
     """Install what is missing and start everything on this machine; stop it with Ctrl-C. The same as `make up`."""
     if engine:
         os.environ["ENGINE"] = engine
+    _require_clone("up")
     _exec("/bin/sh", "launcher/bootstrap.sh", "-m", "launcher")
 
 
@@ -35,7 +36,14 @@ def bench(
 
     `headrace bench -- --help` shows the arguments of the benchmarks.
     """
+    _require_clone("bench")
     _exec(sys.executable, "-m", "benchmarks", *(arguments or []))
+
+
+def _require_clone(command: str) -> None:
+    """Fail in an image, which has no more of the repository than its processes need."""
+    if not (REPOSITORY / "Makefile").exists():
+        raise CliError(f"`headrace {command}` runs in a clone of Headrace's repository only.")
 
 
 def _exec(program: str, *arguments: str) -> None:

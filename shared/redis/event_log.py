@@ -155,16 +155,24 @@ class EventLog:
         entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=f"({after}-0")
         return _events(entries)
 
-    async def flushes(self, job_id: str) -> list[Flush]:
-        """When a log was written. Empty if it does not exist any more, or if an earlier version wrote it."""
-        found = FlushReader()
-        after = "-"
+    async def flushes(self, job_id: str, found: FlushReader | None = None) -> list[Flush]:
+        """When a log was written. Empty if it does not exist any more, or if an earlier version wrote it.
+
+        `found`: what an earlier call has read of the same log. The call continues there instead of reading all of a
+        long log again, and adds to it.
+        """
+        found = found or FlushReader()
+        if found.position and await self.last_seq(job_id) < found.position:
+            found.clear()  # Redis has lost the log
         while True:
-            entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=after, count=PAGE_FLUSHES)
+            entries: Any = await self._redis.xrange(
+                redis_keys.log(job_id), min=f"({found.position}-0", count=PAGE_FLUSHES
+            )
             found.read(fields for _, fields in entries)
+            if entries:
+                found.position = _seq(entries[-1][0])
             if len(entries) < PAGE_FLUSHES:
                 return found.flushes
-            after = f"({entries[-1][0].decode()}"
             await asyncio.sleep(0)
 
     async def last_seq(self, job_id: str) -> int:

@@ -16,6 +16,8 @@ from redis.exceptions import RedisError
 
 from shared.config.redis_url import parse_redis_url
 from shared.domain.priorities import PRIORITY_STEPS, Hint
+from shared.redis import keys as redis_keys
+from shared.redis.carried_requests import TTL_S
 from shared.redis.message_template import HintMessages
 from shared.runtime.outages import is_redis_outage
 
@@ -77,11 +79,20 @@ class HintSender:
     def __init__(self, app: Celery, redis: Redis) -> None:
         self._messages = HintMessages(app, TASK)
         self._redis = redis
-        self._pending: list[Hint] = []
+        # With what is sent beside them: a request, or nothing. None: no request may be left from an earlier hint.
+        self._pending: list[tuple[Hint, bytes | None]] = []
         self._wake = asyncio.Event()
 
     def put(self, hint: Hint) -> None:
-        self._pending.append(hint)
+        """Send a hint for a job that may have had one. A request that is left from that one is deleted."""
+        self._put(hint, None)
+
+    def put_first(self, hint: Hint, request: bytes | None) -> None:
+        """Send the first hint for a new job, with its request beside it (`shared.redis.carried_requests`)."""
+        self._put(hint, request or b"")
+
+    def _put(self, hint: Hint, beside: bytes | None) -> None:
+        self._pending.append((hint, beside))
         self._wake.set()
 
     async def run(self) -> None:
@@ -102,12 +113,17 @@ class HintSender:
         if not batch:
             return True
         lists: dict[tuple[str, bool], list[bytes]] = {}
-        for hint in batch:
+        for hint, _ in batch:
             name = queue_name(hint.model)
             message = self._messages.message(hint.job_id, model=hint.model, queue=name, priority=hint.priority)
             lists.setdefault((list_name(name, hint.priority), hint.front), []).append(message)
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
+                for hint, request in batch:  # before the hints: a worker may have one at once
+                    if request:
+                        pipe.set(redis_keys.carried_request(hint.job_id), request, ex=TTL_S)
+                if sent_again := [hint.job_id for hint, request in batch if request is None]:
+                    pipe.delete(*map(redis_keys.carried_request, sent_again))
                 for (name, front), messages in lists.items():  # workers take from the right
                     if front:
                         pipe.rpush(name, *reversed(messages))
@@ -116,12 +132,17 @@ class HintSender:
                 await pipe.execute()
         except (RedisError, OSError) as error:  # not only outages: workers find the rows in any case
             logger.warning("cannot send %d hints, retrying: %s", len(batch), error)
-            self._pending = (batch + self._pending)[:MAX_PENDING]
+            self._pending = (_again(batch) + self._pending)[:MAX_PENDING]
             return False
         except asyncio.CancelledError:
-            self._pending = batch + self._pending  # at worst they are sent twice
+            self._pending = _again(batch) + self._pending  # at worst they are sent twice
             raise
         return True
+
+
+def _again(batch: list[tuple[Hint, bytes | None]]) -> list[tuple[Hint, bytes | None]]:
+    """The hints of a batch without their requests: some may have been sent."""
+    return [(hint, None) for hint, _ in batch]
 
 
 async def depths(redis: Redis, model: str) -> dict[int, int]:

@@ -19,6 +19,11 @@ def followers(job_id: str) -> str:
     return f"hr:followers:{job_id}"
 
 
+def carried_request(job_id: str) -> str:
+    """String: the request of a new job, for the worker that gets its first hint. It expires soon, or is taken."""
+    return f"hr:request:{job_id}"
+
+
 def api_channel(api_id: str) -> str:
     """Channel: live events for one API process."""
     return f"hr:api:{api_id}"

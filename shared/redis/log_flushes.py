@@ -29,12 +29,19 @@ class FlushReader:
     """Collects the flushes of a log whose entries are read one after the other.
 
     What was written again, after Redis had lost the log, is left out: it was first written at another time.
+    `position`: the `seq` of the last entry that was read.
     """
 
     flushes: list[Flush] = field(default_factory=list)
+    position: int = 0
     _attempt: int = 0
     _tokens: int = 0
     _restarted: bool = False
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.flushes, self.position = [], 0
+        self._attempt, self._tokens, self._restarted = 0, 0, False
 
     def read(self, entries: Iterable[Mapping[bytes, bytes]]) -> None:
         """Read the fields of the next entries."""

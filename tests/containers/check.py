@@ -254,6 +254,8 @@ def check(compose: Compose) -> None:
         raise Failed("Flower does not require a password")
     if httpx.get(flower, auth=("admin", compose.flower_password)).status_code != 200:
         raise Failed("Flower rejects its password")
+    if "ready" not in compose("exec", "-T", "api", "headrace", "status", "--once"):
+        raise Failed("the command line in the API's image does not see a ready installation")
     end_worker_during_stream(compose, client, "stop", "--time", "60")
     compose.up()
     done = end_worker_during_stream(compose, client, "kill", "--signal", "KILL")

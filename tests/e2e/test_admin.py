@@ -62,16 +62,18 @@ async def test_workers_are_listed(admin: httpx.AsyncClient) -> None:
         ("POST", "/v1/models/sim/resume"),
         ("GET", "/v1/api_keys"),
         ("POST", "/v1/api_keys"),
+        ("PATCH", "/v1/api_keys/key_1"),
         ("POST", "/v1/api_keys/key_1/rotate"),
         ("POST", "/v1/api_keys/key_1/revoke"),
         ("GET", "/v1/projects"),
         ("POST", "/v1/projects"),
+        ("PATCH", "/v1/projects/operations"),
         ("GET", "/v1/jobs?project=operations"),
     ],
 )
 async def test_other_keys_are_refused(sim: httpx.AsyncClient, admin_key: str, method: str, path: str) -> None:
     body = {"name": "x"} if path.endswith(("keys", "projects")) else {}
-    json = body if method == "POST" else None
+    json = body if method in ("POST", "PATCH") else None
     response = await sim.request(method, path, json=json)
     assert response.status_code == 403, response.text
     assert "admin" in response.json()["error"]["message"]
@@ -178,6 +180,105 @@ async def test_the_life_of_a_key(sim_stack: Stack, admin: httpx.AsyncClient) -> 
     revoked = await admin.post(f"/v1/api_keys/{rotated['id']}/revoke")
     assert revoked.json()["revoked_at"] is not None
     assert (await admin.post(f"/v1/api_keys/{rotated['id']}/revoke")).status_code == 409
+
+
+async def test_a_key_is_changed(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
+    body = {"name": "change", "project": "changes", "expires_in_s": 3600, "options": {"token_limits": {"max_input": 9}}}
+    key = (await admin.post("/v1/api_keys", json=body)).json()
+    path = f"/v1/api_keys/{key['id']}"
+    async with bearer(sim_stack, key["secret"]) as client:
+        assert (await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "priority": 1})).status_code == 403
+        changed = await admin.patch(
+            path,
+            json={
+                "name": "changed",
+                "scopes": ["admin", "inference"],
+                "expires_in_s": None,
+                "priority_floor": 0,
+                "options": {"token_limits": {"max_output": 5, "max_input": None}, "cache": {}},
+            },
+        )
+        assert changed.status_code == 200, changed.text
+        shown = changed.json()
+        assert (shown["name"], shown["expires_at"], shown["priority_floor"]) == ("changed", None, 0)
+        assert set(shown["scopes"]) == {"admin", "inference"}
+        assert shown["options"]["cache"] == {"ttl": 3600, "scope": "project"}
+        limits = shown["options"]["token_limits"]
+        assert (limits["max_output"], limits["max_input"]) == (5, None)
+
+        async def accepts_urgent_jobs() -> bool:
+            body = {"model": "sim", "prompt": "x", "priority": 1, "max_tokens": 2}
+            return (await client.post("/v1/jobs", json=body)).status_code == 202
+
+        await eventually(accepts_urgent_jobs, "the API uses the new priorities")
+        assert (await client.get("/v1/api_keys")).status_code == 200
+        refused = await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "max_tokens": 6})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
+    assert (await admin.patch(path, json={})).json() == shown, "nothing was asked for"
+    assert (await admin.patch(path, json={"options": None})).json()["options"]["token_limits"] is None
+    log = (sim_stack.folder / "api.log").read_text()
+    assert f"key={key['id']} changed by key_" in log
+    await admin.post(f"{path}/revoke")
+    assert (await admin.patch(path, json={"name": "x"})).status_code == 409
+
+
+async def test_a_key_that_loses_a_scope_loses_its_streams(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
+    key = (await admin.post("/v1/api_keys", json={"name": "loses", "scopes": ["inference", "admin"]})).json()
+    async with bearer(sim_stack, key["secret"]) as client:
+        request = client.build_request("POST", "/v1/chat/completions", json={
+            "model": "small", "messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 5000,
+        })  # fmt: skip
+        stream = await client.send(request, stream=True)
+        assert stream.status_code == 200
+        changed = await admin.patch(f"/v1/api_keys/{key['id']}", json={"scopes": ["admin"]})
+        assert changed.json()["scopes"] == ["admin"]
+        with pytest.raises(httpx.RemoteProtocolError):
+            async for _ in stream.aiter_bytes():
+                pass
+        assert (await client.get("/v1/jobs")).status_code == 403
+        await client.patch(f"/v1/api_keys/{key['id']}", json={"scopes": ["admin", "inference"]})
+    await admin.post(f"/v1/jobs/{stream.headers['x-headrace-job-id']}/cancel")
+
+
+async def test_a_key_cannot_take_the_admin_scope_from_itself(admin: httpx.AsyncClient) -> None:
+    (own,) = [
+        key for key in (await admin.get("/v1/api_keys", params={"project": "operations"})).json()["data"]
+        if key["name"] == "operator"
+    ]  # fmt: skip
+    refused = await admin.patch(f"/v1/api_keys/{own['id']}", json={"scopes": ["inference"]})
+    assert (refused.status_code, refused.json()["error"]["message"][:7]) == (409, "scopes:")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": None}, "name"),
+        ({"scopes": []}, "scopes"),
+        ({"project": "other"}, "project"),
+        ({"priority_floor": 10}, "priority_floor"),
+        ({"options": {"cache": {"ttl": 0}}}, "options.cache.ttl"),
+        ({"options": {"token_limits": {"on_exceed": "clamp"}}}, "options.token_limits.on_exceed"),
+        ({"options": {"context": {"trigger": 0.2}}}, "options.context.target"),
+    ],
+)
+async def test_an_error_of_a_change_names_the_field(admin: httpx.AsyncClient, body: dict[str, Any], param: str) -> None:
+    key = (await admin.post("/v1/api_keys", json={"name": "k", "project": "refused changes"})).json()
+    response = await admin.patch(f"/v1/api_keys/{key['id']}", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+async def test_a_project_is_changed(admin: httpx.AsyncClient) -> None:
+    await admin.post("/v1/projects", json={"name": "a/b c"})
+    changed = await admin.patch("/v1/projects/a%2Fb%20c", json={"tier": "free"})
+    assert (changed.status_code, changed.json()["tier"]) == (200, "free")
+    assert (await admin.patch("/v1/projects/a%2Fb%20c", json={})).json()["tier"] == "free"
+    assert (await admin.patch("/v1/projects/a%2Fb%20c", json={"tier": None})).json()["tier"] is None
+    refused = await admin.patch("/v1/projects/a%2Fb%20c", json={"tier": "not a word"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tier")
+    for path, code in (("projects/nothing", "project_not_found"), ("api_keys/key_999999", "api_key_not_found")):
+        response = await admin.patch(f"/v1/{path}", json={})
+        assert (response.status_code, response.json()["error"]["code"]) == (404, code)
 
 
 async def test_errors_about_keys_name_the_field(admin: httpx.AsyncClient) -> None:

@@ -23,6 +23,7 @@ async def test_each_fault_once(tmp_path: Path) -> None:
     assert [item.name for item in result.happened] == list(FAULTS)
     assert result.accepted > 100
     assert result.readers > 10
+    assert result.early_starts > 10
     assert not result.verdict.exhausted
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from typing import Any
 
-from sqlalchemy import text
+import asyncpg
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.keys.store import ApiKeyStore
+from shared.config.postgres_url import driver_arguments
 from shared.domain.owner import Owner
 from tests.support.forked import run_forked
 
@@ -23,14 +25,19 @@ def switch_database(url: str, name: str) -> str:
 
 
 def run_sql(url: str, *statements: str) -> None:
-    """Run statements, each in its own transaction."""
+    """Run statements, each in its own transaction.
+
+    By the driver: each database of a test is created and dropped here, and SQLAlchemy takes four times as long to
+    connect.
+    """
 
     async def run() -> None:
-        engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
+        connection: Any = await asyncpg.connect(**driver_arguments(url))
+        try:
             for statement in statements:
-                await connection.execute(text(statement))
-        await engine.dispose()
+                await connection.execute(statement)
+        finally:
+            await connection.close()
 
     asyncio.run(run())
 

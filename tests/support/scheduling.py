@@ -1,13 +1,15 @@
-"""The scheduler of parallel runs: tests of a file share a process; tests that use vLLM run last, with no others.
+"""The scheduler of parallel runs: tests of a file share a process, and so do the tests of a group.
 
-A vLLM engine uses all cores, so no other test may run at the same time. pytest-xdist's schedulers have no such rule.
-The worker processes collect the tests and write the ids of those that run alone to a file for the controlling process.
+Groups are tests of several files that share something expensive: one vLLM engine. pytest-xdist's own groups
+(`--dist loadgroup`) would put each test without a group into a process by itself. The worker processes collect the
+tests and write the groups to a file for the controlling process.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-ALONE = "alone"
-LIST = "alone_list"
+FILE = "groups_file"
 
 
 class Parallel:
@@ -24,55 +25,38 @@ class Parallel:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-tests-")
-        self._list = Path(self._folder.name) / "alone.json"
+        self._file = Path(self._folder.name) / "groups.json"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: WorkerController) -> None:
-        node.workerinput[LIST] = str(self._list)
+        node.workerinput[FILE] = str(self._file)
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> AloneLast | None:
-        return AloneLast(config, log, self._list) if config.getoption("dist") == "loadfile" else None
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Grouped | None:
+        return Grouped(config, log, self._file) if config.getoption("dist") == "loadfile" else None
 
     def pytest_unconfigure(self) -> None:
         self._folder.cleanup()
 
 
-def write_list(config: pytest.Config, alone: list[str]) -> None:
-    """Write the ids of the tests that run alone. All processes write the same list."""
+def write_groups(config: pytest.Config, groups: Mapping[str, str]) -> None:
+    """Write the groups by test id. All processes write the same."""
     if workerinput := getattr(config, "workerinput", None):
-        file = Path(workerinput[LIST])
+        file = Path(workerinput[FILE])
         part = file.with_name(workerinput["workerid"])
-        part.write_text(json.dumps(alone))
+        part.write_text(json.dumps(groups))
         part.replace(file)
 
 
-class AloneLast(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist ships no types
-    """Runs the tests of a file in one process, and the group `ALONE` after all other processes have exited."""
+class Grouped(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist ships no types
+    """Runs the tests of a file or of a group in one process, in the order of collection."""
 
-    def __init__(self, config: pytest.Config, log: Producer, alone: Path) -> None:
+    def __init__(self, config: pytest.Config, log: Producer, file: Path) -> None:
         super().__init__(config, log)
-        self._file = alone
-        self._alone: set[str] | None = None
+        self._file = file
+        self._groups: dict[str, str] | None = None
 
     def _split_scope(self, nodeid: str) -> str:
-        if self._alone is None:  # all processes have finished collection
-            self._alone = set(json.loads(self._file.read_text()))
-        return ALONE if nodeid in self._alone else str(super()._split_scope(nodeid))
-
-    def _assign_work_unit(self, node: WorkerController) -> None:
-        if next(iter(self.workqueue)) == ALONE:
-            others = [other for other in self.nodes if other is not node]
-            if not all(other.shutting_down for other in others):
-                node.shutdown()  # after its pending tests; another process runs the group
-                return
-            if others:
-                return  # `remove_node` continues when the last of them has exited
-        super()._assign_work_unit(node)
-
-    def remove_node(self, node: WorkerController) -> str | None:
-        crashed: str | None = super().remove_node(node)
-        if self.workqueue:
-            for other in self.nodes:
-                self._reschedule(other)
-        return crashed
+        if self._groups is None:  # all processes have finished collection
+            self._groups = json.loads(self._file.read_text())
+        return self._groups.get(nodeid) or str(super()._split_scope(nodeid))

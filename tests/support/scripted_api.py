@@ -123,7 +123,7 @@ def _handler(respond: Callable[[Request], Response]) -> type[BaseHTTPRequestHand
             self.wfile.write(response.body)
             self.close_connection = self.close_connection or response.cut
 
-        do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names that the base class looks for
+        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - the names that the base class looks for
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":

@@ -156,6 +156,7 @@ class SteeredEngine:
             async with aclosing(call.run()) as items:
                 async for item in items:
                     yield item
+                    call.task = asyncio.current_task()  # an early start leaves the rest to another task
         finally:
             del self.calls[job_id, call.attempt]
             call.ended.set()

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-POLL_S = 0.02
+# A tenth of the time waited so far, within these bounds: polling 50 times a second takes half a core from what is
+# waited for.
+POLL_S, MAX_POLL_S = 0.02, 0.1
 
 
 async def completed(action: Coroutine[Any, Any, T], within_s: float) -> T:
@@ -38,23 +40,29 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[str]:
 
 async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, *, within_s: float = 20) -> T:
     """Poll `probe` and return its first true value. After the deadline, fail with a message that names `what`."""
-    deadline = time.monotonic() + within_s
+    began = time.monotonic()
     while True:
         value = await probe()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > within_s:
             raise AssertionError(f"{what}: not within {within_s} s; last seen: {value!r}")
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(_pause(waited))
 
 
 def eventually_sync(probe: Callable[[], T | None], what: str, *, within_s: float = 20) -> T:
     """The same for a test without an event loop."""
-    deadline = time.monotonic() + within_s
+    began = time.monotonic()
     while True:
         value = probe()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > within_s:
             raise AssertionError(f"{what}: not within {within_s} s; last seen: {value!r}")
-        time.sleep(POLL_S)
+        time.sleep(_pause(waited))
+
+
+def _pause(waited_s: float) -> float:
+    return min(max(POLL_S, waited_s / 10), MAX_POLL_S)

@@ -82,6 +82,14 @@ class CacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftStats:
+    """Speculative decoding: tokens that were drafted, and those that the model accepted, since the first start."""
+
+    drafted_tokens: int
+    accepted_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """Everything emitted so far is invalid; the answer follows from its start."""
 
@@ -92,6 +100,10 @@ class RunEnded:
 
     Its output may not have been read to the end, and a later attempt may read it again.
     """
+
+
+# What an engine yields for a request.
+EngineItem = Delta | PromptInfo | Restarted | RunEnded | UpstreamState | Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +122,7 @@ class ReportedContext:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine, how many of them it has queued, and its KV cache if it has one.
+    """Requests in the engine, how many of them it has queued, its KV cache if it has one, and drafts if it speculates.
 
     `endpoints`: by name, whether an endpoint of its upstream is available. `context`: what the upstream reports.
     """
@@ -118,6 +130,7 @@ class EngineStats:
     requests: int
     waiting: int = 0
     cache: CacheStats | None = None
+    drafts: DraftStats | None = None
     endpoints: Mapping[str, bool] = field(default_factory=dict)
     context: ReportedContext | None = None
 
@@ -215,7 +228,7 @@ class Engine(ManagedEngine, Protocol):
 
     def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
-    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | RunEnded | UpstreamState | Usage, None]:
+    ) -> AsyncGenerator[EngineItem, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
 
         An engine whose upstream reports the usage yields no `PromptInfo` but ends with that `Usage`, which takes

@@ -1,6 +1,8 @@
-"""Creates the engine of a model. Engines are imported here on demand, so that a worker loads only its own."""
+"""Creates or describes the engine of a model. Engines are imported on demand, so that a worker loads only its own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.loader import ModelSpec
@@ -45,3 +47,23 @@ def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
             from workers.engines.simulated.engine import SimulatedEngine
 
             return SimulatedEngine(model)
+
+
+def describe_engine(model: ModelSpec) -> dict[str, Any]:
+    """What the model's engine would run with, as JSON values. Loads no model and calls no upstream.
+
+    Raises:
+        HeadraceError: the options of its entry cannot work on this machine.
+    """
+    if isinstance(model, VllmModel):
+        from workers.engines.vllm.plan import make_plan
+        from workers.engines.vllm.report import report
+
+        return report(make_plan(model))
+    return {
+        "model": model.name,
+        "engine": model.engine,
+        "context": model.max_model_len,
+        "slots": model.slots,
+        "fingerprint": model.fingerprint,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from workers.engines.base import Engine, EngineStats
 
@@ -28,12 +29,10 @@ class CurrentEngine:
         """The requests in all engines, and the cache of the current one."""
         stats = self.engine.stats()
         earlier = [engine.stats() for engine in self._earlier]
-        return EngineStats(
-            stats.requests + sum(one.requests for one in earlier),
-            stats.waiting + sum(one.waiting for one in earlier),
-            stats.cache,
-            stats.endpoints,
-            stats.context,
+        return replace(
+            stats,
+            requests=stats.requests + sum(one.requests for one in earlier),
+            waiting=stats.waiting + sum(one.waiting for one in earlier),
         )
 
     async def start(self) -> None:

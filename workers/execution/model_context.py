@@ -21,4 +21,5 @@ def with_model(context: AttemptContext, model: ModelSpec, earlier: ModelSpec | N
         provider=model.provider,
         max_output=None if model.token_limits is None else model.token_limits.max_output,
         revision=model.revision,
+        starts_early=model.starts_early,
     )

@@ -22,6 +22,7 @@ from workers.engines.base import Engine
 from workers.engines.gate import Gate, Passage
 from workers.execution.attempts.attempt import JobAttempt
 from workers.execution.attempts.context import AttemptContext, InterruptReason
+from workers.execution.attempts.early_start import EarlyStart, EarlyStarts
 from workers.execution.attempts.retry import RETRY_S
 from workers.execution.isolation import Isolation
 from workers.execution.slots import SlotPool
@@ -82,9 +83,14 @@ class Runner:
     """Claims and runs jobs for messages; stops, preempts and requeues running jobs. Lives on one event loop."""
 
     def __init__(
-        self, context: AttemptContext, slot_pool: SlotPool, on_room: Callable[[], None] = lambda: None
+        self,
+        context: AttemptContext,
+        slot_pool: SlotPool,
+        on_room: Callable[[], None] = lambda: None,
+        early_starts: EarlyStarts | None = None,
     ) -> None:
-        """`on_room` is called when a gate has held back messages and further ones should be fetched again."""
+        """`on_room` is called when a gate has held back messages and further ones should be fetched again. Without
+        `early_starts`, no job is passed to the engine before it is claimed."""
         self.slot_pool = slot_pool
         self._on_room = on_room
         # By priority.
@@ -92,6 +98,7 @@ class Runner:
         # When the last message arrived, on the monotonic clock.
         self.last_message = time.monotonic()
         self._context = context
+        self._early_starts = early_starts
         self._attempts: dict[str, JobAttempt] = {}
         self._pauses: set[PauseReason] = set()
         self._messages = 0
@@ -176,7 +183,11 @@ class Runner:
         self.last_message = arrived_at = time.monotonic()
         if self._paused or job_id in self.waiting:
             return None
-        with self._counted(), contextlib.ExitStack() as stack:
+        with self._counted():
+            return await self._run(job_id, priority, arrived_at)
+
+    async def _run(self, job_id: str, priority: int, arrived_at: float) -> JobStatus | None:
+        async with contextlib.AsyncExitStack() as stack:
             with self._waiting(job_id):
                 if not await self._isolation.open():
                     return None
@@ -184,11 +195,19 @@ class Runner:
                 if passage is None:
                     return None
                 stack.callback(passage.close)
+                early = self._start_early(job_id, priority, passage)
+                if early is not None:
+                    stack.push_async_callback(early.discard)
                 job = await self._claim(job_id, arrived_at)
+                if job is None and early is not None:
+                    await early.discard()
                 suspect = await self._queued_suspect(job_id) if job is None and self._isolates else None
             if job is not None:
-                passage.claimed(job.request)
-                with self._registered(self._attempt(job)) as attempt:
+                if early is not None and not await early.adopt(job, self._context):
+                    early = None
+                if early is None:
+                    passage.claimed(job.request)
+                with self._registered(self._attempt(job, early=early)) as attempt:
                     self._preempt_batch_jobs()
                     status = await attempt.run()
                     passage.settle(attempt.usage, attempt.resumed_after)
@@ -365,8 +384,20 @@ class Runner:
     def _urgent_running(self) -> bool:
         return any(not is_batch(attempt.job.priority) for attempt in self._attempts.values())
 
-    def _attempt(self, job: Job, on_cleared: Callable[[], None] = lambda: None) -> JobAttempt:
-        return JobAttempt(job, self._context, self._judge, on_cleared, self._handed_over)
+    def _start_early(self, job_id: str, priority: int, passage: Passage) -> EarlyStart | None:
+        """Start a job before it is claimed, if there is a free slot for it that no suspect waits for."""
+        if self._early_starts is None or not self._context.starts_early or is_batch(priority):
+            return None
+        if self._isolation.closed or self._waiting_suspects or self._context.engine.dead:
+            return None
+        if len(self._attempts) + self._claiming.total() >= self.slot_pool.slots:
+            return None
+        return self._early_starts.begin(job_id, self._context, passage)
+
+    def _attempt(
+        self, job: Job, on_cleared: Callable[[], None] = lambda: None, early: EarlyStart | None = None
+    ) -> JobAttempt:
+        return JobAttempt(job, self._context, self._judge, on_cleared, self._handed_over, early)
 
     def _handed_over(self, attempt: JobAttempt, earlier_id: str) -> None:
         """An attempt runs another job now."""
@@ -399,6 +430,8 @@ class Runner:
             self._claiming -= Counter([job_id])
             self._isolation.changed()
         if job is not None:
+            if self._early_starts is not None:
+                self._early_starts.learn(job)
             self.last_claimed[job.priority] = LastClaim(job.id, arrived_at)
         return job
 

@@ -47,3 +47,6 @@ class WorkerMetrics(Collector):
             (metrics.engine_prefix_cache_hit_tokens, "hit_tokens"),
         ):
             yield gauge.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())
+        drafts = stats.drafts
+        yield metrics.engine_drafted_tokens.family([(self._labels, drafts.drafted_tokens)] if drafts else ())
+        yield metrics.engine_accepted_tokens.family([(self._labels, drafts.accepted_tokens)] if drafts else ())

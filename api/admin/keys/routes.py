@@ -1,4 +1,4 @@
-"""`/v1/api_keys` and `/v1/projects`: create, rotate, revoke, list."""
+"""`/v1/api_keys` and `/v1/projects`: create, change, rotate, revoke, list."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from api.admin.keys.schemas import (
     ApiKeyCreated,
     ApiKeyList,
     ApiKeyRotate,
+    ApiKeyUpdate,
     ApiKeyView,
     ProjectCreate,
     ProjectList,
+    ProjectUpdate,
     ProjectView,
 )
 from api.admin.keys.service import KeyService
@@ -58,6 +60,22 @@ async def create_key(body: ApiKeyCreate, principal: AdminPrincipal, keys: Keys) 
     return _with_secret(*await keys.create(principal, body))
 
 
+@router.patch(
+    "/api_keys/{key_id}",
+    responses={
+        **ADMIN_ERRORS,
+        **NOT_FOUND,
+        **_conflict("The key is not valid any more, or would take the admin scope from itself."),
+    },
+)
+async def change_key(key_id: str, body: ApiKeyUpdate, principal: AdminPrincipal, keys: Keys) -> ApiKeyView:
+    """Change a key: only what the body names. Effective within `HEADRACE_KEY_CACHE_S` seconds.
+
+    Queued and running jobs are not changed. Streams that a key could open by a scope which it loses are closed.
+    """
+    return ApiKeyView.of(await keys.change(principal, key_id, body))
+
+
 @router.post(
     "/api_keys/{key_id}/rotate",
     responses={**ADMIN_ERRORS, **NOT_FOUND, **_conflict("The key is not valid any more."), 200: READ},
@@ -86,3 +104,9 @@ async def list_projects(_: AdminPrincipal, keys: Keys, limit: Limit = 20, after:
 async def create_project(body: ProjectCreate, _: AdminPrincipal, keys: Keys) -> ProjectView:
     """Create a project without keys."""
     return ProjectView.of(await keys.create_project(body))
+
+
+@router.patch("/projects/{name:path}", responses={**ADMIN_ERRORS, **NOT_FOUND})
+async def change_project(name: str, body: ProjectUpdate, principal: AdminPrincipal, keys: Keys) -> ProjectView:
+    """Change a project: only what the body names. Effective within `HEADRACE_KEY_CACHE_S` seconds."""
+    return ProjectView.of(await keys.change_project(principal, name, body))

@@ -8,13 +8,21 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.pagination import PageView
+from api.keys.changes import MAX_NAME, NAME, NEVER, KeyChanges, changed_options
 from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
 from api.keys.store import ApiKey, Project
-from shared.domain.answer_options import CacheOptions, ContextOptions, KeyOptions, TokenLimits
+from shared.domain.answer_options import (
+    MAX_CACHE_TTL_S,
+    NO_KEY_OPTIONS,
+    CacheOptions,
+    ContextOptions,
+    KeyOptions,
+    TokenLimits,
+)
 from shared.domain.priorities import MAX_PRIORITY
 
-# As for `python -m api.keys`: a name of a key or of a project is one line of text, and a tier is a word.
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=rf"^{NAME}$")]
+# As for `python -m api.keys`, a tier is a word.
 Tier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 MAX_S = 10 * 365 * 24 * 3600
 DEFAULT_OVERLAP_S = 24 * 3600
@@ -62,6 +70,85 @@ class ApiKeyCreate(BaseModel):
         DEFAULT_PRIORITY_FLOOR, ge=0, le=MAX_PRIORITY, description="The most urgent priority that its jobs may have."
     )
     options: KeyOptionsBody | None = None
+
+
+class CacheChanges(BaseModel):
+    """Changes of the options of the response cache. Null: the default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ttl: Annotated[int, Field(ge=1, le=MAX_CACHE_TTL_S)] | None = None
+    scope: Literal["project", "key", "user"] | None = None
+
+
+class ContextChanges(BaseModel):
+    """Changes of how conversations that outgrow the context are handled. Null: the default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    strategy: Literal["error", "sliding_window", "summarize"] | None = None
+    model: Annotated[str, Field(min_length=1)] | None = None
+    trigger: Annotated[float, Field(gt=0, le=1)] | None = None
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    trigger_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class TokenLimitsChanges(BaseModel):
+    """Changes of limits of tokens. Null: no limit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    default_output: Annotated[int, Field(ge=1)] | None = None
+    max_output: Annotated[int, Field(ge=1)] | None = None
+    max_input: Annotated[int, Field(ge=1)] | None = None
+    on_exceed: Literal["clamp", "reject"] | None = None
+
+
+class KeyOptionsChanges(BaseModel):
+    """Changes of a key's options. What is absent remains as it is; null removes a group, or a member of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cache: CacheChanges | None = Field(None, description="Replaces `no_cache`; `{}` turns the cache on.")
+    no_cache: bool | None = Field(None, description="If true, replaces `cache`.")
+    context: ContextChanges | None = None
+    token_limits: TokenLimitsChanges | None = None
+
+
+class ApiKeyUpdate(BaseModel):
+    """Changes of a key: a JSON Merge Patch (RFC 7396). What is absent remains as it is."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"priority_floor": 0, "options": {"token_limits": {"max_output": 1000, "on_exceed": "clamp"}}}]
+        },
+    )
+
+    # The defaults stand for absent fields, which cannot be null; they are never read.
+    name: Name = Field(default_factory=str)
+    scopes: list[Scope] = Field(default_factory=list, min_length=1, description="Replace the key's scopes.")
+    expires_in_s: float | None = Field(
+        None, gt=0, le=MAX_S, description="Seconds from now until the key expires; null: it does not."
+    )
+    priority_floor: int = Field(
+        default_factory=int, ge=0, le=MAX_PRIORITY, description="The most urgent priority that its jobs may have."
+    )
+    options: KeyOptionsChanges | None = Field(None, description="Null removes all options.")
+
+    def changes(self) -> KeyChanges:
+        """The changes of the key's row."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        if given.get("expires_in_s", NEVER) is None:
+            given["expires_in_s"] = NEVER
+        if "options" in given:
+            given["options"] = self._changed_options
+        return KeyChanges(**given)
+
+    def _changed_options(self, options: KeyOptions) -> KeyOptions:
+        if self.options is None:
+            return NO_KEY_OPTIONS
+        return changed_options(options, self.options.model_dump(exclude_unset=True))
 
 
 class ApiKeyRotate(BaseModel):
@@ -114,6 +201,14 @@ class ProjectCreate(BaseModel):
 
     name: Name
     tier: Tier | None = Field(None, description="A class of service, for the rules of routes.")
+
+
+class ProjectUpdate(BaseModel):
+    """Changes of a project: a JSON Merge Patch (RFC 7396). What is absent remains as it is."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tier": "free"}]})
+
+    tier: Tier | None = Field(None, description="A class of service, for the rules of routes. Null: none.")
 
 
 class ProjectView(BaseModel):

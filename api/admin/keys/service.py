@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from api.admin.keys.schemas import ApiKeyCreate, ApiKeyRotate, ProjectCreate
+from api.admin.keys.schemas import ApiKeyCreate, ApiKeyRotate, ApiKeyUpdate, ProjectCreate, ProjectUpdate
 from api.http.pagination import Page, fetch_page
-from api.keys.principal import Principal
+from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKey, ApiKeyStore, Project, ProjectExists, generate_key, parse_id
 from shared.domain.answer_options import NO_KEY_OPTIONS
 from shared.domain.errors import Conflict, InvalidRequest, NotFound
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class KeyService:
-    """Creates, rotates, revokes and lists keys; creates and lists projects."""
+    """Creates, changes, rotates, revokes and lists keys; creates, changes and lists projects."""
 
     def __init__(self, store: ApiKeyStore) -> None:
         self._store = store
@@ -76,6 +76,23 @@ class KeyService:
         logger.warning("key=%s replaced by %s, by key_%d", key_id, created, principal.key_id)
         return await self._key(created), secret
 
+    async def change(self, principal: Principal, key_id: str, body: ApiKeyUpdate) -> ApiKey:
+        """Change a key; return it. Requests with the key follow within `HEADRACE_KEY_CACHE_S` seconds.
+
+        Raises:
+            NotFound: there is no such key.
+            Conflict: the key was revoked or has expired, or would take the admin scope from the request's own key.
+            InvalidRequest: the changed options contradict each other.
+        """
+        key, changes = await self._key(key_id), body.changes()
+        if _number(key.id) == principal.key_id and changes.scopes is not None and Scope.ADMIN not in changes.scopes:
+            raise Conflict("scopes: a key cannot take the admin scope from itself; use another one.")
+        if not await self._store.change(_number(key.id), changes):
+            raise Conflict(f"key_id: the key {key_id} is not valid any more.")
+        if names := changes.names():
+            logger.warning("key=%s changed by key_%d: %s", key_id, principal.key_id, ", ".join(names))
+        return await self._key(key_id)
+
     async def revoke(self, principal: Principal, key_id: str) -> ApiKey:
         """Revoke a key; return it. It is refused within `HEADRACE_KEY_CACHE_S` seconds.
 
@@ -109,6 +126,27 @@ class KeyService:
             return await self._store.create_project(body.name, body.tier)
         except ProjectExists:
             raise Conflict(f"name: the project {body.name!r} exists.") from None
+
+    async def project(self, name: str) -> Project:
+        """Return a project.
+
+        Raises:
+            NotFound: there is no project with this name.
+        """
+        project = await self._store.project(name)
+        if project is None:
+            raise NotFound(f"There is no project {name[:64]!r}.", param="name", code="project_not_found")
+        return project
+
+    async def change_project(self, principal: Principal, name: str, body: ProjectUpdate) -> Project:
+        """Change a project; return it.
+
+        Raises:
+            NotFound: as `project`.
+        """
+        if "tier" in body.model_fields_set and await self._store.set_tier(name, body.tier):
+            logger.warning("project=%s tier=%s changed by key_%d", name, body.tier, principal.key_id)
+        return await self.project(name)
 
     async def _key(self, key_id: str) -> ApiKey:
         number = parse_id(key_id)

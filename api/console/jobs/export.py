@@ -11,7 +11,7 @@ import orjson
 
 from api.console.jobs.conditions import Conditions
 from api.console.jobs.service import ConsoleJobs
-from api.console.session_store import KeyNames
+from api.console.key_names import KeyNames
 from api.jobs.schemas import summary_view
 from api.jobs.search_store import JobPage
 from api.keys.store import format_id

@@ -124,6 +124,7 @@ async def jobs_page(
         ranges=view.ranges(audience.conditions),
         chips=view.chips(audience.conditions),
         models=sorted({*registry.models, *filter(None, [audience.conditions.model])}),
+        max_selected=MAX_SELECTED,
         is_live=after is None and not page.partial and not problems,
     )
 
@@ -165,7 +166,9 @@ async def change_selected(
     back: Annotated[str, Form()] = "jobs",
 ) -> Response:
     """Cancel or replay the selected jobs: a result for each."""
-    selected = (job or [])[:MAX_SELECTED]
+    selected = job or []
+    if len(selected) > MAX_SELECTED:
+        raise InvalidRequest(f"At most {MAX_SELECTED} jobs can be changed at once.")
     results = await jobs.apply(viewer, action, selected)
     if "hx-request" in request.headers:
         return fragment_response("jobs/results.html", results=results, action=action.value)

@@ -13,8 +13,7 @@ from typing import TypeVar
 from redis.exceptions import RedisError
 
 from api.console.jobs.conditions import Conditions
-from api.console.jobs.store import KeyNamesStore
-from api.console.session_store import KeyNames
+from api.console.key_names import KeyNames, KeyNamesStore
 from api.console.viewer import Viewer
 from api.jobs.replay import Replays
 from api.jobs.search import JobSearch
@@ -26,7 +25,7 @@ from shared.domain.events import Event
 from shared.domain.job import Job, JobStatus, JobSummary, is_job_id
 from shared.postgres.job_store import JobStore
 from shared.redis.event_log import EventLog
-from shared.redis.log_flushes import Flush
+from shared.redis.log_flushes import Flush, FlushReader
 from shared.runtime.outages import is_outage
 
 logger = logging.getLogger(__name__)
@@ -97,10 +96,10 @@ class ConsoleJobs:
         """The names of the keys that submitted jobs, and of their projects, by the number of the key."""
         return await self._names.names(job.owner.key_id for job in jobs)
 
-    async def flushes(self, job_id: str) -> Sequence[Flush]:
-        """When a job's output was written, as long as that is known."""
+    async def flushes(self, job_id: str, found: FlushReader | None = None) -> Sequence[Flush]:
+        """When a job's output was written, as long as that is known. `found`: see `EventLog.flushes`."""
         try:
-            return await self._logs.flushes(job_id)
+            return await self._logs.flushes(job_id, found)
         except (RedisError, OSError):
             return ()
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from api.console.filters import duration
 from api.console.jobs.conditions import RANGES, Conditions
-from api.console.session_store import KeyNames
+from api.console.key_names import KeyNames
 from shared.domain.job import JobStatus, JobSummary
 from shared.domain.priorities import BATCH_PRIORITY
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,7 +13,16 @@ from api.admin.keys.service import KeyService
 from api.console.actions import Form, dialog_response, read_form, redirect
 from api.console.cookies import hand_over_secret, remove_secret, take_secret
 from api.console.keys.store import KeyPagesStore
-from api.console.keys.view import FormInvalid, key_line, key_to_create, project_to_create, rotation
+from api.console.keys.view import (
+    FormInvalid,
+    form_of,
+    key_line,
+    key_to_change,
+    key_to_create,
+    project_to_change,
+    project_to_create,
+    rotation,
+)
 from api.console.page import Page
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer
@@ -21,7 +31,7 @@ from api.http.pagination import After
 from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
 from api.keys.store import ApiKey, format_id
 from shared.config.models.loader import Registry
-from shared.domain.errors import Conflict
+from shared.domain.errors import Conflict, InvalidRequest, UnreadableRow
 
 PER_PAGE = 50
 MAX_NAME = 1000
@@ -89,6 +99,35 @@ async def created_page(request: Request, store: Store, key: Name, old: Name = ""
     if secret is not None:
         remove_secret(response, request.headers, shown.id)
     return response
+
+
+@router.get("/change")
+async def change_key_page(request: Request, store: Store, registry: CurrentRegistry, key: Name) -> Response:
+    """The form that changes a key."""
+    found = await store.key(key)
+    if found.options is None:
+        raise UnreadableRow("API key", found.id, "its form cannot be shown")
+    return _change_form(request, registry, found, form_of(found, found.options))
+
+
+@router.post("/change")
+async def change_key(
+    request: Request, viewer: CurrentViewer, keys: Keys, store: Store, registry: CurrentRegistry
+) -> Response:
+    """Change a key."""
+    form = await read_form(request)
+    key = await store.key(form["key"])
+    try:
+        body = key_to_change(form, is_own=key.id == format_id(viewer.principal.key_id))
+        await keys.change(viewer.principal, key.id, body)
+    except FormInvalid as error:
+        return _change_form(request, registry, key, form.with_errors(error.errors), 422)
+    except InvalidRequest as error:
+        param = error.param or "name"
+        message = error.message.removeprefix(f"{param}: ")
+        errors = {param: f"{message[:1].upper()}{message[1:]}."}
+        return _change_form(request, registry, key, form.with_errors(errors), 422)
+    return redirect(request, "keys")
 
 
 @router.get("/rotate")
@@ -159,22 +198,22 @@ async def create_project(request: Request, keys: Keys) -> Response:
 
 
 @router.get("/projects/tier")
-async def ask_for_tier(request: Request, store: Store, project: Name) -> Response:
+async def ask_for_tier(request: Request, keys: Keys, project: Name) -> Response:
     """The form for a project's tier."""
-    tier = await store.tier(project)
+    tier = (await keys.project(project)).tier
     return dialog_response(request, "keys/tier.html", project=project, form=Form({"tier": tier or ""}))
 
 
 @router.post("/projects/tier")
-async def set_tier(request: Request, viewer: CurrentViewer, store: Store) -> Response:
+async def set_tier(request: Request, viewer: CurrentViewer, keys: Keys) -> Response:
     """Change the tier of a project."""
     form = await read_form(request)
     try:
-        body = project_to_create(Form({"name": form["project"], "tier": form["tier"]}, errors=form.errors))
+        body = project_to_change(form)
     except FormInvalid as error:
         form = form.with_errors(error.errors)
         return dialog_response(request, "keys/tier.html", 422, project=form["project"], form=form)
-    await store.set_tier(viewer.principal, body.name, body.tier)
+    await keys.change_project(viewer.principal, form["project"], body)
     return redirect(request, "keys/projects")
 
 
@@ -183,9 +222,19 @@ async def _key_form(
 ) -> Response:
     values: dict[str, Any] = {
         "projects": await store.project_names(SUGGESTED),
-        "model_choices": [(name, name) for name in registry.models],
+        "model_choices": _model_choices(registry.models),
     }
     return page_response(request.scope, "keys/new.html", status, form=form, **values)
+
+
+def _change_form(request: Request, registry: Registry, key: ApiKey, form: Form, status: int = 200) -> Response:
+    # A model that is not declared any more must not be lost by saving something else.
+    choices = _model_choices(dict.fromkeys([*registry.models, *filter(None, [form["options.context.model"]])]))
+    return page_response(request.scope, "keys/change.html", status, key=key, form=form, model_choices=choices)
+
+
+def _model_choices(names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(name, name) for name in names]
 
 
 def _created(request: Request, key: ApiKey, secret: str, old: ApiKey | None = None) -> Response:

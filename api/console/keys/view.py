@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from api.admin.keys.schemas import ApiKeyCreate, ApiKeyRotate, ProjectCreate
+from api.admin.keys.schemas import ApiKeyCreate, ApiKeyRotate, ApiKeyUpdate, ProjectCreate, ProjectUpdate
 from api.console.actions import Form, errors_of
 from api.console.overview.view import Badge
 from api.keys.option_arguments import describe
-from api.keys.principal import DEFAULT_PRIORITY_FLOOR
+from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
 from api.keys.store import ApiKey
 from shared.config.durations import seconds_of
+from shared.domain.answer_options import KeyOptions
 from shared.domain.priorities import MAX_PRIORITY
 
 M = TypeVar("M", bound=BaseModel)
@@ -23,7 +24,9 @@ T = TypeVar("T")
 
 # A key that expires sooner is marked.
 SOON = timedelta(days=7)
-_UNITS = ("s", "m", "h", "d")
+_SIZES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+_UNITS = tuple(unit for unit, _ in _SIZES)
+NEVER = "never"
 _TOKENS = "Must be a number of tokens, at least 1."
 
 
@@ -92,7 +95,7 @@ class FormInvalid(Exception):
         self.errors = errors
 
 
-CREATE_FIELDS = (
+FIELDS = (
     "name",
     "project",
     "scopes",
@@ -120,28 +123,10 @@ def key_to_create(form: Form) -> ApiKeyCreate:
         FormInvalid: a field has no valid value.
     """
     reader = _Reader(form)
-    given = {
-        name: reader.tokens(f"options.token_limits.{name}") for name in ("max_output", "max_input", "default_output")
-    }
-    limits: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if "max_output" in limits:
-        limits["on_exceed"] = form["options.token_limits.on_exceed"] or "reject"
-    options: dict[str, Any] = {"token_limits": limits or None, "no_cache": form["cache"] == "off"}
-    if form["cache"] == "on":
-        ttl = reader.duration("options.cache.ttl")
-        options["cache"] = {"scope": form["options.cache.scope"] or "project"}
-        options["cache"] |= {} if ttl is None else {"ttl": int(ttl)}
-    if form["options.context.strategy"]:
-        options["context"] = {"strategy": form["options.context.strategy"]} | {
-            name: value
-            for name, value in (
-                ("model", form["options.context.model"] or None),
-                ("trigger", reader.share("options.context.trigger")),
-                ("target", reader.share("options.context.target")),
-                ("trigger_tokens", reader.tokens("options.context.trigger_tokens")),
-            )
-            if value is not None
-        }
+    options = _options(form, reader)
+    for name in ("token_limits", "cache", "context"):
+        given = {field: value for field, value in (options[name] or {}).items() if value is not None}
+        options[name] = given or None
     values = {
         "name": form["name"],
         "project": form["project"] or None,
@@ -150,7 +135,78 @@ def key_to_create(form: Form) -> ApiKeyCreate:
         "priority_floor": form["priority_floor"] or DEFAULT_PRIORITY_FLOOR,
         "options": options,
     }
-    return reader.build(ApiKeyCreate, values, CREATE_FIELDS)
+    return reader.build(ApiKeyCreate, values, FIELDS)
+
+
+def key_to_change(form: Form, *, is_own: bool) -> ApiKeyUpdate:
+    """How a form changes a key. `is_own`: the session is of it, and has to keep the right to show this page.
+
+    Raises:
+        FormInvalid: a field has no valid value.
+    """
+    reader = _Reader(form)
+    values: dict[str, Any] = {
+        "name": form["name"],
+        "scopes": list(form.all("scopes")),
+        "priority_floor": form["priority_floor"],
+        "options": _options(form, reader),
+    }
+    if form["expires_in_s"]:
+        values["expires_in_s"] = None if form["expires_in_s"] == NEVER else reader.duration("expires_in_s")
+    body = reader.build(ApiKeyUpdate, values, FIELDS)
+    if is_own and Scope.ADMIN not in body.scopes:
+        raise FormInvalid({"scopes": "This session is of the key, which has to keep the scope admin."})
+    return body
+
+
+def _options(form: Form, reader: _Reader) -> dict[str, Any]:
+    """All options that a form has; None: it has none for this."""
+    limits: dict[str, Any] = {
+        name: reader.tokens(f"options.token_limits.{name}") for name in ("max_output", "max_input", "default_output")
+    }
+    if limits["max_output"] is not None:
+        limits["on_exceed"] = form["options.token_limits.on_exceed"] or "reject"
+    options: dict[str, Any] = {"token_limits": limits, "no_cache": form["cache"] == "off", "cache": None}
+    if form["cache"] == "on":
+        ttl = reader.duration("options.cache.ttl")
+        scope = form["options.cache.scope"] or "project"
+        options["cache"] = {"ttl": None if ttl is None else int(ttl), "scope": scope}
+    options["context"] = None
+    if form["options.context.strategy"]:
+        options["context"] = {
+            "strategy": form["options.context.strategy"],
+            "model": form["options.context.model"] or None,
+            "trigger": reader.share("options.context.trigger"),
+            "target": reader.share("options.context.target"),
+            "trigger_tokens": reader.tokens("options.context.trigger_tokens"),
+        }
+    return options
+
+
+def form_of(key: ApiKey, options: KeyOptions) -> Form:
+    """The form that changes a key, with the values that the key has. Those that are the default are left empty."""
+    values: dict[str, Any] = {"name": key.name, "priority_floor": key.priority_floor}
+    groups: dict[str, BaseModel | None] = {
+        "token_limits": options.token_limits,
+        "cache": options.cache,
+        "context": options.context,
+    }
+    for group, model in groups.items():
+        for name, value in () if model is None else model:
+            is_default = value == type(model).model_fields[name].default and name != "strategy"
+            values[f"options.{group}.{name}"] = "" if value is None or is_default else value
+    if options.cache is not None:
+        values["cache"] = "on"
+        values["options.cache.ttl"] = _duration(options.cache.ttl)
+    elif options.no_cache:
+        values["cache"] = "off"
+    return Form({name: str(value) for name, value in values.items()}, {"scopes": [scope.value for scope in key.scopes]})
+
+
+def _duration(seconds: int) -> str:
+    """Seconds as a form takes them: `1h`."""
+    unit, size = next((unit, size) for unit, size in _SIZES if seconds % size == 0)
+    return f"{seconds // size}{unit}"
 
 
 def rotation(form: Form, *, is_own: bool) -> ApiKeyRotate:
@@ -176,6 +232,15 @@ def project_to_create(form: Form) -> ProjectCreate:
     """
     values = {"name": form["name"], "tier": form["tier"] or None}
     return _Reader(form).build(ProjectCreate, values, ("name", "tier"))
+
+
+def project_to_change(form: Form) -> ProjectUpdate:
+    """How a form changes a project.
+
+    Raises:
+        FormInvalid: a field has no valid value.
+    """
+    return _Reader(form).build(ProjectUpdate, {"tier": form["tier"] or None}, ("tier",))
 
 
 _MESSAGES = {

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from api.console.data.histogram import Percentiles
 from api.console.data.overview import Charts, Live
@@ -36,21 +36,37 @@ class Snapshot:
 
 
 class _Cached(Generic[T]):
-    """A value that is read again when it is older than `ttl_s`, once for all who ask at the same time."""
+    """A value that is read again when it is older than `ttl_s`, once for all who ask at the same time: they share the
+    attempt, and its failure too, so that a database that hangs costs each of them one timeout."""
 
     def __init__(self, read: Callable[[], Awaitable[T]], ttl_s: float) -> None:
         self._read = read
         self._ttl_s = ttl_s
         self._value: T | None = None
         self._read_at = float("-inf")
-        self._lock = asyncio.Lock()
+        self._reading: asyncio.Task[T] | None = None
 
     async def get(self) -> T:
-        async with self._lock:
-            if self._value is None or time.monotonic() - self._read_at >= self._ttl_s:
-                self._value = await self._read()
-                self._read_at = time.monotonic()
+        if self._value is not None and time.monotonic() - self._read_at < self._ttl_s:
             return self._value
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_now(), name="console-overview-read")
+            self._reading.add_done_callback(_retrieve_error)
+        return await asyncio.shield(self._reading)  # a reader that leaves must not end the attempt of the others
+
+    async def _read_now(self) -> T:
+        try:
+            self._value = value = await self._read()
+            self._read_at = time.monotonic()
+            return value
+        finally:
+            self._reading = None
+
+
+def _retrieve_error(reading: asyncio.Task[Any]) -> None:
+    """Mark the error of an attempt as handled, though all who waited for it may have left."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 class Snapshots:

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from api.console.code import code_of
 from api.console.jobs.service import ConsoleJobs
 from api.console.page import Page
 from api.console.playground.models import Choice, choices
+from api.console.playground.preview import SIDES, PreviewRequest, TokenCounter
 from api.console.playground.request import request_body
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer
 from api.http.dependencies import CurrentRegistry, resource
 from api.http.json_body import CurrentBodyWork, JsonRoute
+from api.http.members import MemberReader
 from api.jobs.dependencies import CurrentAdmission, CurrentContextWindow
-from api.jobs.schemas import JobCreate
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Scope
-from shared.domain.new_job import NewJob
-from shared.domain.request import GenerateRequest
-
-SIDES = 2
 
 router = APIRouter(route_class=JsonRoute)
-
-
-class CodeRequest(BaseModel):
-    """The body of a job, and the headers to send with it."""
-
-    body: dict[str, Any]
-    headers: dict[str, str] = Field(default_factory=dict)
 
 
 @router.get("")
@@ -66,30 +55,22 @@ async def playground_page(
     )
 
 
-@router.post("/tokens")
-async def count_tokens(
-    body: JobCreate,
+@router.post("/preview")
+async def preview(
+    body: PreviewRequest,
     principal: CurrentPrincipal,
     admission: CurrentAdmission,
     context: CurrentContextWindow,
+    members: Annotated[MemberReader, Depends(resource(MemberReader))],
     work: CurrentBodyWork,
 ) -> Response:
-    """The tokens of the prompt of a job that is still being written. No job is created, unlike by `count_tokens`."""
-    generate: GenerateRequest = await work.run(body.generate_request)
-    new = NewJob(owner=principal.owner, model=body.model, priority=body.priority, request=generate, metadata={})
-    model = await admission.model_of(principal, new)
-    tokens = await admission.count_tokens(model, generate, principal.project_id)
-    if tokens is None:  # only the engine can count, and it has other things to do than to count as people type
-        tokens = context.estimate(model, generate, principal.project_id)
-    return JSONResponse(
-        {"tokens": tokens.number, "estimated": tokens.estimated, "model": model, "limit": context.length(model)}
-    )
-
-
-@router.post("/code")
-async def code(body: CodeRequest, _: CurrentPrincipal) -> Response:
-    """The code of a request in three languages."""
-    return JSONResponse(asdict(code_of(body.body, body.headers)))
+    """The tokens of the prompt of a request that is still being written, and its code. No job is created."""
+    counter = TokenCounter(principal, admission=admission, context=context, members=members, work=work)
+    bodies = body.bodies()
+    counts = [await counter.count(one) for one in bodies]
+    shown = bodies[min(body.shown, len(bodies) - 1)]
+    code = await work.run(code_of, shown, body.headers)
+    return JSONResponse({"counts": [count and asdict(count) for count in counts], "code": asdict(code)})
 
 
 PAGE = Page(path="playground", title="Playground", router=router, key="p", scope=Scope.INFERENCE)

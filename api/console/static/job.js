@@ -9,7 +9,7 @@ let cursor = 0;
 let choices = new Map();
 
 // While all is well, the page itself shows that it is live.
-function show(state, name, why = "") {
+function show(state, name, why) {
   live.dataset.state = state;
   live.hidden = state === "live" || state === "ended";
   live.title = why;
@@ -105,7 +105,8 @@ function onPosition(event) {
 
 async function onPart(event) {
   const { name, html } = JSON.parse(event.data);
-  await replacePart(name, html);
+  // The whole answer takes the place of the one that has grown: comparing a long one part by part would take seconds.
+  await replacePart(name, html, { swap: name === "answer" ? "innerHTML" : "innerMorph" });
   if (name === "status") {
     const cancel = document.getElementById("cancel");
     if (cancel) cancel.hidden = !document.querySelector("[data-can-cancel]");
@@ -122,7 +123,7 @@ if (live) {
     part: onPart,
     end: () => {
       stream.end();
-      show("ended", "");
+      show("ended", "", "");
     },
   };
   const stream = new LiveStream(address, listeners, show);

@@ -4,26 +4,51 @@ import { connectLive } from "./live.js";
 
 const form = document.getElementById("selection");
 const count = document.getElementById("selection-count");
+const kept = document.getElementById("selection-kept");
+const clear = document.getElementById("selection-clear");
+const most = Number(form.dataset.most);
 const idle = count?.textContent;
 const selected = new Set();
 
-const boxes = () => [...form.querySelectorAll('input[name="job"]')];
+const boxes = () => [...form.querySelectorAll('input[type="checkbox"][name="job"]')];
 
+// Jobs stay selected when newer ones push them off the page: the form sends them as hidden fields.
 function show() {
   const present = boxes();
-  const ids = new Set(present.map((box) => box.value));
-  for (const id of selected) if (!ids.has(id)) selected.delete(id);
   for (const box of present) {
     box.checked = selected.has(box.value);
     box.closest("tr").toggleAttribute("data-selected", box.checked);
   }
+  const here = present.filter((box) => box.checked).length;
   const all = form.querySelector("[data-pick-all]");
   if (all) {
-    all.checked = selected.size > 0 && selected.size === present.length;
-    all.indeterminate = selected.size > 0 && selected.size < present.length;
+    all.checked = here > 0 && here === present.length;
+    all.indeterminate = here > 0 && here < present.length;
   }
-  for (const button of form.querySelectorAll("[data-needs-selection]")) button.disabled = selected.size === 0;
-  if (count) count.textContent = selected.size ? `${selected.size} selected` : idle;
+  if (!count) return;
+  const shown = new Set(present.map((box) => box.value));
+  const away = [...selected].filter((id) => !shown.has(id));
+  kept.replaceChildren(...away.map(hidden));
+  count.textContent = selected.size ? describe(away.length) : idle;
+  clear.hidden = selected.size === 0;
+  for (const button of form.querySelectorAll("[data-needs-selection]")) {
+    button.disabled = selected.size === 0 || selected.size > most;
+  }
+}
+
+function describe(away) {
+  const parts = [`${selected.size} selected`];
+  if (away) parts.push(`${away} no longer on this page`);
+  if (selected.size > most) parts.push(`at most ${most} at once`);
+  return parts.join(", ");
+}
+
+function hidden(id) {
+  const field = document.createElement("input");
+  field.type = "hidden";
+  field.name = "job";
+  field.value = id;
+  return field;
 }
 
 form.addEventListener("change", (event) => {
@@ -33,6 +58,13 @@ form.addEventListener("change", (event) => {
     pick(event.target.value, event.target.checked);
   } else return;
   show();
+});
+
+clear?.addEventListener("click", () => {
+  selected.clear();
+  show();
+  announce(idle);
+  form.querySelector("[data-pick-all]")?.focus(); // the button is gone
 });
 
 // After a click, the keyboard goes on from the row.

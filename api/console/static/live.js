@@ -1,6 +1,6 @@
 // Keeps the parts of a page up to date over server-sent events, while the page is visible.
 import { announce } from "./console.js";
-import { localizeTimes } from "./times.js";
+import { clock, localizeTimes } from "./times.js";
 
 const RETRY_MS = [1000, 2000, 5000, 10000];
 // States in which the page is not asked for again, and why.
@@ -19,6 +19,8 @@ export class LiveStream {
   #attempts = 0;
   #timer = 0;
   #ended = false;
+  #state = "";
+  #freshAt = new Date(); // when what the page shows was last up to date
 
   constructor(address, listeners, show) {
     this.#address = address;
@@ -49,7 +51,7 @@ export class LiveStream {
     }
     this.#source.addEventListener("error", () => {
       if (this.#ended) return;
-      this.#show("lost", "Reconnecting");
+      this.#report("lost", "Reconnecting", `There is no connection to the server. ${this.#old()}`);
       this.#close();
       this.#timer = setTimeout(() => this.#retry(), RETRY_MS[Math.min(this.#attempts++, RETRY_MS.length - 1)]);
     });
@@ -72,37 +74,53 @@ export class LiveStream {
 
   #onState(state) {
     if (state in ENDED) {
-      const [name, why] = ENDED[state];
       this.end();
-      this.#show(state, name, why);
-      announce(why);
-    } else if (state === "live") this.#show("live", "Live");
-    else this.#show("stale", "Stale");
+      this.#report(state, ...ENDED[state]);
+    } else if (state === "live") {
+      this.#freshAt = new Date();
+      this.#report("live", "Live");
+    } else {
+      const why = `The server cannot read the present state, and tries again by itself. ${this.#old()}`;
+      this.#report("stale", `Not updated since ${clock.format(this.#freshAt)}`, why);
+    }
+  }
+
+  #old() {
+    return `What this page shows is from ${clock.format(this.#freshAt)}.`;
+  }
+
+  // Shows a state when it begins. `why` is said to screen readers too: numbers that stand still look like all others.
+  #report(state, name, why = "") {
+    if (state === this.#state) return;
+    const wasOld = this.#state === "lost" || this.#state === "stale";
+    this.#state = state;
+    this.#show(state, name, why);
+    if (why) announce(why);
+    else if (wasOld) announce("This page is up to date again.");
   }
 }
 
 // `indicator` has the address of the stream in `data-live`, and shows the state. `onPart` is called with each new part.
 export function connectLive(indicator, onPart = () => {}) {
   const text = indicator.querySelector(".live-text");
-  const show = (state, name, why = "") => {
-    if (indicator.dataset.state === state) return;
+  const show = (state, name, why) => {
     indicator.dataset.state = state;
     indicator.title = why;
     text.textContent = name;
   };
   const onEvent = (event) => {
     const { name, html } = JSON.parse(event.data);
-    replacePart(name, html, onPart);
+    replacePart(name, html, { onPart });
   };
   new LiveStream(() => indicator.dataset.live, { part: onEvent }, show);
 }
 
-export async function replacePart(name, html, onPart = () => {}) {
+export async function replacePart(name, html, { swap = "innerMorph", onPart = () => {} } = {}) {
   const part = document.querySelector(`[data-part="${CSS.escape(name)}"]`);
   if (!part) return;
   const template = document.createElement("template");
   template.innerHTML = html;
   localizeTimes(template.content);
-  await htmx.swap({ sourceElement: part, target: part, text: template.innerHTML, swap: "innerMorph" });
+  await htmx.swap({ sourceElement: part, target: part, text: template.innerHTML, swap });
   onPart(part);
 }

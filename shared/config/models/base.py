@@ -120,6 +120,14 @@ class Spec(BaseModel):
         yield from ()
 
     @property
+    def starts_early(self) -> bool:
+        """Whether a worker may pass a new job to the engine before its claim is committed, and abort it otherwise.
+
+        Not if an upstream runs a request on without its connection: an aborted one would have to be cancelled there.
+        """
+        return True
+
+    @property
     def provider(self) -> str | None:
         """The vendor whose opaque parts (signatures, encrypted reasoning) the model reads; None if it reads none."""
         return None

@@ -93,6 +93,11 @@ class Registry:
         specs = [served.models[candidate] for candidate in candidates if candidate in served.models]
         return frozenset().union(*(spec.capabilities.extra_body for spec in specs))
 
+    def starts_early(self, name: str) -> bool:
+        """Whether new jobs of a model may be started before their claims are committed (`Spec.starts_early`)."""
+        spec = self._served.models.get(name)
+        return spec is not None and spec.starts_early
+
     def __contains__(self, name: object) -> bool:
         return name in self._served.models
 

@@ -109,6 +109,10 @@ class OpenAIModel(UpstreamModel):
         return self
 
     @property
+    def starts_early(self) -> bool:
+        return self.api != "responses"
+
+    @property
     def context_source(self) -> str | None:
         options, page = self.options, self.server.length_page
         if page is None or options.max_model_len is not None or not options.detect_max_model_len:

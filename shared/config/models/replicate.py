@@ -129,6 +129,10 @@ class ReplicateModel(UpstreamModel):
         return self
 
     @property
+    def starts_early(self) -> bool:
+        return False
+
+    @property
     def engine_capabilities(self) -> Capabilities:
         inputs = self.options.input
         return Capabilities(

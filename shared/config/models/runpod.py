@@ -77,5 +77,9 @@ class RunpodModel(UpstreamModel):
         return self
 
     @property
+    def starts_early(self) -> bool:
+        return False
+
+    @property
     def engine_capabilities(self) -> Capabilities:
         return _OPENAI_INPUT if self.options.input == "openai" else _VLLM_INPUT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -15,19 +16,37 @@ from shared.config.models.base import PromptTokenizer, RegistryError, Spec, Toke
 from shared.config.models.capabilities import EVERYTHING, Capabilities
 from shared.config.models.operational import Operational
 from shared.config.models.warm_prompts import MAX_WARM_PROMPTS, WarmPrompt
-from shared.domain.field_types import without_effect
+from shared.domain.field_types import contradiction, without_effect
 from shared.domain.structure_size import StructureBounds
 
 DEFAULT_SLOTS = 64
 
 
+_Positive = Annotated[int, Field(ge=1)]
+
+
 class VllmOptions(TypedDict, total=False):
-    """vLLM's `AsyncEngineArgs` by name. Only the options that are also read here are declared; vLLM checks the rest."""
+    """vLLM's `AsyncEngineArgs` by name.
+
+    The structure of the usual options is checked here. What they mean to the installed vLLM is checked by the worker,
+    before it loads the model (`workers.engines.vllm.checks`): the API has no vLLM.
+    """
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
-    max_model_len: Annotated[int, Field(ge=1)] | None
-    max_num_seqs: Annotated[int, Field(ge=1)]
+    max_model_len: _Positive | None
+    max_num_seqs: _Positive
+    max_num_batched_tokens: _Positive | None
+    enforce_eager: bool
+    enable_prefix_caching: bool | None
+    enable_chunked_prefill: bool | None
+    tensor_parallel_size: _Positive
+    pipeline_parallel_size: _Positive
+    kv_cache_memory_bytes: _Positive | None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    quantization: Annotated[str, Field(min_length=1)] | None
+    attention_backend: Annotated[str, Field(min_length=1)] | None
+    speculative_config: dict[str, Any] | None
 
 
 class ChatSettings(BaseModel):
@@ -63,7 +82,16 @@ def _engine_options(options: VllmOptions) -> VllmOptions:
     return options
 
 
-_WITHOUT_BUDGET = replace(EVERYTHING, sampling=EVERYTHING.sampling - {"thinking_token_budget"})
+# Parameters that vLLM does not support together with speculative decoding.
+_NOT_WITH_SPECULATION = frozenset({"min_p", "logit_bias"})
+
+
+@cache
+def _capabilities(*, reasons: bool, speculates: bool) -> Capabilities:
+    unsupported = _NOT_WITH_SPECULATION if speculates else frozenset()
+    if not reasons:
+        unsupported |= {"thinking_token_budget"}
+    return replace(EVERYTHING, sampling=EVERYTHING.sampling - unsupported)
 
 
 class VllmModel(Spec):
@@ -75,6 +103,12 @@ class VllmModel(Spec):
     engine: Literal["vllm"]
     model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
     options: Annotated[VllmOptions, AfterValidator(_engine_options)] = Field(default_factory=VllmOptions)
+    # Marked because `fingerprint` counts the option that it stands for instead.
+    start: Operational[Literal["fast", "compiled"] | None] = Field(
+        None,
+        description="`fast`: the model runs as it is (`enforce_eager`). `compiled`: it is compiled first, which takes"
+        " longer to start and generates faster. What was compiled is kept for later starts.",
+    )
     chat: ChatSettings = Field(default_factory=ChatSettings)
     structured_outputs: Operational[StructureBounds] = Field(default_factory=StructureBounds)
     warm_prompts: Operational[list[WarmPrompt]] = Field(
@@ -94,12 +128,21 @@ class VllmModel(Spec):
             raise without_effect("warm_prompts_timeout_s", "without warm_prompts")
         return self
 
+    @model_validator(mode="after")
+    def _starts_in_one_way(self) -> Self:
+        if self.start is None:
+            return self
+        if "enforce_eager" in self.options:
+            raise contradiction("start", "is another word for options.enforce_eager; keep one of them")
+        if self.start == "fast" and self.options.get("compilation_config") is not None:
+            raise without_effect("options.compilation_config", "with start: fast")
+        return self
+
     @property
     def capabilities(self) -> Capabilities:
-        """A thinking budget needs to know where the reasoning ends."""
-        if self.chat.reasoning_parser is not None or self.options.get("reasoning_config") is not None:
-            return EVERYTHING
-        return _WITHOUT_BUDGET
+        """A thinking budget needs to know where the reasoning ends, and speculation rules out some parameters."""
+        reasons = self.chat.reasoning_parser is not None or self.options.get("reasoning_config") is not None
+        return _capabilities(reasons=reasons, speculates=self.options.get("speculative_config") is not None)
 
     @property
     def structure_bounds(self) -> StructureBounds:
@@ -117,6 +160,14 @@ class VllmModel(Spec):
     def with_dtype(self, dtype: str) -> VllmModel:
         """The same model with its dtype named: the fingerprint includes the dtype that a worker uses."""
         return self.model_copy(update={"options": {**self.options, "dtype": dtype}})
+
+    @property
+    def fingerprint(self) -> str:
+        """As of all models, with the option that `start` stands for: compiled code rounds differently."""
+        if self.start is None:
+            return super().fingerprint
+        eager: VllmOptions = {"enforce_eager": True} if self.start == "fast" else {}
+        return self.model_copy(update={"start": None, "options": {**self.options, **eager}}).fingerprint
 
     @property
     def bundled_model(self) -> str | None:

@@ -69,6 +69,13 @@ class JobMetrics:
             API,
             WORKER,
         )
+        self.early_starts = new.counter(
+            "headrace_early_starts_total",
+            "New jobs that a worker passed to its engine before their claims were committed. `discarded`: the claim was"
+            " lost, and the work was thrown away.",
+            (MODEL, Label("outcome", ("kept", "discarded"))),
+            WORKER,
+        )
         self.jobs_deferred = new.counter(
             "headrace_jobs_deferred_total",
             "Times a job was put back into the queue because its upstream was busy.",

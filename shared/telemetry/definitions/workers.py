@@ -66,6 +66,25 @@ class WorkerMetrics:
         self.engine_prefix_cache_hit_tokens = new.scraped(
             "headrace_engine_prefix_cache_hit_tokens_total", "vLLM: tokens found in the prefix cache.", (MODEL,), WORKER
         )
+        self.engine_drafted_tokens = new.scraped(
+            "headrace_engine_drafted_tokens_total", "vLLM: tokens drafted by speculative decoding.", (MODEL,), WORKER
+        )
+        self.engine_accepted_tokens = new.scraped(
+            "headrace_engine_accepted_tokens_total", "vLLM: drafted tokens that the model accepted.", (MODEL,), WORKER
+        )
+        self.engine_info = new.gauge(
+            "headrace_engine_info",
+            "vLLM: 1, with what the engine runs with as labels.",
+            (
+                MODEL,
+                Label("dtype", bound="vLLM's dtypes"),
+                Label("quantization", bound="vLLM's methods, and `none`"),
+                Label("attention_backend", bound="vLLM's backends"),
+                Label("speculation", bound="vLLM's methods, and `none`"),
+                Label("start", ("fast", "compiled")),
+            ),
+            WORKER,
+        )
         self.engine_restarts = new.counter(
             "headrace_engine_restarts_total", "Engine restarts after a failure.", (MODEL,), WORKER
         )

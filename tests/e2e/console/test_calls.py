@@ -27,7 +27,7 @@ def test_a_session_calls_the_api(sim_stack: Stack, member_key: str) -> None:
         assert "event: job.incomplete" in client.get(f"v1/jobs/{job['id']}/stream").text
 
 
-@pytest.mark.parametrize("path", ["v1/jobs", "v1/batches", "v1/files", "playground/tokens", "playground/code"])
+@pytest.mark.parametrize("path", ["v1/jobs", "v1/batches", "v1/files", "playground/preview"])
 def test_calls_need_the_sessions_token(sim_stack: Stack, member_key: str, operator_key: str, path: str) -> None:
     with sign_in(sim_stack, member_key) as client, sign_in(sim_stack, operator_key) as other:
         for headers in ({}, {"x-csrf-token": token_of(other)}):
@@ -64,7 +64,8 @@ def test_a_key_without_inference_calls_nothing(sim_stack: Stack) -> None:
         assert client.post("v1/jobs", json=JOB).status_code == 403
         for path in ("v1/jobs", "v1/files", "v1/batches", "batches", "batches/live", "batches/example.jsonl"):
             assert client.get(path).status_code == 403, path
-        assert client.post("playground/tokens", json=JOB).status_code == 403
+        preview = {"body": {"prompt": "x"}, "variants": [{"model": "sim"}]}
+        assert client.post("playground/preview", json=preview).status_code == 403
 
 
 def test_without_a_session_there_are_no_calls(sim_stack: Stack) -> None:
@@ -105,14 +106,39 @@ def test_the_code_is_returned_for_any_text(sim_stack: Stack, member_key: str) ->
     with sign_in(sim_stack, member_key) as client:
         with_token(client)
         body = {
-            "body": {"model": "sim", "messages": [], "stop": [], "x": None},
+            "body": {"messages": [], "stop": [], "x": None},
+            "variants": [{"model": "sim"}, {"model": "small"}],
+            "shown": 1,
             "headers": {"Cache-Control": "no-store"},
         }
-        code = client.post("playground/code", json=body).json()
+        found = client.post("playground/preview", json=body).json()
+        code = found["code"]
         assert code.keys() == {"curl", "python", "node"}
         assert "Cache-Control: no-store" in code["curl"]
+        assert '"model": "small"' in code["curl"]
         assert '"stop": []' in code["curl"], "it is not changed"
         assert '"x": null' in code["curl"]
-        wrong: list[object] = [[], {"body": "x"}, {"headers": {}}]
+        assert found["counts"] == [None, None], "a conversation has messages"
+        variants = [{"model": "sim"}]
+        wrong: list[object] = [
+            [],
+            {"body": "x", "variants": variants},
+            {"headers": {}, "variants": variants},
+            {"body": {}, "variants": []},
+            {"body": {}, "variants": variants * 3},
+            {"body": {}, "variants": variants, "shown": 2},
+        ]
         for bad in wrong:
-            assert client.post("playground/code", json=bad).status_code == 400
+            assert client.post("playground/preview", json=bad).status_code == 400
+
+
+def test_the_tokens_of_one_prompt_are_counted_for_each_model(sim_stack: Stack, member_key: str) -> None:
+    with sign_in(sim_stack, member_key) as client:
+        with_token(client)
+        body = {
+            "body": {"messages": [{"role": "user", "content": "one two three"}]},
+            "variants": [{"model": "sim"}, {"model": "none"}],
+        }
+        first, second = client.post("playground/preview", json=body).json()["counts"]
+        assert (first["tokens"], first["model"], first["estimated"]) == (5, "sim", False)
+        assert second is None, "there is no such model; the other one is counted all the same"

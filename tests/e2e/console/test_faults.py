@@ -80,3 +80,33 @@ async def test_an_error_about_any_parameter_is_shown(member: Visit, param: str |
     await page.get_by_label("Turn 1", exact=True).fill("x")
     await page.locator("#run").click()
     await expect(page.locator(".field-error:visible, [data-side='error']:visible").first).to_contain_text("is broken")
+
+
+# A stream of events that a test sends, in place of the browser's.
+_SCRIPTED_EVENTS = """
+class Scripted extends EventTarget { constructor() { super(); Scripted.last = this; } close() {} }
+window.EventSource = Scripted;
+window.say = (state) => Scripted.last.dispatchEvent(new MessageEvent("state", { data: state }));
+"""
+
+
+@pytest.mark.parametrize("path", ["", "jobs", "models", "batches"])
+async def test_a_page_says_that_its_figures_are_old(operator: Visit, path: str) -> None:
+    page = operator.page
+    await operator.context.add_init_script(_SCRIPTED_EVENTS)
+    await page.clock.install(time="2026-11-30T10:00:00")
+    await operator.open(path)
+    await page.evaluate("say('live')")
+    await expect(page.locator("#live")).to_have_text("Live")
+    since = await page.evaluate("new Date().toLocaleTimeString('en-GB')")
+    await page.clock.fast_forward(60_000)
+    await page.evaluate("say('stale')")
+    await expect(page.locator("#live")).to_contain_text("Not updated since")
+    shown = str(await page.locator("#live").text_content()).rpartition(" ")[2]
+    assert since[:5] == shown[:5], "when they were last known to be right, not when that was found out"
+    await expect(page.locator("#live")).to_have_attribute("title", re.compile("tries again by itself"))
+    await expect(page.locator("#announcer")).to_contain_text("cannot read the present state")
+    await page.evaluate("say('live')")
+    await expect(page.locator("#live")).to_have_text("Live")
+    await expect(page.locator("#live")).to_have_attribute("title", "")
+    await expect(page.locator("#announcer")).to_have_text("This page is up to date again.")

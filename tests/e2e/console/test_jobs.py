@@ -154,6 +154,18 @@ def test_an_export_has_what_the_list_has(sim_stack: Stack, member_key: str) -> N
         }
 
 
+def test_too_many_jobs_at_once_are_refused(sim_stack: Stack, member_key: str) -> None:
+    """All of them: the rest would stay as it is without a word."""
+    jobs = [submit(sim_stack, member_key, model="orphan"), *(f"job_{number:032x}" for number in range(100))]
+    with sign_in(sim_stack, member_key) as member:
+        fields = {"csrf_token": token_of(member), "action": "cancel", "job": jobs}
+        response = member.post("jobs/selected", data=fields)
+    assert response.status_code == 400
+    assert "At most 100 jobs" in response.text
+    assert status_of(sim_stack, member_key, jobs[0]) == "queued"
+    cancel(sim_stack, member_key, jobs[0])
+
+
 class TestInABrowser:
     pytestmark = BROWSER_TESTS
 
@@ -218,3 +230,28 @@ class TestInABrowser:
         await member.page.locator("[data-pick-all]").click()
         await member.page.get_by_role("button", name="Cancel").click()
         await expect(member.page.locator(".results h2")).to_have_text("Cancel: 3 of 3 jobs")
+
+    async def test_a_selection_survives_that_newer_jobs_push_it_off_the_page(
+        self, member: Visit, sim_stack: Stack, member_key: str
+    ) -> None:
+        page = member.page
+        first = submit(sim_stack, member_key, model="orphan", metadata={"case": "busy"})
+        await member.open("jobs?meta=case%3Dbusy")
+        await expect(page.locator("#live")).to_have_attribute("data-state", "live")
+        await page.locator(f"#row-{first} input").click()
+        newer = [submit(sim_stack, member_key, model="orphan", metadata={"case": "busy"}) for _ in range(30)]
+        await expect(page.locator("#selection-count")).to_have_text("1 selected, 1 no longer on this page")
+        await page.locator(f"#row-{newer[-1]} input").click()
+        await expect(page.locator("#selection-count")).to_have_text("2 selected, 1 no longer on this page")
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(page.locator(".results h2")).to_have_text("Cancel: 2 of 2 jobs")
+        await expect(page.locator("#selection-count")).to_have_text("Nothing selected")
+        assert status_of(sim_stack, member_key, first) == "cancelled"
+        await page.locator("[data-pick-all]").click()
+        await expect(page.locator("#selection-count")).to_have_text("30 selected")
+        await page.get_by_role("button", name="Clear").click()
+        await expect(page.locator("#selection-count")).to_have_text("Nothing selected")
+        await expect(page.get_by_role("button", name="Replay")).to_be_disabled()
+        await page.locator("[data-pick-all]").click()
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(page.locator(".results h2")).to_have_text("Cancel: 30 of 30 jobs")

@@ -7,6 +7,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.support.console import BROWSER_TESTS, Visit, accessibility_faults
+from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
 pytestmark = BROWSER_TESTS
@@ -67,6 +68,37 @@ async def test_a_key_lives_and_dies(operator: Visit) -> None:
         return not await works(operator, second)
 
     await eventually(second_is_refused, "the revoked key stops working")
+
+
+async def test_a_key_is_changed(operator: Visit, sim_stack: Stack) -> None:
+    operator.complaints.expect_status(422)
+    page = operator.page
+    options = ("--max-output-tokens", "64", "--cache-ttl", "90m")
+    created = sim_stack.command("api.keys", "create", "changeable", "--project", "to be changed", *options)
+    key = created.stdout.strip()
+    await operator.open("keys?project=to%20be%20changed")
+    row = page.get_by_role("row").filter(has_text="changeable")
+    await row.get_by_role("link", name="Change changeable").click()
+    assert await accessibility_faults(page) == []
+    await expect(page.get_by_label("Answers are kept for")).to_have_value("90m")
+    await page.get_by_label("Largest max_tokens").fill("8")
+    await page.get_by_label("max_tokens of requests without it").fill("9")
+    await page.get_by_role("button", name="Save the changes").click()
+    await expect(page.get_by_label("max_tokens of requests without it")).to_have_attribute("aria-invalid", "true")
+    await expect(page.get_by_label("Largest max_tokens")).to_have_value("8")
+    await page.get_by_label("max_tokens of requests without it").fill("4")
+    await page.get_by_label("admin").check()
+    await page.get_by_label("Name", exact=True).fill("changed")
+    await page.get_by_role("button", name="Save the changes").click()
+    row = page.get_by_role("row").filter(has_text="to be changed")
+    await expect(row).to_contain_text("max-output-tokens=8 default-output-tokens=4 cache-ttl=5400")
+    await expect(row).to_contain_text("changed")
+
+    async def is_an_operator() -> bool:
+        async with httpx.AsyncClient(base_url=operator.url, headers={"Authorization": f"Bearer {key}"}) as client:
+            return (await client.get("/v1/api_keys")).status_code == 200
+
+    await eventually(is_an_operator, "the API uses the new scopes")
 
 
 async def test_a_project_gets_a_tier(operator: Visit) -> None:

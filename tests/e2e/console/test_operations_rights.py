@@ -23,7 +23,7 @@ HOSTILE = (
     "javascript:alert(1)//\u202e",
 )
 MARKUP = ("<img", "<script>alert", "<svg/onload")
-ACTIONS = ("models/drain", "models/pause", "models/resume", "keys/new", "keys/rotate", "keys/revoke",
+ACTIONS = ("models/drain", "models/pause", "models/resume", "keys/new", "keys/change", "keys/rotate", "keys/revoke",
            "keys/projects/new", "keys/projects/tier")  # fmt: skip
 
 

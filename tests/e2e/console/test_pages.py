@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import httpx
 import pytest
 from playwright.async_api import Browser, expect
 
 from api.console.pages import PAGES
+from tests.e2e.console.test_jobs import submit
 from tests.support.console import BROWSER_TESTS, COLOURS, PHONE, Visit, accessibility_faults, visit
 from tests.support.stack import Stack
 
@@ -45,6 +49,31 @@ async def test_actions_are_in_sight_on_a_phone(
         box = await phone.page.get_by_role("link", name=action).first.bounding_box()
         assert box is not None
         assert box["x"] + box["width"] <= PHONE["width"]
+
+
+@pytest.mark.parametrize("path", ["", "jobs", "batches", "keys", "keys/projects", "routing"])
+async def test_tables_are_tables_on_a_phone(browser: Browser, sim_stack: Stack, operator_key: str, path: str) -> None:
+    """For screen readers too, though each row is a block there."""
+    if path == "jobs":
+        submit(sim_stack, operator_key, model="sim")
+    if path == "batches":
+        headers = {"Authorization": f"Bearer {operator_key}"}
+        files = {"file": ("table.jsonl", b"{}\n")}
+        async with httpx.AsyncClient(base_url=sim_stack.url, headers=headers) as client:
+            await client.post("/v1/files", data={"purpose": "batch"}, files=files)
+    async with visit(browser, sim_stack.url, viewport=PHONE) as phone:
+        await phone.sign_in(operator_key)
+        await phone.open(path)
+        devtools = await phone.context.new_cdp_session(phone.page)
+        tree = await devtools.send("Accessibility.getFullAXTree")
+        roles = Counter(node["role"]["value"] for node in tree["nodes"] if not node["ignored"])
+        shown = {tag: await phone.page.locator(f".stacked {tag}:not(.roomy)").count() for tag in ("tr", "th", "td")}
+        assert shown["td"] > 0
+        assert roles["row"] >= shown["tr"]
+        assert roles["columnheader"] >= shown["th"]
+        assert roles["cell"] >= shown["td"]
+        assert await phone.page.locator(":is(.stacked, .stacked *):is(table, tr, th, td):not([role])").count() == 0
+        assert await accessibility_faults(phone.page) == []
 
 
 async def test_the_pages_are_one_line_on_a_phone(browser: Browser, sim_stack: Stack, operator_key: str) -> None:

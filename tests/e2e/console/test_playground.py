@@ -49,27 +49,6 @@ async def job_of(window: Visit, number: int = 1) -> str:
     return link.removeprefix("jobs/")
 
 
-async def test_a_long_answer_is_not_copied_for_each_token(member: Visit) -> None:
-    """Its text is in nodes of a limited size, because appending to a node copies it."""
-    await member.open("playground")
-    source = await member.page.locator("script[src$='playground/main.js']").get_attribute("src")
-    assert source is not None
-    found = await member.page.evaluate(
-        """async (path) => {
-            const { GrowingText } = await import(new URL(path, document.baseURI));
-            const element = document.createElement("div");
-            const text = new GrowingText(element);
-            for (let index = 0; index < 20000; index++) text.append(`${index} `);
-            const nodes = [...element.childNodes].map((node) => node.length);
-            const same = text.text === element.textContent;
-            return { nodes: nodes.length, longest: Math.max(...nodes), length: text.length, same };
-        }""",
-        source.replace("playground/main.js", "text.js"),
-    )
-    assert found == {"nodes": 27, "longest": found["longest"], "length": 108_890, "same": True}
-    assert found["longest"] < 4096 + 8
-
-
 async def test_a_prompt_streams(member: Visit, sim_stack: Stack, member_key: str) -> None:
     page = member.page
     await write(member, "Why do mills need water?", max_tokens="200")
@@ -178,6 +157,44 @@ async def test_tokens_are_counted_while_typing(member: Visit) -> None:
     await expect(member.page.locator("#count")).to_have_text("5 of 4,096 tokens")
     await member.page.get_by_label("Turn 1", exact=True).fill("one two three four")
     await expect(member.page.locator("#count")).to_have_text("6 of 4,096 tokens")
+
+
+async def test_a_typing_pause_costs_one_request(member: Visit) -> None:
+    """Also with two models; and a long prompt is sent less often than a short one."""
+    page = member.page
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    await page.clock.install(time="2026-11-30T10:00:00")
+    async with page.expect_response("**/playground/preview"):
+        await member.open("playground")
+    await page.clock.pause_at("2026-11-30T10:10:00")
+    sent.clear()
+
+    await page.get_by_role("button", name="Two side by side").click()
+    await page.get_by_label("Turn 1", exact=True).fill("short")
+    await page.get_by_label("Model 2", exact=True).select_option("small")
+    await page.clock.run_for(400)
+    await expect(page.locator("#count")).to_contain_text("3 of 4,096 tokens")
+    await expect(page.locator("#code")).to_contain_text("short")
+    await page.locator("#run").click()
+    for number in (1, 2):
+        await expect(side(page, number).locator('[data-side="job"]')).to_be_visible()
+    calls = [url.rpartition("/console/")[2] for url in sent]
+    assert calls == ["playground/preview", "v1/jobs", "v1/jobs"], "what is known is not asked again"
+
+    answer = {
+        "counts": [{"tokens": 20_003, "estimated": False, "model": "sim", "limit": 4096}],
+        "code": dict.fromkeys(("curl", "python", "node"), "long " * 20_001),
+    }
+    await page.route("**/playground/preview", lambda route: route.fulfill(body=json.dumps(answer)))
+    await page.get_by_label("Turn 1", exact=True).fill("long " * 20_001)
+    await page.clock.run_for(2900)
+    assert len(sent) == 3
+    await page.clock.run_for(100)
+    await expect(page.locator("#count")).to_contain_text("20,003 of 4,096 tokens")
+    assert len(sent) == 4
+    await expect(page.locator("#code-cut")).to_be_visible()
+    assert len(str(await page.locator("#code").text_content())) < 21_000
 
 
 async def test_the_state_survives_a_reload(member: Visit) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.batches.batch import Batch
 from api.batches.store import BatchStore
 from api.files.store import FileStore, Purpose, StoredFile
+from api.keys.changes import KeyChanges
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore, ValidKey
 from shared.domain.answer_options import CacheOptions, ContextOptions, KeyOptions, TokenLimits
@@ -136,11 +137,11 @@ async def test_options_of_a_newer_version_fail_no_other_key(database: AsyncEngin
             assert isinstance(new, UnreadableRow)
             assert "API key key_2 cannot be read" in str(new)
             with pytest.raises(UnreadableRow):
-                await keys.change(2, change=lambda options: options)
+                await keys.change(2, KeyChanges(options=lambda options: options))
             continue
         assert isinstance(new, ValidKey)
         assert new.principal.options == read
-        assert await keys.change(2, change=_without_cache)
+        assert await keys.change(2, KeyChanges(options=_without_cache))
         gone = {"cache"} if read.cache is not None else set()
         assert await stored_options() == {name: value for name, value in stored.items() if name not in gone}
 

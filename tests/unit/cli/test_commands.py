@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.command_line import run, screen, start
+from tests.support.command_line import REPOSITORY, run, screen, start
 from tests.support.ports import free_port
 from tests.support.scripted_api import JOB, ScriptedApi, events, refusal, reply
 
@@ -344,6 +345,58 @@ def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
     assert api.requests[1].json == {"overlap_s": 1800}
     assert run(api.url, "keys", "revoke", "key_8").stdout == "key_8  revoked\n"
     assert run(api.url, "keys", "create", "web", "--expires", "soon").exit_code == 2
+
+
+def test_keys_are_changed(api: ScriptedApi) -> None:
+    api.on("PATCH /v1/api_keys/key_7", reply(KEY))
+
+    def body_of(*arguments: str) -> Any:
+        result = run(api.url, "keys", "set", "key_7", *arguments)
+        assert (result.exit_code, result.stdout) == (0, "key_7  changed\n"), result.stderr
+        return api.requests[-1].json
+
+    assert body_of("--name", "shop", "--scope", "inference", "--scope", "admin", "--priority-floor", "0") == {
+        "name": "shop", "scopes": ["inference", "admin"], "priority_floor": 0,
+    }  # fmt: skip
+    assert body_of("--expires", "90d") == {"expires_in_s": 90 * 86400}
+    assert body_of("--expires", "never") == {"expires_in_s": None}
+    assert body_of("--max-output-tokens", "1000", "--on-exceed", "clamp", "--max-input-tokens", "none") == {
+        "options": {"token_limits": {"max_output": 1000, "max_input": None, "on_exceed": "clamp"}}
+    }
+    assert body_of("--cache-ttl", "1h", "--cache-scope", "user") == {
+        "options": {"cache": {"ttl": 3600, "scope": "user"}}
+    }
+    assert body_of("--cache-ttl", "none") == {"options": {"cache": None, "no_cache": False}}
+    assert body_of("--no-cache") == {"options": {"no_cache": True}}
+    assert body_of("--context", "summarize", "--context-trigger", "0.9", "--context-model", "small") == {
+        "options": {"context": {"strategy": "summarize", "model": "small", "trigger": 0.9}}
+    }
+    assert body_of("--context", "none") == {"options": {"context": None}}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (), ("--expires", "soon"), ("--max-output-tokens", "many"), ("--context-trigger", "true"),
+        ("--context", "none", "--context-target", "0.3"), ("--cache-ttl", "none", "--cache-scope", "user"),
+    ],
+)  # fmt: skip
+def test_changes_that_make_no_sense_are_refused(api: ScriptedApi, arguments: tuple[str, ...]) -> None:
+    assert run(api.url, "keys", "set", "key_7", *arguments).exit_code == 2
+    assert api.requests == []
+
+
+def test_projects_are_changed(api: ScriptedApi) -> None:
+    api.on("PATCH /v1/projects/a%2Fb", reply({"name": "a/b", "tier": None}))
+    assert run(api.url, "projects", "set", "a/b", "--tier", "free").stdout == "a/b  changed\n"
+    run(api.url, "projects", "set", "a/b", "--tier", "none")
+    assert [request.json for request in api.requests] == [{"tier": "free"}, {"tier": None}]
+
+
+def test_the_version_is_that_of_the_installation() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    result = run(None, "--version")
+    assert (result.exit_code, result.stdout) == (0, f"headrace {project['version']}\n")
 
 
 def test_states_of_keys(api: ScriptedApi) -> None:

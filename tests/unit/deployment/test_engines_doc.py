@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from shared.config.models.anthropic import AnthropicModel
@@ -46,3 +47,14 @@ def test_the_examples_of_presets_have_their_address(tmp_path: Path) -> None:
     for model in all_examples(tmp_path).models.values():
         if isinstance(model, OpenAIModel) and model.server.base_url is not None:
             assert model.options.base_url == model.server.base_url
+
+
+def test_the_examples_of_engine_options_load(tmp_path: Path) -> None:
+    page = PAGE.with_name("engine-options.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    for text in examples:
+        (tmp_path / "models.yaml").write_text(text)
+        (model,) = load_registry(tmp_path / "models.yaml").models.values()
+        assert isinstance(model, VllmModel)
+        assert f"`{model.start}`" in page

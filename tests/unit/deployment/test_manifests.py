@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,54 @@ def test_compose_refers_to_existing_settings() -> None:
             check_variables(variables)
         if service["image"].startswith("headrace-"):
             assert service["image"].endswith(f":${{HEADRACE_VERSION:-{VERSION}}}")
+
+
+def test_the_first_key_of_compose_is_that_of_make_up(tmp_path: Path) -> None:
+    """So that the console and the command line can do the same with it."""
+    settings = load_settings({"ENGINE": "simulated", "HEADRACE_HOME": str(tmp_path)})
+    models = load_registry(REPOSITORY / "models.simulated.yaml")
+    launched = Parts(settings, models, "postgresql://", "redis://").ensure_key("hr_key")
+    assert list(launched.command[1:]) == COMPOSE["services"]["key"]["command"][1:]
+
+
+@pytest.mark.parametrize("file", DOCKERFILES)
+def test_the_build_context_has_what_images_copy(file: str) -> None:
+    context = set(re.findall(r"^!([^*\n]+?)(?:/\*.*)?$", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE))
+    for source in copied(file):
+        assert (REPOSITORY / source).exists(), source
+        assert source.partition("/")[0] in context, source
+
+
+def test_the_command_line_runs_with_what_the_api_image_has(tmp_path: Path) -> None:
+    for source in copied("api/Dockerfile"):
+        if (REPOSITORY / source).is_dir():
+            (tmp_path / source).symlink_to(REPOSITORY / source)
+    script = tmp_path / "headrace"
+    script.write_text((REPOSITORY / "cli/headrace.sh").read_text().replace("/app", str(tmp_path)))
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+
+    def headrace(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", str(script), *arguments],
+            cwd=tmp_path,
+            env={"PATH": path, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert headrace("--version").stdout == f"headrace {VERSION}\n"
+    status = headrace("status", "--once", HEADRACE_API_KEY="hr_key", HEADRACE_PORT="9")
+    assert (status.returncode, status.stderr.splitlines()[0][:42]) == (3, "Error: Cannot connect to http://127.0.0.1:")
+    assert "127.0.0.1:9" in status.stderr, "the port of the API in this container"
+    elsewhere = headrace("status", "--once", HEADRACE_API_KEY="hr_key", HEADRACE_URL="http://127.0.0.1:7")
+    assert "127.0.0.1:7" in elsewhere.stderr
+
+
+def copied(file: str) -> set[str]:
+    """What the Dockerfile copies from the build context."""
+    text = (REPOSITORY / file).read_text()
+    return set(re.findall(r"^COPY (?:--chmod=\S+ )?([^-\s]\S*) ", text, re.MULTILINE))
 
 
 def test_compose_hardens_all_services() -> None:

@@ -7,12 +7,11 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.envs import enable_envs_cache
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
-from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -26,20 +25,17 @@ from workers.engines import prompt_logprobs
 from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.gate import Gate
 from workers.engines.resume import Resume
-from workers.engines.vllm.dtype import choose_dtype
-from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.output import OutputBuilder
+from workers.engines.vllm.plan import make_plan
+from workers.engines.vllm.report import labels
 from workers.engines.vllm.request import (
     VALIDATION_ERRORS,
     Rendered,
     Renderer,
-    check_parsers,
     invalid_request,
     is_resumable,
 )
-from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.stats import VllmStats, stat_logger
-from workers.engines.vllm.structure_backend import structured_output_options
 
 logger = logging.getLogger(__name__)
 
@@ -66,30 +62,17 @@ class VllmEngine:
         return self._fingerprint
 
     async def start(self) -> None:
-        options = {
-            "max_num_seqs": self._model.slots,
-            "scheduling_policy": "priority",
-            "disable_log_stats": True,
-            **cpu_options(self._model.options),
-            **scheduler_options(),
-            **self._model.options,
-            **structured_output_options(self._model.options),
-            "dtype": choose_dtype(self._model.options, on_cpu=current_platform.is_cpu()),
-        }
-        unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()
-        if unknown:
-            raise InvalidRequest(
-                f"models.yaml: {self._model.name}.options: vLLM has no {', '.join(sorted(unknown))};"
-                " options are AsyncEngineArgs by name"
-            )
-        if self._model.chat.reasoning_parser is not None:
-            # A grammar starts at the end of the reasoning, which the engine has to detect.
-            options["reasoning_parser"] = self._model.chat.reasoning_parser
-        check_parsers(self._model)
         template = self._model.chat_template_text
-        arguments = AsyncEngineArgs(model=self._model.source, **options)
+        plan = make_plan(self._model)
+        arguments = plan.arguments
         stats = stat_logger(self._stats, with_vllms_own=not arguments.disable_log_stats)
-        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stats])
+        self._llm = AsyncLLM.from_vllm_config(
+            plan.config,
+            usage_context=UsageContext.ENGINE_CONTEXT,
+            stat_loggers=[stats],
+            enable_log_requests=arguments.enable_log_requests,
+            disable_log_stats=arguments.disable_log_stats,
+        )
         # vLLM reads a variable for each token that it counts, which takes 6 µs if it is not cached.
         enable_envs_cache()
         try:
@@ -97,10 +80,9 @@ class VllmEngine:
         except InvalidRequest:
             self._llm.shutdown()
             raise
-        # "auto" and other names of dtypes are resolved by now.
-        dtype = str(self._llm.model_config.dtype).removeprefix("torch.")
-        self._fingerprint = self._model.with_dtype(dtype).fingerprint
-        logger.info("model=%s loaded dtype=%s fingerprint=%s", self._model.name, dtype, self._fingerprint)
+        self._fingerprint = plan.fingerprint
+        self._stats.started(*labels(plan))
+        logger.info("model=%s loaded dtype=%s fingerprint=%s", self._model.name, plan.dtype, self._fingerprint)
 
     async def stop(self) -> None:
         self._llm.shutdown()
@@ -121,7 +103,7 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         requests = int(self._llm.output_processor.get_num_unfinished_requests())
-        return EngineStats(requests, min(self._stats.waiting, requests), self._stats.cache)
+        return EngineStats(requests, min(self._stats.waiting, requests), self._stats.cache, self._stats.drafts)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR

@@ -30,13 +30,26 @@ PLACEMENT_OPTIONS = (
 class InProcessExecutor(UniProcExecutor):  # type: ignore[misc]
     """One worker, in the engine's process."""
 
+    def _init_executor(self) -> None:
+        # Imported here: only the engine's process needs vLLM's kernels.
+        from workers.engines.vllm import int4_kernel
+
+        int4_kernel.register()
+        super()._init_executor()
+
 
 def cpu_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Engine options for a CPU. Also sets OpenMP's environment variables, which the engine's process inherits.
+    """Engine options for a CPU. Also sets environment variables, which the engine's process inherits.
 
     Empty on a GPU, with several NUMA nodes (vLLM binds a process to each), and if the options choose a placement.
     """
-    if not current_platform.is_cpu() or any(name in options for name in PLACEMENT_OPTIONS):
+    if not current_platform.is_cpu():
+        return {}
+    if options.get("enforce_eager"):
+        # vLLM compiles a function of its sampler even then, with a C++ compiler: the first request with `logprobs`
+        # would stop all others for half a minute.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if any(name in options for name in PLACEMENT_OPTIONS):
         return {}
     if os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto" or not _one_node():
         return {}

@@ -14,19 +14,25 @@ from typing import Any
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import CacheStats
+from workers.engines.base import CacheStats, DraftStats
+
+NO_SPECULATION = "none"
 
 
 class VllmStats:
     """Statistics of one model's engine, kept across its restarts."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        label = metrics.model_label(model)
+        self._label = label = metrics.model_label(model)
+        self._info = metrics.engine_info
         self._queue = metrics.engine_queue.labels(label)
         self._prefill = metrics.engine_prefill.labels(label)
         self._preemptions = 0
         self._queried_tokens = 0
         self._hit_tokens = 0
+        self._speculates = False
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
         # By engine index: data parallelism has several engines.
         self._waiting: dict[int, int] = {}
         self._usage: dict[int, float] = {}
@@ -43,6 +49,16 @@ class VllmStats:
             max(self._usage.values(), default=0.0), self._preemptions, self._queried_tokens, self._hit_tokens
         )
 
+    @property
+    def drafts(self) -> DraftStats | None:
+        """The counts of all engines together; None if the model does not speculate."""
+        return DraftStats(self._drafted_tokens, self._accepted_tokens) if self._speculates else None
+
+    def started(self, dtype: str, quantization: str, attention: str, speculation: str, start: str) -> None:
+        """Export what the engine runs with. All of it comes from the model's entry and this machine."""
+        self._speculates = speculation != NO_SPECULATION
+        self._info.labels(self._label, dtype, quantization, attention, speculation, start).set(1)
+
     def reset(self, engines: Sequence[int]) -> None:
         """Forget the state of earlier engines; called when these start."""
         self._waiting = dict.fromkeys(engines, 0)
@@ -55,6 +71,9 @@ class VllmStats:
         cache = stats.prefix_cache_stats
         self._queried_tokens += cache.queries
         self._hit_tokens += cache.hits
+        if (drafts := stats.spec_decoding_stats) is not None:
+            self._drafted_tokens += drafts.num_draft_tokens
+            self._accepted_tokens += drafts.num_accepted_tokens
 
     def record_iteration(self, stats: Any) -> None:
         """Record vLLM's `IterationStats` of a step."""

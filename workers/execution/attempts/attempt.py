@@ -13,6 +13,7 @@ from shared.domain.result import exhausted
 from shared.domain.suspects import Verdict
 from workers.engines.base import Engine, EngineDead, UpstreamBusy
 from workers.execution.attempts.context import AttemptContext, InterruptReason
+from workers.execution.attempts.early_start import EarlyStart
 from workers.execution.attempts.end import end_job, end_status
 from workers.execution.attempts.handover import hand_over
 from workers.execution.attempts.log import open_log
@@ -50,10 +51,12 @@ class JobAttempt:
         judge: Callable[[JobAttempt], Verdict],
         on_cleared: Callable[[], None],
         on_handover: Callable[[JobAttempt, str], None] = lambda _attempt, _earlier: None,
+        early: EarlyStart | None = None,
     ) -> None:
         """`judge` decides what the death of the engine means for the job; `on_cleared` is called once it is no suspect
-        any more, and `on_handover`, with the id of the earlier job, when the generation continues for another job."""
-        self._state = AttemptState(job, context)
+        any more, and `on_handover`, with the id of the earlier job, when the generation continues for another job.
+        `early`: the engine has the request already."""
+        self._state = AttemptState(job, context, early)
         self._output = OutputPublisher(self._state, on_cleared)
         self._judge = judge
         self._on_handover = on_handover

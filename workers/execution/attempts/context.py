@@ -37,7 +37,7 @@ class AttemptContext:
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
     `provider`, and of a job that has moved here, at most `max_output` tokens are generated: admission has applied the
     limits of its first model. `conversations` get to know which model takes over a job, and its answer. `revision` is
-    that of the model's entry (`Spec.revision`).
+    that of the model's entry (`Spec.revision`). `starts_early`: see `Spec.starts_early`.
     """
 
     worker: str
@@ -56,3 +56,4 @@ class AttemptContext:
     max_output: int | None = None
     conversations: ConversationModels | None = None
     revision: str | None = None
+    starts_early: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from shared.domain.events import Delta, UpstreamState
@@ -14,6 +14,7 @@ from workers.engines.base import (
     NO_PRIOR,
     CannotContinue,
     EngineDead,
+    EngineItem,
     Prior,
     PromptInfo,
     Restarted,
@@ -66,22 +67,25 @@ class OutputPublisher:
         state = self._state
         if state.context.engine.dead:
             raise EngineDead
-        self.submitted_at = time.monotonic()
-        state.metrics.submitted(self.submitted_at - state.claimed_at)
+        early = state.early
+        self.submitted_at = time.monotonic() if early is None else early.started_at
+        state.metrics.submitted(max(0.0, self.submitted_at - state.claimed_at))
         state.trace.generation_started(state.database_now(), state.prior_tokens)
         try:
-            await self._relay(state.prior, compiled)
+            await self._relay(self._generate(state.prior) if early is None else early.outputs(), compiled)
         except CannotContinue:
             if await shown(state):
                 raise
             await restart(state)
-            await self._relay(NO_PRIOR, compiled)
+            await self._relay(self._generate(NO_PRIOR), compiled)
 
-    async def _relay(self, prior: Prior, compiled: Callable[[], None]) -> None:
-        """Publish what the engine emits after `prior`."""
+    def _generate(self, prior: Prior) -> AsyncGenerator[EngineItem, None]:
+        job = self._state.job
+        return self._state.context.engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
+
+    async def _relay(self, outputs: AsyncGenerator[EngineItem, None], compiled: Callable[[], None]) -> None:
+        """Publish what the engine emits."""
         state = self._state
-        job = state.job
-        outputs = state.context.engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
         async with aclosing(outputs):
             async for item in outputs:
                 compiled()

@@ -13,6 +13,7 @@ from shared.domain.transcript import Transcript
 from shared.telemetry.tracing import AttemptTrace
 from workers.engines.base import Prior, PromptInfo
 from workers.execution.attempts.context import AttemptContext, InterruptReason
+from workers.execution.attempts.early_start import EarlyStart
 from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer
 
@@ -20,11 +21,13 @@ from workers.execution.log_writer import LogBuffer
 class AttemptState:
     """What the parts of an attempt share. The job is another one after a handover (`handover`)."""
 
-    def __init__(self, job: Job, context: AttemptContext) -> None:
+    def __init__(self, job: Job, context: AttemptContext, early: EarlyStart | None = None) -> None:
+        """`early`: the engine has the request already."""
         request = job.request.for_provider(context.provider)
         if context.max_output is not None and job.decisions.has_moved:
             request = request.with_output_of(context.max_output)
         self.context = context
+        self.early = early
         self.job = replace(job, request=request)
         # On the monotonic clock.
         self.claimed_at = time.monotonic()

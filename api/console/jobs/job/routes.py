@@ -28,10 +28,12 @@ from api.jobs.service import JobService
 from shared.domain.errors import NotFound
 from shared.domain.events import Event
 from shared.domain.job import Job, JobSummary
+from shared.redis.log_flushes import FlushReader
 from shared.runtime.offload import off_loop
 
 # A second: what a person expects of a running timer.
 INTERVAL_S = 1.0
+MAX_READERS = 64
 PARTS = ("status", "stats", "timeline", "facts", "history")
 Tab = Literal["answer", "request", "events"]
 TABS: Mapping[Tab, str] = {"answer": "Answer", "request": "Request", "events": "Events"}
@@ -50,15 +52,25 @@ class JobParts:
 
     def __init__(self, jobs: ConsoleJobs) -> None:
         self._jobs = jobs
+        # What was read of the logs of jobs whose pages are open, by use. They may be long, and are read each second.
+        self._readers: dict[Audience, FlushReader] = {}
         self.broadcaster = Broadcaster("job", self._parts, interval_s=INTERVAL_S)
 
     async def _parts(self, audience: Audience) -> Mapping[str, str]:
-        return self.render(await self.view(await self._jobs.summary(audience.project_id, audience.job_id)))
+        job = await self._jobs.summary(audience.project_id, audience.job_id)
+        return self.render(await self.view(job, self._reader(audience)))
 
-    async def view(self, job: JobSummary) -> JobPageView:
-        """The view of a job now."""
+    def _reader(self, audience: Audience) -> FlushReader:
+        reader = self._readers.pop(audience) if audience in self._readers else FlushReader()
+        self._readers[audience] = reader
+        if len(self._readers) > MAX_READERS:
+            del self._readers[next(iter(self._readers))]
+        return reader
+
+    async def view(self, job: JobSummary, found: FlushReader | None = None) -> JobPageView:
+        """The view of a job now. `found`: what is known of its log."""
         names = await self._jobs.names([job])
-        flushes, is_paused = await self._jobs.flushes(job.id), await self._jobs.is_paused(job)
+        flushes, is_paused = await self._jobs.flushes(job.id, found), await self._jobs.is_paused(job)
         return build_view(job, flushes, names[job.owner.key_id], datetime.now(UTC), is_paused=is_paused)
 
     def render(self, view: JobPageView) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from api.console.data.timeline import Mark, MarkKind, SpanKind, Timeline, job_ti
 from api.console.filters import Quantity, duration, milliseconds, number, plural, quantity, short_id
 from api.console.jobs.job.picture import NARROW, WIDE, Picture, draw, legend
 from api.console.jobs.view import STATUSES
-from api.console.session_store import KeyNames
+from api.console.key_names import KeyNames
 from api.keys.store import format_id
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import BATCH_PRIORITY

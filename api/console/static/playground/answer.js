@@ -1,15 +1,23 @@
 // The answer of a job, as text nodes: what a model writes is never markup.
 import { GrowingText } from "../text.js";
 
+// A reader who is within this many pixels of the end follows it as it grows.
+const NEAR_END = 24;
+
 export class Answer {
   constructor(element) {
     this.element = element;
     this.hint = element.querySelector(".answer-hint");
+    // Asked once after each scroll, not with each piece of the text: that would lay out the page each time.
+    element.addEventListener("scroll", () => {
+      this.follows = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR_END;
+    });
     this.clear();
   }
 
   clear() {
     this.choices = [];
+    this.follows = true;
     this.element.replaceChildren(this.hint);
     this.hint.hidden = false;
   }
@@ -20,7 +28,6 @@ export class Answer {
 
   // Adds the data of a `job.delta`.
   add({ index, text, reasoning, tool_calls: calls = [] }) {
-    const follows = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 24;
     const choice = (this.choices[index] ??= this.#choice(index));
     if (reasoning) {
       choice.reasoning.append(reasoning);
@@ -31,15 +38,17 @@ export class Answer {
       choice.text.append(text);
     }
     for (const call of calls) this.#call(choice, call);
-    if (follows) this.element.scrollTop = this.element.scrollHeight;
   }
 
-  // Makes JSON readable once it is complete.
+  // Shows all of it, and makes JSON readable now that it is complete.
   finish(isJson) {
     for (const choice of this.choices.filter(Boolean)) {
+      choice.text.flush();
+      choice.reasoning.flush();
       for (const call of choice.calls.values()) call.arguments.text = pretty(call.arguments.text);
       if (isJson) choice.text.text = pretty(choice.text.text);
     }
+    this.#follow();
   }
 
   // The first choice as turns of a conversation: the model's, and one for the result of each of its calls.
@@ -57,7 +66,7 @@ export class Answer {
     this.hint.hidden = true;
     const text = make("div", "text");
     const reasoning = make("div", "text");
-    const choice = { text: new GrowingText(text), reasoning: new GrowingText(reasoning), calls: new Map(), argumentsLength: 0, box: make("div", "choice") };
+    const choice = { text: this.#growing(text), reasoning: this.#growing(reasoning), calls: new Map(), argumentsLength: 0, box: make("div", "choice") };
     if (index) choice.box.append(make("h3", "choice-title", `Choice ${index + 1}`));
     choice.reasoningBox = make("details", "reasoning");
     choice.reasoningBox.open = true;
@@ -72,7 +81,7 @@ export class Answer {
     let call = choice.calls.get(index);
     if (!call) {
       const code = make("pre");
-      call = { id: "", name: "", arguments: new GrowingText(code), title: make("h3", "mono") };
+      call = { id: "", name: "", arguments: this.#growing(code), title: make("h3", "mono") };
       const box = make("div", "tool-call");
       box.append(call.title, code);
       choice.box.append(box);
@@ -82,7 +91,15 @@ export class Answer {
     call.name ||= name ?? "";
     call.arguments.append(fragment);
     choice.argumentsLength += fragment.length;
-    call.title.textContent = `${call.name}()`;
+    if (name) call.title.textContent = `${call.name}()`;
+  }
+
+  #growing(element) {
+    return new GrowingText(element, () => this.#follow());
+  }
+
+  #follow() {
+    if (this.follows) this.element.scrollTop = this.element.scrollHeight;
   }
 }
 

@@ -2,10 +2,15 @@
 import { CallError, call, csrf } from "../calls.js";
 import { announce, copyText } from "../console.js";
 import { Editor } from "./editor.js";
-import { InputError, emptyState, requestOf, stateOf } from "./request.js";
+import { InputError, emptyState, previewOf, requestOf, sizeOf, stateOf } from "./request.js";
 import { Side } from "./side.js";
 
+// What is typed is counted after a pause; a long prompt after a longer one, because all of it is sent each time.
 const PAUSE_MS = 400;
+const LONG_PAUSE_MS = 3000;
+const LONG = 100_000;
+// Characters of the code that the page shows; all of it can be copied.
+const SHOWN = 20_000;
 const KEY = "headrace-playground";
 const EXAMPLE_TOOLS = [{
   type: "function",
@@ -28,6 +33,7 @@ let code = {};
 let codeSide = 0;
 let timer = 0;
 let typing = new AbortController();
+let previewed = ""; // the request whose tokens and code are shown, or will be
 const editor = new Editor(state, changed);
 const sides = [0, 1].map((index) => new Side(index, {
   onModel: (name) => {
@@ -75,11 +81,15 @@ function save() {
 }
 
 function changed() {
-  save();
-  showCode();
+  showCodeSides();
   editor.adapt(chosen());
   clearTimeout(timer);
-  timer = setTimeout(preview, PAUSE_MS);
+  timer = setTimeout(rest, sizeOf(state) > LONG ? LONG_PAUSE_MS : PAUSE_MS);
+}
+
+function rest() {
+  save();
+  preview();
 }
 
 const chosen = () => state.models.slice(0, state.sides).map((name) => models.get(name));
@@ -108,33 +118,34 @@ function refused(side, error) {
   announce(error.message);
 }
 
-// The tokens of the prompt, and the code.
+// The tokens of the prompt, and the code. Nothing is asked again that is known.
 async function preview() {
   clearTimeout(timer);
+  let request;
+  try {
+    request = previewOf(chosen().map((model) => requestOf(state, model)), codeSide);
+  } catch (error) {
+    if (!(error instanceof InputError)) throw error;
+    request = null; // what is being typed is not complete
+  }
+  const text = request && JSON.stringify(request);
+  if (text === previewed) return;
   typing.abort();
+  previewed = text;
+  if (!request) return;
   typing = new AbortController();
   const { signal } = typing;
-  let requests;
-  try {
-    requests = chosen().map((model) => requestOf(state, model));
-  } catch {
-    return; // what is being typed is not complete
-  }
-  const asked = [...new Map(requests.map((request) => [request.body.model, request])).values()];
-  const counted = asked.map(({ body }) => answerTo("playground/tokens", body, signal));
-  const shown = requests[Math.min(codeSide, requests.length - 1)];
-  const written = answerTo("playground/code", shown, signal);
-  const counts = await Promise.all(counted);
-  const found = await written;
+  const found = await answerTo("playground/preview", request, signal);
   if (signal.aborted) return;
-  element("count").textContent = [...new Set(counts.map(tokensText))].join(" · ");
+  if (!found) previewed = "";
+  element("count").textContent = found ? [...new Set(found.counts.map(tokensText))].join(" · ") : tokensText(null);
   if (found) {
-    code = found;
+    code = found.code;
     showCode();
   }
 }
 
-// The answer, or null: what is being typed is often refused, and an answer that is overtaken is cut off.
+// The answer, or null: what is being typed may be refused, and an answer that is overtaken is cut off.
 async function answerTo(path, body, signal) {
   try {
     return await (await call(path, { body, signal })).json();
@@ -156,7 +167,12 @@ function showCode() {
     tab.tabIndex = selected ? 0 : -1;
     if (selected) element("code").setAttribute("aria-labelledby", tab.id);
   }
-  element("code").textContent = code[state.language] ?? "";
+  const text = code[state.language] ?? "";
+  element("code").textContent = text.length > SHOWN ? `${text.slice(0, SHOWN)}…` : text;
+  element("code-cut").hidden = text.length <= SHOWN;
+}
+
+function showCodeSides() {
   const choice = element("code-side");
   choice.hidden = state.sides === 1 || state.models[0] === state.models[1];
   choice.replaceChildren(...state.models.map((name, index) => {
@@ -217,6 +233,8 @@ element("tools-example").addEventListener("click", () => {
 element("code-side").addEventListener("click", (event) => {
   if (event.target.dataset.codeSide === undefined) return;
   codeSide = Number(event.target.dataset.codeSide);
+  showCodeSides();
+  element("code-side").querySelector('[aria-pressed="true"]').focus(); // the buttons are new ones
   preview();
 });
 const tabs = [...document.querySelectorAll("[data-language]")];
@@ -234,12 +252,15 @@ function selectTab(tab) {
   return tab;
 }
 element("copy-code").addEventListener("click", async (event) => {
-  if (!(await copyText(element("code").textContent))) return;
+  if (!(await copyText(code[state.language] ?? ""))) return;
   event.target.textContent = "Copied";
   setTimeout(() => (event.target.textContent = "Copy"), 1200);
 });
 
+addEventListener("pagehide", save);
+
 showSides();
+showCode();
 changed();
 if (config.loaded[0]?.body.prompt !== undefined) {
   element("notice").textContent = "This job had a prompt without a chat template. Here it is the message of a user.";

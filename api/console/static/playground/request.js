@@ -45,6 +45,21 @@ export function requestOf(state, model) {
   return { body, headers: CACHE_HEADERS[fields.cache] ?? {} };
 }
 
+// The body of POST playground/preview for the requests of the sides. Long prompts are sent once: the models share the body,
+// and differ in few members. `shown`: the side whose code is shown.
+export function previewOf(requests, shown) {
+  const variants = new Map();
+  for (const { body: { model, reasoning_effort: effort } } of requests) {
+    variants.set(model, effort === undefined ? { model } : { model, reasoning_effort: effort });
+  }
+  const { body: { model, reasoning_effort: _, ...body }, headers } = requests[Math.min(shown, requests.length - 1)];
+  return { body, variants: [...variants.values()], shown: [...variants.keys()].indexOf(model), headers };
+}
+
+// The characters that a person has typed.
+export const sizeOf = ({ system, turns, fields }) =>
+  [system, ...turns.map((turn) => turn.content), ...Object.values(fields)].reduce((sum, text) => sum + (text?.length ?? 0), 0);
+
 // The state for a request that a job had. What the form has no field for is kept as further parameters.
 export function stateOf(body, models) {
   const state = emptyState(models);

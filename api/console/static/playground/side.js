@@ -35,6 +35,7 @@ export class Side {
     this.job = null;
     this.running = false;
     this.following = new AbortController();
+    this.measuring = 0;
   }
 
   set model(name) {
@@ -150,6 +151,13 @@ export class Side {
     }
     if (data.finish_reason) this.part("finish").textContent = data.finish_reason.replaceAll("_", " ");
     this.answer.add(data);
+    this.measuring ||= requestAnimationFrame(() => this.#measure());
+  }
+
+  // What is known of a running answer, once a frame: its pieces are many and small.
+  #measure() {
+    this.measuring = 0;
+    if (!this.running || this.firstAt === null) return;
     const tokens = Math.round(this.answer.characters / CHARACTERS_PER_TOKEN);
     this.part("output").textContent = `≈ ${count(tokens)}`;
     const seconds = (performance.now() - this.firstAt) / 1000;

@@ -34,13 +34,16 @@ export async function followJob(id, onEvent, onState, signal) {
 // The events of a stream of bytes. Headrace writes each as lines that end with `\n`, and an empty line.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let rest = []; // of a frame that is not complete; a long one comes in many pieces
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
-      const frames = (rest + value).split("\n\n");
-      rest = frames.pop();
+      const isComplete = value.includes("\n\n") || (value.startsWith("\n") && rest.at(-1)?.endsWith("\n"));
+      rest.push(value);
+      if (!isComplete) continue;
+      const frames = rest.join("").split("\n\n");
+      rest = [frames.pop()];
       for (const frame of frames) {
         const event = { name: "", data: "", id: "" };
         for (const line of frame.split("\n")) {

@@ -32,6 +32,7 @@ from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
+from api.keys.changes import KeyChanges
 from api.keys.earlier_work import EarlierWork
 from api.keys.store import ApiKeyStore
 from api.streaming.hub import StreamHub
@@ -644,7 +645,7 @@ async def test_the_error_of_a_response_line_names_its_own_parameters(
 async def test_the_limits_of_the_key_apply_to_lines(world: World) -> None:
     async def limit(on_exceed: Literal["clamp", "reject"]) -> None:
         options = KeyOptions(token_limits=TokenLimits(default_output=20, max_output=50, on_exceed=on_exceed))
-        await ApiKeyStore(world.database).change(world.owner.key_id, change=lambda _: options)
+        await ApiKeyStore(world.database).change(world.owner.key_id, KeyChanges(options=lambda _: options))
 
     async def run(content: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         batch = await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS)

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.context.window import ContextWindow
 from api.jobs.admission import Admission
 from api.jobs.dead_letters import replay
+from api.keys.changes import KeyChanges
 from api.keys.earlier_work import EarlierWork
 from api.keys.store import ApiKeyStore
 from shared.config.models.loader import Registry
@@ -67,7 +68,7 @@ async def test_the_limits_of_the_key_apply_to_what_the_client_requested(
     keys = ApiKeyStore(database)
 
     async def limit(**limits: Any) -> None:
-        await keys.change(owner.key_id, change=lambda _: KeyOptions(token_limits=TokenLimits(**limits)))
+        await keys.change(owner.key_id, KeyChanges(options=lambda _: KeyOptions(token_limits=TokenLimits(**limits))))
 
     async def applied(job: Job) -> int | None:
         async with database.begin() as connection:

@@ -361,6 +361,32 @@ async def test_a_key_has_the_priorities_that_it_was_granted(keys: Keys, database
     assert keys("set", "key_2").returncode == 2
 
 
+async def test_what_a_key_is_called_and_may_do_is_changed(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "web", "--expires", "90d").stdout.strip()
+    arguments = ("--name", "shop", "--scope", "inference", "--scope", "admin", "--expires", "never")
+    assert keys("set", "key_1", *arguments).returncode == 0
+    found = await ApiKeyStore(database).find(key)
+    assert found is not None
+    assert (found.principal.scopes, found.expires_in_s) == (frozenset(Scope), None)
+    assert "shop" in keys("list").stdout
+    assert keys("set", "key_1", "--scope", "inference", "--expires", "1h").returncode == 0
+    found = await ApiKeyStore(database).find(key)
+    assert found is not None
+    assert (found.principal.scopes, found.principal.priority_floor) == (frozenset({Scope.INFERENCE}), 3)
+    assert found.expires_in_s == pytest.approx(3600, abs=60)
+    assert keys("set", "key_1", "--name", "two\nlines").returncode == 2
+
+
+async def test_scopes_of_a_newer_version_are_kept(keys: Keys, database: AsyncEngine) -> None:
+    keys("create", "web")
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET scopes = '{inference,novel}'"))
+    assert keys("set", "key_1", "--scope", "admin").returncode == 0
+    async with database.connect() as connection:
+        scopes = (await connection.execute(text("SELECT scopes FROM api_keys"))).scalar_one()
+    assert scopes == ["admin", "novel"]
+
+
 async def test_the_last_use_of_a_key_is_recorded_once_a_minute(keys: Keys, database: AsyncEngine) -> None:
     key = keys("create", "laptop").stdout.strip()
     assert "never used" in keys("list").stdout

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -50,6 +52,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from shared.redis.carried_requests import CarriedRequests
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
@@ -63,6 +66,7 @@ from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, t
 from tests.support.transcripts import transcript_of
 from workers.engines.base import EngineError
 from workers.execution.attempts.context import AttemptContext, InterruptReason
+from workers.execution.attempts.early_start import EarlyStarts
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -113,7 +117,14 @@ class Reader:
 class Worker:
     """One worker process: runner, lease and log writer, with an engine that the test controls."""
 
-    def __init__(self, number: int, database: AsyncEngine, redis: Redis, worker_settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        number: int,
+        database: AsyncEngine,
+        redis: Redis,
+        worker_settings: WorkerSettings,
+        early_starts: EarlyStarts,
+    ) -> None:
         self.name = f"worker-{number}"
         self.store = store = ClaimStore(database, self.name)
         self.engine = SteeredEngine()
@@ -132,28 +143,44 @@ class Worker:
             send=lambda _: None,
             on_engine_death=lambda: None,
             metrics=worker_metrics(),
+            starts_early=True,
         )
         # A worker that isolates no suspects: each message leads to a run at once.
-        self.runner = Runner(context, SlotPool(self.engine.slots, yields=False))
+        self.runner = Runner(context, SlotPool(self.engine.slots, yields=False), early_starts=early_starts)
         self.heartbeat = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
     async def deliver(self, job_id: str) -> Call | None:
-        """Deliver a message for a job. Returns its call once it waits for tokens; None if the job was not run."""
+        """Deliver a message for a job. Returns its call once it waits for tokens, and the job is claimed; None if the
+        job was not run."""
         next_call = self.engine.next_call(job_id)
         run = asyncio.create_task(self.runner.run(job_id))
-        either: set[asyncio.Future[Any]] = {next_call, run}
-        await asyncio.wait(either, timeout=WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
-        if next_call.done():
+        while not run.done():
+            either: set[asyncio.Future[Any]] = {next_call, run}
+            await asyncio.wait(either, timeout=WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+            if not next_call.done():
+                break
             call = next_call.result()
-            self.runs[job_id, call.attempt] = run
-            await self.flush()
-            return call
+            # If the job was started before it was claimed, that may have been in vain, and the next call is the claimed
+            # one.
+            next_call = self.engine.next_call(job_id)
+            deadline = time.monotonic() + WITHIN_S
+            while not (call.ended.is_set() or self._runs(call)):
+                assert time.monotonic() < deadline, "a start before the claim is continued or thrown away"
+                await asyncio.sleep(0)  # milliseconds: polls would take most of the test's time
+            if self._runs(call):
+                self.engine.discard_next_call(job_id)
+                self.runs[job_id, call.attempt] = run
+                await self.flush()
+                return call
         assert run.done(), "a message either starts a run or is dropped"
         self.engine.discard_next_call(job_id)
         run.result()
         await self.flush()
         return None
+
+    def _runs(self, call: Call) -> bool:
+        return (call.job_id, call.attempt) in self.runner.claimed_before(math.inf)
 
     async def wait_ended(self, call: Call, why: str) -> None:
         """Wait for the end of a run that must end, for the given reason."""
@@ -205,17 +232,21 @@ class World:
         terminator = JobTerminator(
             recovery_store, self.logs, LOG_TTL_S, metrics, send=self.sent.append, fallbacks=fallbacks
         )
+        self.hints = HintSender(celery_app("redis://127.0.0.1:1/0"), redis)
+        # They all know the salt of the project, which a process learns from its first claim.
+        self.early_starts = EarlyStarts(CarriedRequests(redis), MODEL)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             admission=Admission(registry, ContextWindow(registry)),
             store=self.store,
             logs=self.logs,
             terminator=terminator,
-            hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
+            hints=self.hints,
             hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
             metrics=metrics,
+            starts_early=lambda _: True,
         )
         self.sweeper = Sweeper(
             recovery_store,
@@ -240,7 +271,7 @@ class World:
 
     def _worker(self) -> Worker:
         self._started += 1
-        return Worker(self._started, self.database, self.redis, self.worker_settings)
+        return Worker(self._started, self.database, self.redis, self.worker_settings, self.early_starts)
 
     @property
     def open_jobs(self) -> list[str]:
@@ -276,7 +307,10 @@ class World:
 
     # Actions
 
-    async def submit(self, choices: int, key: str | None, late: str | None, *, routed: bool = False) -> None:
+    async def submit(
+        self, choices: int, key: str | None, late: str | None, *, routed: bool = False, carried: bool = True
+    ) -> None:
+        """Submit a job; if its request is `carried`, the first worker that gets a message may start it early."""
         request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
         new = NewJob(
             owner=self.owner,
@@ -292,6 +326,8 @@ class World:
         submits = [self.service.submit(Principal.of(self.owner), new, idempotency) for _ in range(2 if key else 1)]
         ids = {job.id for job, _ in await asyncio.gather(*submits)}
         assert len(ids) == 1, "one idempotency key, one job"
+        if carried:
+            await self.hints.flush()
         (job_id,) = ids
         if key is not None:
             assert self.by_key.setdefault(key, job_id) == job_id
@@ -440,6 +476,8 @@ class World:
 
     async def check(self) -> None:
         """Check the invariants, after each step."""
+        for worker in self.workers:
+            assert worker.engine.calls.keys() <= worker.runs.keys(), "what was started in vain is aborted"
         for row in await self._rows("SELECT * FROM jobs ORDER BY id"):
             history = [item["outcome"] for item in row.attempts]
             numbers = [item["number"] for item in row.attempts]
@@ -619,10 +657,11 @@ class Jobs(Interleavings):
         key=st.sampled_from([None, None, "a", "b"]),
         late=st.sampled_from([None, None, "start", "finish"]),
         routed=st.sampled_from([True, False]),
+        carried=st.sampled_from([True, True, False]),
     )
-    def submit(self, choices: int, key: str | None, late: str | None, routed: bool) -> None:
+    def submit(self, choices: int, key: str | None, late: str | None, routed: bool, carried: bool) -> None:
         if len(self.world.open_jobs) < JOBS or key in self.world.by_key:
-            self._do(self.world.submit(choices, key, late, routed=routed))
+            self._do(self.world.submit(choices, key, late, routed=routed, carried=carried))
 
     @rule(job=a_job, worker=a_worker, count=st.integers(0, 5))
     def deliver_a_message(self, job: int, worker: int, count: int) -> None:

@@ -12,6 +12,7 @@ from shared.domain.transcript import Transcript
 from shared.redis import event_log
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog, Fenced
+from shared.redis.log_flushes import FlushReader
 from tests.support.waiting import eventually
 
 JOB = "job_1"
@@ -53,6 +54,19 @@ async def test_the_times_of_flushes(logs: EventLog, monkeypatch: pytest.MonkeyPa
     times = [one.at for one in found]
     assert times == sorted(times)
     assert before - timedelta(seconds=1) <= times[0] <= times[-1] <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+async def test_flushes_are_read_on_from_where_an_earlier_read_ended(logs: EventLog, redis: Redis) -> None:
+    found = FlushReader()
+    await logs.append([Append(JOB, 1, deltas("a", "b"))])
+    assert [one.tokens for one in await logs.flushes(JOB, found)] == [2]
+    await redis.xtrim(redis_keys.log(JOB), maxlen=1)  # what has been read is not asked for again
+    await logs.append([Append(JOB, 1, deltas("c", first=3))])
+    for _ in range(2):
+        assert [one.tokens for one in await logs.flushes(JOB, found)] == [2, 1]
+    await logs.delete(JOB)
+    await logs.append([Append(JOB, 1, deltas("d"))])
+    assert [one.tokens for one in await logs.flushes(JOB, found)] == [1], "another log, which is shorter"
 
 
 async def test_what_was_written_again_has_no_time(logs: EventLog) -> None:

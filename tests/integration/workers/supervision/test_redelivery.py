@@ -37,11 +37,11 @@ class Sent(HintSender):
 
     @property
     def job_ids(self) -> list[str]:
-        return [hint.job_id for hint in self._pending]
+        return [hint.job_id for hint, _ in self._pending]
 
     @property
     def priorities(self) -> list[int]:
-        return [hint.priority for hint in self._pending]
+        return [hint.priority for hint, _ in self._pending]
 
 
 @pytest.fixture

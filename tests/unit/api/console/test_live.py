@@ -123,6 +123,53 @@ async def test_an_outage_is_shown_and_survived(source: Source, broadcaster: Broa
     await reader.leave()
 
 
+async def test_a_fault_is_reported_once_and_so_is_its_end(
+    source: Source, broadcaster: Broadcaster[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source.error = RuntimeError("broken")
+    readers = [Reader(broadcaster, "first"), Reader(broadcaster, "second")]
+    await until(lambda: source.computed >= 20, "it is tried again and again")
+    (started,) = caplog.records
+    assert "the console's test cannot be computed" in started.message
+    assert started.exc_info is not None
+    assert all(b"data: stale" in b"".join(reader.received) for reader in readers), "the pages say so"
+    source.error = None
+    await until(lambda: all(reader.parts() for reader in readers), "both are up to date again")
+    (_, ended) = caplog.records
+    assert "can be computed again, after RuntimeError" in ended.message
+    assert ended.exc_info is None
+    source.error = RuntimeError("broken once more")
+    await until(lambda: len(caplog.records) == 3, "another fault is another report")
+    for reader in readers:
+        await reader.leave()
+    assert "nobody looks at it any more" in caplog.records[3].message
+    assert len(caplog.records) == 4
+
+
+async def test_faults_of_different_places_are_reported_each(
+    source: Source, broadcaster: Broadcaster[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source.error = RuntimeError("broken")
+    first = Reader(broadcaster, "first")
+    await until(lambda: len(caplog.records) == 1, "the fault is reported")
+    source.error = KeyError("another one")
+    second = Reader(broadcaster, "second")
+    await until(lambda: len(caplog.records) == 2, "the other fault too")
+    assert "KeyError" in (caplog.records[1].exc_text or str(caplog.records[1].exc_info))
+    await first.leave()
+    await second.leave()
+
+
+async def test_an_outage_is_no_fault_of_the_page(
+    source: Source, broadcaster: Broadcaster[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source.error = Unavailable()
+    reader = Reader(broadcaster)
+    await until(lambda: source.computed >= 5, "it is tried again")
+    assert caplog.records == []
+    await reader.leave()
+
+
 async def test_what_no_longer_exists_ends_the_stream(source: Source, broadcaster: Broadcaster[str]) -> None:
     readers = [Reader(broadcaster) for _ in range(2)]
     await until(lambda: all(reader.parts() for reader in readers), "both have received the parts")

@@ -80,6 +80,10 @@ HERMES = """\
 {% endif %}"""
 
 
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 @pytest.fixture
 def engine(real_engine: Any) -> Any:
     return real_engine
@@ -374,6 +378,10 @@ class TestLogprobs:
         assert len(choice.logprobs) == 8
         assert b"".join(bytes(entry["bytes"]) for entry in choice.logprobs).decode() == choice.text
         assert all(len(entry["top"]) == 3 and entry["top"][0]["token"] == entry["token"] for entry in choice.logprobs)
+
+    async def test_nothing_is_compiled_for_an_eager_engine(self, engine: Any, compiled: Path) -> None:
+        await generate(engine, make_request(logprobs=3, sampling={"max_tokens": 2}))
+        assert not files_in(compiled)
 
     async def test_completion_adds_the_sampled_token_to_the_alternatives(self, engine: Any) -> None:
         deltas = await generate(engine, make_request(prompt="Once upon", logprobs=0, sampling={"max_tokens": 3}))

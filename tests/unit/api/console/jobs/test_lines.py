@@ -11,7 +11,7 @@ import pytest
 from api.console import templates
 from api.console.jobs import lines, view
 from api.console.jobs.lines import Lines
-from api.console.session_store import KeyNames
+from api.console.key_names import KeyNames
 from shared.domain.job import JobStatus, JobSummary
 from shared.domain.owner import Owner
 

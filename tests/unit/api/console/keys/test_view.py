@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 
 from api.console.actions import Form
-from api.console.keys.view import FormInvalid, key_line, key_to_create, project_to_create, rotation
+from api.console.keys.view import (
+    FormInvalid,
+    form_of,
+    key_line,
+    key_to_change,
+    key_to_create,
+    project_to_create,
+    rotation,
+)
+from api.keys.changes import NEVER
 from api.keys.principal import Scope
 from api.keys.store import ApiKey
-from shared.domain.answer_options import CacheOptions, ContextOptions, TokenLimits
+from shared.domain.answer_options import CacheOptions, ContextOptions, KeyOptions, TokenLimits
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
@@ -61,6 +70,55 @@ def test_a_key_with_everything() -> None:
     assert body.options.context == ContextOptions(
         strategy="summarize", model="small", trigger=0.7, target=0.3, trigger_tokens=4000
     )
+
+
+KEY = ApiKey(
+    id="key_7", name="web", prefix="hr_1a2b", project="shop", scopes=(Scope.INFERENCE,), priority_floor=5,
+    created_at=NOW, expires_at=None, revoked_at=None, last_used_at=None, options=None, tier=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        KeyOptions(),
+        KeyOptions(no_cache=True, token_limits=TokenLimits(max_input=5)),
+        KeyOptions(cache=CacheOptions(), context=ContextOptions()),
+        KeyOptions(
+            cache=CacheOptions(ttl=5400, scope="key"),
+            context=ContextOptions(strategy="summarize", model="small", trigger=0.7, trigger_tokens=9),
+            token_limits=TokenLimits(max_output=9, default_output=3, on_exceed="clamp"),
+        ),
+    ],
+)
+def test_a_form_that_is_saved_unchanged_changes_nothing(options: KeyOptions) -> None:
+    body = key_to_change(form_of(KEY, options), is_own=False)
+    changes = body.changes()
+    assert (changes.name, changes.scopes, changes.priority_floor) == ("web", [Scope.INFERENCE], 5)
+    assert changes.expires_in_s is None
+    assert changes.options is not None
+    assert changes.options(options) == options
+
+
+def test_a_form_removes_what_was_cleared() -> None:
+    options = KeyOptions(cache=CacheOptions(ttl=60), token_limits=TokenLimits(max_output=9))
+    cleared = form_of(KEY, options)
+    cleared = Form({**cleared.values, "options.token_limits.max_output": "", "cache": ""}, cleared.lists)
+    changes = key_to_change(cleared, is_own=False).changes()
+    assert changes.options is not None
+    assert changes.options(options) == KeyOptions()
+
+
+def test_a_key_that_never_expires_again() -> None:
+    filled = form_of(KEY, KeyOptions())
+    changes = key_to_change(Form({**filled.values, "expires_in_s": "never"}, filled.lists), is_own=False).changes()
+    assert changes.expires_in_s == NEVER
+
+
+def test_the_key_of_the_session_keeps_its_rights() -> None:
+    with pytest.raises(FormInvalid) as raised:
+        key_to_change(form_of(KEY, KeyOptions()), is_own=True)
+    assert set(raised.value.errors) == {"scopes"}
 
 
 def test_fields_of_what_is_off_are_ignored() -> None:

@@ -1,0 +1,1 @@
+"""Quantize a model's checkpoint to 4 bits: `python -m launcher.quantize MODEL --output FOLDER`."""

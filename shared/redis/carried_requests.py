@@ -1,0 +1,68 @@
+"""The requests of new jobs beside their hints, for workers that start them before their claims are committed.
+
+A request is in a key of its own for `TTL_S` seconds, and whoever takes it deletes it. It is never the only copy: the
+row has the request, and a worker compares both before it publishes anything. See "A worker may start a new job before
+its claim is committed" in docs/decisions/queue.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from shared.domain.job import Job
+from shared.domain.priorities import is_batch
+from shared.domain.request import GenerateRequest
+from shared.redis import keys as redis_keys
+
+logger = logging.getLogger(__name__)
+
+# A job whose hint waited longer gains nothing by an early start, and may have been cancelled meanwhile.
+TTL_S = 2
+MAX_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedRequest:
+    """The request of a job of a project."""
+
+    project_id: int
+    request: GenerateRequest
+
+
+def carried(job: Job, *, start_within_s: float | None = None) -> bytes | None:
+    """Encode the request of a new job; None if it is not to be started early.
+
+    Those of batches gain nothing. A job that may expire while its request is in Redis would be started in vain.
+    """
+    request = job.request
+    if is_batch(job.priority) or (start_within_s is not None and start_within_s <= TTL_S):
+        return None
+    if request.size + request.options_size > MAX_BYTES:
+        return None
+    encoded = b"%d " % job.owner.project_id
+    encoded += request.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
+    return encoded if len(encoded) <= MAX_BYTES else None
+
+
+class CarriedRequests:
+    """Takes requests. Methods raise `redis.exceptions.RedisError` if Redis is unavailable."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def take(self, job_id: str) -> CarriedRequest | None:
+        """Return and delete the request of a job; None if there is none any more, or this version cannot read it."""
+        encoded: Any = await self._redis.getdel(redis_keys.carried_request(job_id))
+        if encoded is None or len(encoded) > MAX_BYTES:
+            return None
+        try:
+            project, _, request = encoded.partition(b" ")
+            return CarriedRequest(int(project), GenerateRequest.model_validate(orjson.loads(request)))
+        except ValueError as error:  # including those of JSON and of the model's validation
+            logger.info("job=%s cannot read the request beside its hint: %s", job_id, type(error).__name__)
+            return None

@@ -1,0 +1,136 @@
+"""A run measures what is missing, keeps what it has, and reports what failed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.errors import LaunchError
+from launcher.progress import Progress
+from shared.config.models.vllm import VllmModel
+from tests.unit.tune.rows import MODEL, row
+from tune import machine
+from tune.campaign import Campaign
+from tune.proposal import Aim, Bounds
+from tune.report import write, write_document
+from tune.results import Figures
+from tune.workload import QUICK, Plan
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "description", lambda: {"CPU": "test"})
+    monkeypatch.setattr(machine, "gpus", list)
+
+
+class Engines:
+    """Measures nothing: returns recorded figures, faster with bfloat16, and fails for INT8."""
+
+    def __init__(self) -> None:
+        self.measured: list[dict[str, Any]] = []
+        self.interrupt_after: int | None = None
+
+    def __call__(
+        self, entry: Mapping[str, Any], plan: Plan, log: Path, limit: float, step: Callable[[str], None]
+    ) -> tuple[Figures, str | None]:
+        if len(self.measured) == self.interrupt_after:
+            raise KeyboardInterrupt
+        step("loads")
+        self.measured.append(dict(entry["options"]))
+        if "quantization" in entry["options"]:
+            return Figures(), "no kernel"
+        speed = (
+            400 + 100 * (entry["options"].get("dtype") == "bfloat16") + 50 * ("speculative_config" in entry["options"])
+        )
+        return row("", "", busy=speed).figures, None
+
+
+def campaign(folder: Path, engines: Engines, model: VllmModel = MODEL) -> Campaign:
+    progress = Progress(io.StringIO())
+    return Campaign(model, folder, QUICK, Aim.THROUGHPUT, Bounds(), limit=60, progress=progress, measure=engines)
+
+
+def test_measures_each_candidate_and_the_best_together(tmp_path: Path) -> None:
+    engines = Engines()
+    run = campaign(tmp_path, engines)
+    run.run(quick=True)
+    assert [found.name for found in run.rows] == [
+        "baseline",
+        "bfloat16",
+        "INT8 (online)",
+        "4 bits",
+        "n-gram speculation, by load",
+        "bfloat16 + n-gram speculation, by load",
+    ]
+    assert engines.measured[-1]["dtype"] == "bfloat16"
+    assert "speculative_config" in engines.measured[-1]
+    problems = {found.name: found.problem for found in run.rows if found.problem}
+    assert problems["INT8 (online)"] == "no kernel"
+    assert "/models/m is not a folder on this machine" in problems["4 bits"]
+
+
+def test_a_run_that_was_interrupted_continues(tmp_path: Path) -> None:
+    engines = Engines()
+    engines.interrupt_after = 2
+    first = campaign(tmp_path, engines)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(quick=True)
+    assert "| baseline |" in write(first)
+    engines.interrupt_after = None
+    campaign(tmp_path, engines).run(quick=True)
+    assert len(engines.measured) == 5  # nothing twice
+    count = len(engines.measured)
+    again = campaign(tmp_path, engines)
+    again.run(quick=True)
+    assert len(engines.measured) == count
+    again.run(quick=True, retry=True)
+    assert len(engines.measured) == count + 1  # INT8
+
+
+def test_fresh_measures_again(tmp_path: Path) -> None:
+    engines = Engines()
+    campaign(tmp_path, engines).run(quick=True, only=["baseline"])
+    campaign(tmp_path, engines).run(quick=True, only=["baseline"], fresh=True)
+    assert len(engines.measured) == 2
+
+
+def test_an_unknown_candidate_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="no candidate x; there are: baseline, bfloat16"):
+        campaign(tmp_path, Engines()).run(quick=True, only=["x"])
+
+
+def test_the_report_has_table_chart_and_proposal(tmp_path: Path) -> None:
+    run = campaign(tmp_path, Engines())
+    run.run(quick=True)
+    text = write(run)
+    assert "For throughput: bfloat16 + n-gram speculation, by load: " in text
+    assert "```yaml\n    options:\n" in text
+    assert (tmp_path / "chart.svg").read_text().startswith("<svg ")
+    assert text.split("\nTable:")[0] in (tmp_path / "report.md").read_text()
+
+
+def test_the_page_keeps_what_is_around_the_results(tmp_path: Path) -> None:
+    page = tmp_path / "tuning.md"
+    page.write_text("before\n<!-- results: begin -->\nof another day\n<!-- results: end -->\nafter\n")
+    run = campaign(tmp_path / "results", Engines())
+    run.run(quick=True, all_aims=True)
+    write_document(run, page)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- results: begin -->\n\nCPU: test")
+    assert text.endswith("<!-- results: end -->\nafter\n")
+    assert "of another day" not in text
+    assert all(f"For {aim}: " in text for aim in Aim)
+    assert (tmp_path / "tuning.svg").exists()
+    page.write_text("no marks")
+    with pytest.raises(LaunchError, match="has no lines"):
+        write_document(run, page)
+
+
+def test_if_nothing_ran_the_reasons_are_printed(tmp_path: Path) -> None:
+    run = campaign(tmp_path, Engines())
+    run.run(quick=True, only=["INT8 (online)"])
+    assert write(run) == "Nothing could be measured.\nINT8 (online): no kernel"

@@ -1,0 +1,167 @@
+"""A run: plans the candidates of a model, measures those that are not in the results yet, and keeps the results."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.bundled_model import prepare
+from launcher.errors import LaunchError
+from launcher.progress import Progress
+from launcher.quantize import checkpoint
+from shared.config.models.vllm import VllmModel
+from tune import machine, runner
+from tune.candidates import Candidate, Surroundings, entry_of, plan
+from tune.proposal import Aim, Bounds, combined
+from tune.results import Figures, Row, Store, key_of, weights_key
+from tune.workload import Plan
+from workers.engines.vllm.dtype import choose_dtype
+
+Measure = Callable[[Mapping[str, Any], Plan, Path, float, Callable[[str], None]], tuple[Figures, str | None]]
+
+
+class Campaign:
+    """The measurements of one model. `rows`: the results in the order of the plan."""
+
+    def __init__(
+        self,
+        model: VllmModel,
+        folder: Path,
+        amount: Plan,
+        aim: Aim,
+        bounds: Bounds,
+        *,
+        limit: float,
+        progress: Progress,
+        measure: Measure = runner.run,
+    ) -> None:
+        self.model = model
+        self.folder = folder
+        self.aim = aim
+        self.bounds = bounds
+        self.rows: list[Row] = []
+        self.machine = machine.description()
+        self._amount = amount
+        self._limit = limit
+        self._progress = progress
+        self._measure = measure
+        self._store = Store(folder / "results.jsonl")
+        self._durations: list[float] = []
+
+    def run(
+        self,
+        *,
+        quick: bool,
+        only: Sequence[str] | None = None,
+        all_aims: bool = False,
+        fresh: bool = False,
+        retry: bool = False,
+    ) -> None:
+        """Measure all candidates, and the best ones together: for the aim, or with `all_aims` for each.
+
+        Raises:
+            LaunchError: there is no candidate of a name in `only`.
+            KeyboardInterrupt: the results so far are kept.
+        """
+        if self.model.bundled_model is not None:
+            prepare(self.model.bundled_model)
+        candidates = plan(self.model, self._surroundings(), quick=quick)
+        if only:
+            names = [candidate.name for candidate in candidates]
+            if unknown := set(only) - set(names):
+                raise LaunchError(f"There is no candidate {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
+            candidates = [candidate for candidate in candidates if candidate.name in only]
+        self._progress.say(f"{len(candidates)} candidates; results in {self.folder}")
+        for number, candidate in enumerate(candidates):
+            self._one(candidate, len(candidates) - number, fresh=fresh, retry=retry)
+        if only:
+            return
+        for aim in Aim if all_aims else [self.aim]:
+            together = combined(self.rows, aim, self.bounds)
+            if together is not None and together.name not in {row.name for row in self.rows}:
+                self._one(together, 1, fresh=fresh, retry=retry)
+
+    def _one(self, candidate: Candidate, left: int, *, fresh: bool, retry: bool) -> None:
+        if candidate.problem is not None:
+            self.rows.append(Row("", candidate.name, candidate.group, {}, problem=candidate.problem))
+            self._progress.say(f"  {candidate.name}: {candidate.problem}")
+            return
+        entry = entry_of(self.model, candidate.changes)
+        weights = weights_key(candidate.changes.get("model", self.model.source))
+        key = key_of(entry, weights, self.machine, self._amount)
+        known = self._store.rows.get(key)
+        if known is not None and not fresh and not (retry and known.problem is not None):
+            known.name, known.group = candidate.name, candidate.group
+            self.rows.append(known)
+            self._progress.say(f"  {candidate.name}: measured before")
+            return
+        began = time.monotonic()
+        figures, problem = self._measure(
+            entry,
+            self._amount,
+            self.folder / "logs" / f"{key}.log",
+            self._limit,
+            lambda step: self._show(candidate.name, step, began, left),
+        )
+        changes, seconds = dict(candidate.changes), time.monotonic() - began
+        row = Row(key, candidate.name, candidate.group, changes, figures, problem, seconds)
+        self._durations.append(seconds)
+        self._store.add(row)
+        self.rows.append(row)
+        self._progress.say(f"  {candidate.name}: {_summary(row)}{self._time_left(left - 1)}")
+
+    def _show(self, name: str, step: str, began: float, left: int) -> None:
+        self._progress.show(f"  {name}: {step}, {time.monotonic() - began:.0f} s{self._time_left(left)}")
+
+    def _time_left(self, left: int) -> str:
+        if not left or not self._durations:
+            return ""
+        minutes = left * sum(self._durations) / len(self._durations) / 60
+        return f"; about {max(1, round(minutes))} min left"
+
+    def _surroundings(self) -> Surroundings:
+        """What candidates there can be here. Makes the 4-bit copy of the model if there is none yet."""
+        gpu = bool(machine.gpus())
+        dtype = choose_dtype(self.model.options, on_cpu=not gpu)
+        dtype = "bfloat16" if dtype == "auto" else dtype
+        if _is_quantized(self.model.folder):
+            return Surroundings(gpu, dtype, quantized=True)
+        try:
+            return Surroundings(gpu, dtype, packed=str(self._packed()))
+        except LaunchError as error:
+            return Surroundings(gpu, dtype, packed_problem=str(error))
+
+    def _packed(self) -> Path:
+        folder = self.folder / "4-bit"
+        if self.model.folder is None:
+            command = shlex.join(["python", "-m", "launcher.quantize", "FOLDER", "--output", "..."])
+            raise LaunchError(f"{self.model.model} is not a folder on this machine: {command} needs one")
+        if not folder.exists():
+            source = checkpoint.read(self.model.folder)
+            sizes = [size for size in checkpoint.GROUP_SIZES if size <= 64]
+            size = next((size for size in sizes if checkpoint.fits(source, size)), sizes[0])
+            checkpoint.write(
+                source, folder, size, lambda done, of: self._progress.show(f"  4-bit copy: {done} of {of} layers")
+            )
+            self._progress.say(f"  4-bit copy of the model in {folder}")
+        return folder
+
+
+def _is_quantized(folder: Path | None) -> bool:
+    if folder is None:
+        return False
+    try:
+        return "quantization_config" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _summary(row: Row) -> str:
+    if row.problem is not None:
+        return row.problem
+    speeds = " / ".join(f"{speed:.0f}" for speed in row.figures.speed.values())
+    return f"{speeds} tokens/s in {row.seconds:.0f} s"

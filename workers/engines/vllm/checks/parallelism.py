@@ -1,0 +1,48 @@
+"""Tensor and pipeline parallelism: whether there are as many devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from workers.engines.vllm.checks.problem import Problem
+
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
+
+
+def too_few_devices(options: Mapping[str, Any]) -> Iterator[Problem]:
+    """More devices than this machine has, unless the options place the engine on several machines."""
+    if options.get("distributed_executor_backend") not in (None, "mp", "uni") or options.get("nnodes", 1) != 1:
+        return
+    sizes = {name: value for name in _SIZES if isinstance(value := options.get(name), int) and value > 1}
+    needed = 1
+    for value in sizes.values():
+        needed *= value
+    if not sizes or (available := _devices()) is None or needed <= available:
+        return
+    name = max(sizes, key=lambda one: sizes[one])
+    devices = "NUMA nodes that it may use" if current_platform.is_cpu() else "GPUs"
+    yield Problem(
+        f"options.{name}",
+        f"needs {needed} {devices}, and this machine has {available}"
+        + (f"; use at most {available}" if available > 1 else "; omit it"),
+    )
+
+
+def _devices() -> int | None:
+    """The number of devices that one engine can use; None if it is not limited.
+
+    On a CPU, vLLM binds each process of an engine to a NUMA node, unless the binding is set by hand.
+    """
+    if not current_platform.is_cpu():
+        return int(current_platform.device_count())
+    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto":
+        return None
+    try:
+        from vllm.utils.cpu_resource_utils import get_visible_memory_node
+    except ImportError:  # vLLM before 0.30
+        return None
+    return len(get_visible_memory_node())

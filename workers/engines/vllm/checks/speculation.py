@@ -1,0 +1,96 @@
+"""Speculative decoding: the method, its draft model, and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
+from vllm.platforms import current_platform
+
+from workers.engines.vllm.checks.problem import Problem, did_you_mean, nearest, reason_of, vllm_name
+
+FIELD = "options.speculative_config"
+# Fields that vLLM fills in itself.
+_INTERNAL = {"target_model_config", "target_parallel_config", "draft_model_config", "draft_parallel_config"}
+# Methods that draft on a GPU only.
+_NEEDS_GPU = {"ngram_gpu"}
+# Methods whose `model` is a checkpoint.
+_DRAFTS = {"draft_model", "eagle", "eagle3", "medusa", "mlp_speculator"}
+
+
+def speculation_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
+    """Everything about `speculative_config` that can be checked without the model."""
+    chosen = options.get("speculative_config")
+    if chosen is None:
+        return
+    known = SpeculativeConfig.__dataclass_fields__.keys() - _INTERNAL
+    unknown = [name for name in chosen if name not in known]
+    for name in unknown:
+        hint = did_you_mean(name, known) if nearest(name, known) else "its fields are those of SpeculativeConfig"
+        yield Problem(f"{FIELD}.{name}", f"{vllm_name()} has no {name}; {hint}")
+    yield from _method(chosen.get("method"), chosen.get("model"))
+    yield from _draft(chosen)
+    if "num_speculative_tokens_per_batch_size" not in unknown:
+        yield from _schedule(chosen)
+
+
+def methods() -> set[str]:
+    """The methods of the installed vLLM."""
+    return set(_names(SpeculativeMethod))
+
+
+def _names(literal: Any) -> Iterator[str]:
+    for argument in get_args(literal):
+        if isinstance(argument, str):
+            yield argument
+        else:
+            yield from _names(argument)
+
+
+def _method(method: Any, model: Any) -> Iterator[Problem]:
+    if method is None:
+        if model is None:
+            yield Problem(FIELD, "needs a method, or the model that drafts")
+    elif method not in methods():
+        yield Problem(f"{FIELD}.method", f"{vllm_name()} has no method {method!r}; {did_you_mean(method, methods())}")
+    elif method in _NEEDS_GPU and current_platform.is_cpu():
+        yield Problem(f"{FIELD}.method", f"{method} needs a GPU; use ngram")
+
+
+def _draft(chosen: Mapping[str, Any]) -> Iterator[Problem]:
+    """The files of a draft model, as far as `model` is a path: names of the hub are looked up by vLLM."""
+    method, model = chosen.get("method"), chosen.get("model")
+    if method in _DRAFTS and model is None:
+        yield Problem(f"{FIELD}.model", f"is required: the {method} that drafts, a folder or a hub id")
+    if not isinstance(model, str) or method not in {None, *_DRAFTS}:
+        return
+    path = Path(model)
+    if model.startswith("~"):
+        yield Problem(f"{FIELD}.model", f"{model}: write the whole path; vLLM does not expand ~")
+    elif (path.is_absolute() or model.startswith(".") or model.count("/") > 1) and not path.is_dir():
+        yield Problem(f"{FIELD}.model", f"there is no folder {model}; name the folder of the model that drafts")
+    elif path.is_dir() and not (path / "config.json").is_file():
+        yield Problem(f"{FIELD}.model", f"{model} has no config.json, so it is no model")
+
+
+def _schedule(chosen: Mapping[str, Any]) -> Iterator[Problem]:
+    """`num_speculative_tokens_per_batch_size`, which vLLM checks only after it has loaded the model."""
+    field = f"{FIELD}.num_speculative_tokens_per_batch_size"
+    schedule = chosen.get("num_speculative_tokens_per_batch_size")
+    if schedule is None:
+        return
+    if chosen.get("num_speculative_tokens") is None:
+        yield Problem(f"{FIELD}.num_speculative_tokens", "is required: the most tokens of the schedule")
+        return
+    from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
+
+    try:
+        ranges = validate_and_normalize_dynamic_sd_schedule(schedule)
+    except (TypeError, ValueError) as error:
+        yield Problem(field, reason_of(error))
+        return
+    most, allowed = max(tokens for _, _, tokens in ranges), chosen["num_speculative_tokens"]
+    if isinstance(allowed, int) and most > allowed:
+        yield Problem(field, f"has {most} tokens, more than num_speculative_tokens ({allowed}); raise the latter")

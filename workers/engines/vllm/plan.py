@@ -1,0 +1,112 @@
+"""What an engine will run with: vLLM's configuration of a model, made and checked before any weight is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
+
+from shared.config.models.vllm import VllmModel
+from workers.engines.vllm.checks.attention import backend_problem, unknown_backend
+from workers.engines.vllm.checks.honored import ignored_options, not_compiled
+from workers.engines.vllm.checks.memory import cache_too_small
+from workers.engines.vllm.checks.names import unknown_options
+from workers.engines.vllm.checks.parallelism import too_few_devices
+from workers.engines.vllm.checks.problem import Problem, reason_of, refuse
+from workers.engines.vllm.checks.quantization import cannot_quantize, checkpoint_problem, unknown_method
+from workers.engines.vllm.checks.speculation import speculation_problems
+from workers.engines.vllm.dtype import choose_dtype
+from workers.engines.vllm.executor import cpu_options
+from workers.engines.vllm.request import check_parsers
+from workers.engines.vllm.scheduler import scheduler_options
+from workers.engines.vllm.start_mode import start_options
+from workers.engines.vllm.structure_backend import structured_output_options
+
+# Checks of the options alone.
+_OF_OPTIONS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
+    unknown_options,
+    unknown_method,
+    unknown_backend,
+    too_few_devices,
+    speculation_problems,
+)
+# Checks of vLLM's configuration.
+_OF_CONFIG: tuple[Callable[[VllmConfig], Iterator[Problem]], ...] = (
+    cannot_quantize,
+    backend_problem,
+    cache_too_small,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked model with the arguments of its engine and what vLLM makes of them."""
+
+    model: VllmModel
+    arguments: AsyncEngineArgs
+    config: VllmConfig
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that "auto" and other names stand for."""
+        return str(self.config.model_config.dtype).removeprefix("torch.")
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the model, with the dtype used."""
+        return self.model.with_dtype(self.dtype).fingerprint
+
+
+def make_plan(model: VllmModel) -> Plan:
+    """Check a model's options and create vLLM's configuration. Takes seconds, and reads no weights.
+
+    Raises:
+        InvalidRequest: options that cannot work here, one line each.
+    """
+    refuse(model.name, [problem for check in _OF_OPTIONS for problem in check(model.options)])
+    check_parsers(model)
+    arguments = AsyncEngineArgs(model=model.source, **_engine_options(model))
+    try:
+        config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    except (ValueError, TypeError, NotImplementedError, ImportError, AssertionError) as error:
+        refuse(model.name, [_problem(model, arguments, error)])
+        raise
+    problems = [problem for check in _OF_CONFIG for problem in check(config)]
+    problems += ignored_options(model.options, config)
+    problems += not_compiled(model.start, config)
+    refuse(model.name, problems)
+    return Plan(model, arguments, config)
+
+
+def _engine_options(model: VllmModel) -> dict[str, Any]:
+    options = {
+        "max_num_seqs": model.slots,
+        "scheduling_policy": "priority",
+        "disable_log_stats": True,
+        **cpu_options(model.options),
+        **scheduler_options(),
+        **start_options(model),
+        **model.options,
+        **structured_output_options(model.options),
+        "dtype": choose_dtype(model.options, on_cpu=current_platform.is_cpu()),
+    }
+    if model.chat.reasoning_parser is not None:
+        # A grammar starts at the end of the reasoning, which the engine has to detect.
+        options["reasoning_parser"] = model.chat.reasoning_parser
+    return options
+
+
+def _problem(model: VllmModel, arguments: AsyncEngineArgs, error: Exception) -> Problem:
+    """vLLM's error about the whole configuration, attributed to the option that it is about."""
+    if (problem := checkpoint_problem(arguments)) is not None:
+        return problem
+    reason = reason_of(error)
+    names = [name for name in model.options if re.search(rf"\b{name}\b|--{name.replace('_', '-')}\b", reason)]
+    name = max(names, key=len, default=None)
+    return Problem("options" if name is None else f"options.{name}", f"vLLM refuses it: {reason}")
