@@ -87,7 +87,7 @@ def test_what_a_key_must_have_cannot_be_removed(body: dict[str, Any]) -> None:
 
 def test_a_patch_is_not_normalized_like_other_bodies() -> None:
     """Null and `{}` have a meaning, and a member that is misspelled would otherwise change nothing, silently."""
-    patch = {"expires_in_s": None, "options": {"cache": {}, "context": None}, "prioritty": 1}
+    patch: dict[str, Any] = {"expires_in_s": None, "options": {"cache": {}, "context": None}, "prioritty": 1}
     assert member_reader().read(Shape(ApiKeyUpdate), patch).body == patch
     with pytest.raises(ValueError, match="prioritty"):
         ApiKeyUpdate.model_validate(patch)
