@@ -5,6 +5,8 @@
   The exceptions are client data and fields with `EmptyIsValue`.
 - Integral floats become integers where the schema expects integers: JSON has one type of number.
 
+A JSON Merge Patch (RFC 7396) is left as it is: null has a meaning there, and an unknown member is an error.
+
 A `Shape` is compiled from a pydantic model, once per route. Data that belongs to the client, such as JSON Schemas, is
 left unchanged.
 """
@@ -31,6 +33,8 @@ MAX_HEADER_BYTES = 1024
 MAX_NAME = 64
 # The class variable in which a schema declares its `MemberRules`.
 RULES = "member_rules"
+# The class variable by which a schema declares that it is a merge patch.
+MERGE_PATCH = "is_merge_patch"
 # The member of a request with parameters of the model's provider.
 EXTRA_BODY = "extra_body"
 
@@ -102,6 +106,8 @@ class MemberReader:
         Raises:
             InvalidRequest: a member would change the answer and is not supported, or is unknown and must be rejected.
         """
+        if shape.is_merge_patch:
+            return Reading(body)
         found = _Found(self._refuse_unknown)
         if shape.takes_extra_body and type(body) is dict:
             body = self._with_extra_body(shape, body)
@@ -188,6 +194,7 @@ class Shape:
         root = _object(schema, "", rules)
         self.root: _Node = root
         self.members = root.names
+        self.is_merge_patch: bool = getattr(schema, MERGE_PATCH, False)
         self.takes_extra_body = EXTRA_BODY in self.members
         self.known = frozenset((*rules.ignored, *rules.refused, *rules.effective))
 

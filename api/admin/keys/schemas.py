@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -118,6 +118,7 @@ class KeyOptionsChanges(BaseModel):
 class ApiKeyUpdate(BaseModel):
     """Changes of a key: a JSON Merge Patch (RFC 7396). What is absent remains as it is."""
 
+    is_merge_patch: ClassVar[bool] = True
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
@@ -206,6 +207,7 @@ class ProjectCreate(BaseModel):
 class ProjectUpdate(BaseModel):
     """Changes of a project: a JSON Merge Patch (RFC 7396). What is absent remains as it is."""
 
+    is_merge_patch: ClassVar[bool] = True
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tier": "free"}]})
 
     tier: Tier | None = Field(None, description="A class of service, for the rules of routes. Null: none.")

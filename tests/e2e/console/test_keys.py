@@ -91,7 +91,7 @@ async def test_a_key_is_changed(operator: Visit, sim_stack: Stack) -> None:
     await page.get_by_label("Name", exact=True).fill("changed")
     await page.get_by_role("button", name="Save the changes").click()
     row = page.get_by_role("row").filter(has_text="to be changed")
-    await expect(row).to_contain_text("max-output-tokens=8 default-output-tokens=4 cache-ttl=5400")
+    await expect(row).to_contain_text("max-output-tokens=8 default-output-tokens=4 on-exceed=reject cache-ttl=5400")
     await expect(row).to_contain_text("changed")
 
     async def is_an_operator() -> bool:

@@ -436,7 +436,7 @@ def test_all_jobs_that_match_are_cancelled(api: ScriptedApi) -> None:
     assert asked == {"model": ["small"], "action": ["cancel"]}
     assert first == {"model": ["small"], "created_before": ["2026-01-01T00:00:00Z"], "limit": ["100"]}
     assert second == {**first, "after": [f"job_{2:032x}"]}
-    keys = {request.headers["idempotency-key"] for request in api.requests[1:]}
+    keys = {request.headers["Idempotency-Key"] for request in api.requests[1:]}
     assert len(keys) == 1
 
 
@@ -448,7 +448,7 @@ def test_a_limit_applies_to_all_jobs_that_match(api: ScriptedApi) -> None:
     result = run(api.url, "jobs", "--status", "failed", "--replay", "--limit", "1", "--json", "--act", "a1", "--yes")
     assert (result.exit_code, json.loads(result.stdout)["replayed_as"]) == (0, "job_9")
     assert f"--after job_{3:032x}" in result.stderr
-    assert api.requests[-1].headers["idempotency-key"] == "a1"
+    assert api.requests[-1].headers["Idempotency-Key"] == "a1"
     assert "limit=1&" in f"{api.requests[-1].path}&"
 
 

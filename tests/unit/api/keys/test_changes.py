@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from api.admin.keys.schemas import ApiKeyUpdate
+from api.http.members import Shape
 from api.keys.changes import NEVER, changed_options
 from shared.domain.answer_options import NO_KEY_OPTIONS, CacheOptions, ContextOptions, KeyOptions, TokenLimits
 from shared.domain.errors import InvalidRequest
+from tests.support.members import member_reader
 
 FULL = KeyOptions(
     cache=CacheOptions(ttl=60, scope="user"),
@@ -81,3 +83,11 @@ def test_a_body_without_a_field_does_not_change_it() -> None:
 def test_what_a_key_must_have_cannot_be_removed(body: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(body))):
         ApiKeyUpdate.model_validate(body)
+
+
+def test_a_patch_is_not_normalized_like_other_bodies() -> None:
+    """Null and `{}` have a meaning, and a member that is misspelled would otherwise change nothing, silently."""
+    patch: dict[str, Any] = {"expires_in_s": None, "options": {"cache": {}, "context": None}, "prioritty": 1}
+    assert member_reader().read(Shape(ApiKeyUpdate), patch).body == patch
+    with pytest.raises(ValueError, match="prioritty"):
+        ApiKeyUpdate.model_validate(patch)
