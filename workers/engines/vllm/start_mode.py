@@ -13,8 +13,8 @@ def start_options(model: VllmModel) -> dict[str, Any]:
     """Engine options of the model's `start`; empty if it has none. vLLM compiles unless it is told otherwise.
 
     For compiled models it also sets the environment variables that name the folders of compiled code, unless they are
-    set. The engine's process inherits them. By default, torch uses the folder for temporary files, which does not
-    survive a container.
+    set. The engine's process inherits them. By default, compiled code is in the home folder, or among temporary files
+    where vLLM leaves the choice to torch; a container loses both.
     """
     if model.start is None:
         return {}
