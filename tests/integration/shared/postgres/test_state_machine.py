@@ -52,6 +52,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from shared.redis import keys as redis_keys
 from shared.redis.carried_requests import CarriedRequests
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
@@ -817,6 +818,27 @@ class Jobs(Interleavings):
     @invariant()
     def invariants_hold(self) -> None:
         self._do(self.world.check())
+
+
+async def test_jobs_of_the_state_machine_are_started_early(servers: Servers, database_url: str) -> None:
+    world = await open_world(database_url, servers.redis(TEST_REDIS_DB))
+    try:
+        worker = world.workers[0]
+        for _ in range(2):
+            await world.submit(1, None, None)
+            call = await world.deliver(worker, world.jobs[-1])
+            assert call is not None
+            await world.finish(worker, call, "stop")
+        metrics = worker.runner.context.metrics
+        kept = metrics.early_starts.labels(metrics.model_label(MODEL), "kept")._value.get()
+        assert kept == 1, "the first job tells the worker the salt of the project"
+        await world.submit(1, None, None)
+        carried = redis_keys.carried_request(world.jobs[-1])
+        assert await world.redis.exists(carried)
+        await world.cancel(world.jobs[-1])
+        assert not await world.redis.exists(carried), "a cancelled job is not started"
+    finally:
+        await world.close()
 
 
 # A failure is made small first, which takes a while.
