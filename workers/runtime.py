@@ -159,7 +159,7 @@ class WorkerRuntime:
             with_model(context, model),
             self.slot_pool,
             on_room=self.consumer.poll,
-            early_starts=EarlyStarts(CarriedRequests(redis), model.name),
+            early_starts=EarlyStarts(CarriedRequests(redis), model.name, adapters),
         )
         warm_up = None
         if isinstance(model, VllmModel):

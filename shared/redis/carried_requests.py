@@ -28,9 +28,10 @@ MAX_BYTES = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class CarriedRequest:
-    """The request of a job of a project."""
+    """The request of a project's job for a model."""
 
     project_id: int
+    model: str
     request: GenerateRequest
 
 
@@ -44,7 +45,7 @@ def carried(job: Job, *, start_within_s: float | None = None) -> bytes | None:
         return None
     if request.size + request.options_size > MAX_BYTES:
         return None
-    encoded = b"%d " % job.owner.project_id
+    encoded = orjson.dumps([job.owner.project_id, job.model]) + b"\n"
     encoded += request.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
     return encoded if len(encoded) <= MAX_BYTES else None
 
@@ -61,8 +62,9 @@ class CarriedRequests:
         if encoded is None or len(encoded) > MAX_BYTES:
             return None
         try:
-            project, _, request = encoded.partition(b" ")
-            return CarriedRequest(int(project), GenerateRequest.model_validate(orjson.loads(request)))
-        except ValueError as error:  # including those of JSON and of the model's validation
+            header, _, request = encoded.partition(b"\n")
+            project_id, model = orjson.loads(header)
+            return CarriedRequest(project_id, model, GenerateRequest.model_validate(orjson.loads(request)))
+        except (ValueError, TypeError) as error:  # including those of JSON and of the model's validation
             logger.info("job=%s cannot read the request beside its hint: %s", job_id, type(error).__name__)
             return None

@@ -103,6 +103,7 @@ class SteeredEngine:
     def __init__(self, slots: int = 64) -> None:
         self.slots = slots
         self.fingerprint = "fp_steered"
+        self.adapter_fingerprints: dict[str, str] = {}
         self.several_choices = Resume.RESTART
         self.cancelled: list[UpstreamState] = []
         self.dead = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
 from redis.exceptions import RedisError
@@ -34,11 +34,12 @@ MAX_SALTS = 10_000
 
 
 class EarlyStarts:
-    """Starts the jobs of one worker early."""
+    """Starts the jobs of one worker early: those of its model, and of its adapters."""
 
-    def __init__(self, requests: CarriedRequests, model: str) -> None:
+    def __init__(self, requests: CarriedRequests, model: str, adapters: Collection[str] = ()) -> None:
         self.requests = requests
         self.model = model
+        self.adapters = frozenset(adapters)
         # By project: a request is salted with that of its project, which only the row has.
         self._salts: dict[int, str] = {}
 
@@ -152,13 +153,19 @@ class EarlyStart:
             return None
         if carried is None or (salt := self._starts.salt(carried.project_id)) is None:
             return None
-        request = carried.request
+        request, is_adapter = carried.request, carried.model in self._starts.adapters
+        if carried.model != self._starts.model and not is_adapter:
+            return None
         tools = request.chat is not None and bool(request.chat.tools)
         if self._context.compilations is not None and (request.structured_outputs is not None or tools):
             return None  # it may have to wait for its turn
         request.cache_salt = salt
+        # As `shared.postgres.claim_store` sets both.
+        request.adapter = carried.model if is_adapter else None
         return request
 
     def _count(self, outcome: str) -> None:
+        assert self._request is not None
         metrics = self._context.metrics
-        metrics.early_starts.labels(metrics.model_label(self._starts.model), outcome).inc()
+        model = self._request.adapter or self._starts.model
+        metrics.early_starts.labels(metrics.model_label(model), outcome).inc()

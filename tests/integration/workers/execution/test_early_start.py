@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.events import EventType
 from shared.domain.job import Job, JobStatus
@@ -59,13 +60,20 @@ class HeldClaims:
         self.may_answer.set()
 
 
+HEADER = f'[1,"{MODEL}"]\n'.encode()
+UNREADABLE = [
+    b"", b"nonsense", b"1\n{}", HEADER, HEADER + b"{}x", HEADER + b'{"prompt": 5}', HEADER + b"x" * MAX_BYTES
+]  # fmt: skip
+
+
 class EarlyWorker(Worker):
     """A worker that starts jobs early, and whose claims the test holds."""
 
     def __init__(self, store: ClaimStore, logs: EventLog, redis: Redis, *, slots: int = 64) -> None:
         super().__init__("w", store, logs, slots, None)
-        self.starts = EarlyStarts(CarriedRequests(redis), MODEL)
-        context = replace(self.runner.context, starts_early=True)
+        self.starts = EarlyStarts(CarriedRequests(redis), MODEL, ["tone"])
+        self.engine.adapter_fingerprints = {"tone": "fp_tone"}
+        context = replace(self.runner.context, starts_early=True, adapter_revisions={"tone": "r"})
         self.runner = Runner(context, SlotPool(slots, yields=True), early_starts=self.starts)
         self.claims = HeldClaims(store)
 
@@ -81,8 +89,8 @@ class EarlyWorker(Worker):
 
 
 @pytest.fixture
-async def worker(workers: Workers, logs: EventLog, redis: Redis) -> AsyncIterator[EarlyWorker]:
-    worker = EarlyWorker(workers("w"), logs, redis)
+async def worker(database: AsyncEngine, logs: EventLog, redis: Redis) -> AsyncIterator[EarlyWorker]:
+    worker = EarlyWorker(ClaimStore(database, "w", adapters=["tone"]), logs, redis)
     flushing = asyncio.create_task(worker.log_writer.run())
     yield worker
     await cancel_and_wait(flushing, again_s=0.1)
@@ -167,6 +175,28 @@ async def test_a_lost_claim_aborts_the_start(
     assert worker.counts == (0, 1)
 
 
+async def test_a_job_of_an_adapter_starts_with_the_adapter(
+    worker: EarlyWorker, store: JobStore, redis: Redis, job: Job
+) -> None:
+    toned, _ = await store.insert(NewJob(job.owner, "tone", 3, GenerateRequest(prompt="x")))
+    await carry(redis, toned)
+    run, call = await worker.start(toned)
+    assert call.request.adapter == "tone"
+    worker.claims.let()
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert worker.counts == (1, 0)
+
+
+async def test_a_request_for_another_model_is_not_started(worker: EarlyWorker, redis: Redis, job: Job) -> None:
+    await carry(redis, replace(job, model="other"))
+    worker.claims.let()
+    run, call = await worker.start(job)
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert worker.counts == (0, 0)
+
+
 async def test_what_redis_has_is_not_run_if_the_row_says_something_else(
     worker: EarlyWorker, store: JobStore, redis: Redis, job: Job
 ) -> None:
@@ -184,7 +214,7 @@ async def test_what_redis_has_is_not_run_if_the_row_says_something_else(
     assert worker.counts == (0, 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"1 {}x", b'1 {"prompt": 5}', b"1 " + b"x" * MAX_BYTES])
+@pytest.mark.parametrize("content", UNREADABLE)
 async def test_an_unreadable_request_is_ignored(worker: EarlyWorker, redis: Redis, job: Job, content: bytes) -> None:
     await redis.set(redis_keys.carried_request(job.id), content)
     worker.claims.let()
