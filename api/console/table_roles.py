@@ -1,7 +1,8 @@
 """Gives the tables that become blocks on a phone their roles, while templates are compiled.
 
 Browsers take a table with another `display` for no table, so that a screen reader finds neither rows nor the header of
-a cell. With `class="table stacked"`, roles are written beside the elements; templates do not repeat them.
+a cell. With `class="table stacked"`, roles are written beside the elements; templates do not repeat them. A template of
+rows alone names its table by the comment `of a stacked table`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 
 from jinja2.ext import Extension
 
-_STACKED = re.compile(r'<table class="table stacked.*?</table>', re.DOTALL)
+_STACKED = re.compile(r'<table class="table stacked.*?</table>|\{# of a stacked table #\}.*', re.DOTALL)
 _ELEMENT = re.compile(r"<(table|thead|tbody|tr|th|td)(?=[\s>{])")
 _ROLES = {
     "table": "table",

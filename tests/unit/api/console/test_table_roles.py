@@ -11,7 +11,7 @@ from jinja2 import Environment
 from api.console.table_roles import TableRoles
 from tests.unit.api.console.test_design import TEMPLATES
 
-STACKED = [template for template in TEMPLATES if "stacked" in template.read_text()]
+STACKED = [template for template in TEMPLATES if 'class="table stacked' in template.read_text()]
 ENVIRONMENT = Environment(extensions=[TableRoles])  # noqa: S701  # renders nothing
 ROLES = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row", "th": "columnheader", "td": "cell"}
 
@@ -35,7 +35,7 @@ def test_elements_of_stacked_tables_have_roles(template: Path) -> None:
     parser.feed(ENVIRONMENT.preprocess(source))
     stacked = [(tag, role) for tag, role in parser.found if role is not None]
     assert len([tag for tag, _ in stacked if tag == "table"]) == source.count('class="table stacked')
-    assert {"table", "thead", "tbody", "tr", "th", "td"} == {tag for tag, _ in stacked}
+    assert {"table", "thead", "tbody", "tr", "th"} <= {tag for tag, _ in stacked}  # rows may be another template
     assert all(role == ROLES[tag] for tag, role in stacked)
     if source.count("<table") == source.count('class="table stacked'):
         assert len(stacked) == len(parser.found)

@@ -48,6 +48,8 @@ def test_a_line_is_rendered_again_only_if_it_has_changed(rendered: list[str]) ->
     known = Lines()
     first = html(known, JOB, ENDED, after_s=1)
     assert "<b>" not in first
+    assert first.count('<tr role="row"') == 2
+    assert first.count("<td") == first.count('<td role="cell"')
     assert first.index(JOB.id) < first.index(ENDED.id)
     assert html(known, JOB, ENDED, after_s=1) == first
     assert rendered == [JOB.id, ENDED.id]
