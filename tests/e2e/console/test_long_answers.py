@@ -115,3 +115,29 @@ async def test_the_playground(member: Visit, sim_stack: Stack, member_key: str, 
     await page.evaluate(_STREAM, [3, piece(kind)])
     assert await answer.evaluate("one => one.scrollTop") == 1000, "who has scrolled back is left there"
     cancel(sim_stack, member_key, await job_of(member))
+
+
+# Sends many small events at once, and returns how often the browser could draw until all were shown.
+_BURST = """async ([events, text]) => {
+  const data = JSON.stringify({ index: 0, text });
+  let frames = "";
+  for (let index = 0; index < events; index++) frames += `id: ${++id}\nevent: job.delta\ndata: ${data}\n\n`;
+  window.controller.enqueue(new TextEncoder().encode(frames));
+  let drawn = 0;
+  const shown = () => document.querySelector(".choice > .text")?.textContent.length ?? 0;
+  while (shown() < events * text.length) {
+    await new Promise(requestAnimationFrame);
+    drawn += 1;
+  }
+  return drawn;
+}"""
+
+
+async def test_events_that_come_together_leave_time_to_draw(member: Visit) -> None:
+    page = member.page
+    await page.add_init_script(_BODY)
+    await write(member, "A long story", model="orphan")
+    await page.locator("#run").click()
+    await page.evaluate("streaming.then(() => null)")
+    assert await page.evaluate(_BURST, [60_000, "mill"]) > 5
+    await page.get_by_role("button", name="Stop", exact=True).click()

@@ -2,6 +2,8 @@
 import { CallError, call } from "../calls.js";
 
 const RETRY_MS = [250, 500, 1000, 2000, 4000];
+// Events that have arrived together are handled for so long at a time: the browser draws in between.
+const SLICE_MS = 8;
 const END = /^job\.(completed|incomplete|failed|cancelled|expired)$/;
 
 // Calls `onEvent(name, data)` for each event until the job has ended. `signal` stops following; the job goes on.
@@ -12,7 +14,12 @@ export async function followJob(id, onEvent, onState, signal) {
       const headers = { accept: "text/event-stream", ...(last ? { "last-event-id": last } : {}) };
       const response = await call(`v1/jobs/${id}/stream`, { method: "GET", headers, signal });
       if (response.status === 204) return;
+      let began = performance.now();
       for await (const event of events(response.body)) {
+        if (performance.now() - began > SLICE_MS && !document.hidden) {
+          await new Promise((resolve) => setTimeout(resolve));
+          began = performance.now();
+        }
         attempts = 0;
         onState("connected");
         if (event.id) last = event.id;
