@@ -56,7 +56,7 @@ async def open_log(state: AttemptState) -> bool:
     logger.info(
         "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens early=%d",
         job.id, job.model, job.attempt, context.worker, job.request_context.request_id, state.prior_tokens,
-        state.early is not None,
+        int(state.early is not None),
     )  # fmt: skip
     return True
 
