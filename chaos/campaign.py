@@ -74,7 +74,7 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
             rescues=rescues([death for death in cluster.deaths if not death.graceful], readers),
             hand_overs=rescues([death for death in cluster.deaths if death.graceful], readers),
             seconds=time.monotonic() - began,
-            early_starts=cluster.logged(" started early, "),
+            early_starts=cluster.logged(" tokens early=1"),
             overtaken=cluster.logged(" its early start is thrown away"),
             before=before,
             after=after,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import secrets
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,8 @@ def litellm(folder: Path, upstreams: Mapping[str, str]) -> Iterator[System]:
         *("--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"),
     ]
     with Processes(folder) as processes:
-        proxy = processes.start("proxy", command, ENVIRONMENT)
+        key = f"sk-{secrets.token_hex(16)}"  # it does not start without one
+        proxy = processes.start("proxy", command, ENVIRONMENT | {"LITELLM_MASTER_KEY": key})
         processes.wait(proxy, lambda: answers(f"http://127.0.0.1:{port}/health/liveliness"), START_S)
-        yield System(name="litellm", port=port, processes=processes)
+        headers = {"Authorization": f"Bearer {key}"}
+        yield System(name="litellm", port=port, processes=processes, headers=headers)

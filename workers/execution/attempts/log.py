@@ -56,9 +56,9 @@ async def open_log(state: AttemptState) -> bool:
                 await restart(state)
     log.event(EventType.STARTED, start_data(state, job.attempt))
     logger.info(
-        "job=%s model=%s attempt=%d worker=%s request=%s started%s, after %d tokens",
-        job.id, job.model, job.attempt, context.worker, job.request_context.request_id,
-        "" if state.early is None else " early", state.prior_tokens,
+        "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens early=%d",
+        job.id, job.model, job.attempt, context.worker, job.request_context.request_id, state.prior_tokens,
+        int(state.early is not None),
     )  # fmt: skip
     return True
 

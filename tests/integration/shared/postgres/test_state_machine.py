@@ -821,7 +821,7 @@ class Jobs(Interleavings):
 
 
 async def test_jobs_of_the_state_machine_are_started_early(servers: Servers, database_url: str) -> None:
-    world = await open_world(database_url, servers.redis(TEST_REDIS_DB))
+    world: World = await open_world(database_url, servers.redis(TEST_REDIS_DB))
     try:
         worker = world.workers[0]
         for _ in range(2):
