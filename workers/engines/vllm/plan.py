@@ -89,14 +89,14 @@ def make_plan(model: VllmModel, adapters: Sequence[VllmModel] = ()) -> Plan:
 
 def _engine_options(model: VllmModel, adapters: Sequence[VllmModel]) -> dict[str, Any]:
     on_cpu = current_platform.is_cpu()
+    chosen = {**start_options(model), **model.options}
     options = {
         "max_num_seqs": model.slots,
         "scheduling_policy": "priority",
         "disable_log_stats": True,
-        **cpu_options(model.options),
+        **cpu_options(chosen),
         **scheduler_options(),
-        **start_options(model),
-        **model.options,
+        **chosen,
         **adapter_options(model, adapters, on_cpu=on_cpu),
         **structured_output_options(model.options),
         "dtype": choose_dtype(model.options, on_cpu=on_cpu),
