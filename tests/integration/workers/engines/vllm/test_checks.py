@@ -264,7 +264,8 @@ class TestReport:
         from workers.engines.vllm.report import report
         from workers.engines.vllm.start_mode import start_options
 
-        for name in ("TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT"):
+        # The last one is set by an eager engine of this process.
+        for name in ("TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT", "TORCH_COMPILE_DISABLE"):
             monkeypatch.setenv(name, "")  # so that it is restored
             monkeypatch.delenv(name)
         monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
