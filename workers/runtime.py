@@ -69,6 +69,7 @@ from workers.supervision.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 5.0
+ABANDON_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,11 @@ class WorkerRuntime:
         self._supervisor = Supervisor(on_failure=self._shutdown.begin)
         self._stack = AsyncExitStack()
         self._parts: _Parts | None = None
+        # None until the engine's modules are imported.
+        self._current: CurrentEngine | None = None
+        self._lease_keeper = LeaseKeeper(
+            settings, worker, starting=self._engine_starts, on_failure=self._shutdown.begin
+        )
         self._drained = False
 
     async def start(self) -> None:
@@ -215,9 +221,8 @@ class WorkerRuntime:
 
         await heartbeat.renew()
         self._stack.push_async_callback(self._end_lease)
-        lease_keeper = LeaseKeeper(settings, self._worker, beat=heartbeat.beat, on_failure=self._shutdown.begin)
-        lease_keeper.start()
-        self._stack.push_async_callback(lease_keeper.stop)
+        self._stack.push_async_callback(self._lease_keeper.stop)
+        self._lease_keeper.beat = heartbeat.beat
         self._registry.register(WorkerMetrics(metrics, model.name, runner, current, watchdog.stalled_s))
         run = self._supervisor.start
         run("log_writer", log_writer.run())
@@ -287,29 +292,54 @@ class WorkerRuntime:
         assert self._parts is not None
         return self._parts
 
+    async def abandon(self) -> None:
+        """Remove the registration of a worker that is stopped while its engine starts.
+
+        Runs on any event loop: the worker's own one may be blocked.
+        """
+        database = connect(self._settings.database_url, pool_size=1)
+        try:
+            async with asyncio.timeout(ABANDON_S):
+                try:
+                    await ClaimStore(database, self._worker).end_lease()
+                finally:
+                    await database.dispose()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            logger.warning("cannot end the lease, it will expire: %s", error)
+
     async def _start_engine(self, claims: ClaimStore) -> CurrentEngine:
+        """Register this worker as loading, and start its engine.
+
+        vLLM's imports and its start block the event loop, so the registration is complete before they begin, and the
+        lease is renewed by a thread.
+        """
         model = self._model
         logger.info("model=%s engine=%s starting", model.name, model.engine)
         began = time.monotonic()
-        engine = CurrentEngine(make_engine(model, self._metrics))
-        with_lease = run_periodically(
-            lambda: self._report_loading(claims),
-            "registration of the worker",
-            interval_s=self._settings.heartbeat_s,
-            immediately=True,
+        await self._report_loading(claims)
+        self._lease_keeper.start()
+        again = run_periodically(
+            lambda: self._report_loading(claims), "registration", interval_s=self._settings.heartbeat_s
         )
-        registration = asyncio.create_task(with_lease, name="registration")
+        registration = asyncio.create_task(again, name="registration")
         try:
-            await engine.start()
+            self._current = CurrentEngine(make_engine(model, self._metrics))
+            await self._current.start()
         except Exception as error:
             await cancel_and_wait(registration)
-            await self._report_failure(claims, error)
+            await self._lease_keeper.stop()
+            await self._report_loading(claims, lease_s=0, error=start_failure(error))
             raise
         finally:
             await cancel_and_wait(registration)
-        self._stack.push_async_callback(engine.stop)
+        self._stack.push_async_callback(self._current.stop)
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
-        return engine
+        return self._current
+
+    def _engine_starts(self) -> bool:
+        return self._current is None or self._current.starting
 
     def _stop_drained(self) -> None:
         """End this process: an operator has drained it."""
@@ -319,24 +349,20 @@ class WorkerRuntime:
     async def _report_loading(
         self, claims: ClaimStore, *, lease_s: float | None = None, error: str | None = None
     ) -> None:
-        """Show operators that the engine is starting."""
-        await claims.heartbeat(
-            self._model.name,
-            slots=self._model.slots,
-            running=0,
-            lease_s=self._settings.lease_s if lease_s is None else lease_s,
-            state=WorkerState.LOADING,
-            report=WorkerReport(VERSION, self._model.summary, last_error=error),
-        )
-
-    async def _report_failure(self, claims: ClaimStore, error: Exception) -> None:
-        """Leave the reason in the worker's row, with a lease that has expired."""
+        """Show operators that the engine is starting; or, with a lease that has expired, why it did not."""
         try:
-            await self._report_loading(claims, lease_s=0, error=start_failure(error))
+            await claims.heartbeat(
+                self._model.name,
+                slots=self._model.slots,
+                running=0,
+                lease_s=self._settings.lease_s if lease_s is None else lease_s,
+                state=WorkerState.LOADING,
+                report=WorkerReport(VERSION, self._model.summary, last_error=error),
+            )
         except Exception as outage:
             if not is_outage(outage):
                 raise
-            logger.warning("cannot report that the engine failed to start: %s", outage)
+            logger.warning("cannot report the start of the engine: %s", outage)
 
     async def _release(self) -> None:
         """Give up all jobs and the lease."""

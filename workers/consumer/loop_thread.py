@@ -40,7 +40,7 @@ class LoopThread:
         """Start the loop and the runtime; returns when the engine can run jobs.
 
         SIGTERM meanwhile ends the process at once: it has no jobs yet, an engine that is loading cannot be
-        interrupted, and the engine's processes die with this one.
+        interrupted, and the engine's processes die with this one. Only its registration is removed first.
         """
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._thread.start()
@@ -48,6 +48,7 @@ class LoopThread:
         while not starting.done():
             if celery_state.should_stop is not None or celery_state.should_terminate is not None:
                 logger.info("model=%s stopped while its engine was starting", self.runtime.model_name)
+                asyncio.run(self.runtime.abandon())
                 os._exit(0)
             time.sleep(POLL_S)
         starting.result()

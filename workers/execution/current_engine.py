@@ -17,6 +17,7 @@ class CurrentEngine:
         self.engine = engine
         self._earlier: list[Engine] = []
         self._started = False
+        self._starting = False
         # The supervisor of a dead engine must not stop or start one that is being replaced.
         self._lock = asyncio.Lock()
 
@@ -24,6 +25,11 @@ class CurrentEngine:
     def dead(self) -> bool:
         """Whether the engine for new requests has died."""
         return self.engine.dead
+
+    @property
+    def starting(self) -> bool:
+        """Whether an engine is being started, which may block the event loop for minutes. Readable from any thread."""
+        return self._starting
 
     def stats(self) -> EngineStats:
         """The requests in all engines, and the cache of the current one."""
@@ -39,7 +45,7 @@ class CurrentEngine:
         """Start the engine, unless it has been replaced by a started one."""
         async with self._lock:
             if not self._started:
-                await self.engine.start()
+                await self._start(self.engine)
                 self._started = True
 
     async def stop(self) -> None:
@@ -53,10 +59,17 @@ class CurrentEngine:
     async def replace(self, engine: Engine) -> None:
         """Start another engine for new requests; nothing changes if that fails."""
         async with self._lock:
-            await engine.start()
+            await self._start(engine)
             engine.take_over(self.engine)
             self._earlier.append(self.engine)
             self.engine, self._started = engine, True
+
+    async def _start(self, engine: Engine) -> None:
+        self._starting = True
+        try:
+            await engine.start()
+        finally:
+            self._starting = False
 
     async def stop_unused(self, used: Callable[[Engine], bool]) -> None:
         """Stop the earlier engines that have no requests any more."""

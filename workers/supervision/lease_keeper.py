@@ -2,8 +2,9 @@
 
 A loop that does not answer at all is stuck: after `stall_s` seconds its lease is no longer renewed, and other workers
 take over its jobs. One that is still stuck after `STALLS` times as long does not come back, and the process ends, so
-that its supervisor starts a new one. C code that holds the interpreter's lock for longer than the lease stops this
-thread too.
+that its supervisor starts a new one. The start of an engine, which may block the loop for minutes, is no such case:
+the worker has no jobs then, and its lease shows operators that it is loading. C code that holds the interpreter's lock
+for longer than the lease stops this thread too.
 """
 
 from __future__ import annotations
@@ -32,20 +33,25 @@ EXIT_CODE = 70
 
 
 class LeaseKeeper:
-    """Extends a lease that the heartbeat has begun, for as long as the worker's event loop answers.
+    """Extends a lease that has begun, for as long as the worker's event loop answers or its engine starts.
 
     It changes only the time at which the lease expires: the heartbeat writes the rest, and a lease that was ended stays
-    ended. `beat` is called in the thread with each renewal.
+    ended.
     """
 
     def __init__(
-        self, settings: WorkerSettings, worker: str, *, beat: Callable[[], None], on_failure: Callable[[], None]
+        self, settings: WorkerSettings, worker: str, *, starting: Callable[[], bool], on_failure: Callable[[], None]
     ) -> None:
-        """`on_failure` is called on the event loop if the thread fails; it must stop the process."""
+        """`starting` returns whether the engine is being started, and is called in the thread.
+
+        `on_failure` is called on the event loop if the thread fails; it must stop the process.
+        """
         self._settings = settings
         self._worker = worker
-        self._beat = beat
+        self._starting = starting
         self._on_failure = on_failure
+        # Called in the thread with each renewal.
+        self.beat: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
         # The watched loop, its thread, and since when it has not answered; None if it has.
         self._watched: asyncio.AbstractEventLoop | None = None
@@ -93,7 +99,7 @@ class LeaseKeeper:
                 await asyncio.sleep(self._settings.heartbeat_s)
                 if not self._answers():
                     continue
-                self._beat()
+                self.beat()
                 try:
                     await store.renew_lease(self._settings.lease_s)
                 except Exception as error:
@@ -104,8 +110,14 @@ class LeaseKeeper:
             await database.dispose()
 
     def _answers(self) -> bool:
-        """Whether the watched loop has answered within `stall_s` seconds. Asks it again if it has answered."""
+        """Whether the watched loop has answered within `stall_s` seconds, or need not answer.
+
+        Asks it again if it has answered.
+        """
         assert self._watched is not None
+        if self._starting():
+            self._silent_since = None  # what it did not answer meanwhile does not count afterwards
+            return True
         since = self._silent_since  # the watched loop may reset it at any time
         if since is None:
             self._silent_since = time.monotonic()
