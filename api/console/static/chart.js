@@ -5,6 +5,11 @@
 const RIGHT = 96;
 const ROW = 14;
 const NEAR = 8;
+// The least width of the values of the y axis, which stays the same while they change a little.
+const LEFT = 44;
+const GAP = 8;
+// From this time on, milliseconds are shown as seconds.
+const SECONDS_FROM = 10_000;
 const COLORS = { info: "--blue", batch: "--teal", tail: "--orange", bad: "--red", good: "--green", near: "--amber", plain: "--soft", faint: "--faint", line: "--line" };
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 
@@ -49,7 +54,7 @@ function options(element, current, tip) {
     scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, ...current().targets.map((target) => target.value)) * 1.2 || 1] } },
     axes: [
       { stroke: color("faint"), font: FONT, grid: { show: false }, ticks: { show: false }, size: 28, space: 72, values: (_, splits) => splits.map(clock) },
-      { stroke: color("faint"), font: FONT, grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, size: 44, gap: 8, space: 44 },
+      { stroke: color("faint"), font: FONT, grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, size: widthOfValues, gap: GAP, space: 44, values: (_, splits) => axisValues(splits, current().unit) },
     ],
     series: [
       {},
@@ -66,6 +71,26 @@ function options(element, current, tip) {
       setCursor: [(plot) => showTip(plot, current(), tip)],
     },
   };
+}
+
+// All values of an axis have the same unit.
+function axisValues(values, unit) {
+  const inSeconds = unit === "ms" && Math.max(...values) >= SECONDS_FROM;
+  return values.map((value) => (inSeconds ? `${(value / 1000).toLocaleString("en")} s` : value.toLocaleString("en")));
+}
+
+function measured(value, unit) {
+  if (unit === "ms" && value >= SECONDS_FROM) return `${(value / 1000).toLocaleString("en", { maximumFractionDigits: 1 })} s`;
+  return `${Math.round(value).toLocaleString("en")} ${unit}`;
+}
+
+// The width of the longest value. uPlot asks for it several times while it lays the chart out, first without values.
+function widthOfValues(plot, values) {
+  plot.ctx.save();
+  startWriting(plot.ctx);
+  const widths = (values ?? []).map((value) => plot.ctx.measureText(value).width / devicePixelRatio);
+  plot.ctx.restore();
+  return Math.ceil(Math.max(LEFT, ...widths.map((width) => width + 2 * GAP)));
 }
 
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
@@ -137,7 +162,7 @@ function showTip(plot, data, tip) {
     const line = document.createElement("p");
     const key = document.createElement("span");
     key.className = `key key-${series.kind}`;
-    line.append(key, `${series.name} `, strong(series.values[idx] == null ? "–" : `${Math.round(series.values[idx]).toLocaleString("en")} ${data.unit}`));
+    line.append(key, `${series.name} `, strong(series.values[idx] == null ? "–" : measured(series.values[idx], data.unit)));
     return line;
   });
   const happened = data.marks.filter((mark) => Math.abs(plot.valToPos(mark.x, "x") - left) <= NEAR).map(({ x, text, kind }) => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 from playwright.async_api import expect
 from sqlalchemy import text
 
@@ -66,6 +67,37 @@ new Promise((resolve) => {
   new MutationObserver(resolve).observe(chart, { attributes: true, attributeFilter: ["data-chart"] });
 })
 """
+
+
+# Shows a value at all times on the chart, and returns the labels of its y axis, with where they begin on the canvas.
+_LABELS = """
+async ({ value, unit }) => {
+  const chart = document.querySelector("[data-chart]");
+  const data = JSON.parse(chart.dataset.chart);
+  const labels = [];
+  const fillText = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+    if (this.textAlign === "right") labels.push([text, x - this.measureText(text).width]);
+    fillText.call(this, text, x, y);
+  };
+  const series = data.series.map((one) => ({ ...one, values: data.x.map(() => value) }));
+  chart.dataset.chart = JSON.stringify({ ...data, series, unit });
+  while (!labels.length) await new Promise(requestAnimationFrame);
+  CanvasRenderingContext2D.prototype.fillText = fillText;
+  return labels;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "label"), [(50_000, "ms", "60 s"), (5_000, "ms", "6,000"), (10_000_000, "tokens", "10,000,000")]
+)
+async def test_the_values_of_the_chart_are_not_cut(operator: Visit, value: int, unit: str, label: str) -> None:
+    await operator.open("")
+    await expect(operator.page.locator("[data-chart] canvas")).to_have_count(1)
+    labels = await operator.page.evaluate(_LABELS, {"value": value, "unit": unit})
+    assert label in [text for text, _ in labels]
+    assert all(left >= 0 for _, left in labels), labels
 
 
 async def test_what_happened_is_shown_on_the_chart(operator: Visit) -> None:
