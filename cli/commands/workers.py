@@ -46,20 +46,28 @@ def list_workers(context: typer.Context, as_json: Json = False) -> None:
 
 
 def worker_row(worker: dict[str, Any]) -> list[object]:
-    """The cells of a worker."""
-    breaker, usage = worker["breaker"], worker["kv_cache_usage"]
+    """The cells of a worker. What one that is not alive reported last is not shown as if it were so now."""
+    breaker = worker["breaker"]
     problem = f"breaker open for {age(breaker['since'])}: {breaker['reason']}" if breaker else worker["last_error"]
     return [
         worker["id"],
         status_text(worker["state"] if worker["alive"] or worker["state"] == "drained" else "lost"),
         worker["model"],
+        *(_load(worker) if worker["alive"] else ["-"] * 5),
+        worker["version"] or "-",
+        problem or "",
+    ]
+
+
+def _load(worker: dict[str, Any]) -> list[str]:
+    """How full a live worker is, how fast, and how long it has run."""
+    usage = worker["kv_cache_usage"]
+    return [
         f"{count(worker['running'])}/{count(worker['slots'])}",
         count(worker["waiting"]),
         "-" if usage is None else f"{usage:.0%}".replace("%", " %"),
         rate(worker["tokens_per_s"]),
         age(worker["started_at"]),
-        worker["version"] or "-",
-        problem or "",
     ]
 
 

@@ -303,12 +303,12 @@ def fleet(*workers: dict[str, Any], paused: bool = False) -> Any:
 
 def test_workers_show_how_full_they_are_and_what_is_wrong(api: ScriptedApi) -> None:
     breaker = {"since": "2026-01-01T00:00:00Z", "reason": "503 of the upstream"}
-    lost = WORKER | {"id": "w-2", "alive": False, "kv_cache_usage": None, "tokens_per_s": None, "breaker": breaker}
+    lost = WORKER | {"id": "w-2", "alive": False, "breaker": breaker}
     api.on("GET /v1/workers", fleet(WORKER, lost, paused=True))
     result = run(api.url, "workers")
     _, one, two = result.stdout.splitlines()
     assert one.split()[:9] == ["smollm2-4711@gpu-1", "ready", "smollm2", "12/64", "1", "31", "%", "1,840.5", "tokens/s"]
-    assert two.split()[:2] == ["w-2", "lost"]
+    assert two.split()[:9] == ["w-2", "lost", "smollm2", *["-"] * 5, "0.1.0"], "not what it did last"
     assert two.endswith("503 of the upstream")
     assert "The queue of smollm2 has been paused for" in result.stderr
 
