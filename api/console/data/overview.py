@@ -8,6 +8,10 @@ from datetime import datetime, timedelta
 
 from api.admin.fleet.store import WorkerInfo
 from api.console.data.histogram import Percentiles, merged
+from shared.domain.errors import ErrorCode
+from shared.domain.job import JobStatus
+
+_FAILED = (JobStatus.FAILED, JobStatus.EXPIRED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,7 @@ class Bucket:
 
     `first_token` and `wait`: from submission to the first token and to the first claim, of interactive jobs that a
     worker ran and that ended in this part; None if there were none. `tokens` are the output tokens that workers
-    generated for jobs which ended in it, `ended` these jobs by status, and `errors` the failed ones by error code.
+    generated for jobs which ended in it, `ended` these jobs by status, and `errors` those with an error by its code.
     """
 
     start: datetime
@@ -35,6 +39,17 @@ class Bucket:
     def jobs(self) -> int:
         """The number of jobs that ended."""
         return sum(self.ended.values())
+
+    @property
+    def failed(self) -> int:
+        """The number of jobs that failed or expired."""
+        return sum(count for status, count in self.ended.items() if status in _FAILED)
+
+    @property
+    def causes(self) -> Mapping[str, int]:
+        """The error codes of failed and expired jobs, the most frequent first. Cancelled ones have a code too."""
+        causes = [(code, count) for code, count in self.errors.items() if code != ErrorCode.CANCELLED]
+        return dict(sorted(causes, key=lambda item: -item[1]))
 
 
 @dataclass(frozen=True, slots=True)

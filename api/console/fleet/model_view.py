@@ -57,9 +57,9 @@ def _waiting(card: ModelCard, charts: Charts) -> Stat:
 
 def _failures(charts: Charts, name: str) -> Stat:
     total = charts.total
-    failed = sum(count for status, count in total.ended.items() if status in ("failed", "expired"))
-    trend = [float(sum(bucket.errors.values())) for bucket in charts.complete]
-    codes = sorted(total.errors.items(), key=lambda item: -item[1])[:2]
+    failed = total.failed
+    trend = [float(bucket.failed) for bucket in charts.complete]
+    codes = list(total.causes.items())[:2]
     context = " · ".join(f"{code} {compact(count)}" for code, count in codes)
     context = context or (f"of {plural(total.jobs, 'job')}" if total.jobs else f"no job ended in the {name}")
     badge = None

@@ -49,7 +49,8 @@ def _rescues(rescues: Sequence[Rescue]) -> Iterable[Event]:
         groups[rescue.worker, rescue.outcome, int(rescue.lost_at.timestamp() / _TOGETHER_S)].append(rescue)
     for (worker, outcome, _), together in groups.items():
         at = min(rescue.lost_at for rescue in together)
-        lost = "went silent" if outcome == AttemptOutcome.WORKER_LOST else "lost its engine"
+        silent = outcome == AttemptOutcome.WORKER_LOST
+        lost = "went silent" if silent else "lost its engine"
         continued = [rescue for rescue in together if rescue.continued_at is not None]
         text = f"{short_worker(worker)} {lost}; "
         if len(continued) == len(together):
@@ -57,6 +58,8 @@ def _rescues(rescues: Sequence[Rescue]) -> Iterable[Event]:
                 (rescue.continued_at - rescue.lost_at).total_seconds() for rescue in together if rescue.continued_at
             ]
             text += f"{plural(len(together), 'job')} continued within {duration(max(gaps))}"
+            if silent:  # for how long is known from the jobs' logs only: their pages show how long readers waited
+                text += " after this was noticed"
         else:
             text += f"{len(continued)} of {plural(len(together), 'job')} continued so far"
         link = f"jobs/{together[0].job_id}" if len(together) == 1 else None

@@ -139,13 +139,13 @@ def _waiting(snapshot: Snapshot) -> Stat:
 
 def _failures(snapshot: Snapshot) -> Stat:
     total = snapshot.charts.total
-    failed = sum(count for status, count in total.ended.items() if status in ("failed", "expired"))
-    trend = [float(sum(bucket.errors.values())) for bucket in snapshot.charts.complete]
+    failed = total.failed
+    trend = [float(bucket.failed) for bucket in snapshot.charts.complete]
     if not total.jobs:
         return Stat(
             "Failed", Quantity("0", "jobs"), f"no job ended in the {RANGE_NAMES[snapshot.range]}", None, "bad", trend
         )
-    codes = sorted(total.errors.items(), key=lambda item: -item[1])[:2]
+    codes = list(total.causes.items())[:2]
     context = " · ".join(f"{code} {compact(count)}" for code, count in codes) or f"of {plural(total.jobs, 'job')}"
     badge = (
         Badge(percent(failed / total.jobs), "bad" if failed / total.jobs >= 0.01 else "near")
@@ -241,10 +241,18 @@ def _health(rows: Sequence[ModelRow], snapshot: Snapshot) -> tuple[Badge, Sequen
     near = [f"{row.name}: {note.text}" for row in rows if row.workers for note in row.notes if note.degrades]
     times = snapshot.charts.total.first_token
     if times is not None and times.p95 > TARGET_MS:
-        near.append("first tokens are above the target")
+        near.append(_slowness(times, snapshot.charts.total.wait, snapshot.range))
     if bad:
         return Badge("Needs attention", "bad"), (*bad, *near)
     return (Badge("Degraded", "near"), near) if near else (Badge("Healthy", "good"), ())
+
+
+def _slowness(first_token: Percentiles, wait: Percentiles | None, range_name: RangeName) -> str:
+    """That first tokens were slow, and whether the queue made them so, as while no worker was ready."""
+    text = f"first tokens are above the target in the {RANGE_NAMES[range_name]}"
+    if wait is not None and wait.p95 > first_token.p95 / 2:
+        text += f": jobs waited {milliseconds(wait.p95)} for a worker"
+    return text
 
 
 def _waits(row: ModelRow) -> bool:

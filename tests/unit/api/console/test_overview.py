@@ -116,8 +116,11 @@ def test_the_state_of_workers_is_noted(registry: Registry, changed: dict[str, An
 
 def test_slow_first_tokens_are_a_reason(registry: Registry) -> None:
     slow = view_of(registry, first_token=Percentiles(10, 100, 600, 900), ended={"completed": 10})
-    assert slow.reasons == ["first tokens are above the target"]
+    assert slow.reasons == ["first tokens are above the target in the last hour"]
     assert (slow.stats[0].quantity, slow.stats[0].context) == (("600", "ms"), "p50 100 ms · p99 900 ms")
+    times = {"first_token": Percentiles(10, 100, 60_000, 60_000), "wait": Percentiles(10, 5, 54_000, 54_000)}
+    waited = view_of(registry, **times, ended={"completed": 10})
+    assert waited.reasons == ["first tokens are above the target in the last hour: jobs waited 54 s for a worker"]
     fast = view_of(registry, first_token=Percentiles(10, 100, 400, 900), ended={"completed": 10})
     assert fast.health.text == "Healthy"
 
@@ -129,6 +132,12 @@ def test_failures_are_counted_with_their_causes(registry: Registry) -> None:
     assert stat.context == "upstream_error 7 · engine_error 2"
     assert stat.badge is not None
     assert (stat.badge.text, stat.badge.kind) == ("5.0 %", "bad")
+    assert list(stat.trend) == [10.0]
+
+
+def test_cancelled_jobs_have_not_failed(registry: Registry) -> None:
+    stat = view_of(registry, ended={"completed": 3, "cancelled": 1}, errors={"cancelled": 1}).stats[3]
+    assert (stat.quantity, stat.context, list(stat.trend)) == (("0", "jobs"), "of 4 jobs", [0.0])
 
 
 def test_a_count_that_was_cut_says_so(registry: Registry) -> None:
@@ -144,7 +153,7 @@ def test_the_jobs_of_one_lost_worker_are_one_event(registry: Registry) -> None:
     view = view_of(registry, workers=[worker(), lost], rescues=rescues)
     assert [event.text for event in view.events] == [
         "w8 went silent; 0 of 1 job continued so far",
-        "w9 went silent; 3 jobs continued within 1.5 s",
+        "w9 went silent; 3 jobs continued within 1.5 s after this was noticed",
     ]
     marks = view.chart["marks"]
     assert isinstance(marks, list)
@@ -154,7 +163,7 @@ def test_the_jobs_of_one_lost_worker_are_one_event(registry: Registry) -> None:
 def test_members_see_rescues_of_their_project_only(registry: Registry) -> None:
     rescues = [rescue("w9", 600, project_id=1), rescue("w8", 60, project_id=2)]
     assert [event.text for event in view_of(registry, rescues=rescues, project_id=2).events] == [
-        "w8 went silent; 1 job continued within 1.5 s"
+        "w8 went silent; 1 job continued within 1.5 s after this was noticed"
     ]
 
 
