@@ -515,3 +515,6 @@ def test_status_in_json_says_what_is_not_ready(api: ScriptedApi) -> None:
 def test_unknown_commands_and_options_are_exit_code_2(api: ScriptedApi) -> None:
     assert run(api.url, "nonsense").exit_code == 2
     assert run(api.url, "jobs", "--nonsense").exit_code == 2
+    result = run(api.url, "jobs", "--status", "nonsense")
+    assert result.exit_code == 2
+    assert "Invalid value for '--status': 'nonsense' is not one of 'queued'" in result.stderr
