@@ -241,6 +241,23 @@ def test_results_do_not_replace_files(api: ScriptedApi, requests_file: Path) -> 
     assert "--force" in result.stderr
 
 
+@pytest.mark.parametrize(("output", "errors"), [("file-2", None), (None, "file-3"), (None, None)])
+def test_forced_run_leaves_no_results_of_an_earlier_one(
+    api: ScriptedApi, tmp_path: Path, output: str | None, errors: str | None
+) -> None:
+    api.on("GET /v1/batches/batch_1", reply(batch(output_file_id=output, error_file_id=errors)))
+    for file in ("file-2", "file-3"):
+        api.on(f"GET /v1/files/{file}/content", reply("new"))
+    for name in ("out.jsonl", "out.errors.jsonl"):
+        (tmp_path / name).write_text("old")
+    run(api.url, "batch", "--watch", "batch_1", "--output", f"{tmp_path}/out.jsonl", "--force")
+    left = {file.name: file.read_text() for file in tmp_path.iterdir() if file.is_file()}
+    if output is None and errors is None:
+        assert left == {"out.jsonl": "old", "out.errors.jsonl": "old"}, "there is nothing to replace them"
+    else:
+        assert left == {"out.errors.jsonl" if output is None else "out.jsonl": '"new"'}
+
+
 def test_interrupted_download_leaves_no_file(api: ScriptedApi, tmp_path: Path) -> None:
     api.on("GET /v1/batches/batch_1", reply(batch()))
     content = reply({"custom_id": "0"})
