@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.command_line import REPOSITORY, run, screen, start
+from tests.support.command_line import REPOSITORY, Screen, on_terminal, run, screen, start
 from tests.support.ports import free_port
 from tests.support.scripted_api import JOB, ScriptedApi, events, refusal, reply
 
@@ -368,8 +368,21 @@ def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
     }  # fmt: skip
     assert run(api.url, "keys", "rotate", "key_7", "--overlap", "30m").stdout == "hr_new\n"
     assert api.requests[1].json == {"overlap_s": 1800}
-    assert run(api.url, "keys", "revoke", "key_8").stdout == "key_8  revoked\n"
+    assert run(api.url, "keys", "revoke", "key_8", "--yes").stdout == "key_8  revoked\n"
     assert run(api.url, "keys", "create", "web", "--expires", "soon").exit_code == 2
+
+
+def test_revoking_keys_needs_an_answer(api: ScriptedApi) -> None:
+    api.on("POST /v1/api_keys/key_7/revoke", reply(KEY))
+    result = run(api.url, "keys", "revoke", "key_7", stdin="y\n")
+    assert (result.exit_code, api.requests) == (2, []), "there is no terminal for a question"
+    assert "--yes" in result.stderr
+    for answer, code, requests in (("n", 1, 0), ("y", 0, 1)):
+        with on_terminal(api.url, "keys", "revoke", "key_7") as (process, terminal):
+            os.write(terminal, f"{answer}\n".encode())
+            assert process.wait(timeout=30) == code
+            assert "Revoke key_7? It cannot be undone. [y/N]" in Screen(terminal).text()
+        assert len(api.requests) == requests
 
 
 def test_keys_are_changed(api: ScriptedApi) -> None:
