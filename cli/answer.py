@@ -10,7 +10,7 @@ from cli.errors import CliError
 from cli.output import console, note, write_text
 from cli.progress import Spinner
 from cli.sse import ServerEvent
-from cli.text import count, milliseconds, one_line, rate, without_controls
+from cli.text import count, milliseconds, one_line, rate, with_param, without_controls
 
 # The statuses of jobs that have an answer. That of an incomplete one was cut by max_tokens.
 SUCCEEDED = frozenset({"completed", "incomplete"})
@@ -199,8 +199,8 @@ def summary(job_id: str, status: str, data: dict[str, Any]) -> str:
     usage, timings, error = data.get("usage") or {}, data.get("timings") or {}, data.get("error")
     parts = [f"{job_id} {status}{' (max_tokens)' if status == 'incomplete' else ''}"]
     if error:
-        param = f" ({error['param']})" if error.get("param") else ""
-        parts.append(f"{error.get('code')}: {error.get('message')}{param}")
+        message = with_param(str(error.get("message")), error.get("param"))
+        parts.append(f"{error.get('code')}: {message.removesuffix('.')}")  # more follows on the line
     tokens, ttft, total = usage.get("completion_tokens"), timings.get("ttft_ms"), timings.get("total_ms")
     if tokens:
         parts.append(f"{count(tokens)} tokens")

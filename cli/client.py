@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote, unquote
 
 from cli.errors import (
     CannotConnect,
@@ -20,7 +20,7 @@ from cli.errors import (
 )
 from cli.sse import ServerEvent, parse_events
 from cli.target import Target
-from cli.text import one_line
+from cli.text import one_line, with_param
 
 if TYPE_CHECKING:
     import httpx
@@ -33,7 +33,10 @@ STREAM_TIMEOUT_S = 45.0
 RETRY_FOR_S = 300.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 5.0
 PAGE = 100
+# The header of a response that names the parameters of the request that had no effect.
+IGNORED = "x-headrace-ignored"
 
+T = TypeVar("T")
 # Called before each new attempt, with the problem and the seconds until then.
 OnRetry = Callable[[CliError, float], None]
 
@@ -85,7 +88,7 @@ class Client:
 
     def request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """Send a request and decode the response; raises `CliError` if it failed."""
-        return _decode(self.send(method, path, **options))
+        return decode(self.send(method, path, **options))
 
     def send(self, method: str, path: str, *, accept: tuple[int, ...] = (), **options: Any) -> httpx.Response:
         """Send a request and return its response. `accept`: error statuses that are not an error here."""
@@ -103,9 +106,7 @@ class Client:
             return response
         raise error_of(response)
 
-    def retrying(
-        self, on_retry: OnRetry, send: Callable[[], dict[str, Any]], *, contacted: bool = False
-    ) -> dict[str, Any]:
+    def retrying(self, on_retry: OnRetry, send: Callable[[], T], *, contacted: bool = False) -> T:
         """Send a request that may be repeated, and repeat it while the server is unavailable.
 
         `contacted`: the server has answered before. Otherwise the first attempt is repeated only if the connection was
@@ -248,9 +249,7 @@ def error_of(response: httpx.Response) -> CliError:
         return UsageError(
             f"{one_line(response.url)} leads to {address}.", "Set HEADRACE_URL to the address where the API is."
         )
-    message, param = _server_error(response)
-    if param and param not in message:
-        message = f"{message} ({param})"
+    message = with_param(*_server_error(response))
     match status:
         case 401:
             return Refused(message, "Set HEADRACE_API_KEY to a valid key of this installation.")
@@ -279,7 +278,13 @@ def _server_error(response: httpx.Response) -> tuple[str, str | None]:
         return f"{one_line(response.url)} answered with status {response.status_code}; is it a Headrace API?", None
 
 
-def _decode(response: httpx.Response) -> dict[str, Any]:
+def ignored_parameters(response: httpx.Response) -> list[str]:
+    """The parameters of a request that the server has ignored."""
+    return [unquote(name) for name in response.headers.get(IGNORED, "").split(", ") if name]
+
+
+def decode(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in a response; {} if it has none."""
     if response.status_code == 204:
         return {}
     try:

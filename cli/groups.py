@@ -39,6 +39,9 @@ class RootGroup(TyperGroup):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # typer validates with pydantic
+            raise
         except CliError as error:
             note(f"Error: {error}", style="red")
             if error.hint:

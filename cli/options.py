@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from cli.client import Client
-from cli.errors import CliError, UsageError
+from cli.errors import CliError, ExitCode, UsageError
 from cli.output import Column, note, print_json, print_table
 from cli.target import find_target
 from cli.text import one_line
@@ -20,6 +21,7 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and statistics on stderr.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="The number of items to show.")]
 All = Annotated[bool, typer.Option("--all", help="Show all items.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do so without a question.")]
 After = Annotated[str | None, typer.Option("--after", metavar="ID", help="Show what follows this item.")]
 
 
@@ -29,6 +31,24 @@ def seconds_of(text: str, option: str) -> float:
     if match is None:
         raise UsageError(f"{option} must be a duration such as 90s, 5m, 24h or 7d, got {one_line(text)!r}.")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def ask(question: str) -> None:
+    """Ask on the terminal whether to go on, and exit if the answer is not yes.
+
+    Raises:
+        UsageError: there is no terminal, so that `--yes` is needed.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError("There is no terminal for a question: add --yes.")
+    note(f"{question} [y/N]")  # not by typer.confirm, which writes to stdout too, and hides Ctrl-C
+    try:
+        answer = input().strip().lower()
+    except EOFError:
+        answer = ""
+    if answer not in ("y", "yes"):
+        note("Nothing was done.")
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def show_list(

@@ -13,7 +13,10 @@ from launcher.home import read_environment
 from launcher.settings import home_folder
 
 NOT_RUNNING = "Is it running? Start it:  make up  (or: headrace up)"
-ELSEWHERE = "For another installation, set HEADRACE_URL and HEADRACE_API_KEY."
+ELSEWHERE = (
+    "If it was started with HEADRACE_HOME, set that here too."
+    " For an installation elsewhere, set HEADRACE_URL and HEADRACE_API_KEY."
+)
 
 
 @dataclass(frozen=True)

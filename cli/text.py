@@ -31,6 +31,14 @@ def to_json(value: Any) -> str:
     return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def with_param(message: str, param: str | None) -> str:
+    """An error's message that also names the parameter: `must be positive (limit)`, `There is none (model).`"""
+    if not param or param in message:
+        return message
+    sentence = message.removesuffix(".")
+    return f"{sentence} ({param}){message[len(sentence) :]}"
+
+
 def count(number: float | None) -> str:
     """A number with separators, or `-` if it is unknown."""
     return "-" if number is None else f"{number:,.0f}"

@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from api.console.navigation import browser_path, root_of
 from api.console.templates import page_response
+from shared.domain.field_types import message_of
 
 # Longer values of a field are not accepted: only prompts are longer.
 MAX_VALUE = 1000
@@ -67,7 +68,7 @@ def errors_of(error: ValidationError, names: Iterable[str]) -> dict[str, str]:
         place = [str(part) for part in problem["loc"]]
         if (param := problem.get("ctx", {}).get("param")) is not None:
             place.append(str(param))
-        message = problem["msg"].removeprefix("Value error, ")
+        message = message_of(problem)
         found.setdefault(_closest(".".join(place), known), f"{message[:1].upper()}{message[1:]}.")
     return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from shared.domain.field_types import message_of
+
 # pydantic's error types for a value that is not an object.
 NOT_AN_OBJECT = ("model_attributes_type", "model_type", "dict_type")
 
@@ -22,7 +24,7 @@ def describe(problems: Sequence[Any]) -> tuple[str, str | None]:
     field = ""
     for step in path:
         field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else str(step) or "''"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = message_of(problem)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "contradiction":
         param = problem["ctx"]["param"]

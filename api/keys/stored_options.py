@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import UnreadableRow
+from shared.domain.field_types import message_of
 
 
 def read_options(key_id: int, stored: Mapping[str, Any]) -> KeyOptions:
@@ -24,7 +25,7 @@ def read_options(key_id: int, stored: Mapping[str, Any]) -> KeyOptions:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, ("options", *first["loc"])))
-        raise UnreadableRow("API key", f"key_{key_id}", f"{place}: {first['msg']}") from None
+        raise UnreadableRow("API key", f"key_{key_id}", f"{place}: {message_of(first)}") from None
 
 
 def readable_options(key_id: int, stored: Mapping[str, Any]) -> KeyOptions | None:

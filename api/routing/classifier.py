@@ -19,6 +19,7 @@ from api.routing.complexity import INDICATORS, Mode, indicators, spread
 from api.routing.embedding import DIMENSIONS, Embedding
 from api.routing.errors import RoutingModelError
 from api.routing.request_text import RequestText
+from shared.domain.field_types import message_of
 from shared.domain.request import GenerateRequest
 
 # Increase it when features change: weights of other features are useless.
@@ -121,7 +122,7 @@ def _read(path: Path) -> ClassifierFile:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise _unusable(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
+        raise _unusable(path, f"{where}: {message_of(first)}" if where else message_of(first)) from error
 
 
 def _check(path: Path, file: ClassifierFile) -> None:

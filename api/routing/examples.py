@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from api.routing.errors import RoutingModelError
+from shared.domain.field_types import message_of
 from shared.domain.request import ChatOptions, GenerateRequest, Message, Sampling
 
 MAX_EXAMPLES = 100_000
@@ -105,7 +106,7 @@ def _request(fields: dict[str, Any]) -> GenerateRequest:
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {message_of(first)}") from None
 
 
 def _message(item: Any) -> Message:

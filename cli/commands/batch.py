@@ -17,7 +17,7 @@ from cli.client import Client, path
 from cli.errors import CliError, ExitCode, UsageError
 from cli.options import After, All, Json, Limit, Quiet, connect, show_list
 from cli.output import Column, console, note, print_json, say, status_text
-from cli.text import age, count, one_line, size
+from cli.text import age, count, one_line, size, with_param
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -66,8 +66,8 @@ def batch(
     for given, option in ((source, "FILE" if watch is None else "--watch"), (output, "--output")):
         if given is not None and not given.name:
             raise UsageError(f"{option} must have a name, got {one_line(given)!r}.")
-    files = _Files.of(source if file is None else source.with_suffix(""), output)
-    if not no_wait and not force:
+    files = _Files.of(source if file is None else source.with_suffix(""), output, replace=force)
+    if not no_wait:
         files.check()
     with connect(context) as client, _Progress(quiet=quiet) as progress:
         if watch is not None:
@@ -162,28 +162,36 @@ def wait(client: Client, batch: dict[str, Any], progress: _Progress) -> dict[str
 class _Files:
     """Where the results and the errors of a batch are saved. `output` is None if the results go to stdout."""
 
-    def __init__(self, output: Path | None, errors: Path) -> None:
+    def __init__(self, output: Path | None, errors: Path, *, replace: bool) -> None:
         self._output = output
         self._errors = errors
+        self._replace = replace
 
     @classmethod
-    def of(cls, name: Path, output: Path | None) -> _Files:
-        """`name`: the input without its suffix, or the batch's id."""
+    def of(cls, name: Path, output: Path | None, *, replace: bool) -> _Files:
+        """`name`: the input without its suffix, or the batch's id. `replace`: files of an earlier run."""
+        errors = name.with_name(f"{name.name}.errors.jsonl")
         if output is None:
-            return cls(name.with_name(f"{name.name}.output.jsonl"), name.with_name(f"{name.name}.errors.jsonl"))
+            return cls(name.with_name(f"{name.name}.output.jsonl"), errors, replace=replace)
         if output == STDOUT:
-            return cls(None, name.with_name(f"{name.name}.errors.jsonl"))
-        return cls(output, output.with_name(f"{output.with_suffix('').name}.errors.jsonl"))
+            return cls(None, errors, replace=replace)
+        return cls(output, output.with_name(f"{output.with_suffix('').name}.errors.jsonl"), replace=replace)
 
     def check(self) -> None:
-        """Raise `UsageError` if a file exists that would be replaced."""
+        """Raise `UsageError` if a file exists that must not be replaced."""
+        if self._replace:
+            return
         for file in (self._output, self._errors):
             if file is not None and file.exists():
                 raise UsageError(f"{one_line(file)} exists.", "Name another with --output, or replace it with --force.")
 
     def save(self, client: Client, batch: dict[str, Any], progress: _Progress) -> dict[str, Any]:
-        """Save the result files of an ended batch. Returns their paths, None for a file that there is not."""
+        """Save the result files of an ended batch. Returns their paths, None for a file that there is not.
+
+        A file of an earlier run that this one has no successor for is removed, unless this one has no results at all.
+        """
         saved: dict[str, Any] = {"output_path": None, "errors_path": None}
+        outdated = []
         for member, key, file in (
             ("output_file_id", "output_path", self._output),
             ("error_file_id", "errors_path", self._errors),
@@ -191,7 +199,20 @@ class _Files:
             if batch[member] is not None:
                 _download(client, batch[member], file, progress)
                 saved[key] = None if file is None else str(file)
+            elif file is not None:
+                outdated.append(file)
+        has_results = batch["output_file_id"] is not None or batch["error_file_id"] is not None
+        if self._replace and has_results:
+            for file in outdated:
+                _remove(file)
         return saved
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise CliError(f"{one_line(file)} cannot be removed: {error.strerror}.") from None
 
 
 def _download(client: Client, file_id: str, file: Path | None, progress: _Progress) -> None:
@@ -231,8 +252,8 @@ def report(batch: dict[str, Any], saved: dict[str, Any], file: Path | None) -> N
     errors = (batch["errors"] or {}).get("data", [])
     for error in errors[:MAX_ERRORS]:
         line = "" if error["line"] is None else f":{error['line']}"
-        param = f" ({error['param']})" if error["param"] and error["param"] not in error["message"] else ""
-        note(f"{file.name if file else batch['input_file_id']}{line}: {error['message']}{param}", style="red")
+        message = with_param(error["message"], error["param"])
+        note(f"{file.name if file else batch['input_file_id']}{line}: {message}", style="red")
     if len(errors) > MAX_ERRORS:
         note(f"... and {len(errors) - MAX_ERRORS} more; --json shows all.", style="red")
     for key in ("output_path", "errors_path"):

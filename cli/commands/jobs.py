@@ -15,7 +15,7 @@ from cli.client import Client, path
 from cli.commands.matching import MAX_JOBS, act_on_matching
 from cli.commands.submit import follow as follow_job
 from cli.errors import CliError, ExitCode, UsageError
-from cli.options import After, All, Json, Limit, ModelThatRan, Quiet, Since, connect, seconds_of, show_list
+from cli.options import After, All, Json, Limit, ModelThatRan, Quiet, Since, Yes, connect, seconds_of, show_list
 from cli.output import Column, note, print_fields, print_json, print_table, say, status_text, write_text
 from cli.sse import ServerEvent
 from cli.text import age, count, duration, local_time, milliseconds, one_line, rate
@@ -71,7 +71,7 @@ def jobs(
     replay_all: Annotated[
         bool, typer.Option("--replay", help="Submit the ended jobs that match again, after a question.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do so without a question.")] = False,
+    yes: Yes = False,
     act: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with an interrupted --replay, whose name it has printed.")
     ] = None,

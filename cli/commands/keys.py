@@ -12,7 +12,7 @@ from cli.client import path
 from cli.commands.jobs import of_each
 from cli.commands.key_changes import NONE, change_key
 from cli.groups import ListGroup
-from cli.options import After, All, Json, Limit, connect, seconds_of, show_list
+from cli.options import After, All, Json, Limit, Yes, ask, connect, seconds_of, show_list
 from cli.output import Column, note, print_json, say, status_text
 from cli.text import age, count, local_time, parse_time
 
@@ -113,9 +113,12 @@ def rotate(
 def revoke(
     context: typer.Context,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of keys, such as key_12.")],
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Revoke keys: their requests are refused and their streams closed, within seconds."""
+    """Revoke keys: their requests are refused and their streams closed, within seconds. It cannot be undone."""
+    if not yes:
+        ask(f"Revoke {', '.join(ids)}? It cannot be undone.")
     with connect(context) as client:
         of_each(
             ids,

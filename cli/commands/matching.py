@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import typer
 
 from cli.client import Client, path
-from cli.errors import CliError, ExitCode, UsageError
+from cli.errors import CliError, ExitCode
+from cli.options import ask
 from cli.output import note, print_json
 from cli.progress import Spinner
 from cli.text import count
@@ -46,9 +46,8 @@ def act_on_matching(
         total, text = limit, f"the newest {count(limit)} jobs"
     else:
         text = f"{count(found['count'])} or more jobs"
-    if not (yes or _confirms(f"{action.capitalize()} {text}? [y/N]")):
-        note("Nothing was done.")
-        raise typer.Exit(ExitCode.FAILED)
+    if not yes:
+        ask(f"{action.capitalize()} {text}?")
     act = act or secrets.token_hex(8)
     params = {**params, "created_before": found["created_before"]}
     progress = _Progress(action, total, as_json=as_json)
@@ -63,13 +62,6 @@ def act_on_matching(
         note(f"There are more: add --after {after}, or --all.", style="dim")
     if progress.failed:
         raise typer.Exit(ExitCode.FAILED)
-
-
-def _confirms(question: str) -> bool:
-    if not sys.stdin.isatty():
-        raise UsageError("There is no terminal for a question: add --yes.")
-    note(question)
-    return input().strip().lower() in ("y", "yes")
 
 
 def _pages(

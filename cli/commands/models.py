@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.client import path
+from cli.client import Client, path
 from cli.commands.jobs import of_each
+from cli.commands.workers import paused_models, read_fleet
 from cli.groups import ListGroup
 from cli.options import Json, complete_models, connect
-from cli.output import Column, print_fields, print_json, print_table
+from cli.output import Column, print_fields, print_json, print_table, status_text
 from cli.text import count
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 models = typer.Typer(cls=ListGroup, help="List models and routes; pause and resume queues.", rich_markup_mode=None)
 
 COLUMNS = (
     Column("MODEL"),
     Column("KIND", drop=3),
+    Column("QUEUE", drop=4),
     Column("CONTEXT", right=True, drop=1),
     Column("CAN", drop=2),
 )
@@ -27,12 +32,14 @@ COLUMNS = (
 def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List the models, and the routes to them."""
     with connect(context) as client:
-        found = client.get("/v1/models")["data"]
+        found = _with_pauses(client, client.get("/v1/models")["data"])
     if as_json:
         for model in found:
             print_json(model)
         return
-    rows = [[model["id"], _kind(model), count(model["max_model_len"]), _abilities(model)] for model in found]
+    rows = [
+        [model["id"], _kind(model), _queue(model), count(model["max_model_len"]), _abilities(model)] for model in found
+    ]
     print_table(COLUMNS, rows, empty="This installation serves no models. Add one to models.yaml.")
 
 
@@ -44,7 +51,7 @@ def show_model(
 ) -> None:
     """Show what a model or a route can do."""
     with connect(context) as client:
-        model = client.get(path("models", name))
+        [model] = _with_pauses(client, [client.get(path("models", name))])
     if as_json:
         print_json(model)
         return
@@ -52,6 +59,7 @@ def show_model(
         [
             ("Model", model["id"]),
             ("Kind", _kind(model)),
+            ("Queue", _queue(model)),
             ("Context", f"{count(model['max_model_len'])} tokens" if model["max_model_len"] else "unknown"),
             *((name.replace("_", " ").capitalize(), _shown(value)) for name, value in model["capabilities"].items()),
         ]
@@ -86,6 +94,23 @@ def _order(context: typer.Context, names: list[str], order: str, done: str, *, a
             lambda name, _: f"{name}  {done}",
             as_json=as_json,
         )
+
+
+def _with_pauses(client: Client, models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Models with the member `paused_at`: since when the queue is paused. None: it is not.
+
+    Routes have no queue, and a key without the `admin` scope cannot read the pauses; there is no such member then.
+    """
+    pauses = paused_models(read_fleet(client))
+    if pauses is None:
+        return models
+    return [model if "route" in model else model | {"paused_at": pauses.get(model["id"])} for model in models]
+
+
+def _queue(model: dict[str, Any]) -> Text | str:
+    if "paused_at" not in model:
+        return "-"
+    return "open" if model["paused_at"] is None else status_text("paused")
 
 
 def _kind(model: dict[str, Any]) -> str:

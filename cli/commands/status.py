@@ -16,8 +16,8 @@ import typer
 from cli.answer import tokens_per_s
 from cli.client import Client
 from cli.commands.workers import COLUMNS as WORKER_COLUMNS
-from cli.commands.workers import worker_row
-from cli.errors import CannotConnect, CliError, ExitCode, Refused, Unavailable
+from cli.commands.workers import paused_models, read_fleet, worker_row
+from cli.errors import CannotConnect, CliError, ExitCode, Unavailable
 from cli.options import Json, connect
 from cli.output import Column, console, print_json, table_lines
 from cli.text import count, duration, milliseconds, one_line, rate
@@ -104,8 +104,8 @@ def read_status(client: Client) -> dict[str, Any]:
     queue = _read_queue(client)
     jobs = client.get("/v1/jobs", params={"limit": SAMPLE})["data"]
     models = client.get("/v1/models")["data"]
-    fleet = _read_workers(client)
-    paused = {} if fleet is None else {pause["model"]: pause["paused_at"] for pause in fleet["paused"]}
+    fleet = read_fleet(client)
+    paused = paused_models(fleet) or {}
     return {
         "url": client.target.url,
         "version": client.get("/version")["version"],
@@ -118,7 +118,7 @@ def read_status(client: Client) -> dict[str, Any]:
                 "state": checks.get(f"model {model['id']}", "unknown"),
                 "paused_at": paused.get(model["id"]),
             }
-            | queue.get(model["id"], dict.fromkeys(_QUEUE))
+            | _with_slots(queue.get(model["id"], dict.fromkeys(_QUEUE)), model["id"], fleet)
             | _speed([job for job in jobs if job["model"] == model["id"]])
             for model in models
             if "route" not in model
@@ -127,18 +127,10 @@ def read_status(client: Client) -> dict[str, Any]:
     }
 
 
-def _read_workers(client: Client) -> dict[str, Any] | None:
-    """The workers and paused queues; None if the key has no `admin` scope."""
-    try:
-        return client.get("/v1/workers")
-    except Refused:
-        return None
-
-
 _QUEUE = ("workers", "slots", "running", "waiting", "oldest_s")
 _GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "headrace_workers": ("workers", sum),
-    "headrace_worker_slots": ("slots", max),
+    "headrace_worker_slots": ("slots", max),  # of one worker
     "headrace_jobs_running": ("running", sum),
     "headrace_jobs_waiting": ("waiting", sum),
     "headrace_queue_oldest_age_seconds": ("oldest_s", max),
@@ -158,9 +150,29 @@ def _read_queue(client: Client) -> dict[str, dict[str, float | None]]:
         if name in _GAUGES and labels.get("state", "ready") == "ready":
             found[labels.get("model", "")][name].append(value)
     return {
-        model: {key: combine(gauges[name]) if gauges[name] else None for name, (key, combine) in _GAUGES.items()}
+        model: {
+            key: _number(key, combine(gauges[name])) if gauges[name] else None
+            for name, (key, combine) in _GAUGES.items()
+        }
         for model, gauges in found.items()
     }
+
+
+def _number(key: str, value: float) -> float:
+    """The value of a gauge: an integer, unless it is a time."""
+    return value if key == "oldest_s" else round(value)
+
+
+def _with_slots(queue: dict[str, float | None], model: str, fleet: dict[str, Any] | None) -> dict[str, float | None]:
+    """A queue with the slots of all ready workers together, instead of those of one worker.
+
+    Without the `admin` scope, the metrics have to do: all workers of a model have its number of slots there.
+    """
+    if fleet is not None:
+        ready = [worker for worker in fleet["data"] if worker["alive"] and worker["state"] == "ready"]
+        return queue | {"slots": sum(worker["slots"] for worker in ready if worker["model"] == model)}
+    workers, of_one = queue["workers"], queue["slots"]
+    return queue | {"slots": None if workers is None or of_one is None else workers * of_one}
 
 
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cli.answer import SUCCEEDED, AnswerView
-from cli.client import Client, path
+from cli.client import IGNORED, Client, decode, ignored_parameters, path
 from cli.errors import CliError, ExitCode, UsageError
 from cli.options import Json, Quiet, complete_models, connect
 from cli.output import note, print_json, say
@@ -105,18 +106,34 @@ def submit(
             body["model"] = default_model(client)
         # The same key for every attempt: a submit that is repeated because its response was lost is one job.
         headers = {"Idempotency-Key": f"cli-{uuid.uuid4()}"} | ({"Cancel-After": cancel_after} if cancel_after else {})
-        job = client.retrying(
+        response = client.retrying(
             lambda problem, _: note(f"{problem} Trying again."),
-            lambda: client.post("/v1/jobs", json=body, headers=headers),
+            lambda: client.send("POST", "/v1/jobs", json=body, headers=headers),
         )
+        job = decode(response)
+        ignored = ignored_parameters(response)
+        if ignored:
+            note(f"Warning: unknown or without effect, and ignored: {', '.join(ignored)}.", style="yellow")
+        more = {IGNORED: ignored} if ignored else {}
         if no_wait:
-            print_json(job) if as_json else say(job["id"])
+            print_json(job | more) if as_json else say(job["id"])
             return
-        follow(client, job["id"], quiet=quiet, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
+        follow(client, job["id"], quiet=quiet, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt, more=more)
 
 
-def follow(client: Client, job_id: str, *, quiet: bool, as_json: bool, cancel_on_interrupt: bool = False) -> None:
-    """Show a job's answer until it has ended, then exit with its outcome. `as_json`: print the finished job only."""
+def follow(
+    client: Client,
+    job_id: str,
+    *,
+    quiet: bool,
+    as_json: bool,
+    cancel_on_interrupt: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Show a job's answer until it has ended, then exit with its outcome.
+
+    `as_json`: print the finished job only, with the members of `more`.
+    """
     view = AnswerView(job_id, quiet=quiet)
     try:
         events = client.events(job_id, view.lost)
@@ -125,7 +142,7 @@ def follow(client: Client, job_id: str, *, quiet: bool, as_json: bool, cancel_on
                 pass
             job = client.get(path("jobs", job_id))
             status = job["status"]
-            print_json(job)
+            print_json(job | (more or {}))
         else:
             status = view.run(events)
     except KeyboardInterrupt:

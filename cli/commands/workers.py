@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import path
+from cli.client import Client, path
 from cli.commands.jobs import of_each
+from cli.errors import Refused
 from cli.groups import ListGroup
 from cli.options import Json, connect
 from cli.output import Column, note, print_json, print_table, status_text
@@ -43,6 +44,19 @@ def list_workers(context: typer.Context, as_json: Json = False) -> None:
     )
     for pause in found["paused"]:
         note(f"The queue of {pause['model']} has been paused for {age(pause['paused_at'])}.", style="yellow")
+
+
+def read_fleet(client: Client) -> dict[str, Any] | None:
+    """The workers and the paused queues; None if the key has no `admin` scope."""
+    try:
+        return client.get("/v1/workers")
+    except Refused:
+        return None
+
+
+def paused_models(fleet: dict[str, Any] | None) -> dict[str, str] | None:
+    """Since when queues are paused, by model; None if it is not known."""
+    return None if fleet is None else {pause["model"]: pause["paused_at"] for pause in fleet["paused"]}
 
 
 def worker_row(worker: dict[str, Any]) -> list[object]:

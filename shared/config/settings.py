@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.config.postgres_url import asyncpg_url
 from shared.config.redis_url import parse_redis_url
+from shared.domain.field_types import message_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -84,5 +85,5 @@ def settings_or_exit(kind: type[S]) -> S:
         for problem in error.errors(include_url=False):
             field = str(problem["ctx"]["param"] if problem["type"] == "contradiction" else problem["loc"][0])
             name = field if field.isupper() else f"{prefix}{field}".upper()
-            print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            print(f"{name}: {message_of(problem)}", file=sys.stderr)
         sys.exit(2)

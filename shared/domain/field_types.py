@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
+
+
+def message_of(problem: Mapping[str, Any]) -> str:
+    """The message of an item of `ValidationError.errors()`, without what pydantic puts before a validator's text."""
+    return str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def contradiction(param: str, message: str) -> PydanticCustomError:

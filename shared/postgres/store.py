@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import TypeEngine
 
 from shared.domain.errors import UnreadableRow
+from shared.domain.field_types import message_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def readable(what: str, item_id: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         member = ".".join(map(str, first["loc"]))
-        raise UnreadableRow(what, item_id, f"{member}: {first['msg']}") from error
+        raise UnreadableRow(what, item_id, f"{member}: {message_of(first)}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # Messages of these errors quote values, which may be a part of a prompt or an output.
         *_, where = traceback.extract_tb(error.__traceback__)

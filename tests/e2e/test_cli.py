@@ -216,7 +216,7 @@ def test_operators_manage_keys_workers_and_queues_of_this_machine(sim_stack: Sta
     ]
     rotated = json.loads(local(home, "keys", "rotate", listed["id"], "--overlap", "1h", "--json").stdout)
     assert run(sim_stack, "jobs", key=rotated["secret"]).exit_code == 0
-    local(home, "keys", "revoke", listed["id"], rotated["id"])
+    local(home, "keys", "revoke", listed["id"], rotated["id"], "--yes")
     assert "revoked" in local(home, "keys", "--project", "cli-shop").stdout
     local(home, "projects", "create", "cli-empty", "--tier", "free")
     names = [json.loads(line)["name"] for line in local(home, "projects", "--all", "--json").stdout.splitlines()]

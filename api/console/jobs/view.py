@@ -141,7 +141,7 @@ def _notes(job: JobSummary) -> list[tuple[str, str]]:
         notes.append(("fallback", "route"))
     if (cache := job.decisions.cache) is not None and cache.outcome in ("HIT", "COALESCED"):
         notes.append(("cached" if cache.outcome == "HIT" else "coalesced", "route"))
-    if job.error is not None:
+    if job.error is not None and job.error.code != job.status.value:  # a cancelled job's error says so again
         notes.append((job.error.code, "bad" if job.status is JobStatus.FAILED else "plain"))
     return notes
 

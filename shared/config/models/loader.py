@@ -23,6 +23,7 @@ from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.domain.errors import NotFound
+from shared.domain.field_types import message_of
 
 _AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | ReplicateModel | RunpodModel | SimulatedModel
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
@@ -300,7 +301,7 @@ def _repeated_keys(path: Path, tree: yaml.Node | None) -> Iterator[str]:
 
 
 def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
-    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    location, message = problem["loc"], message_of(problem)
     match problem["type"]:
         case "union_tag_invalid" | "union_tag_not_found":
             location = (*location, "engine")

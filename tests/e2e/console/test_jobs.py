@@ -185,6 +185,7 @@ class TestInABrowser:
         await expect(rows).to_have_count(30)
         await member.page.get_by_role("link", name="Failed", exact=True).click()
         await expect(member.page.get_by_role("heading", name="No job matches")).to_be_visible()
+        await expect(member.page.locator(".selection-all")).to_be_hidden()
         await member.go_back("jobs?meta=case%3Dpages")
         await member.page.keyboard.press("j")
         await member.page.keyboard.press("j")
@@ -261,6 +262,10 @@ class TestInABrowser:
         other = submit(sim_stack, member_key, model="orphan")
         page = member.page
         await member.open("jobs?meta=all%3Dof%20them")
+        tops = await page.locator(".filter-bar > *").evaluate_all(
+            "parts => parts.slice(-2).map((part) => part.getBoundingClientRect().top)"
+        )
+        assert len(set(tops)) == 1, "the button with more filters is in line with the others"
         await page.locator(".selection-all").get_by_role("link", name="Cancel").click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text("Cancel 3 jobs?")

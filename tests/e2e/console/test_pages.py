@@ -10,7 +10,7 @@ from playwright.async_api import Browser, expect
 
 from api.console.pages import PAGES
 from tests.e2e.console.test_jobs import submit
-from tests.support.console import BROWSER_TESTS, COLOURS, PHONE, Visit, accessibility_faults, visit
+from tests.support.console import BROWSER_TESTS, COLOURS, PHONE, Visit, accessibility_faults, create_key, visit
 from tests.support.stack import Stack
 
 pytestmark = BROWSER_TESTS
@@ -49,6 +49,18 @@ async def test_actions_are_in_sight_on_a_phone(
         box = await phone.page.get_by_role("link", name=action).first.bounding_box()
         assert box is not None
         assert box["x"] + box["width"] <= PHONE["width"]
+
+
+async def test_actions_of_keys_are_in_sight_on_a_small_laptop(
+    browser: Browser, sim_stack: Stack, operator_key: str
+) -> None:
+    create_key(sim_stack, "a second key", "inference", "admin", project="team-documentation")
+    async with visit(browser, sim_stack.url, viewport={"width": 1280, "height": 800}) as laptop:
+        await laptop.sign_in(operator_key)
+        await laptop.open("keys?project=team-documentation")
+        await expect(laptop.page.get_by_role("link", name="Revoke a second key")).to_be_visible()
+        frame = laptop.page.locator(".table-frame")
+        assert await frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") == 0
 
 
 @pytest.mark.parametrize("path", ["", "jobs", "batches", "keys", "keys/projects", "routing"])

@@ -30,7 +30,10 @@ async def write(window: Visit, prompt: str, model: str = "sim", **fields: str) -
     await window.page.get_by_label("Turn 1", exact=True).fill(prompt)
     await window.page.get_by_label("Model 1", exact=True).select_option(model)
     for name, value in fields.items():
-        await window.page.locator(f"#{name}").fill(value)
+        field = window.page.locator(f"#{name}")
+        if not await field.is_visible():  # its section is closed on a phone
+            await window.page.locator("summary", has_text="Parameters").first.click()
+        await field.fill(value)
 
 
 async def api(stack: Stack, key: str, method: str, path: str, body: object = None) -> dict[str, Any]:
@@ -321,6 +324,22 @@ async def test_an_answer_is_accessible(member: Visit, scheme: str) -> None:
     for number in (1, 2):
         await expect(state(page, number)).to_have_text("Cut at the limit")
     assert await accessibility_faults(page, rules) == []
+
+
+async def test_on_a_phone_the_prompt_its_button_and_the_answer_are_near(
+    browser: Browser, sim_stack: Stack, member_key: str
+) -> None:
+    async with visit(browser, sim_stack.url, viewport=PHONE) as phone:
+        await phone.sign_in(member_key)
+        await phone.open("playground")
+        boxes = [await phone.page.locator(at).bounding_box() for at in ("#turns", "#run", "#parameters", "#sides")]
+        tops = [box["y"] for box in boxes if box is not None]
+        assert tops == sorted(tops)
+        assert len(tops) == 4
+        await expect(phone.page.locator("#temperature")).to_be_hidden()
+        await write(phone, "x", max_tokens="5")
+        await phone.page.locator("#run").click()
+        await expect(phone.page.locator("[data-side=answer]").first).to_be_in_viewport()
 
 
 async def test_two_answers_fit_a_phone(browser: Browser, sim_stack: Stack, member_key: str) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.command_line import REPOSITORY, run, screen, start
+from tests.support.command_line import REPOSITORY, Screen, on_terminal, run, screen, start
 from tests.support.ports import free_port
 from tests.support.scripted_api import JOB, ScriptedApi, events, refusal, reply
 
@@ -241,6 +241,23 @@ def test_results_do_not_replace_files(api: ScriptedApi, requests_file: Path) -> 
     assert "--force" in result.stderr
 
 
+@pytest.mark.parametrize(("output", "errors"), [("file-2", None), (None, "file-3"), (None, None)])
+def test_forced_run_leaves_no_results_of_an_earlier_one(
+    api: ScriptedApi, tmp_path: Path, output: str | None, errors: str | None
+) -> None:
+    api.on("GET /v1/batches/batch_1", reply(batch(output_file_id=output, error_file_id=errors)))
+    for file in ("file-2", "file-3"):
+        api.on(f"GET /v1/files/{file}/content", reply("new"))
+    for name in ("out.jsonl", "out.errors.jsonl"):
+        (tmp_path / name).write_text("old")
+    run(api.url, "batch", "--watch", "batch_1", "--output", f"{tmp_path}/out.jsonl", "--force")
+    left = {file.name: file.read_text() for file in tmp_path.iterdir() if file.is_file()}
+    if output is None and errors is None:
+        assert left == {"out.jsonl": "old", "out.errors.jsonl": "old"}, "there is nothing to replace them"
+    else:
+        assert left == {"out.errors.jsonl" if output is None else "out.jsonl": '"new"'}
+
+
 def test_interrupted_download_leaves_no_file(api: ScriptedApi, tmp_path: Path) -> None:
     api.on("GET /v1/batches/batch_1", reply(batch()))
     content = reply({"custom_id": "0"})
@@ -276,14 +293,14 @@ headrace_database_up 1.0
 """
 
 
-def status_of(api: ScriptedApi, *, ready: bool = True, metrics: bool = True) -> None:
+def status_of(api: ScriptedApi, *, ready: bool = True, metrics: bool = True, admin: bool = True) -> None:
     state = "ok" if ready else "no live worker"
     checks = {"database": "ok", "redis": "ok", "model smollm2": state}
     api.on("GET /readyz", reply({"status": "ok" if ready else "unready", "checks": checks}, 200 if ready else 503))
     api.on("GET /version", reply({"version": "1.2.3"}))
     api.on("GET /v1/models", reply({"data": [{"id": "smollm2"}, {"id": "auto", "route": {"models": ["smollm2"]}}]}))
     api.on("GET /v1/jobs", page(job(1), job(2, timings=TIMES | {"ttft_ms": 40})))
-    api.on("GET /v1/workers", fleet(WORKER) if ready else refusal(403, "needs the admin scope"))
+    api.on("GET /v1/workers", fleet(*WORKERS) if admin else refusal(403, "needs the admin scope"))
     text = reply({})
     text.body = METRICS.encode()
     api.on("GET /metrics", text if metrics else refusal(403, "not from outside"))
@@ -294,6 +311,14 @@ WORKER = {
     "waiting": 1, "kv_cache_usage": 0.314, "tokens_per_s": 1840.5, "started_at": "2026-01-01T00:00:00Z",
     "version": "0.1.0", "breaker": None, "last_error": None,
 }  # fmt: skip
+
+
+WORKERS = [
+    WORKER,
+    WORKER | {"id": "smollm2-4712@gpu-1"},
+    WORKER | {"id": "smollm2-4713@gpu-1", "state": "draining"},
+    WORKER | {"id": "smollm2-4714@gpu-1", "alive": False},
+]
 
 
 def fleet(*workers: dict[str, Any], paused: bool = False) -> Any:
@@ -343,8 +368,21 @@ def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
     }  # fmt: skip
     assert run(api.url, "keys", "rotate", "key_7", "--overlap", "30m").stdout == "hr_new\n"
     assert api.requests[1].json == {"overlap_s": 1800}
-    assert run(api.url, "keys", "revoke", "key_8").stdout == "key_8  revoked\n"
+    assert run(api.url, "keys", "revoke", "key_8", "--yes").stdout == "key_8  revoked\n"
     assert run(api.url, "keys", "create", "web", "--expires", "soon").exit_code == 2
+
+
+def test_revoking_keys_needs_an_answer(api: ScriptedApi) -> None:
+    api.on("POST /v1/api_keys/key_7/revoke", reply(KEY))
+    result = run(api.url, "keys", "revoke", "key_7", stdin="y\n")
+    assert (result.exit_code, api.requests) == (2, []), "there is no terminal for a question"
+    assert "--yes" in result.stderr
+    for answer, code, requests in (("n", 1, 0), ("y", 0, 1)):
+        with on_terminal(api.url, "keys", "revoke", "key_7") as (process, terminal):
+            os.write(terminal, f"{answer}\n".encode())
+            assert process.wait(timeout=30) == code
+            assert "Revoke key_7? It cannot be undone. [y/N]" in Screen(terminal).text()
+        assert len(api.requests) == requests
 
 
 def test_keys_are_changed(api: ScriptedApi) -> None:
@@ -497,13 +535,13 @@ def test_status_once(api: ScriptedApi) -> None:
     assert result.exit_code == 0, result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("smollm2"))
     assert line.split() == [
-        "smollm2", "ok", "2", "64", "7", "5", "1.50", "s", "20", "ms", "40", "ms", "4,403.6", "tokens/s"
+        "smollm2", "ok", "2", "128", "7", "5", "1.50", "s", "20", "ms", "40", "ms", "4,403.6", "tokens/s"
     ]  # fmt: skip
     assert "smollm2-4711@gpu-1" in result.stdout
 
 
 def test_status_in_json_says_what_is_not_ready(api: ScriptedApi) -> None:
-    status_of(api, ready=False, metrics=False)
+    status_of(api, ready=False, metrics=False, admin=False)
     result = run(api.url, "status", "--json")
     found = json.loads(result.stdout)
     assert (result.exit_code, found["status"]) == (1, "unready")
@@ -512,6 +550,27 @@ def test_status_in_json_says_what_is_not_ready(api: ScriptedApi) -> None:
     assert found["workers"] is None
 
 
+@pytest.mark.parametrize("admin", [True, False])
+def test_slots_are_those_of_all_ready_workers(api: ScriptedApi, admin: bool) -> None:
+    status_of(api, admin=admin)
+    [model] = json.loads(run(api.url, "status", "--json").stdout, parse_float=str)["models"]
+    counts = {name: model[name] for name in ("workers", "slots", "running", "waiting", "oldest_s")}
+    assert counts == {"workers": 2, "slots": 128, "running": 7, "waiting": 5, "oldest_s": "1.5"}
+
+
+@pytest.mark.parametrize(("paused", "shown"), [(None, "-"), (False, "open"), (True, "paused")])
+def test_models_show_whether_their_queues_are_paused(api: ScriptedApi, paused: bool | None, shown: str) -> None:
+    about = {"max_model_len": 100, "capabilities": {}}
+    api.on("GET /v1/models", reply({"data": [{"id": "smollm2"} | about]}))
+    api.on("GET /v1/models/smollm2", reply({"id": "smollm2"} | about))
+    api.on("GET /v1/workers", refusal(403, "no") if paused is None else fleet(WORKER, paused=paused))
+    assert run(api.url, "models").stdout.splitlines()[1].split() == ["smollm2", "model", shown, "100"]
+    assert re.search(rf"^Queue +{shown}$", run(api.url, "models", "show", "smollm2").stdout, re.MULTILINE)
+
+
 def test_unknown_commands_and_options_are_exit_code_2(api: ScriptedApi) -> None:
     assert run(api.url, "nonsense").exit_code == 2
     assert run(api.url, "jobs", "--nonsense").exit_code == 2
+    result = run(api.url, "jobs", "--status", "nonsense")
+    assert result.exit_code == 2
+    assert "Invalid value for '--status': 'nonsense' is not one of 'queued'" in result.stderr

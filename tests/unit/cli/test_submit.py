@@ -82,6 +82,31 @@ def test_options_become_parameters(api: ScriptedApi, tmp_path: Path) -> None:
     assert api.of("POST /v1/jobs")[0].headers["Cancel-After"] == "90s"
 
 
+@pytest.mark.parametrize("arguments", [[], ["--no-wait"]])
+def test_ignored_parameters_are_named(api: ScriptedApi, arguments: list[str]) -> None:
+    ignored = {"x_headrace_ignored": "nosuchparam, messages[].na%C3%AFve"}
+    names = ["nosuchparam", "messages[].naïve"]
+    api.on("POST /v1/jobs", reply({"id": JOB}, 202, **ignored))
+    api.on(STREAM, events(completed(1)))
+    api.on(f"GET /v1/jobs/{JOB}", reply({"id": JOB, "status": "completed"}))
+    result = run(api.url, "submit", "x", "--model", "m", "--param", "nosuchparam=3", "--json", *arguments)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["x-headrace-ignored"] == names
+    assert result.stderr == f"Warning: unknown or without effect, and ignored: {', '.join(names)}.\n"
+    plain = run(api.url, "submit", "x", "--model", "m", "--quiet", *arguments)
+    assert plain.stderr == result.stderr
+
+
+def test_an_error_is_a_part_of_the_last_line(api: ScriptedApi) -> None:
+    error = {"code": "deadline_exceeded", "message": "Not finished in time.", "param": "cancel_after"}
+    _, _, data = completed(4, tokens=14)
+    api.on(STREAM, events((4, "failed", data | {"error": error})))
+    result = submit(api, "x")
+    assert result.stderr.startswith(
+        f"{JOB} failed, deadline_exceeded: Not finished in time (cancel_after), 14 tokens, first token"
+    )
+
+
 def test_prompt_comes_from_stdin_without_an_argument(api: ScriptedApi) -> None:
     api.on(STREAM, events(completed(1)))
     submit(api, stdin="from stdin")

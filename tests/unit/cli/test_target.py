@@ -45,6 +45,7 @@ def test_without_an_installation_the_error_says_what_to_do(tmp_path: Path) -> No
         find_target(None, {"HEADRACE_HOME": str(tmp_path)})
     assert "make up" in str(error.value.hint)
     assert "HEADRACE_URL" in str(error.value.hint)
+    assert "HEADRACE_HOME" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("url", ["example.com", "ftp://example.com", "http://", "http://[::1", "http://host:x"])

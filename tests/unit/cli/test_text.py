@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cli.text import age, duration, one_line, rate, size, to_json, without_controls
+from cli.text import age, duration, one_line, rate, size, to_json, with_param, without_controls
 
 
 def test_answers_keep_their_lines_and_lose_control_characters() -> None:
@@ -17,6 +17,19 @@ def test_answers_keep_their_lines_and_lose_control_characters() -> None:
 
 def test_cells_of_tables_are_one_line_in_the_order_of_their_characters() -> None:
     assert one_line("a\nb\tc\x1b[2J\u2028d\u202ee") == "a b c [2J d e"
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "text"),
+    [
+        ("must be positive", "limit", "must be positive (limit)"),
+        ("There is none.", "model", "There is none (model)."),
+        ("limit: must be positive", "limit", "limit: must be positive"),
+        ("There is none.", None, "There is none."),
+    ],
+)
+def test_errors_name_the_parameter_before_the_full_stop(message: str, param: str | None, text: str) -> None:
+    assert with_param(message, param) == text
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "\x7f", "\x9b", "\u2028", "\ud800", "\u00e9 \u4e2d", 'quote"\\'])

@@ -20,6 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from shared.config.models.vllm import ChatSettings, VllmModel
 from shared.domain.errors import ContextExceeded, InvalidRequest
+from shared.domain.field_types import message_of
 from shared.domain.request import ChatOptions, GenerateRequest, Message
 from workers.engines.vllm.parsing import Parsing
 
@@ -221,7 +222,7 @@ def invalid_request(error: Exception, request: GenerateRequest) -> InvalidReques
         problem = error.errors(include_url=False)[0]
         inner = problem.get("ctx", {}).get("error")
         field = getattr(inner, "parameter", None) or next((step for step in problem["loc"] if step in _FIELDS), None)
-        return InvalidRequest(problem["msg"].removeprefix("Value error, "), param=_param(field, request))
+        return InvalidRequest(message_of(problem), param=_param(field, request))
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
     return _refusal(message)(message, param=_param(getattr(error, "parameter", None), request))
 

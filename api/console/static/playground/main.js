@@ -22,6 +22,8 @@ const EXAMPLE_TOOLS = [{
 }];
 
 const element = (id) => document.getElementById(id);
+const phone = matchMedia("(max-width: 760px)");
+const runPlace = element("run").parentElement;
 const config = JSON.parse(element("playground").dataset.config);
 const models = new Map(config.models.map((model) => [model.name, model]));
 const names = [...models.keys()];
@@ -94,6 +96,12 @@ function rest() {
 
 const chosen = () => state.models.slice(0, state.sides).map((name) => models.get(name));
 
+// On a phone, Run is below the prompt, and the parameters are closed, so that the answer is near.
+function adaptToWidth() {
+  (phone.matches ? element("prompt-actions") : runPlace).append(element("run"));
+  element("parameters").open = !phone.matches;
+}
+
 async function run() {
   if (sides.some((side) => side.running)) return;
   editor.clearErrors();
@@ -107,6 +115,7 @@ async function run() {
     return;
   }
   preview();
+  if (phone.matches) active[0].element.scrollIntoView({ block: "nearest" });
   await Promise.all(active.map((side, index) => side.run(requests[index]).catch((error) => refused(side, error))));
 }
 
@@ -198,6 +207,8 @@ function showRunning() {
   element("run").disabled = sides.some((side) => side.running);
 }
 
+adaptToWidth();
+phone.addEventListener("change", adaptToWidth);
 element("run").addEventListener("click", run);
 addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

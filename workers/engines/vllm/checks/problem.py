@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from shared.domain.errors import InvalidRequest
+from shared.domain.field_types import message_of
 
 
 class Problem(NamedTuple):
@@ -52,7 +53,6 @@ def reason_of(error: Exception) -> str:
     """vLLM's message, without what pydantic adds to it."""
     if isinstance(error, ValidationError):
         return "; ".join(
-            ": ".join((*map(str, problem["loc"]), problem["msg"].removeprefix("Value error, ")))
-            for problem in error.errors(include_url=False)
+            ": ".join((*map(str, problem["loc"]), message_of(problem))) for problem in error.errors(include_url=False)
         )
     return " ".join(str(error).split())

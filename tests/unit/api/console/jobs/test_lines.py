@@ -12,7 +12,8 @@ from api.console import templates
 from api.console.jobs import lines, view
 from api.console.jobs.lines import Lines
 from api.console.key_names import KeyNames
-from shared.domain.job import JobStatus, JobSummary
+from shared.domain.errors import ErrorCode
+from shared.domain.job import Failure, JobStatus, JobSummary
 from shared.domain.owner import Owner
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,3 +82,19 @@ def test_the_time_so_far_has_no_seconds_after_two_minutes(after_s: float, shown:
     assert row.time == shown
     (ended,) = rows(ENDED)
     assert ended.time == "2 min 30 s"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "notes"),
+    [
+        (JobStatus.CANCELLED, ErrorCode.CANCELLED, []),
+        (JobStatus.CANCELLED, ErrorCode.DEADLINE_EXCEEDED, [("deadline_exceeded", "plain")]),
+        (JobStatus.FAILED, ErrorCode.WORKER_LOST, [("worker_lost", "bad")]),
+    ],
+)
+def test_an_error_is_noted_unless_it_is_what_the_status_says(
+    status: JobStatus, code: ErrorCode, notes: list[tuple[str, str]]
+) -> None:
+    [row] = rows(replace(ENDED, status=status, error=Failure(code, "Why.")))
+    assert row.notes == notes
+    assert row.title == "Why."
