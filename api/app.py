@@ -37,7 +37,6 @@ from api.http.middleware.shutdown import ShutdownMiddleware
 from api.http.middleware.tracing import TracingMiddleware
 from api.http.openapi import HEADERS
 from api.http.server import Connections
-from api.jobs import action_routes as job_actions
 from api.jobs import route_query
 from api.jobs import routes as jobs
 from api.keys.middleware import AuthenticationMiddleware
@@ -130,7 +129,6 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     app.add_middleware(InterruptedResponses, metrics=metrics)
     errors.install(app, conventions)
-    app.include_router(job_actions.router)  # before the paths with the id of a job
     app.include_router(jobs.router)
     app.include_router(route_query.router)
     app.include_router(openai.router)

@@ -22,6 +22,8 @@ DOCS = REPOSITORY / "docs"
 CONFIGURATION = Path(__file__).with_name("mkdocs.yml")
 # Pages of the repository's root, by their path in the site.
 ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+# The console's icon, which mkdocs.yml names.
+ICON = REPOSITORY / "api" / "console" / "static" / "icon.svg"
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 # The script with which the search works in files that were opened without a server.
 _SHIM = "https://unpkg.com/iframe-worker/shim"
@@ -51,6 +53,7 @@ def build(folder: Path) -> list[Path]:
 def collect(pages: Path) -> None:
     """Write the sources of all pages into a folder."""
     shutil.copytree(DOCS, pages)
+    shutil.copy(ICON, pages / "images")
     for name, target in ROOT_PAGES.items():
         (pages / target).write_text((REPOSITORY / name).read_text())
     origins = {DOCS / path.relative_to(pages): path for path in pages.rglob("*.md")}

@@ -16,10 +16,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 _INTRODUCTION = """\
 # Settings
 
-The environment variables that the processes read. This page is generated from the code by `python -m docsite --update`.
-Those of `make up` itself are in [Operations](operations.md#on-one-machine), those of tracing (`OTEL_*`) in
-[Traces](operations.md#traces), and those of a model in [Models](operations.md#models). A process that finds an invalid
-value names the variable and exits with status 2.
+The environment variables that the processes read. This page is generated from the code by
+`.venv/bin/python -m docsite --update`. Those of `make up` itself are in [Operations](operations.md#on-one-machine),
+those of tracing (`OTEL_*`) in [Traces](operations.md#traces), and those of a model in [Models](operations.md#models). A
+process that finds an invalid value names the variable and exits with status 2.
 """
 # The pages that describe the feature of a group.
 _ABOUT = {
@@ -28,6 +28,7 @@ _ABOUT = {
     "CompatibilitySettings": "[Compatibility](compatibility.md)",
     "AuthSettings": "[API keys](operations.md#api-keys)",
     "QuotaSettings": "[Quotas](operations.md#quotas)",
+    "StartSettings": "[Early starts](decisions/queue.md#a-worker-may-start-a-new-job-before-its-claim-is-committed)",
     "ContextSettings": "[Summaries](context.md#summaries)",
     "FileSettings": "[Files and batches](operations.md#files-and-batches)",
     "BatchSettings": "[Files and batches](operations.md#files-and-batches)",
@@ -72,6 +73,8 @@ def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "derived" if field.annotation is str else "none"
     value: Any = field.default
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"  # as it is written in the environment
     if isinstance(value, Path):
         return f"`{value.relative_to(REPOSITORY)}`"
     if value is None or value in ("", (), {}):

@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     configure_logging(os.environ.get("HEADRACE_LOG_LEVEL", "ERROR"), "text")
+    # torch's loggers have handlers and a level of their own, and warn on every machine without Triton.
+    os.environ.setdefault("TORCH_LOGS", "-torch")
     try:
         registry = load_registry(chosen.models)
         model = registry[registry.queue_of(chosen.model)]

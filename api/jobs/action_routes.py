@@ -19,7 +19,8 @@ from api.jobs.search import JobQuery, job_query
 from api.keys.auth import CurrentPrincipal
 from shared.domain.job import JobStatus
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
+# `api.jobs.routes` includes it, below /v1/jobs.
+router = APIRouter(route_class=JsonRoute)
 
 Actions = Annotated[JobActions, Depends(resource(JobActions))]
 Conditions = Annotated[JobQuery, Depends(job_query)]

@@ -95,6 +95,14 @@ def _report(query: asyncio.Task[Any]) -> None:
         logger.warning("cannot read the queues for routes, using earlier estimates: %s", error)
 
 
+@dataclass(frozen=True, slots=True)
+class QueueOrders:
+    """Queues by model, as they were at `read_at`, on the monotonic clock, or later."""
+
+    by_model: dict[str, QueueOrder]
+    read_at: float
+
+
 class _Submitted:
     """The jobs of one queue and priority that this process has submitted, in the order of their ids."""
 
@@ -132,7 +140,7 @@ class QueueEstimates:
         # The position of the job that was counted, minus its place among this process's submits.
         self._positions: _Cache[int] = _Cache(POSITION_FRESH_S, MAX_POSITION_S)
         self._submitted: defaultdict[tuple[str, int], _Submitted] = defaultdict(_Submitted)
-        self._orders: _Cache[dict[str, QueueOrder]] = _Cache()
+        self._orders: _Cache[QueueOrders] = _Cache()
         self._paces: _Cache[ServiceRate] = _Cache()
 
     def created(self, job: JobSummary) -> None:
@@ -195,9 +203,13 @@ class QueueEstimates:
         except Exception as error:
             return self._unknown(job, error)
 
-    async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
+    async def orders(self, models: Sequence[str]) -> QueueOrders:
         """Return the queues of these models. Raises during a database outage."""
-        return await self._orders.get(tuple(models), lambda: self._store.orders(models))
+        return await self._orders.get(tuple(models), lambda: self._read_orders(models))
+
+    async def _read_orders(self, models: Sequence[str]) -> QueueOrders:
+        read_at = time.monotonic()
+        return QueueOrders(await self._store.orders(models), read_at)
 
     async def queued_at(self, job_ids: Sequence[str]) -> dict[str, str]:
         """Return the models of those of these jobs that are queued. Raises during a database outage."""
@@ -254,7 +266,7 @@ class QueueEstimates:
         position = await self._store.position(job)
         if position < EXACT:
             return position
-        order = (await self.orders([job.model]))[job.model]
+        order = (await self.orders([job.model])).by_model[job.model]
         return order.position(job.priority, job.id, known_queued=True) or position
 
     @staticmethod

@@ -7,7 +7,6 @@ position per second. Readers are served in small groups, so that thousands of th
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import orjson
@@ -46,21 +45,22 @@ class QueuePositions:
         readers = self._hub.queued_readers()
         if not readers:
             return 0
-        queried_at, absent = time.monotonic(), []
         orders = await self._estimates.orders(sorted({queued.model for _, queued in readers}))
-        reported = 0
+        absent, reported = [], 0
         for job_id, queued in readers:
-            order = orders[queued.model]
+            order = orders.by_model[queued.model]
             position = order.position(queued.priority, job_id, known_queued=queued.position is not None)
             if position is None:
                 if queued.position is not None:
                     absent.append((job_id, queued))
                 continue
             is_known = (position, order.paused) == (queued.position, queued.paused)
-            if is_known or queued.event_at > queried_at:
+            if is_known or queued.event_at > orders.read_at:
                 continue
             not_before = order.not_before.get(job_id)
             eta_s = await self._estimates.wait_s(queued.model, queued.priority, position, not_before)
+            if queued.event_at > orders.read_at:  # it was started meanwhile
+                continue
             queued.position, queued.paused = position, order.paused
             data = position_data(position, eta_s, paused=order.paused)
             self._hub.report_position(job_id, queued, Event(0, EventType.QUEUED, data))

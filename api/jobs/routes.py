@@ -18,6 +18,7 @@ from api.http.openapi import ERRORS, FAILED, JOB, NOT_FOUND, SUBMITTED_JOB
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
+from api.jobs import action_routes
 from api.jobs.dependencies import CurrentReplays, Jobs, Search
 from api.jobs.native_stream import native_stream
 from api.jobs.output_list import list_with_outputs
@@ -109,6 +110,9 @@ async def list_jobs(
         listed = JobList.of_search(page, [summary_view(job) for job in page.jobs])
         return Response(listed.model_dump_json(), media_type="application/json")
     return StreamingResponse(list_with_outputs(jobs, page), media_type="application/json")
+
+
+router.include_router(action_routes.router)  # here, because GET /{job_id} would match /count
 
 
 @router.get(

@@ -346,7 +346,7 @@ async def test_responses_of_a_killed_worker(stack: Stack, client: httpx.AsyncCli
         stack.start_worker("responses")
         events = await reader
         assert text_of(events) == "".join(pieces)
-        assert [item.event for item in events if item.event != "job.delta"] == [
+        assert [item.event for item in events if item.event not in ("job.delta", "job.queued")] == [
             "job.started", "job.started", "job.completed",
         ]  # fmt: skip
         assert not any("resp_" in str(item.data) for item in events)

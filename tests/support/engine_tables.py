@@ -39,9 +39,9 @@ def uncommented_examples() -> str:
 
 
 def example_blocks(engines: Collection[str]) -> str:
-    """The entries of the example file for these engines, also those that are commented out, as YAML."""
+    """The entries of models (no adapters) of the example file for these engines, also commented ones, as YAML."""
     entries = uncommented_examples().partition("models:\n")[2].strip("\n").split("\n\n")
-    chosen = [entry for entry in entries if yaml.safe_load(entry)[0]["engine"] in engines]
+    chosen = [entry for entry in entries if yaml.safe_load(entry)[0].get("engine") in engines]
     return "```yaml\nmodels:\n" + "\n\n".join(chosen) + "\n```"
 
 

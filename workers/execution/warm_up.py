@@ -133,7 +133,7 @@ class WarmUp:
         if entry.top is None or entry.projects is not None:
             projects = await store.projects(model, entry.projects, MAX_PROJECTS)
             for name in sorted({*(entry.projects or ())} - {project.name for project in projects}):
-                logger.error("models.yaml: %s.%s.projects: there is no project %r with a valid key", model, path, name)
+                logger.error("%s: there is no project %r with a valid key", self.model.place(f"{path}.projects"), name)
         if entry.top is not None:
             async for prefix in self._most_reused(path, entry, projects):
                 yield prefix
@@ -141,7 +141,7 @@ class WarmUp:
         try:
             tokens = await self._engine().prefix(await asyncio.to_thread(entry.requests))
         except (OSError, UnicodeDecodeError, InvalidRequest) as error:
-            logger.error("models.yaml: skipping %s.%s: %s", model, path, error)
+            logger.error("%s: skipped: %s", self.model.place(path), error)
             progress.failed += 1
             return
         for project in projects or () if tokens else ():

@@ -82,7 +82,8 @@ class Spec(BaseModel):
     # Whether the engine can run adapters of the model.
     takes_adapters: ClassVar[bool] = False
 
-    # Set when the file is loaded: what makes the model an adapter, and the adapters of the model.
+    # Set when the file is loaded: its path, what makes the model an adapter, and the adapters of the model.
+    _file: Path = PrivateAttr(Path("models.yaml"))
     _adapter: Adapter | None = PrivateAttr(None)
     _adapters: tuple[Self, ...] = PrivateAttr(())
 
@@ -115,6 +116,17 @@ class Spec(BaseModel):
             if getattr(limits, name) is not None and not self.capabilities.max_tokens:
                 raise without_effect(f"token_limits.{name}", "because the model takes no max_tokens")
         return self
+
+    def place(self, field: str) -> str:
+        """A field of the entry, for the start of messages, such as `models.yaml: smollm2.options.dtype`.
+
+        The file is named as HEADRACE_MODELS names it.
+        """
+        return f"{self._file}: {self.name}.{field}"
+
+    def read_from(self, file: Path) -> None:
+        """Note the file that has the entry, for messages."""
+        self._file = file
 
     @property
     def adapter(self) -> Adapter | None:

@@ -195,6 +195,8 @@ def load_registry(path: Path) -> Registry:
             line = _line(tree, ("models", index, "name"))
             raise RegistryError(f"{path}, line {line}: models[{index}].name: {entry.name!r} is declared twice")
     specs = {entry.name: entry for entry in parsed.models if not isinstance(entry, AdapterEntry)}
+    for spec in specs.values():
+        spec.read_from(path)  # an adapter is a copy of its base
     adapters: dict[str, ModelSpec] = {}
     for index, entry in enumerate(parsed.models):
         if isinstance(entry, AdapterEntry):

@@ -215,7 +215,7 @@ class VllmModel(Spec):
             return Path(name).expanduser().read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise RegistryError(
-                f"models.yaml: {self.name}.chat.chat_template: {name} cannot be read ({error}); name a Jinja file"
+                f"{self.place('chat.chat_template')}: {name} cannot be read ({error}); name a Jinja file"
             ) from error
 
     @property

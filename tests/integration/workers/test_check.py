@@ -60,11 +60,12 @@ def test_a_vllm_model(tmp_path: Path, option: str | None) -> None:
         assert "models.yaml: real.options.quantization: this build of vLLM" in ended.stderr
         assert "has no method 'awk'; did you mean 'awq'?" in ended.stderr
         return
-    assert ended.returncode == 0, ended.stderr
+    assert (ended.returncode, ended.stderr) == (0, "")
     lines = dict(line.rsplit(maxsplit=1) for line in ended.stdout.splitlines() if len(line.split()) > 1)
     values = {name.strip(): value for name, value in lines.items()}
     assert values["dtype"] == "float32"
     assert values["attention backend"] == "CPU_ATTN"
+    assert (values["source"], values["adapters"]) == (SMOLLM2.source, "-")
     assert (values["slots"], values["context"], values["start"]) == ("8", "256", "fast")
     assert int(values["tokens"]) == int(values["blocks"]) * int(values["block tokens"]) > 256
     assert values["fingerprint"].startswith("fp_")

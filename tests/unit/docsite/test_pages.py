@@ -63,6 +63,32 @@ def test_the_fields_of_deltas_are_those_of_the_code() -> None:
     assert set(table(DOCS / "events.md", "Deltas")) == set(delta_event(1, delta, with_count=True).payload())
 
 
+def commands_with_another_python(text: str) -> list[str]:
+    """The lines with a bare `python -m`, which outside of containers does not have the packages."""
+    lines = [line for line in text.splitlines() if re.search(r"(?<![\w/])python -m \w", line)]
+    return [line for line in lines if not re.search(r"\bexec\b.* python -m ", line)]
+
+
+def test_commands_with_another_python_are_found() -> None:
+    text = "    python -m api.keys list\n.venv/bin/python -m api\nkubectl exec deploy/api -- python -m api.keys list"
+    assert commands_with_another_python(text) == ["    python -m api.keys list"]
+
+
+# Pages about containers, with the commands of recorded runs, from descriptions in the code, or with former decisions.
+@pytest.mark.parametrize(
+    "page",
+    [
+        page
+        for page in PAGES
+        if page.name not in ("deploy.md", "benchmarks.md", "autoscaling.md", "settings.md")
+        and page.parent.name != "decisions"
+    ],
+    ids=lambda page: str(page.relative_to(REPOSITORY)),
+)
+def test_commands_use_the_environment_of_make_up(page: Path) -> None:
+    assert commands_with_another_python(page.read_text()) == []
+
+
 @pytest.mark.parametrize("source", sorted(SOURCES.glob("*.mmd")), ids=lambda path: path.stem)
 def test_a_picture_is_that_of_its_source(source: Path) -> None:
     assert f'data-source="{digest(source)}"' in picture_of(source).read_text(), "run python -m tests.support.diagrams"

@@ -12,7 +12,7 @@ import yaml
 from api.app import create_app
 from api.settings import ApiSettings
 from docsite import build as builder
-from docsite.build import CONFIGURATION, DOCS, ROOT_PAGES, SiteError
+from docsite.build import CONFIGURATION, DOCS, ICON, ROOT_PAGES, SiteError
 from docsite.http_api import pages_of
 from docsite.links import broken_links
 from tests.support.stack import REPOSITORY
@@ -49,6 +49,13 @@ def test_each_operation_is_in_the_reference(site: Path, document: dict[str, Any]
     index = (site / "http-api" / "index.html").read_text()
     operations = [f"{method.upper()} {path}" for path, found in document["paths"].items() for method in found]
     assert [name for name in operations if name not in index] == []
+
+
+def test_pages_have_the_icon_of_the_console(site: Path) -> None:
+    page = (site / "start.html").read_text()
+    assert '<link rel="icon" href="images/icon.svg">' in page
+    assert '<img src="images/icon.svg"' in page
+    assert (site / "images" / "icon.svg").read_bytes() == ICON.read_bytes()
 
 
 def test_the_search_works_without_a_server(site: Path) -> None:

@@ -14,9 +14,10 @@ from launcher.progress import Progress
 from shared.config.models.vllm import VllmModel
 from tests.unit.tune.rows import MODEL, row
 from tune import machine
+from tune.__main__ import DOCUMENT
 from tune.campaign import Campaign
 from tune.proposal import Aim, Bounds
-from tune.report import write, write_document
+from tune.report import BEGIN, END, write, write_document
 from tune.results import Figures
 from tune.workload import QUICK, Plan
 
@@ -130,6 +131,19 @@ def test_the_page_keeps_what_is_around_the_results(tmp_path: Path) -> None:
     page.write_text("no marks")
     with pytest.raises(LaunchError, match="has no lines"):
         write_document(run, page)
+
+
+def test_the_results_have_a_place_in_the_documentation(tmp_path: Path) -> None:
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    assert before.endswith("## The bundled model\n\n")
+    page = tmp_path / "tuning.md"
+    page.write_text(DOCUMENT.read_text())
+    run = campaign(tmp_path / "results", Engines())
+    run.run(quick=True, all_aims=True)
+    write_document(run, page)
+    assert page.read_text().startswith(f"{before}{BEGIN}\n\nCPU: test")
+    assert page.read_text().endswith(f"{END}{after}")
 
 
 def test_if_nothing_ran_the_reasons_are_printed(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class OpenAIEngine(UpstreamEngine):
         key_id, _, secret = key.partition(":")
         if not secret and any("{secret}" in value for value in self._server.key_headers.values()):
             raise InvalidRequest(
-                f"models.yaml: {self._model.name}.options.api_key_env: the key must be an id and a secret, as ID:SECRET"
+                f"{self._model.place('options.api_key_env')}: the key must be an id and a secret, as ID:SECRET"
             )
         return {
             name: value.format(key=key, id=key_id, secret=secret) for name, value in self._server.key_headers.items()

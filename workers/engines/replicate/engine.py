@@ -54,8 +54,7 @@ class ReplicateEngine(UpstreamEngine):
                 self._template = None
             if self._template is None:
                 raise InvalidRequest(
-                    f"models.yaml: {self._model.name}.options.input.chat_template: {file} is not a template that can be"
-                    " read"
+                    f"{self._model.place('options.input.chat_template')}: {file} is not a template that can be read"
                 )
         await super().start()
 

@@ -135,7 +135,7 @@ class TritonEngine(UpstreamEngine):
             raise self._unreadable("chat_template", "it is no template that can be read here")
 
     def _unreadable(self, field: str, reason: object) -> InvalidRequest:
-        return InvalidRequest(f"models.yaml: {self._triton.name}.options.{field}: cannot be read: {reason}")
+        return InvalidRequest(f"{self._triton.place(f'options.{field}')}: cannot be read: {reason}")
 
 
 class _Exchange(SingleCall):

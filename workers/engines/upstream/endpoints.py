@@ -164,7 +164,7 @@ def _endpoints(model: UpstreamModel, auth_headers: Callable[[str], Mapping[str, 
             key = os.environ.get(variable, "").strip()
             if not key:
                 raise InvalidRequest(
-                    f"models.yaml: {model.name}.{path}.api_key_env: {variable} is not set; set it to the upstream's key"
+                    f"{model.place(f'{path}.api_key_env')}: {variable} is not set; set it to the upstream's key"
                 )
         headers = auth_headers(key) if key else {}
         url = target.base_url

@@ -52,25 +52,26 @@ def located(model: VllmModel) -> list[VllmModel]:
 
 def _located(model: VllmModel) -> VllmModel:
     assert model.adapter is not None
-    folder = model.adapter.folder or _download(model.name, model.adapter)
+    folder = model.adapter.folder or _download(model, model.adapter)
     if not (folder / CONFIG_FILE).is_file():
-        raise _invalid(model.name, f"{folder} has no {CONFIG_FILE}; an adapter is a folder that PEFT has saved")
+        raise _invalid(model, f"{folder.absolute()} has no {CONFIG_FILE}; an adapter is a folder that PEFT has saved")
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise _invalid(model.name, f"{folder} has no weights; their file is one of {', '.join(WEIGHT_FILES)}")
+        raise _invalid(model, f"{folder.absolute()} has no weights; their file is one of {', '.join(WEIGHT_FILES)}")
     # They may have changed since models.yaml was read: the fingerprint is to be that of what is loaded.
     return model.as_adapter(model.name, model.description, model.adapter.at(folder))
 
 
-def _download(name: str, adapter: Adapter) -> Path:
+def _download(model: VllmModel, adapter: Adapter) -> Path:
+    folder = Path(adapter.source).expanduser().absolute()
     if not adapter.may_be_hub_id:
-        raise _invalid(name, f"there is no folder {adapter.source}")
+        raise _invalid(model, f"there is no folder {folder}")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(adapter.source, allow_patterns=[CONFIG_FILE, TEMPLATE_FILE, *WEIGHT_FILES]))
     except Exception as error:
         raise _invalid(
-            name, f"there is no folder {adapter.source}, and no such adapter can be downloaded: {error}"
+            model, f"there is no folder {folder}, and {adapter.source} cannot be downloaded from Hugging Face: {error}"
         ) from error
 
 
@@ -86,22 +87,21 @@ def adapter_options(model: VllmModel, adapters: Sequence[VllmModel], *, on_cpu: 
     options: Mapping[str, Any] = model.options
     if options.get("enable_lora") is False:
         raise InvalidRequest(
-            f"models.yaml: {model.name}.options.enable_lora: must not be false, because {adapters[0].name} and"
-            " possibly others are adapters of the model"
+            f"{model.place('options.enable_lora')}: must not be false, because {adapters[0].name} and possibly others"
+            " are adapters of the model"
         )
-    ranks = {adapter.name: _rank(adapter, base=model) for adapter in adapters}
-    highest = max(ranks, key=lambda name: ranks[name])
+    rank, highest = max(((_rank(adapter, base=model), adapter) for adapter in adapters), key=lambda found: found[0])
     limit = options.get("max_lora_rank", _RANKS[-1])
-    if ranks[highest] > limit:
+    if rank > limit:
         more = ", or set options.max_lora_rank of its base to more" if "max_lora_rank" in options else ""
-        raise _invalid(highest, f"its rank is {ranks[highest]}, but {limit} is the most; use another adapter{more}")
+        raise _invalid(highest, f"its rank is {rank}, but {limit} is the most; use another adapter{more}")
     in_use = options.get("max_loras") or min(len(adapters), IN_USE)
     loaded = options.get("max_cpu_loras") or max(in_use, min(len(adapters), LOADED))
     return {
         "enable_lora": True,
         "max_loras": in_use + 1 if on_cpu else in_use,
         "max_cpu_loras": in_use + 1 if on_cpu else loaded,
-        "max_lora_rank": options.get("max_lora_rank") or next(rank for rank in _RANKS if rank >= ranks[highest]),
+        "max_lora_rank": options.get("max_lora_rank") or next(one for one in _RANKS if one >= rank),
     }
 
 
@@ -114,7 +114,8 @@ def _rank(adapter: VllmModel, base: VllmModel) -> int:
         rank = max(int(rank) for rank in ranks)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"no rank {error}" if isinstance(error, KeyError) else error
-        raise _invalid(adapter.name, f"{folder / CONFIG_FILE} is not a LoRA configuration: {problem}") from error
+        file = (folder / CONFIG_FILE).absolute()
+        raise _invalid(adapter, f"{file} is not a LoRA configuration: {problem}") from error
     trained_for = config.get("base_model_name_or_path")
     if isinstance(trained_for, str) and trained_for and _short(trained_for) != _short(base.model):
         logger.warning(
@@ -134,6 +135,7 @@ class LoadedAdapters:
     def __init__(self, llm: AsyncLLM, adapters: Sequence[VllmModel], metrics: Metrics, *, on_cpu: bool) -> None:
         self._llm = llm
         self._metrics = metrics
+        self._models = {model.name: model for model in adapters}
         self._requests: dict[str, LoRARequest] = {}
         self._files: dict[str, tuple[Path, object]] = {}
         for number, model in enumerate(adapters, start=1):
@@ -165,13 +167,14 @@ class LoadedAdapters:
             found = _hidden_size(folder)
             if found not in (None, expected):
                 raise _invalid(
-                    name, f"its weights are for a hidden size of {found}, but that of its base is {expected}"
+                    self._models[name],
+                    f"its weights are for a hidden size of {found}, but that of its base is {expected}",
                 )
         for name in self._requests:
             try:
                 await self.acquire(name)
             except EngineError as error:
-                raise _invalid(name, str(error)) from error
+                raise _invalid(self._models[name], str(error)) from error
             self.release(name)
 
     async def acquire(self, name: str | None) -> LoRARequest | None:
@@ -265,5 +268,5 @@ def _reason(error: Exception) -> str:
     return str(error).removeprefix("Call to add_lora method failed: ")
 
 
-def _invalid(name: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"models.yaml: {name}.adapter: {problem}")
+def _invalid(adapter: VllmModel, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"{adapter.place('adapter')}: {problem}")

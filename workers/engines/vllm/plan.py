@@ -72,18 +72,18 @@ def make_plan(model: VllmModel, adapters: Sequence[VllmModel] = ()) -> Plan:
     Raises:
         InvalidRequest: options that cannot work here, one line each.
     """
-    refuse(model.name, [problem for check in _OF_OPTIONS for problem in check(model.options)])
+    refuse(model, [problem for check in _OF_OPTIONS for problem in check(model.options)])
     check_parsers(model)
     arguments = AsyncEngineArgs(model=model.source, **_engine_options(model, adapters))
     try:
         config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except (ValueError, TypeError, NotImplementedError, ImportError, AssertionError) as error:
-        refuse(model.name, [_problem(model, arguments, error)])
+        refuse(model, [_problem(model, arguments, error)])
         raise
     problems = [problem for check in _OF_CONFIG for problem in check(config)]
     problems += ignored_options(model.options, config)
     problems += not_compiled(model.start, config)
-    refuse(model.name, problems)
+    refuse(model, problems)
     return Plan(model, arguments, config)
 
 

@@ -72,7 +72,7 @@ def check_parsers(model: VllmModel) -> None:
     ):
         if named is not None and named not in (names := known()):
             raise InvalidRequest(
-                f"models.yaml: {model.name}.chat.{field}: vLLM has no {named!r}; it has {', '.join(sorted(names))}"
+                f"{model.place(f'chat.{field}')}: vLLM has no {named!r}; it has {', '.join(sorted(names))}"
             )
 
 
@@ -108,7 +108,7 @@ class Renderer:
                 **_renderer_settings(model.chat),
             )
         except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"models.yaml: {model.name}.chat: {error}") from error
+            raise InvalidRequest(f"{model.place('chat')}: {error}") from error
         self._renderer.warmup()
         self._defaults = llm.model_config.get_diff_sampling_param()
 

@@ -309,7 +309,7 @@ async def test_readers_receive_their_position_when_it_changes_or_the_queue_is_pa
     assert await workers("w").claim(jobs[0].id) is not None
     assert await report() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
     fleet = FleetStore(database)
-    await fleet.pause("m", owner.key_id)
+    await fleet.pause(["m"], owner.key_id)
     paused = {1: b'{"position":0,"eta_s":null,"paused":true}', 2: b'{"position":1,"eta_s":null,"paused":true}'}
     assert await report() == paused
     assert await report() == {}
@@ -317,9 +317,48 @@ async def test_readers_receive_their_position_when_it_changes_or_the_queue_is_pa
         await connection.execute(text("UPDATE jobs SET model = 'up' WHERE id = :id"), {"id": jobs[1].id})
     assert await report() == {2: b'{"position":0,"eta_s":null,"paused":true}'}
     assert await report() == {1: b'{"position":0,"eta_s":null}'}, "it has moved to a model that is not paused"
-    await fleet.resume("m")
+    await fleet.resume(["m"])
     assert await report() == {2: b'{"position":0,"eta_s":null}'}
     await cancel_and_wait(*pending.values())
     for follow in follows.values():
         await follow.aclose()  # type: ignore[attr-defined]
     assert await QueuePositions(hub, QueueEstimates(queue_store, REGISTRY)).report() == 0
+
+
+@pytest.mark.parametrize("when", ["after the queue was read", "while its wait is estimated"])
+async def test_no_position_is_reported_to_a_reader_whose_job_has_started(
+    store: JobStore,
+    queue_store: QueueStore,
+    logs: EventLog,
+    redis: Redis,
+    owner: Owner,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    """The queue that was read still has the job, and a queue that takes long to read is used for longer."""
+    hub = StreamHub(redis, logs, store, api_metrics(), resync_s=60)
+    job = await submit(store, owner)
+    queued = QueuedReader("m", 3, None)
+    follow = hub.follow(job.id, 0, queued)
+    pending = asyncio.ensure_future(anext(follow))
+    await asyncio.sleep(0)  # the reader is registered
+    estimates = QueueEstimates(queue_store, REGISTRY)
+    await estimates.orders(["m"])
+    wait_s = estimates.wait_s
+
+    def start() -> None:
+        queued.position, queued.event_at = None, time.monotonic()
+
+    async def estimated(*arguments: Any) -> float | None:
+        start()
+        return await wait_s(*arguments)
+
+    if when == "after the queue was read":
+        start()
+    else:
+        monkeypatch.setattr(estimates, "wait_s", estimated)
+    assert await QueuePositions(hub, estimates).report() == 0
+    monkeypatch.undo()
+    assert await QueuePositions(hub, QueueEstimates(queue_store, REGISTRY)).report() == 1, "it is queued again"
+    await pending
+    await follow.aclose()  # type: ignore[attr-defined]

@@ -34,6 +34,13 @@ def test_responses_to_submits_declare_the_headers_of_all_decisions(document: dic
         assert ALL_DECISIONS.headers().keys() <= responses[status]["headers"].keys()
 
 
+def test_the_reference_begins_with_the_submit_of_a_job(document: dict[str, Any]) -> None:
+    """Readers meet the operations in the order of the description."""
+    operations = [f"{method} {path}" for path, methods in document["paths"].items() for method in methods]
+    assert operations[0] == "post /v1/jobs"
+    assert operations.index("get /v1/jobs/{job_id}") < operations.index("post /v1/chat/completions")
+
+
 def test_pages_are_not_part_of_the_schema(document: dict[str, Any]) -> None:
     assert not {"/", "/docs", "/static"} & document["paths"].keys()
 

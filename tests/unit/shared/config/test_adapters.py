@@ -71,6 +71,13 @@ def test_an_adapter_is_a_model_with_what_its_base_has(registry: Registry) -> Non
     assert list(registry.models) == ["base", "tone"]
 
 
+def test_messages_name_the_file_that_has_the_entry(tmp_path: Path, folder: Path) -> None:
+    file = write(tmp_path, BASE + ADAPTER, model="org/base", adapter=folder).rename(tmp_path / "gpu.yaml")
+    registry = load_registry(file)
+    assert registry["base"].place("options.dtype") == f"{file}: base.options.dtype"
+    assert registry["tone"].place("adapter") == f"{file}: tone.adapter"
+
+
 def test_its_jobs_lie_on_the_queue_of_its_base(registry: Registry) -> None:
     assert registry.queues == ["base"]
     assert [registry.queue_of(name) for name in ("base", "tone", "unknown")] == ["base", "base", "unknown"]

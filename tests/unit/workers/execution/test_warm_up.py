@@ -119,8 +119,8 @@ async def test_a_prompt_that_fails_does_not_stop_the_others(caplog: pytest.LogCa
     await warm.run()
     assert [tokens for _, tokens in engine.prefilled] == 2 * [[ord("y")]]
     assert counted(metrics) == (2, 2, 2)
-    assert "skipping m.warm_prompts[0]: the template refuses it" in caplog.text
-    assert "skipping m.warm_prompts[1]: [Errno 2] No such file" in caplog.text
+    assert "models.yaml: m.warm_prompts[0]: skipped: the template refuses it" in caplog.text
+    assert "models.yaml: m.warm_prompts[1]: skipped: [Errno 2] No such file" in caplog.text
 
 
 async def test_an_error_of_the_engine_concerns_one_prefix() -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.field_types import message_of
 
@@ -20,10 +21,10 @@ class Problem(NamedTuple):
     message: str
 
 
-def refuse(model: str, problems: Sequence[Problem]) -> None:
+def refuse(model: VllmModel, problems: Sequence[Problem]) -> None:
     """Raise `InvalidRequest` with one line for each problem, if there are any."""
     if problems:
-        raise InvalidRequest("\n".join(f"models.yaml: {model}.{field}: {message}" for field, message in problems))
+        raise InvalidRequest("\n".join(f"{model.place(field)}: {message}" for field, message in problems))
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

@@ -70,7 +70,8 @@ def _draft(chosen: Mapping[str, Any]) -> Iterator[Problem]:
     if model.startswith("~"):
         yield Problem(f"{FIELD}.model", f"{model}: write the whole path; vLLM does not expand ~")
     elif (path.is_absolute() or model.startswith(".") or model.count("/") > 1) and not path.is_dir():
-        yield Problem(f"{FIELD}.model", f"there is no folder {model}; name the folder of the model that drafts")
+        wanted = "name the folder of the model that drafts"
+        yield Problem(f"{FIELD}.model", f"there is no folder {path.absolute()}; {wanted}")
     elif path.is_dir() and not (path / "config.json").is_file():
         yield Problem(f"{FIELD}.model", f"{model} has no config.json, so it is no model")
 

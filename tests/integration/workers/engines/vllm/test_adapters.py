@@ -287,6 +287,13 @@ class TestStart:
         model = with_adapters({"bad": folder})
         assert await self.refusal(model) == f"models.yaml: bad.adapter: there is no folder {folder}"
 
+    async def test_a_missing_folder_with_a_relative_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is relative to the folder in which the process was started, which the message shows."""
+        monkeypatch.chdir(tmp_path)
+        model = with_adapters({"bad": Path("adapters") / "v2" / "none"})
+        folder = tmp_path / "adapters" / "v2" / "none"
+        assert await self.refusal(model) == f"models.yaml: bad.adapter: there is no folder {folder}"
+
     @pytest.mark.parametrize("config", ["{", "[]", "{}", '{"r": "many"}'])
     async def test_a_bad_configuration(self, tmp_path: Path, config: str) -> None:
         folder = make_adapter(tmp_path / "x", 1)
