@@ -160,7 +160,7 @@ def _read_queue(client: Client) -> dict[str, dict[str, float | None]]:
 
 def _number(key: str, value: float) -> float:
     """The value of a gauge: an integer, unless it is a time."""
-    return value if key == "oldest_s" else round(value)
+    return int(value) if key != "oldest_s" and value.is_integer() else value
 
 
 def _with_slots(queue: dict[str, float | None], model: str, fleet: dict[str, Any] | None) -> dict[str, float | None]:
@@ -168,11 +168,13 @@ def _with_slots(queue: dict[str, float | None], model: str, fleet: dict[str, Any
 
     Without the `admin` scope, the metrics have to do: all workers of a model have its number of slots there.
     """
-    if fleet is not None:
-        ready = [worker for worker in fleet["data"] if worker["alive"] and worker["state"] == "ready"]
-        return queue | {"slots": sum(worker["slots"] for worker in ready if worker["model"] == model)}
     workers, of_one = queue["workers"], queue["slots"]
-    return queue | {"slots": None if workers is None or of_one is None else workers * of_one}
+    if workers is None or of_one is None:  # without metrics, and of an adapter, which has the queue of its base
+        return queue | {"slots": None}
+    if fleet is None:
+        return queue | {"slots": workers * of_one}
+    ready = [worker for worker in fleet["data"] if worker["alive"] and worker["state"] == "ready"]
+    return queue | {"slots": sum(worker["slots"] for worker in ready if worker["model"] == model)}
 
 
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
