@@ -250,7 +250,7 @@ async def test_a_deleted_job_returns_404(sim: httpx.AsyncClient) -> None:
 
 async def test_another_projects_job_returns_404(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
     job = await submit(sim)
-    key = sim_stack.command("api.keys", "create", "stranger").stdout.strip()
+    key = sim_stack.command("api.keys", "create", "stranger", "--project", "jobs-stranger").stdout.strip()
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as other_client:
         answers = [
             await other_client.get(f"/v1/jobs/{job['id']}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import pytest
@@ -35,8 +34,9 @@ window.fetch = (url, options) => {
   return Promise.resolve(new Response(body, { headers: { "content-type": "text/event-stream" } }));
 };
 let id = 0;
+window.nextId = () => ++id;
 window.push = (type, data) => {
-  const frame = `id: ${++id}\\nevent: ${type}\\ndata: ${JSON.stringify(data)}\\n\\n`;
+  const frame = `id: ${nextId()}\\nevent: ${type}\\ndata: ${JSON.stringify(data)}\\n\\n`;
   window.controller.enqueue(new TextEncoder().encode(frame));
 };
 """
@@ -67,8 +67,9 @@ async def stream(page: Page, kind: str) -> list[float]:
 
 
 def assert_is_steady(times: list[float]) -> None:
-    """If the cost grows with the text, the last pieces, at 9 MB, take ten times as long as the first, at 0.9 MB."""
-    first, last = statistics.median(times[2:7]), statistics.median(times[-10:])
+    """If the cost grows with the text, the last pieces, at 9 MB, take ten times as long as the first, at 0.9 MB. The
+    shortest times are compared: what else the machine does makes some longer."""
+    first, last = min(times[2:7]), min(times[-10:])
     assert last < 4 * max(first, FLOOR_MS), f"{first:.0f} ms a piece at first, {last:.0f} ms at the end"
 
 
@@ -121,7 +122,7 @@ async def test_the_playground(member: Visit, sim_stack: Stack, member_key: str, 
 _BURST = """async ([events, text]) => {
   const data = JSON.stringify({ index: 0, text });
   let frames = "";
-  for (let index = 0; index < events; index++) frames += `id: ${++id}\nevent: job.delta\ndata: ${data}\n\n`;
+  for (let index = 0; index < events; index++) frames += `id: ${nextId()}\nevent: job.delta\ndata: ${data}\n\n`;
   window.controller.enqueue(new TextEncoder().encode(frames));
   let drawn = 0;
   const shown = () => document.querySelector(".choice > .text")?.textContent.length ?? 0;

@@ -53,6 +53,7 @@ async def test_every_page_works(window: Visit, sim_stack: Stack, operator_key: s
     job = submit(sim_stack, operator_key, model="orphan")
     await window.sign_in(operator_key)
     page = window.page
+    await window.open("")
     live = page.locator("#live[data-live]")
     for one in PAGES:
         await page.locator(f'.side-pages [data-go="{one.key}"]').click()

@@ -14,7 +14,10 @@ async def test_both_directions_are_delayed_and_bytes_keep_their_order(tmp_path: 
         while data := await reader.read(65536):
             writer.write(data)
         writer.close()
+        await writer.wait_closed()
+        ended.set()
 
+    ended = asyncio.Event()
     tcp = await asyncio.start_server(echo, "127.0.0.1", 0)
     unix = await asyncio.start_unix_server(echo, tmp_path / "socket")
     port = tcp.sockets[0].getsockname()[1]
@@ -28,7 +31,9 @@ async def test_both_directions_are_delayed_and_bytes_keep_their_order(tmp_path: 
         writer.write(sent)
         assert await reader.readexactly(len(sent)) == sent
         writer.close()
-        assert await reader.read() == b""
+        await writer.wait_closed()
+        await asyncio.wait_for(ended.wait(), 20)  # the proxy has passed it on
+        ended.clear()
         listener.close()
     tcp.close()
     unix.close()
@@ -39,4 +44,5 @@ async def test_a_server_that_refuses_closes_the_connection(tmp_path: Path) -> No
     reader, writer = await asyncio.open_connection("127.0.0.1", listener.sockets[0].getsockname()[1])
     assert await reader.read() == b""
     writer.close()
+    await writer.wait_closed()
     listener.close()
