@@ -356,9 +356,11 @@ def _slice(shape: _Shape) -> tuple[list[Any], list[ColumnElement[bool]]]:
     value: Any = None
     conditions: list[ColumnElement[bool]] = []
     if shape.has_project:
-        first, value = JobRow.project_id, _PROJECT
+        first = JobRow.project_id
+        value = _PROJECT
     elif len(shape.statuses) == 1 and shape.statuses[0] in UNSUCCESSFUL:
-        first, value = JobRow.status, _STATUS
+        first = JobRow.status
+        value = _STATUS
         conditions.append(IS_UNSUCCESSFUL)
     if first is None:
         return [JobRow.id], [JobRow.id >= _LOWEST, JobRow.id < _BEYOND]

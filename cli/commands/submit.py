@@ -142,7 +142,7 @@ def follow(
                 pass
             job = client.get(path("jobs", job_id))
             status = job["status"]
-            print_json(job | (more or {}))
+            print_json({**job, **(more or {})})
         else:
             status = view.run(events)
     except KeyboardInterrupt:
