@@ -118,7 +118,10 @@ def test_slow_first_tokens_are_a_reason(registry: Registry) -> None:
     slow = view_of(registry, first_token=Percentiles(10, 100, 600, 900), ended={"completed": 10})
     assert slow.reasons == ["first tokens are above the target in the last hour"]
     assert (slow.stats[0].quantity, slow.stats[0].context) == (("600", "ms"), "p50 100 ms · p99 900 ms")
-    times = {"first_token": Percentiles(10, 100, 60_000, 60_000), "wait": Percentiles(10, 5, 54_000, 54_000)}
+    times: dict[str, Any] = {
+        "first_token": Percentiles(10, 100, 60_000, 60_000),
+        "wait": Percentiles(10, 5, 54_000, 54_000),
+    }
     waited = view_of(registry, **times, ended={"completed": 10})
     assert waited.reasons == ["first tokens are above the target in the last hour: jobs waited 54 s for a worker"]
     fast = view_of(registry, first_token=Percentiles(10, 100, 400, 900), ended={"completed": 10})
