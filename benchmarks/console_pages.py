@@ -25,6 +25,8 @@ PAGES = {
 # Someone who looks at jobs lists them this often, while the overview is open beside it.
 LISTED_EVERY_S = 1.0
 OVERVIEW_EVENTS = "overview/live"
+# A session may have no more live pages than this open.
+TABS_PER_SESSION = 10
 
 
 @contextlib.contextmanager
@@ -90,3 +92,46 @@ def reader(client: httpx.Client) -> Iterator[None]:
             thread.join()
     if failures:
         raise RuntimeError("the console could not be read") from failures[0]
+
+
+@contextlib.contextmanager
+def tabs(system: Headrace, count: int) -> Iterator[None]:
+    """Keep the overview open in so many tabs of several sessions until the block ends.
+
+    Raises:
+        RuntimeError: a tab was closed by the server.
+    """
+    ended = threading.Event()
+    answered = [threading.Event() for _ in range(count)]
+    closed: list[int] = []
+
+    def watch(client: httpx.Client, number: int) -> None:
+        try:
+            with client.stream("GET", OVERVIEW_EVENTS) as events:
+                for _ in events.raise_for_status().iter_raw():
+                    answered[number].set()
+                    if ended.is_set():
+                        return
+        finally:
+            if not ended.is_set():
+                closed.append(number)
+                answered[number].set()
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(signed_in(system)) for _ in range(-(-count // TABS_PER_SESSION))]
+        threads = [
+            threading.Thread(target=watch, args=(clients[number // TABS_PER_SESSION], number), daemon=True)
+            for number in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        for event in answered:
+            event.wait()
+        try:
+            yield
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+    if closed:
+        raise RuntimeError(f"{len(closed)} of {count} tabs were closed")

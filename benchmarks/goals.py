@@ -136,6 +136,11 @@ def _console() -> Iterator[Goal]:
         yield Goal(f"list of jobs by {kind} and time p95, 10,000,000 jobs", key, 150, False, "ms")
 
 
+def _console_tabs() -> Iterator[Goal]:
+    key = Key("console-tabs", "headrace", "CPU of the API added by 50 tabs")
+    yield Goal("CPU of the API added by 50 tabs", key, 3, False, "%")
+
+
 def _search_indexes() -> Iterator[Goal]:
     for what in ("submits slowed by", "PostgreSQL's CPU per submit, added by"):
         title = f"{what} the indexes for searches"
@@ -214,6 +219,7 @@ GOALS = (
     Goal("failed calls with followers", Key("followers", "headrace", "failed calls"), 0, False),
     *_calls("full"),
     *_console(),
+    *_console_tabs(),
     *_search_indexes(),
     *_loops(),
     Goal(
