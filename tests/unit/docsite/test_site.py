@@ -54,8 +54,8 @@ def test_each_operation_is_in_the_reference(site: Path, document: dict[str, Any]
 
 def test_pages_have_the_icon_of_the_console(site: Path) -> None:
     page = (site / "start.html").read_text()
-    assert re.search(r'<link rel="?icon"? href="?images/icon\.svg"?', page)
-    assert re.search(r'<img src="?images/icon\.svg"?', page)
+    assert re.search(r'<link rel="?icon"? href="?\./images/icon\.svg"?', page)
+    assert re.search(r'<img src="?\./images/icon\.svg"?', page)
     assert (site / "images" / "icon.svg").read_bytes() == ICON.read_bytes()
 
 
