@@ -223,7 +223,8 @@ async def open_resources(
             supervisor.start("revoked_work", revoked_work.run())
         authenticator = Authenticator(keys, settings.key_cache_s)
         open_requests = OpenRequests(settings, metrics)
-        sessions = Sessions(database, settings.key_cache_s, authenticator, open_requests)
+        key_names = KeyNamesStore(database)
+        sessions = Sessions(database, settings.key_cache_s, authenticator, open_requests, key_names)
         revocation_check = RevocationCheck(
             keys, (authenticator, sessions.authenticator), open_requests, interval_s=settings.key_cache_s / 2
         )
@@ -286,7 +287,7 @@ async def open_resources(
             search=search,
             jobs=jobs,
             logs=logs,
-            names=KeyNamesStore(database),
+            names=key_names,
             replays=replays,
         )
         jobs_list, job_parts = JobsList(console_jobs), JobParts(console_jobs)

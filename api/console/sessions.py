@@ -27,13 +27,20 @@ class Sessions:
     signed out in another one or has expired, at the next `check`. Those of a revoked key are of `RevocationCheck`.
     """
 
-    def __init__(self, engine: AsyncEngine, cache_s: float, keys: Authenticator, requests: OpenRequests) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        cache_s: float,
+        keys: Authenticator,
+        requests: OpenRequests,
+        names: KeyNamesStore,
+    ) -> None:
         self._store = SessionStore(engine)
         self._keys = keys
         self._requests = requests
         self._check_s = max(MIN_INTERVAL_S, cache_s / 2)
         self.authenticator = Authenticator(self._store, cache_s)
-        self._names = KeyNamesStore(engine)
+        self._names = names
 
     async def sign_in(self, key: str) -> str:
         """Start a session of an API key; returns its token.

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.console.key_names import KeyNamesStore
 from api.console.session_store import SessionStore
 from api.console.sessions import Sessions
 from api.keys.auth import Authenticator
@@ -33,7 +34,7 @@ def requests() -> OpenRequests:
 @pytest.fixture
 def sessions(database: AsyncEngine, keys: ApiKeyStore, requests: OpenRequests) -> Sessions:
     """Sessions without a cache."""
-    return Sessions(database, 0, Authenticator(keys, 0), requests)
+    return Sessions(database, 0, Authenticator(keys, 0), requests, KeyNamesStore(database))
 
 
 class Client:
@@ -115,7 +116,7 @@ async def test_a_session_ends_with_its_key(sessions: Sessions, keys: ApiKeyStore
 async def test_signing_out_ends_one_session_and_its_requests(
     database: AsyncEngine, keys: ApiKeyStore, requests: OpenRequests, key: str
 ) -> None:
-    sessions = Sessions(database, 60, Authenticator(keys, 60), requests)
+    sessions = Sessions(database, 60, Authenticator(keys, 60), requests, KeyNamesStore(database))
     token, other = await sessions.sign_in(key), await sessions.sign_in(key)
     principal = await sessions.principal(token)
     await sessions.principal(other)
@@ -135,7 +136,7 @@ async def test_signing_out_ends_one_session_and_its_requests(
 async def test_the_requests_of_an_expired_session_end(
     database: AsyncEngine, keys: ApiKeyStore, requests: OpenRequests, key: str
 ) -> None:
-    sessions = Sessions(database, 60, Authenticator(keys, 60), requests)
+    sessions = Sessions(database, 60, Authenticator(keys, 60), requests, KeyNamesStore(database))
     tokens = [await sessions.sign_in(key) for _ in range(2)]
     streams = [Client(requests, await sessions.principal(token), token) for token in tokens]
     from_program = requests.enter(streams[0].request.principal, None)
