@@ -1,7 +1,8 @@
 """Cancelling or replaying all jobs that match a search, page by page.
 
-A call acts on one page, so that it takes about as long as a search does, and its caller goes on after the last job of
-the page. Doing a page again does nothing twice: a job is cancelled once, and the replay of a job is found by its key.
+Each call processes one page of the search, so a call takes about as long as the search itself. The caller continues
+with the cursor of the page. Repeating a page has no further effect: a cancelled job stays cancelled, and a replay is
+found by its idempotency key.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def versions(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 async def test_another_version_of_an_adapter_starts_an_answer_again(versions: Stack) -> None:
-    """A failover never goes on with other weights: the tokens so far are not theirs."""
+    """An answer is not continued with other weights, because these would not have generated its tokens so far."""
     first = versions.start_worker("base")
     async with versions.client() as client:
         job = await submit(client, model="tone", max_tokens=200)
