@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.config.postgres_url import driver_arguments
 from shared.postgres.engine import DRIVER
-from shared.postgres.tables import Base
+from shared.postgres.usage_tables import Base
 
 # Two processes that start at the same time must not migrate at the same time.
 ADVISORY_LOCK = 7_431_987_102

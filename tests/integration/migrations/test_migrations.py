@@ -19,7 +19,7 @@ from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.schema_version import SchemaMismatch, check_schema
-from shared.postgres.tables import Base
+from shared.postgres.usage_tables import Base
 from tests.integration.api.cache.test_cached_answers import new_job
 from tests.support.database import migrate
 from tests.support.recorded_version import VERSIONS
