@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.anthropic.error_params import rename_failure, rename_param
@@ -15,6 +15,7 @@ from api.anthropic.events import frames, message_body
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
 from api.http import openapi
+from api.http.header_parameters import HeaderParameter, reads_headers
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import JsonBody
 from api.http.openapi import STREAMED, SUBMITTED
@@ -56,7 +57,7 @@ FAILED = _errors(
     on_502="The upstream server of this model failed.",
     on_504="The deadline of Start-Before or Cancel-After has passed.",
 )
-Version = Annotated[str | None, Header(description="Accepted and ignored: 2023-06-01, the only version, is served.")]
+_VERSION = HeaderParameter("anthropic-version", "Accepted and ignored: 2023-06-01, the only version, is served.")
 
 
 @router.post(
@@ -64,6 +65,7 @@ Version = Annotated[str | None, Header(description="Accepted and ignored: 2023-0
     response_model=AssistantMessage,
     responses={**ERRORS, **FAILED, 200: {"model": AssistantMessage, "content": STREAMED, **SUBMITTED}},
 )
+@reads_headers(_VERSION)
 async def messages(
     body: MessagesRequest,
     principal: AnthropicPrincipal,
@@ -72,7 +74,6 @@ async def messages(
     request: Request,
     submission: Submission,
     work: CurrentBodyWork,
-    anthropic_version: Version = None,
 ) -> Response:
     """Create a message, streamed or not. The job is cancelled if the client disconnects."""
     if body.stream:
@@ -127,6 +128,7 @@ def _release(body: MessagesRequest) -> None:
 
 
 @router.post("/count_tokens", response_model=TokensCount, responses={**ERRORS, **FAILED, 200: SUBMITTED})
+@reads_headers(_VERSION)
 async def count_tokens(
     body: CountTokensRequest,
     principal: AnthropicPrincipal,
@@ -134,7 +136,6 @@ async def count_tokens(
     jobs: Jobs,
     call: CurrentSyncCall,
     work: CurrentBodyWork,
-    anthropic_version: Version = None,
 ) -> Response:
     """Count the tokens of a conversation without running it.
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope
 
 from api.http.dependencies import get_resource
+from api.http.header_parameters import header_parameters
 from api.http.members import MemberReader, Shape
 from api.http.validation import describe
 from shared.domain.errors import InvalidRequest
@@ -117,7 +118,16 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route whose body, if it has one, is read by `JsonRequest`."""
+    """A route whose body, if it has one, is read by `JsonRequest`.
+
+    Its description lists the headers that its dependencies read (`api.http.header_parameters`).
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if parameters := header_parameters(self.dependant):
+            described = [parameter.described() for parameter in parameters.values()]
+            self.openapi_extra = {**(self.openapi_extra or {}), "parameters": described}
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

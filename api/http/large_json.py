@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from shared.runtime.chunked_json import dump_pieces
+from shared.runtime.chunked_json import dump, dump_pieces
 from shared.runtime.offload import INLINE_BYTES, off_loop
 
 # Bytes that are sent at once.
@@ -31,7 +31,7 @@ async def json_response(body: JsonBody, status: int = 200, headers: Mapping[str,
     """Respond with the JSON of a value."""
     value = await off_loop(body.size, body.build)
     if body.size <= INLINE_BYTES:
-        return Response(b"".join(dump_pieces(value)), status, headers, "application/json")
+        return Response(dump(value), status, headers, "application/json")
     return StreamingResponse(encoded(value), status, headers, "application/json")
 
 

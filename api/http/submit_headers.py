@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Depends, Header
+from fastapi import Depends, Request
 from pydantic import BaseModel, Field
 
+from api.http.header_parameters import HeaderParameter, reads_headers
 from api.http.members import EmptyIsValue
 from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
@@ -25,6 +26,10 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.new_job import Idempotency
 
 MAX_DURATION_S = 30 * 24 * 3600
+_IDEMPOTENCY_KEY = "Idempotency-Key"
+_START_BEFORE = "Start-Before"
+_CANCEL_AFTER = "Cancel-After"
+_CACHE_CONTROL = "Cache-Control"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,44 +66,37 @@ class SubmitHeaders:
         return Idempotency(self.idempotency_key, hashlib.sha256(text).hexdigest())
 
 
-async def submit_headers(
-    idempotency_key: Annotated[
-        str | None, Header(description="For 24 hours, a request with the same key returns the same job.")
-    ] = None,
-    start_before: Annotated[
-        str | None,
-        Header(
-            description="A job that has not started by then becomes `expired`, for example `30s`.", examples=["30s"]
-        ),
-    ] = None,
-    cancel_after: Annotated[
-        str | None,
-        Header(
-            description="A job that has not finished by then is cancelled; its partial output is kept.",
-            examples=["90s"],
-        ),
-    ] = None,
-    cache_control: Annotated[
-        str | None,
-        Header(
-            description="The response cache: `no-store` bypasses it, `no-cache` runs the request again, and `max-age=N`"
-            " accepts answers of the last N seconds.",
-            examples=["max-age=3600"],
-        ),
-    ] = None,
-) -> SubmitHeaders:
+@reads_headers(
+    HeaderParameter(_IDEMPOTENCY_KEY, "For 24 hours, a request with the same key returns the same job."),
+    HeaderParameter(
+        _START_BEFORE, "A job that has not started by then becomes `expired`, for example `30s`.", example="30s"
+    ),
+    HeaderParameter(
+        _CANCEL_AFTER, "A job that has not finished by then is cancelled; its partial output is kept.", example="90s"
+    ),
+    HeaderParameter(
+        _CACHE_CONTROL,
+        "The response cache: `no-store` bypasses it, `no-cache` runs the request again, and `max-age=N` accepts"
+        " answers of the last N seconds.",
+        example="max-age=3600",
+    ),
+)
+async def submit_headers(request: Request) -> SubmitHeaders:
     """Parse and validate the headers.
 
     Raises:
         InvalidRequest: a header is invalid; `param` names it.
     """
+    headers = request.headers
+    idempotency_key = headers.get(_IDEMPOTENCY_KEY)
     if idempotency_key is not None and not (0 < len(idempotency_key) <= 255 and idempotency_key.isprintable()):
-        raise InvalidRequest("Idempotency-Key: must be 1 to 255 printable characters", param="Idempotency-Key")
+        raise InvalidRequest(f"{_IDEMPOTENCY_KEY}: must be 1 to 255 printable characters", param=_IDEMPOTENCY_KEY)
+    cache_control = headers.get(_CACHE_CONTROL)
     return SubmitHeaders(
         idempotency_key,
-        _seconds("Start-Before", start_before),
-        _seconds("Cancel-After", cancel_after),
-        _cache_control(cache_control) if cache_control is not None else NO_CACHE_CONTROL,
+        _seconds(_START_BEFORE, headers.get(_START_BEFORE)),
+        _seconds(_CANCEL_AFTER, headers.get(_CANCEL_AFTER)),
+        _read_cache_control(cache_control) if cache_control is not None else NO_CACHE_CONTROL,
     )
 
 
@@ -130,13 +128,13 @@ class AnswerParameters(BaseModel):
         return None
 
 
-def _cache_control(value: str) -> CacheControl:
+def _read_cache_control(value: str) -> CacheControl:
     """Read the directives that this API knows (RFC 9111); others are ignored, as caches do."""
     directives = dict(_directive(part) for part in value.lower().split(","))
     max_age = directives.get("max-age")
     if max_age is not None and not re.fullmatch(r"[0-9]{1,9}", max_age):
         raise InvalidRequest(
-            f"Cache-Control: max-age must be a number of seconds, got {max_age[:64]!r}", param="Cache-Control"
+            f"Cache-Control: max-age must be a number of seconds, got {max_age[:64]!r}", param=_CACHE_CONTROL
         )
     return CacheControl(
         no_store="no-store" in directives,

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
+from api.http.header_parameters import HeaderParameter, reads_headers
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import json_response
 from api.http.openapi import ERRORS, FAILED, JOB, NOT_FOUND, SUBMITTED_JOB
@@ -53,6 +54,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
         422: FAILED[422],
     },
 )
+@reads_headers(HeaderParameter("Prefer", "`wait=N`: wait up to N seconds (at most 60) for the job to end."))
 async def submit(
     body: JobCreate,
     principal: CurrentPrincipal,
@@ -60,12 +62,9 @@ async def submit(
     submission: Submission,
     work: CurrentBodyWork,
     request: Request,
-    prefer: Annotated[
-        str | None, Header(description="`wait=N`: wait up to N seconds (at most 60) for the job to end.")
-    ] = None,
 ) -> Response:
     """Submit a job. Status 202 means that it is committed and will run."""
-    wait_s = _wait(prefer)
+    wait_s = _wait(request.headers.get("Prefer"))
     principal = principal.acting_for(body.user)
     new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     idempotency = await work.run(submission.idempotency, "/v1/jobs", body)

@@ -274,6 +274,17 @@ class Mapped(Sequence[T], Generic[S, T]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def dump(value: Any) -> bytes:
+    """Encode a small value as JSON, in one step: as `dump_pieces`, whose steps take several times as long."""
+    return orjson.dumps(value, default=_list_of)
+
+
+def _list_of(value: Any) -> list[Any]:
+    if isinstance(value, Mapped | Runs):
+        return value[:]
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
 def dump_pieces(value: Any) -> Iterator[bytes]:
     """Encode a value as JSON in pieces. The items of a large `Mapped` are converted and encoded a few at a time."""
     match value:
