@@ -91,7 +91,9 @@ class JobService:
         if self._cache is not None:
             new = await self._cache.admit(principal, new)
         with self.traces.submitting(new.model) as request_context:
-            return await self._create(replace(new, request_context=request_context), idempotency)
+            if request_context is not new.request_context:
+                new = replace(new, request_context=request_context)
+            return await self._create(new, idempotency)
 
     async def _create(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
         """Commit an admitted job; raises as `submit`."""

@@ -45,7 +45,8 @@ class Principal:
 
     def acting_for(self, end_user: str | None) -> Self:
         """This principal on behalf of an end user, by the client's own name for that person."""
-        return replace(self, end_user=end_user_name(end_user))
+        name = end_user_name(end_user)
+        return self if name == self.end_user else replace(self, end_user=name)
 
     def require(self, scope: Scope) -> None:
         """Raise `Forbidden` if the key does not have the scope."""
