@@ -78,17 +78,29 @@ def cost(row: Row, aim: Aim) -> float:
 
 def eligible(rows: Sequence[Row], aim: Aim, bounds: Bounds) -> list[Row]:
     """The candidates that ran, whose quality is within the bounds. The baseline always is, if it ran."""
+    return [
+        row
+        for row in rows
+        if row.problem is None and not math.isinf(cost(row, aim)) and objection(row, rows, aim, bounds) is None
+    ]
+
+
+def objection(row: Row, rows: Sequence[Row], aim: Aim, bounds: Bounds) -> str | None:
+    """Why a candidate that ran is not to be used, whatever it would gain; None if nothing speaks against it."""
+    if row.name == BASELINE:
+        return None
     reference = reference_of(rows)
-    baseline = next((row for row in rows if row.name == BASELINE and row.problem is None), None)
-    found = []
-    for row in rows:
-        if row.problem is not None or math.isinf(cost(row, aim)):
-            continue
-        rise, same = perplexity_rise(row, reference), agreement_of(row, reference)
-        good = rise is not None and rise <= bounds.perplexity and same is not None and same >= bounds.agreement
-        if row.name == BASELINE or (good and (aim is not Aim.MEMORY or _fast_enough(row, baseline))):
-            found.append(row)
-    return found
+    rise, same = perplexity_rise(row, reference), agreement_of(row, reference)
+    if rise is None or same is None:
+        return "its quality was not measured"
+    if rise > bounds.perplexity:
+        return f"its perplexity is {rise:.1%} higher, and {bounds.perplexity:.1%} is accepted"
+    if same < bounds.agreement:
+        return f"{same:.0%} of its greedy tokens are as before, and at least {bounds.agreement:.0%} are required"
+    baseline = next((other for other in rows if other.name == BASELINE and other.problem is None), None)
+    if aim is Aim.MEMORY and not _fast_enough(row, baseline):
+        return f"it has less than {SLOWEST:.0%} of the tokens/s at {BUSY} and more streams"
+    return None
 
 
 def _fast_enough(row: Row, baseline: Row | None) -> bool:
@@ -138,11 +150,25 @@ def block(model: VllmModel, row: Row) -> str:
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 
-def reason(row: Row, rows: Sequence[Row], aim: Aim) -> str:
-    """Why this candidate, in a sentence or two."""
+def reason(row: Row, rows: Sequence[Row], aim: Aim, bounds: Bounds) -> str:
+    """Why this candidate, in a sentence or two, and why none of those that would gain more."""
+    return " ".join([_gain_of(row, rows, aim), *_refused(row, rows, aim, bounds)])
+
+
+def _refused(chosen: Row, rows: Sequence[Row], aim: Aim, bounds: Bounds) -> list[str]:
+    """A sentence for each candidate that would gain clearly more than the chosen one, but may not be used."""
+    better = [row for row in rows if row.problem is None and cost(row, aim) < cost(chosen, aim) * (1 - NOISE)]
+    return [
+        f"Not {row.name} ({_measure(cost(row, aim), aim)}): {why}."
+        for row in sorted(better, key=lambda row: cost(row, aim))
+        if (why := objection(row, rows, aim, bounds)) is not None
+    ]
+
+
+def _gain_of(row: Row, rows: Sequence[Row], aim: Aim) -> str:
     baseline = next((other for other in rows if other.name == BASELINE), None)
     if baseline is None or row is baseline:
-        return f"No change is better by more than {NOISE:.0%}: {_measure(cost(row, aim), aim)}."
+        return f"No change that may be used is better by more than {NOISE:.0%}: {_measure(cost(row, aim), aim)}."
     gain = (
         cost(baseline, aim) / cost(row, aim) - 1 if aim is not Aim.MEMORY else 1 - cost(row, aim) / cost(baseline, aim)
     )

@@ -55,7 +55,7 @@ def proposal(campaign: Campaign, aim: Aim) -> str:
     if row is None:
         return f"For {aim}: no proposal, because the baseline was not measured.\n"
     lines = block(campaign.model, row)
-    return f"For {aim}: {reason(row, campaign.rows, aim)}\n\n```yaml\n{lines}```\n"
+    return f"For {aim}: {reason(row, campaign.rows, aim, campaign.bounds)}\n\n```yaml\n{lines}```\n"
 
 
 def _title(campaign: Campaign) -> str:

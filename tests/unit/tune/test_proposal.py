@@ -38,7 +38,7 @@ def test_a_gain_within_the_noise_is_none() -> None:
     rows = [row("baseline", "baseline"), row("a", "cache", {"kv_cache_dtype": "fp8"}, busy=408)]
     chosen = choose(rows, Aim.THROUGHPUT, BOUNDS)
     assert chosen is rows[0]
-    assert reason(rows[0], rows, Aim.THROUGHPUT).startswith("No change is better by more than 3%")
+    assert reason(rows[0], rows, Aim.THROUGHPUT, BOUNDS).startswith("No change that may be used is better by more")
 
 
 def test_of_candidates_that_are_as_good_the_one_with_fewer_changes_is_chosen() -> None:
@@ -53,6 +53,18 @@ def test_of_candidates_that_are_as_good_the_one_with_fewer_changes_is_chosen() -
 def test_less_memory_may_not_cost_much_speed() -> None:
     rows = [row("baseline", "baseline"), row("slow", "weights", {"a": 1}, busy=200, memory=1)]
     assert choose(rows, Aim.MEMORY, BOUNDS) is rows[0]
+    assert "Not slow (0 MB at the peak): it has less than 80% of the tokens/s" in reason(
+        rows[0], rows, Aim.MEMORY, BOUNDS
+    )
+
+
+def test_a_better_candidate_that_loses_quality_is_named_with_its_loss() -> None:
+    chosen = choose(recorded(), Aim.MEMORY, BOUNDS)
+    assert chosen is not None
+    assert "Not 4 bits (" in reason(chosen, recorded(), Aim.MEMORY, BOUNDS)
+    assert "its perplexity is" in reason(chosen, recorded(), Aim.MEMORY, BOUNDS)
+    accepted = Bounds(perplexity=0.25)
+    assert "Not " not in reason(recorded()[0], recorded()[:1], Aim.MEMORY, accepted)
 
 
 def test_without_a_baseline_or_with_all_failed_there_is_no_proposal() -> None:
@@ -79,9 +91,10 @@ def test_the_block_can_be_pasted() -> None:
 
 def test_the_reason_names_gain_and_quality() -> None:
     rows = recorded()
-    assert reason(rows[1], rows, Aim.THROUGHPUT) == (
+    assert reason(rows[1], rows, Aim.THROUGHPUT, BOUNDS) == (
         "bfloat16: 644 tokens/s at 16 and more streams, 31% more than with models.yaml as it is."
         " Perplexity +0.10%; 100% of greedy tokens as before."
+        " Not 4 bits (686 tokens/s at 16 and more streams): its perplexity is 20.0% higher, and 1.0% is accepted."
     )
 
 
