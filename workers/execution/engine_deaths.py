@@ -40,10 +40,9 @@ class EngineDeaths:
         A job whose claim is not committed may have caused it too. Its verdict applies to the attempt that adopts it.
         """
         if attempt.verdict is None:
-            others = [
-                one for one in (*self._early, *self._attempts()) if one.in_engine and one.engine is attempt.engine
-            ]
-            ran: dict[str, JobAttempt | EarlyStart] = {one.casualty.job_id: one for one in (*others, attempt)}
+            present: list[JobAttempt | EarlyStart] = [*self._early, *self._attempts()]
+            there = [one for one in present if one.in_engine and one.engine is attempt.engine]
+            ran = {one.casualty.job_id: one for one in (*there, attempt)}
             verdicts = judge(
                 [one.casualty for one in ran.values()],
                 [job_id for job_id, one in ran.items() if one.silent],
