@@ -196,7 +196,7 @@ class EarlyStart:
     async def _take(self) -> GenerateRequest | None:
         """The job's request as it is expected in its row; None if it is not to be started early."""
         try:
-            carried = await self._starts.requests.take(self._job_id)
+            carried = await self._starts.requests.take(self._job_id, self._context.worker)
         except (RedisError, OSError) as error:
             logger.warning("job=%s cannot read the request beside its hint: %s", self._job_id, error)
             return None

@@ -21,6 +21,7 @@ from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
+from shared.redis import carried_requests
 from shared.redis import keys as redis_keys
 from shared.redis.carried_requests import MAX_BYTES, TTL_S, CarriedRequest, CarriedRequests, carried
 from shared.redis.event_log import EventLog
@@ -405,9 +406,9 @@ class TestEngineDeath:
         """It dies while the request is being taken: the job was not there."""
         take = worker.starts.requests.take
 
-        async def die_and_take(job_id: str) -> CarriedRequest | None:
+        async def die_and_take(job_id: str, worker_name: str) -> CarriedRequest | None:
             worker.engine.die()
-            return await take(job_id)
+            return await take(job_id, worker_name)
 
         monkeypatch.setattr(worker.starts.requests, "take", die_and_take)
         await carry(redis, job)
@@ -502,10 +503,23 @@ class TestHints:
         await sender.flush()
         key = redis_keys.carried_request(job.id)
         assert 0 < await redis.pttl(key) <= 1000 * TTL_S
-        taken = await CarriedRequests(redis).take(job.id)
+        taken = await CarriedRequests(redis).take(job.id, "w")
         assert taken is not None
         assert (taken.project_id, taken.request) == (job.owner.project_id, job.request)
-        assert await CarriedRequests(redis).take(job.id) is None, "it is taken once"
+        assert await CarriedRequests(redis).take(job.id, "v") is None, "it is taken once"
+        assert await CarriedRequests(redis).taken_by("w") == [job.id]
+        assert await CarriedRequests(redis).taken_by("v") == []
+
+    async def test_the_list_of_a_worker_is_bounded(
+        self, redis: Redis, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(carried_requests, "TAKEN", 2)
+        requests = CarriedRequests(redis)
+        for number in range(3):
+            await carry(redis, replace(job, id=f"job_{number}"))
+            assert await requests.take(f"job_{number}", "w") is not None
+        assert await requests.taken_by("w") == ["job_2", "job_1"]
+        assert 0 < await redis.ttl(redis_keys.taken_requests("w")) <= carried_requests.TAKEN_TTL_S
 
     async def test_a_hint_that_is_sent_again_has_none(self, sender: HintSender, redis: Redis, job: Job) -> None:
         sender.put_first(Hint(job.id, MODEL, 3), carried(job))
