@@ -10,6 +10,7 @@ import grp
 import hashlib
 import os
 import pwd
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,10 @@ class DatabaseAccount:
     """PostgreSQL's own user and group, and the folders that the group may pass through while PostgreSQL runs."""
 
     account: Account
+    data_dir: Path
     folders: tuple[Path, ...]
-    # Names the folders that had to be opened to all users, for a later `close_folders` if this process is killed.
-    opened: Path
+    # Keeps other launchers from choosing the same id, also while no process runs as this user.
+    reservation: socket.socket
 
     @property
     def initdb_account(self) -> Account:
@@ -41,27 +43,23 @@ class DatabaseAccount:
     def open_folders(self) -> None:
         """Let the account's group pass through the folders; all users, if a file system has no access control lists."""
         for folder in self.folders:
-            if not folder_access.is_open(folder) and not folder_access.grant(folder, self.account.gid):
-                with self.opened.open("a") as record:
-                    record.write(f"{folder}\n")
-                folder_access.open_to_all(folder)
+            if not folder_access.grant(folder, self.account.gid):
+                folder_access.open_to_all(folder, self.data_dir)
 
-    def close_folders(self) -> None:
-        """Undo `open_folders`."""
+    def release(self) -> None:
+        """Undo `open_folders`, and let other launchers choose the id."""
         for folder in self.folders:
-            folder_access.revoke(folder, self.account.gid)
-        with contextlib.suppress(FileNotFoundError):
-            for folder in map(Path, self.opened.read_text().splitlines()):
-                with contextlib.suppress(FileNotFoundError):
-                    folder_access.close_to_others(folder)
-            self.opened.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                folder_access.revoke(folder, self.account.gid)
+                folder_access.close_to_others(folder, self.data_dir)
+        self.reservation.close()
 
-    def own(self, data_dir: Path) -> None:
-        """Make the account the owner of a data folder, which may be an earlier release's."""
-        former = data_dir.stat().st_uid
+    def own_data(self) -> None:
+        """Make the account the owner of the data folder, which may be an earlier release's."""
+        former = self.data_dir.stat().st_uid
         if former == self.account.uid:
             return
-        for folder, _, files in os.walk(data_dir):
+        for folder, _, files in os.walk(self.data_dir):
             for path in (folder, *(os.path.join(folder, name) for name in files)):
                 if os.lstat(path).st_uid == former:
                     os.lchown(path, self.account.uid, self.account.gid)
@@ -70,31 +68,46 @@ class DatabaseAccount:
 def database_account(data_dir: Path, used_folders: Iterable[Path]) -> DatabaseAccount | None:
     """Return the account for the database in `data_dir`, or None if this process is not root's.
 
+    No other launcher chooses the same account until this one is released, or this process ends.
+
     Raises:
         LaunchError: No such user is available.
     """
     if os.geteuid() != 0:
         return None
-    uid = _choose_id(data_dir)
+    uid, reservation = _choose_id(data_dir)
     folders = {folder for used in (*used_folders, data_dir) for folder in used.parents}
     account = Account(uid, uid)
-    return DatabaseAccount(account, tuple(sorted(folders)), data_dir.with_name(f"{data_dir.name}.opened"))
+    return DatabaseAccount(account, data_dir, tuple(sorted(folders)), reservation)
 
 
-def _choose_id(data_dir: Path) -> int:
-    """Return the owner of the data, or else an id derived from its path, that no one else uses."""
+def _choose_id(data_dir: Path) -> tuple[int, socket.socket]:
+    """Reserve the owner of the data, or else an id derived from its path, that no one else uses."""
     start = int.from_bytes(hashlib.sha256(os.fsencode(data_dir)).digest()[:4])
     candidates = [_IDS[(start + step) % len(_IDS)] for step in range(len(_IDS))]
     with contextlib.suppress(FileNotFoundError):
         candidates.insert(0, data_dir.stat().st_uid)
     taken = users_of_processes()
     for candidate in candidates:
-        if candidate in _IDS and candidate not in taken and _is_mapped(candidate) and not _has_name(candidate):
-            return candidate
+        if candidate not in _IDS or candidate in taken or not _is_mapped(candidate) or _has_name(candidate):
+            continue
+        if (reservation := _reserve(candidate)) is not None:
+            return candidate, reservation
     raise LaunchError(
         "PostgreSQL refuses to run as root, and this container has no other user for it.\n"
         "Run `make up` as an ordinary user, or set DATABASE_URL to a PostgreSQL of your own."
     )
+
+
+def _reserve(number: int) -> socket.socket | None:
+    """Reserve an id until the socket is closed, also by the end of this process. None: another launcher has it."""
+    reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        reservation.bind(f"\0headrace-postgres-{number}")  # a name that is in no folder
+    except OSError:
+        reservation.close()
+        return None
+    return reservation
 
 
 def _has_name(number: int) -> bool:

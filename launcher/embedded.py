@@ -112,7 +112,7 @@ class Postgres(Server):
     def start(self) -> None:
         if self.owner:
             self.owner.open_folders()
-            self.owner.own(self.folder)
+            self.owner.own_data()
         _authenticate_by_user(self.folder, self.owner)
         super().start()
 
@@ -134,7 +134,7 @@ class Postgres(Server):
         """Stop the server, ending open sessions."""
         super().stop()
         if self.owner:
-            self.owner.close_folders()
+            self.owner.release()
 
 
 @dataclass
@@ -174,26 +174,30 @@ def start_postgres(data_dir: Path, *, log: Path | None = None) -> Postgres:
     log = log or data_dir.with_name(f"{data_dir.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     _end_processes(data_dir, "postgres", signal.SIGINT, STOP_TIMEOUT_S)
-    owner = database_account(data_dir, [binaries / "postgres"])
-    if not (data_dir / "PG_VERSION").exists():
-        _init_database(binaries, data_dir, log, owner)
-    socket_dir = _socket_folder(data_dir, _POSTGRES_SOCKET, owner)
-    options = {"listen_addresses": "", "unix_socket_permissions": "0700", "max_connections": "200"}
-    settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-    server = Postgres(
-        name="postgres",
-        label="PostgreSQL",
-        command=[str(binaries / "postgres"), "-D", str(data_dir), "-k", str(socket_dir), *settings],
-        environment=os.environ,
-        log=log,
-        folder=data_dir,
-        stop_signal=signal.SIGINT,  # PostgreSQL's "fast" shutdown
-        account=owner.account if owner else None,
-        socket_dir=socket_dir,
-        owner=owner,
-    )
-    server.start()
-    server.wait_until_ready()
+    with contextlib.ExitStack() as on_failure:
+        owner = database_account(data_dir, [binaries / "postgres"])
+        if owner:
+            on_failure.callback(owner.release)
+        if not (data_dir / "PG_VERSION").exists():
+            _init_database(binaries, data_dir, log, owner)
+        socket_dir = _socket_folder(data_dir, _POSTGRES_SOCKET, owner)
+        options = {"listen_addresses": "", "unix_socket_permissions": "0700", "max_connections": "200"}
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        server = Postgres(
+            name="postgres",
+            label="PostgreSQL",
+            command=[str(binaries / "postgres"), "-D", str(data_dir), "-k", str(socket_dir), *settings],
+            environment=os.environ,
+            log=log,
+            folder=data_dir,
+            stop_signal=signal.SIGINT,  # PostgreSQL's "fast" shutdown
+            account=owner.account if owner else None,
+            socket_dir=socket_dir,
+            owner=owner,
+        )
+        server.start()
+        server.wait_until_ready()
+        on_failure.pop_all()
     return server
 
 

@@ -1,5 +1,8 @@
 """Lets one group pass through folders, and takes that right back: POSIX access control lists, without a library.
 
+A group that has an entry gets the entry's permissions only, even if all other users have more. So an entry that a
+killed launcher has left, and that a `chmod` has made void, keeps its group out of a folder that is open to all.
+
 The list of a file is its extended attribute `system.posix_acl_access`: a version, and entries of tag, permissions and
 id, as in the kernel's `posix_acl_xattr.h`.
 """
@@ -13,6 +16,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.home import write_private
+
 _ATTRIBUTE = "system.posix_acl_access"
 _VERSION = struct.pack("<I", 2)
 _ENTRY = struct.Struct("<HHI")
@@ -21,16 +26,19 @@ _NO_ID = 0xFFFFFFFF
 _PASS = 0o1
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
+# In a folder that is open to all for a while: the data folders for which it is, one in each line.
+_OPENED = ".headrace-opened"
+
 Entries = dict[tuple[int, int], int]
 
 
-def is_open(folder: Path) -> bool:
-    """Return whether every user can pass through the folder."""
-    return bool(folder.stat().st_mode & _PASS)
-
-
 def grant(folder: Path, gid: int) -> bool:
-    """Let a group pass through a folder. Returns False if the file system has no access control lists."""
+    """Let a group pass through a folder, unless it can. Returns False if there are no access control lists."""
+    entries = _read(folder)
+    if entries is None:
+        return False
+    if _passes(entries, gid):
+        return True
     with _exclusive(folder):
         entries = _read(folder)
         if entries is None:
@@ -59,16 +67,43 @@ def revoke(folder: Path, gid: int) -> None:
         _write(folder, entries)
 
 
-def open_to_all(folder: Path) -> None:
-    """Let every user pass through the folder."""
+def open_to_all(folder: Path, data_dir: Path) -> None:
+    """Let every user pass through the folder, until it is closed for each data folder that it was opened for."""
     with _exclusive(folder):
+        opened_for = _opened_for(folder)
+        if not opened_for and folder.stat().st_mode & stat.S_IXOTH:
+            return  # it is open anyway
+        _note_opened_for(folder, opened_for | {_line(data_dir)})
         folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)
 
 
-def close_to_others(folder: Path) -> None:
+def close_to_others(folder: Path, data_dir: Path) -> None:
     """Undo `open_to_all`."""
+    if _line(data_dir) not in _opened_for(folder):
+        return  # without a lock, as in `revoke`
     with _exclusive(folder):
-        folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~stat.S_IXOTH)
+        opened_for = _opened_for(folder) - {_line(data_dir)}
+        _note_opened_for(folder, opened_for)
+        if not opened_for:
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~stat.S_IXOTH)
+
+
+def _line(data_dir: Path) -> str:
+    return ascii(str(data_dir))
+
+
+def _opened_for(folder: Path) -> set[str]:
+    try:
+        return set((folder / _OPENED).read_text().splitlines())
+    except FileNotFoundError:
+        return set()
+
+
+def _note_opened_for(folder: Path, lines: set[str]) -> None:
+    if lines:
+        write_private(folder / _OPENED, "".join(f"{line}\n" for line in sorted(lines)))
+    else:
+        (folder / _OPENED).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -84,6 +119,13 @@ def _exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _passes(entries: Entries, gid: int) -> bool:
+    """Return whether a group that does not own the folder can pass through it."""
+    if (_GROUP, gid) in entries:
+        return bool(entries[_GROUP, gid] & entries[_MASK, _NO_ID] & _PASS)
+    return bool(entries[_OTHER, _NO_ID] & _PASS)
 
 
 def _read(folder: Path) -> Entries | None:

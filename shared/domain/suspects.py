@@ -31,6 +31,15 @@ class Casualty(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class JobAtDeath:
+    """A job that an engine ran when it died; see `Casualty`."""
+
+    job_id: str
+    suspect: bool
+    exposures: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a death means for a job: whether it counts as one of the job's deaths, and whether the job is a suspect."""
 

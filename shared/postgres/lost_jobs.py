@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     and_,
     func,
+    literal,
     or_,
     select,
     type_coerce,
@@ -112,6 +113,22 @@ class LostJobStore(JobRowStore):
             .limit(LOST_LIMIT)
         )
         return await self._all(statement, _lost_job)
+
+    async def unclaimed(self, taken: Mapping[str, Collection[str]]) -> list[LostJob]:
+        """Those of these jobs that their worker has not claimed first, as if they had been lost with it.
+
+        `taken`: by worker, the ids of new jobs that it may have started before their claims were committed.
+        """
+        first = type_coerce(JobRow.attempts, JSONB)[0]["worker"].astext
+        claimant = func.coalesce(first, func.regexp_replace(JobRow.worker, f"{LOST}$", ""))
+        found: list[LostJob] = []
+        for worker, job_ids in taken.items():
+            if job_ids:
+                statement = select(JobRow.id, literal(worker).label("worker")).where(
+                    JobRow.id.in_(job_ids), or_(JobRow.attempt == 0, claimant != worker)
+                )
+                found += await self._all(statement, _unclaimed_job)
+        return found
 
     async def requeue_stalled(
         self, max_attempts: int, lost: Sequence[LostJob] | None = None, generated: Collection[str] = ()
@@ -224,3 +241,8 @@ def _is_lost() -> ColumnElement[bool]:
 
 def _lost_job(row: Row[Any]) -> LostJob:
     return LostJob(row.id, row.attempt, row.worker, row.deaths, row.suspect, row.exposures, row.ends)
+
+
+def _unclaimed_job(row: Row[Any]) -> LostJob:
+    # No row is changed for it: it has no such attempt.
+    return LostJob(row.id, 0, row.worker, deaths=0, suspect=False, exposures=0, ends=False)

@@ -14,6 +14,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from shared.redis.carried_requests import CarriedRequests
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.telemetry.metrics import Metrics
@@ -52,5 +53,6 @@ def build_recovery(
         lease_s=settings.lease_s,
         max_attempts=settings.max_attempts,
         fallbacks=fallbacks,
+        requests=CarriedRequests(redis),
     )
     return Recovery(store, fallbacks, terminator, sweeper)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from redis.exceptions import RedisError
 
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
-from shared.postgres.lost_jobs import out_of_attempts
+from shared.postgres.job_rows import LOST
+from shared.postgres.lost_jobs import LostJob, out_of_attempts
 from shared.postgres.message_store import Withheld
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.followers import OrphanedFollowers
 from shared.recovery.terminator import JobTerminator
+from shared.redis.carried_requests import CarriedRequests
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
@@ -53,7 +57,9 @@ class Sweeper:
         lease_s: float,
         max_attempts: int,
         fallbacks: Fallbacks | None = None,
+        requests: CarriedRequests | None = None,
     ) -> None:
+        """Without `requests`, no worker starts jobs before it has claimed them."""
         self._store = store
         self._terminator = terminator
         self._send = send
@@ -62,6 +68,7 @@ class Sweeper:
         self._lease_s = lease_s
         self._max_attempts = max_attempts
         self._fallbacks = fallbacks
+        self._requests = requests
         self._orphaned_followers = OrphanedFollowers(store, send, metrics)
         self._faulty = FaultyItems("job")
         self._last_withheld: Withheld | None = None
@@ -124,6 +131,7 @@ class Sweeper:
         if not lost:
             return 0
         generated = await self._terminator.generated(lost)
+        lost += await self._unclaimed(lost)
         requeued = await self._store.requeue_stalled(self._max_attempts, lost, generated)
         for hint in requeued:
             model = self._metrics.model_label(hint.model)
@@ -147,6 +155,22 @@ class Sweeper:
                 else:
                     await self._terminator.end(job, JobStatus.CANCELLED, LATE)
         return len(requeued)
+
+    async def _unclaimed(self, lost: Sequence[LostJob]) -> list[LostJob]:
+        """Jobs that dead workers may have run before their claims were committed, and that may have killed them.
+
+        If Redis is unavailable, there are none.
+        """
+        workers = {job.worker for job in lost if not job.worker.endswith(LOST)}
+        if self._requests is None or not workers:
+            return []
+        try:
+            taken = {worker: await self._requests.taken_by(worker) for worker in workers}
+        except (RedisError, OSError) as error:
+            logger.warning("cannot read which jobs %d lost workers had started: %s", len(workers), error)
+            return []
+        known = {job.job_id for job in lost}
+        return [job for job in await self._store.unclaimed(taken) if job.job_id not in known]
 
     async def _release_unreadable(self) -> None:
         """Release some of the jobs that workers of another version could not read but this version can.

@@ -3,12 +3,16 @@
 A request is in a key of its own for `TTL_S` seconds, and whoever takes it deletes it. It is never the only copy: the
 row has the request, and a worker compares both before it publishes anything. See "A worker may start a new job before
 its claim is committed" in docs/decisions/queue.md.
+
+Each worker has a list of the jobs whose requests it took last: one of them may kill it before any row says that it has
+the job.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import orjson
@@ -24,6 +28,10 @@ logger = logging.getLogger(__name__)
 # A job whose hint waited longer gains nothing by an early start, and may have been cancelled meanwhile.
 TTL_S = 2
 MAX_BYTES = 16 * 1024
+# How many jobs are in the list of a worker, which claims them within milliseconds, and for how long.
+TAKEN = 256
+TAKEN_TTL_S = 3600
+_TAKE = files("shared.redis").joinpath("carried_requests_take.lua").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +63,12 @@ class CarriedRequests:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._take = redis.register_script(_TAKE)
 
-    async def take(self, job_id: str) -> CarriedRequest | None:
+    async def take(self, job_id: str, worker: str) -> CarriedRequest | None:
         """Return and delete the request of a job; None if there is none any more, or this version cannot read it."""
-        encoded: Any = await self._redis.getdel(redis_keys.carried_request(job_id))
+        keys = [redis_keys.carried_request(job_id), redis_keys.taken_requests(worker)]
+        encoded: Any = await self._take(keys=keys, args=[job_id, TAKEN, TAKEN_TTL_S])
         if encoded is None or len(encoded) > MAX_BYTES:
             return None
         try:
@@ -68,3 +78,8 @@ class CarriedRequests:
         except (ValueError, TypeError) as error:  # including those of JSON and of the model's validation
             logger.info("job=%s cannot read the request beside its hint: %s", job_id, type(error).__name__)
             return None
+
+    async def taken_by(self, worker: str) -> list[str]:
+        """The jobs whose requests this worker took last."""
+        found: Any = await self._redis.lrange(redis_keys.taken_requests(worker), 0, -1)
+        return [job_id.decode() for job_id in found]

@@ -24,6 +24,11 @@ def carried_request(job_id: str) -> str:
     return f"hr:request:{job_id}"
 
 
+def taken_requests(worker: str) -> str:
+    """List: the new jobs whose requests a worker took last, the latest first."""
+    return f"hr:taken:{worker}"
+
+
 def api_channel(api_id: str) -> str:
     """Channel: live events for one API process."""
     return f"hr:api:{api_id}"

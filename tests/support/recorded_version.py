@@ -126,7 +126,7 @@ async def _has_events(redis: Any, job_id: str, count: int) -> bool:
 
 async def _messages(redis: Any) -> dict[str, list[str]]:
     """The messages on Celery's queues, by queue."""
-    return {key: await redis.lrange(key, 0, -1) async for key in redis.scan_iter(_type="list")}
+    return {key: await redis.lrange(key, 0, -1) async for key in redis.scan_iter("headrace.*", _type="list")}
 
 
 async def _rows(database: AsyncEngine, table: str) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.priorities import Hint, is_batch, to_front
 from shared.domain.request import GenerateRequest
-from shared.domain.suspects import Verdict, judge
 from shared.postgres.claim_store import Claim
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
@@ -24,6 +23,7 @@ from workers.execution.attempts.attempt import JobAttempt
 from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.attempts.early_start import EarlyStart, EarlyStarts
 from workers.execution.attempts.retry import RETRY_S
+from workers.execution.engine_deaths import EngineDeaths
 from workers.execution.isolation import Isolation
 from workers.execution.slots import SlotPool
 
@@ -100,6 +100,7 @@ class Runner:
         self._context = context
         self._early_starts = early_starts
         self._attempts: dict[str, JobAttempt] = {}
+        self._deaths = EngineDeaths(self._attempts.values, context.max_attempts)
         self._pauses: set[PauseReason] = set()
         self._messages = 0
         self._idle = asyncio.Event()
@@ -114,7 +115,6 @@ class Runner:
         self.waiting: set[str] = set()
         # Jobs whose claims have not been answered, with the number of messages for each.
         self._claiming: Counter[str] = Counter()
-        self._verdicts: dict[JobAttempt, Verdict] = {}
         self.use(context)
 
     def use(self, context: AttemptContext) -> None:
@@ -197,10 +197,10 @@ class Runner:
                 stack.callback(passage.close)
                 early = self._start_early(job_id, priority, passage)
                 if early is not None:
-                    stack.push_async_callback(early.discard)
+                    stack.push_async_callback(self._deaths.discard, early)
                 job = await self._claim(job_id, arrived_at)
                 if job is None and early is not None:
-                    await early.discard()
+                    await self._deaths.discard(early)
                 suspect = await self._queued_suspect(job_id) if job is None and self._isolates else None
             if job is not None:
                 if early is not None and not await early.adopt(job, self._context):
@@ -236,6 +236,8 @@ class Runner:
     def resume(self, reason: PauseReason = PauseReason.ENGINE) -> None:
         """Accept messages again, unless there is another reason to be paused."""
         self._pauses.discard(reason)
+        if reason is PauseReason.ENGINE:
+            self._deaths.restarted()
         if self._paused:
             return
         self._isolation.resume()
@@ -392,30 +394,22 @@ class Runner:
             return None
         if len(self._attempts) + self._claiming.total() >= self.slot_pool.slots:
             return None
-        return self._early_starts.begin(job_id, self._context, passage)
+        early = self._early_starts.begin(job_id, self._context, passage)
+        self._deaths.started_early(early)
+        return early
 
     def _attempt(
         self, job: Job, on_cleared: Callable[[], None] = lambda: None, early: EarlyStart | None = None
     ) -> JobAttempt:
-        return JobAttempt(job, self._context, self._judge, on_cleared, self._handed_over, early)
+        if early is not None:
+            self._deaths.adopted(early)
+        return JobAttempt(job, self._context, self._deaths.judge, on_cleared, self._handed_over, early)
 
     def _handed_over(self, attempt: JobAttempt, earlier_id: str) -> None:
         """An attempt runs another job now."""
         if self._attempts.get(earlier_id) is attempt:
             del self._attempts[earlier_id]
         self._attempts[attempt.job.id] = attempt
-
-    def _judge(self, attempt: JobAttempt) -> Verdict:
-        """What the death of the engine means for a job. The first attempt that reports a death decides for all."""
-        if attempt not in self._verdicts:
-            ran = {one.casualty.job_id: one for one in self._attempts.values() if one.in_engine or one is attempt}
-            judged = judge(
-                [one.casualty for one in ran.values()],
-                [one.job.id for one in ran.values() if one.silent],
-                self._context.max_attempts,
-            )
-            self._verdicts |= {one: judged[job_id] for job_id, one in ran.items() if one not in self._verdicts}
-        return self._verdicts[attempt]
 
     async def _claim(self, job_id: str, arrived_at: float, *, suspects: bool = False) -> Job | None:
         """Claim a job. Returns None if it is not queued any more, or if the runner is paused.
@@ -467,7 +461,6 @@ class Runner:
             job_id = attempt.job.id  # another one, if it was handed over
             if self._attempts.get(job_id) is attempt:
                 del self._attempts[job_id]
-            self._verdicts.pop(attempt, None)
             self._isolation.changed()
 
     def _preempt_batch_jobs(self) -> None:

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import pytest
 import redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from launcher import folder_access
-from launcher.embedded import Postgres, Valkey, start_postgres, start_valkey
+from launcher import database_account, folder_access
+from launcher.embedded import EmbeddedServerError, Postgres, Valkey, start_postgres, start_valkey
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a process as another user")
 
@@ -50,13 +51,15 @@ os.setuid({nobody.pw_uid})
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that every user can pass through, as HEADRACE_HOME usually is."""
-    home = tmp_path_factory.mktemp("home")
-    for folder in (home, *home.parents):
-        if not folder_access.is_open(folder) and folder.owner() == pwd.getpwuid(os.geteuid()).pw_name:
-            folder_access.open_to_all(folder)
-    return home
+def home() -> Iterator[Path]:
+    """A folder that every user can pass through, as HEADRACE_HOME usually is.
+
+    It is not in pytest's folder, which is closed, and which other tests share.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        yield home
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +160,50 @@ def test_closed_folders_are_opened_to_postgres_alone_and_closed_again(home: Path
 
 @as_root
 def test_closed_folders_without_access_control_lists(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_access, "grant", lambda _folder, _gid: False)
-    closed = home / "without-lists"
+    """Only this one is without them: the folders on the way to PostgreSQL's program are shared with other tests."""
+    closed, grant = home / "without-lists", folder_access.grant
+    monkeypatch.setattr(folder_access, "grant", lambda folder, gid: folder != closed and grant(folder, gid))
     closed.mkdir(mode=0o700)
-    server = start_postgres(closed / "postgres")
+    killed = start_postgres(closed / "postgres")
     assert stat.S_IMODE(closed.stat().st_mode) == 0o701
-    os.kill(server.pid, signal.SIGKILL)
-    server.process.wait()  # type: ignore[union-attr]
-    server = start_postgres(closed / "postgres")  # the launcher was killed: the folder is open already
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.process is not None
+    assert killed.owner is not None
+    killed.process.wait()
+    killed.owner.reservation.close()  # its launcher was killed too: the folder is open already
+    other = start_postgres(closed / "other")
+    server = start_postgres(closed / "postgres")
     server.stop()
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o701, "the other needs it"
+    other.stop()
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+@as_root
+def test_two_launchers_never_choose_the_same_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither runs a process as that user yet, or any more."""
+    monkeypatch.setattr(database_account, "_IDS", range(61100, 61103))
+    accounts = [database_account.database_account(home / name, []) for name in ("a", "b")]
+    assert len({account.account.uid for account in accounts if account}) == 2
+    for account in accounts:
+        assert account
+        account.release()
+    again = database_account.database_account(home / "a", [])
+    assert again
+    assert again.account == accounts[0].account  # type: ignore[union-attr]
+    again.release()
+
+
+@as_root
+def test_a_start_that_fails_leaves_no_permissions(home: Path) -> None:
+    closed = home / "failing"
+    closed.mkdir(mode=0o700)
+    (closed / "postgres").mkdir()
+    (closed / "postgres" / "thesis.tex").touch()
+    with pytest.raises(EmbeddedServerError):
+        start_postgres(closed / "postgres")
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+    assert "system.posix_acl_access" not in os.listxattr(closed)
 
 
 @as_root

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job, JobStatus, Usage
 from shared.domain.result import exhausted
-from shared.domain.suspects import Verdict
+from shared.domain.suspects import JobAtDeath, Verdict
 from workers.engines.base import Engine, EngineDead, UpstreamBusy
 from workers.execution.attempts.context import AttemptContext, InterruptReason
 from workers.execution.attempts.early_start import EarlyStart
@@ -32,15 +31,6 @@ _REQUEUE_OUTCOMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class JobAtDeath:
-    """A job that an engine ran when it died; see `shared.domain.suspects.Casualty`."""
-
-    job_id: str
-    suspect: bool
-    exposures: int
-
-
 class JobAttempt:
     """One attempt of a job that this worker has claimed."""
 
@@ -58,6 +48,8 @@ class JobAttempt:
         `early`: the engine has the request already."""
         self._state = AttemptState(job, context, early)
         self._output = OutputPublisher(self._state, on_cleared)
+        # What the death of the engine means for the job; None until that is judged.
+        self.verdict = None if early is None else early.verdict
         self._judge = judge
         self._on_handover = on_handover
         self._handover: asyncio.Task[JobStatus | None] | None = None
@@ -91,9 +83,9 @@ class JobAttempt:
     @property
     def in_engine(self) -> bool:
         """Whether the engine has its request, or had it when it died."""
-        generation = self._state.generation
+        generation, early = self._state.generation, self._state.early
         if generation is None or not self._output.submitted_at:
-            return False
+            return early is not None and early.in_engine
         return not generation.done() or self._died
 
     @property
@@ -124,11 +116,12 @@ class JobAttempt:
     @property
     def _died(self) -> bool:
         """Whether the generation has ended with the death of the engine."""
-        generation, engine = self._state.generation, self._state.context.engine
-        if generation is None or not generation.done():
+        generation, early = self._state.generation, self._state.early
+        if generation is not None and not generation.done():
             return False
-        if generation.cancelled():
-            return self._state.interrupt_reason is InterruptReason.REQUEUED and engine.dead
+        if generation is None or generation.cancelled():
+            died = self.engine.dead or (early is not None and early.died)
+            return self._state.interrupt_reason is InterruptReason.REQUEUED and died
         return isinstance(generation.exception(), EngineDead)
 
     async def run(self) -> JobStatus | None:
@@ -191,7 +184,7 @@ class JobAttempt:
         """End or requeue the job, depending on how the generation ended."""
         state, context, generation = self._state, self._state.context, self._state.generation
         assert generation is None or generation.done()
-        death = self._judge(self) if self._died and self._output.submitted_at else None
+        death = self._judge(self) if self._died and self.in_engine else None
         await self._clean_up()
         cancelled = generation is None or generation.cancelled()
         error = None if generation is None or cancelled else generation.exception()

@@ -3,6 +3,10 @@
 The request travels beside the job's first hint (`shared.redis.carried_requests`). The engine's output stays in the
 generator until the claim is committed: an early start takes its first item and nothing more, and publishes nothing. A
 job whose claim fails, or differs from what was started, is aborted here, and the work is counted as thrown away.
+
+A request may kill the engine before its claim is committed. It is judged with the other jobs in the engine
+(`workers.execution.engine_deaths`), and the verdict applies to its job once that is claimed. If the claim fails, the
+job stays queued, and its next start is not early, because its request was taken.
 """
 
 from __future__ import annotations
@@ -17,9 +21,10 @@ from redis.exceptions import RedisError
 
 from shared.domain.job import Job
 from shared.domain.request import GenerateRequest
+from shared.domain.suspects import JobAtDeath, Verdict
 from shared.redis.carried_requests import CarriedRequests
 from shared.runtime.aio import cancel_and_wait
-from workers.engines.base import EngineDead, EngineItem
+from workers.engines.base import Engine, EngineDead, EngineItem
 from workers.engines.gate import Passage
 from workers.execution.attempts.context import AttemptContext
 
@@ -74,12 +79,53 @@ class EarlyStart:
         # Whether the outputs are read by `outputs`, which also ends them.
         self._read = False
         self._closed = False
+        # Whether the engine had died with the request before this was closed.
+        self._died = False
+        # What the death of the engine means for the job; None until that is judged.
+        self.verdict: Verdict | None = None
         self._closing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._first = asyncio.create_task(self._start(), name=f"early-{job_id}")
 
+    @property
+    def engine(self) -> Engine:
+        return self._context.engine
+
+    @property
+    def in_engine(self) -> bool:
+        """Whether the engine has its request, or had it when it died."""
+        if self._closed or self._outputs is None:
+            return self._died
+        if not self._first.done():
+            return True
+        if self._first.cancelled():
+            return False
+        error = self._first.exception()
+        return self._first.result() is not None if error is None else isinstance(error, EngineDead)
+
+    @property
+    def died(self) -> bool:
+        """Whether the engine died while it had the request."""
+        if self._closed:
+            return self._died
+        failed = self._first.done() and not self._first.cancelled() and self._first.exception() is not None
+        return self.in_engine and (failed or self.engine.dead)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it may not have generated a token: what follows the first item is not known."""
+        return True
+
+    @property
+    def casualty(self) -> JobAtDeath:
+        """The job, for the judgement of a death of its engine. It has no attempt yet, so none that died."""
+        return JobAtDeath(self._job_id, suspect=False, exposures=0)
+
     async def adopt(self, job: Job, context: AttemptContext) -> bool:
-        """Whether the claimed job can continue with this start, in this context. Otherwise it is discarded."""
+        """Whether the claimed job can continue with this start, in this context. Otherwise it is discarded.
+
+        One that the engine died with is adopted too: the attempt ends with that death.
+        """
         usable = (
             self._outputs is not None
             and not self._closed
@@ -88,8 +134,6 @@ class EarlyStart:
             and job.continues is None
             and not job.decisions.has_moved
             and job.request == self._request
-            # A death before the claim cannot be charged to the job: it was not in the engine by its row.
-            and not (self._first.done() and isinstance(self._first.exception(), EngineDead))
         )
         if not usable:
             await self.discard()
@@ -119,8 +163,13 @@ class EarlyStart:
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
+    def _expire(self) -> None:
+        """Wait no longer for the claim. If the engine has died, there is nothing to abort."""
+        if not self.died:
+            self._close()
+
     def _close(self) -> None:
-        self._closed = True
+        self._died, self._closed = self.died, True
         if self._outputs is not None and self._closing is None:
             self._closing = asyncio.create_task(self._abort(self._outputs), name=f"abort-{self._job_id}")
 
@@ -135,19 +184,19 @@ class EarlyStart:
     async def _start(self) -> EngineItem | None:
         """Take the request and pass it to the engine. Returns the first item; None if there is none."""
         request = await self._take()
-        if request is None or self._closed:
+        if request is None or self._closed or self.engine.dead:
             return None
         context, self._request = self._context, request
         self._passage.claimed(request)
         self.started_at = time.monotonic()
-        self._timer = asyncio.get_running_loop().call_later(MAX_WAIT_S, self._close)
+        self._timer = asyncio.get_running_loop().call_later(MAX_WAIT_S, self._expire)
         self._outputs = context.engine.generate(f"{self._job_id}-{ATTEMPT}", request.for_provider(context.provider))
         return await anext(self._outputs, None)
 
     async def _take(self) -> GenerateRequest | None:
         """The job's request as it is expected in its row; None if it is not to be started early."""
         try:
-            carried = await self._starts.requests.take(self._job_id)
+            carried = await self._starts.requests.take(self._job_id, self._context.worker)
         except (RedisError, OSError) as error:
             logger.warning("job=%s cannot read the request beside its hint: %s", self._job_id, error)
             return None

@@ -65,10 +65,13 @@ class OutputPublisher:
     async def _submit(self, compiled: Callable[[], None]) -> None:
         """Generate the rest of the answer. `compiled` is called at the engine's first output."""
         state = self._state
-        if state.context.engine.dead:
-            raise EngineDead
         early = state.early
-        self.submitted_at = time.monotonic() if early is None else early.started_at
+        if early is not None:
+            self.submitted_at = early.started_at
+        if state.context.engine.dead and (early is None or early.in_engine):
+            raise EngineDead
+        if early is None:
+            self.submitted_at = time.monotonic()
         state.metrics.submitted(max(0.0, self.submitted_at - state.claimed_at))
         state.trace.generation_started(state.database_now(), state.prior_tokens)
         try:

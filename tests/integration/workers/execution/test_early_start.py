@@ -16,20 +16,22 @@ from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
-from shared.domain.result import CANCELLED
+from shared.domain.result import CANCELLED, exhausted
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
+from shared.redis import carried_requests
 from shared.redis import keys as redis_keys
-from shared.redis.carried_requests import MAX_BYTES, TTL_S, CarriedRequests, carried
+from shared.redis.carried_requests import MAX_BYTES, TTL_S, CarriedRequest, CarriedRequests, carried
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.aio import cancel_and_wait
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
-from tests.integration.workers.execution.test_runner import WITHIN_S, Worker
+from tests.integration.workers.execution.test_runner import WITHIN_S, Run, Worker
 from tests.support.metrics import worker_metrics
-from tests.support.steered_engine import text_of_tokens
+from tests.support.steered_engine import Call, text_of_tokens
+from workers.engines.base import EngineDead, PromptInfo
 from workers.execution.attempts import early_start
 from workers.execution.attempts.context import InterruptReason
 from workers.execution.attempts.early_start import EarlyStarts
@@ -37,6 +39,13 @@ from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
 
 MODEL = "m"
+MAX_ATTEMPTS = 3
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims are held by the test, on a machine that may be busy."""
+    monkeypatch.setattr(early_start, "MAX_WAIT_S", 60)
 
 
 class HeldClaims:
@@ -59,6 +68,11 @@ class HeldClaims:
         self.may_begin.set()
         self.may_answer.set()
 
+    def hold(self) -> None:
+        """Hold those that begin from now on."""
+        self.may_begin.clear()
+        self.may_answer.clear()
+
 
 HEADER = f'[1,"{MODEL}"]\n'.encode()
 UNREADABLE = [
@@ -76,6 +90,14 @@ class EarlyWorker(Worker):
         context = replace(self.runner.context, starts_early=True, adapter_revisions={"tone": "r"})
         self.runner = Runner(context, SlotPool(slots, yields=True), early_starts=self.starts)
         self.claims = HeldClaims(store)
+
+    async def start_claimed(self, store: JobStore, owner: Owner) -> tuple[Job, Run, Call]:
+        """Run a new job that is not started early."""
+        job, _ = await store.insert(NewJob(owner, MODEL, 3, GenerateRequest(prompt="z")))
+        self.claims.let()
+        run, call = await self.start(job)
+        self.claims.hold()
+        return job, run, call
 
     def count(self, outcome: str) -> float:
         metrics = self.runner.context.metrics
@@ -117,6 +139,13 @@ async def carry(redis: Redis, job: Job, request: bytes | None = None) -> None:
     encoded = request or carried(job)
     assert encoded is not None
     await redis.set(redis_keys.carried_request(job.id), encoded, ex=TTL_S)
+
+
+async def verdict(store: JobStore, job: Job) -> tuple[int, int, bool]:
+    """The deaths that a job was charged with, those that it was not charged with, and whether it is a suspect."""
+    row = await store.get(job.id)
+    assert row is not None
+    return row.deaths, row.exposures, row.suspect
 
 
 async def test_nothing_is_published_before_the_claim_is_answered(
@@ -259,19 +288,134 @@ async def test_a_claim_that_takes_too_long_ends_the_start(
     assert worker.counts == (0, 1)
 
 
-async def test_an_engine_that_dies_before_the_claim_is_not_charged_to_the_job(
-    worker: EarlyWorker, store: JobStore, redis: Redis, job: Job
-) -> None:
-    await carry(redis, job)
-    run, early = await worker.start(job)
-    worker.engine.die()
-    await asyncio.wait_for(early.ended.wait(), WITHIN_S)
-    worker.claims.let()
-    assert await asyncio.wait_for(run, WITHIN_S) is None
-    queued = await store.get(job.id)
-    assert queued is not None
-    assert (queued.status, queued.deaths, queued.exposures, queued.suspect) == (JobStatus.QUEUED, 0, 0, False)
-    assert worker.sent == [Hint(job.id, MODEL, 0, front=True)]
+class TestEngineDeath:
+    """The engine dies while it has a job that is not claimed yet."""
+
+    @pytest.fixture(params=["before its first output", "after its first output"])
+    def when(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """When the engine dies: an early start gets the first output only."""
+
+        async def run(call: Call) -> AsyncIterator[PromptInfo]:
+            step = await call._steps.get()
+            assert isinstance(step, Exception)
+            raise step
+            yield PromptInfo(0)  # never: what makes it a generator
+
+        if request.param == "before its first output":
+            monkeypatch.setattr(Call, "run", run)
+
+    @pytest.mark.usefixtures("when")
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_the_only_job_is_charged_and_fails_after_its_last_attempt(
+        self, worker: EarlyWorker, store: JobStore, redis: Redis, job: Job, paused: bool
+    ) -> None:
+        await carry(redis, job)
+        run, _ = await worker.start(job)
+        worker.engine.die()
+        if paused:  # the supervisor has found the death
+            worker.runner.pause()
+        worker.claims.let()
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        assert await verdict(store, job) == (1, 0, True)
+        queued = await store.get(job.id)
+        assert queued is not None
+        assert (queued.status, [item.outcome for item in queued.attempts]) == (JobStatus.QUEUED, ["engine_lost"])
+        assert worker.sent == [Hint(job.id, MODEL, 0, front=True)]
+        for _ in range(MAX_ATTEMPTS - 1):
+            await worker.engine.start()
+            worker.runner.resume()
+            run, _ = await worker.start(job)
+            worker.engine.die()
+            status = await asyncio.wait_for(run, WITHIN_S)
+        assert status is JobStatus.FAILED
+        failed = await store.get(job.id)
+        assert failed is not None
+        assert failed.error == exhausted(MAX_ATTEMPTS)
+
+    @pytest.mark.usefixtures("when")
+    async def test_a_claimed_job_beside_it_is_not_charged(
+        self, worker: EarlyWorker, store: JobStore, redis: Redis, job: Job
+    ) -> None:
+        neighbor, beside, _ = await worker.start_claimed(store, job.owner)
+        await carry(redis, job)
+        run, _ = await worker.start(job)
+        worker.engine.die()
+        assert await asyncio.wait_for(beside, WITHIN_S) is None
+        assert await verdict(store, neighbor) == (0, 1, True)
+        worker.claims.let()
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        assert await verdict(store, job) == (0, 1, True)
+
+    async def test_a_job_beside_it_that_has_a_token_is_no_suspect(
+        self, worker: EarlyWorker, store: JobStore, redis: Redis, job: Job
+    ) -> None:
+        neighbor, beside, call = await worker.start_claimed(store, job.owner)
+        await call.tokens(1)
+        await carry(redis, job)
+        run, _ = await worker.start(job)
+        worker.engine.die()
+        assert await asyncio.wait_for(beside, WITHIN_S) is None
+        worker.claims.let()
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        assert await verdict(store, neighbor) == (0, 1, False)
+        assert await verdict(store, job) == (1, 0, True)
+
+    async def test_one_whose_claim_fails_counts_until_the_engine_runs_again(
+        self,
+        worker: EarlyWorker,
+        store: JobStore,
+        redis: Redis,
+        job: Job,
+        recovery_store: RecoveryStore,
+        logs: EventLog,
+    ) -> None:
+        neighbor, beside, call = await worker.start_claimed(store, job.owner)
+        await carry(redis, job)
+        run, _ = await worker.start(job)
+        worker.engine.dead = True  # the neighbor finds that later
+        terminator = JobTerminator(recovery_store, logs, 60, worker_metrics())
+        assert await terminator.end(job, JobStatus.CANCELLED, CANCELLED)
+        worker.claims.let()
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        call.fail(EngineDead())
+        assert await asyncio.wait_for(beside, WITHIN_S) is None
+        assert await verdict(store, neighbor) == (0, 1, True)
+        await worker.engine.start()
+        worker.runner.resume()
+        beside, _ = await worker.start(neighbor)
+        worker.engine.die()
+        assert await asyncio.wait_for(beside, WITHIN_S) is None
+        assert await verdict(store, neighbor) == (1, 1, True)
+
+    async def test_one_that_was_aborted_before_does_not_count(
+        self, worker: EarlyWorker, store: JobStore, workers: Workers, redis: Redis, job: Job
+    ) -> None:
+        neighbor, beside, _ = await worker.start_claimed(store, job.owner)
+        await carry(redis, job)
+        run, _ = await worker.start(job)
+        assert await workers("v").claim(job.id) is not None
+        worker.claims.let()
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        worker.engine.die()
+        assert await asyncio.wait_for(beside, WITHIN_S) is None
+        assert await verdict(store, neighbor) == (1, 0, True)
+
+    async def test_a_dead_engine_gets_no_request(
+        self, worker: EarlyWorker, store: JobStore, redis: Redis, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It dies while the request is being taken: the job was not there."""
+        take = worker.starts.requests.take
+
+        async def die_and_take(job_id: str, worker_name: str) -> CarriedRequest | None:
+            worker.engine.die()
+            return await take(job_id, worker_name)
+
+        monkeypatch.setattr(worker.starts.requests, "take", die_and_take)
+        await carry(redis, job)
+        worker.claims.let()
+        assert await asyncio.wait_for(worker.runner.run(job.id), WITHIN_S) is None
+        assert await verdict(store, job) == (0, 0, False)
+        assert worker.counts == (0, 0)
 
 
 async def test_an_error_of_the_engine_before_the_claim_is_that_of_the_job(
@@ -359,10 +503,23 @@ class TestHints:
         await sender.flush()
         key = redis_keys.carried_request(job.id)
         assert 0 < await redis.pttl(key) <= 1000 * TTL_S
-        taken = await CarriedRequests(redis).take(job.id)
+        taken = await CarriedRequests(redis).take(job.id, "w")
         assert taken is not None
         assert (taken.project_id, taken.request) == (job.owner.project_id, job.request)
-        assert await CarriedRequests(redis).take(job.id) is None, "it is taken once"
+        assert await CarriedRequests(redis).take(job.id, "v") is None, "it is taken once"
+        assert await CarriedRequests(redis).taken_by("w") == [job.id]
+        assert await CarriedRequests(redis).taken_by("v") == []
+
+    async def test_the_list_of_a_worker_is_bounded(
+        self, redis: Redis, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(carried_requests, "TAKEN", 2)
+        requests = CarriedRequests(redis)
+        for number in range(3):
+            await carry(redis, replace(job, id=f"job_{number}"))
+            assert await requests.take(f"job_{number}", "w") is not None
+        assert await requests.taken_by("w") == ["job_2", "job_1"]
+        assert 0 < await redis.ttl(redis_keys.taken_requests("w")) <= carried_requests.TAKEN_TTL_S
 
     async def test_a_hint_that_is_sent_again_has_none(self, sender: HintSender, redis: Redis, job: Job) -> None:
         sender.put_first(Hint(job.id, MODEL, 3), carried(job))

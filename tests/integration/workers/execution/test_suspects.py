@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.events import Delta, EventType, delta_event, event
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import AttemptOutcome, Job, JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY
@@ -20,6 +21,8 @@ from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from shared.redis import keys as redis_keys
+from shared.redis.carried_requests import CarriedRequests, carried
 from shared.redis.event_log import Append, EventLog
 from tests.conftest import Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Run, Worker, read, working
@@ -45,11 +48,18 @@ async def worker(workers: Workers, logs: EventLog) -> AsyncIterator[Worker]:
 
 
 @pytest.fixture
-def sweeper(recovery_store: RecoveryStore, logs: EventLog) -> Sweeper:
+def sweeper(recovery_store: RecoveryStore, logs: EventLog, redis: Redis) -> Sweeper:
     metrics = api_metrics()
     terminator = JobTerminator(recovery_store, logs, 60, metrics)
     return Sweeper(
-        recovery_store, terminator, lambda _: None, metrics, interval_s=1, lease_s=60, max_attempts=MAX_ATTEMPTS
+        recovery_store,
+        terminator,
+        lambda _: None,
+        metrics,
+        interval_s=1,
+        lease_s=60,
+        max_attempts=MAX_ATTEMPTS,
+        requests=CarriedRequests(redis),
     )
 
 
@@ -292,6 +302,44 @@ class TestWorkerDeath:
         failed = await read(store, poison)
         assert failed.error == exhausted(MAX_ATTEMPTS)
         assert (await read(store, neighbour)).deaths == 0
+
+    async def test_a_job_that_the_worker_had_not_claimed_yet_may_have_killed_it(
+        self, workers: Workers, store: JobStore, owner: Owner, redis: Redis, sweeper: Sweeper
+    ) -> None:
+        """It was started while its claim was being committed."""
+        ended, neighbor, early = await submit(store, owner), await submit(store, owner), await submit(store, owner)
+        requests = CarriedRequests(redis)
+        for job in (ended, early):
+            await redis.set(redis_keys.carried_request(job.id), carried(job) or b"")
+            assert await requests.take(job.id, "dead")
+        assert await workers("dead").claim(ended.id)
+        assert await workers("dead").requeue(ended.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
+        assert await workers("dead").claim(neighbor.id)
+        assert await sweeper.sweep() == 1
+        row = await read(store, neighbor)
+        assert (row.deaths, row.exposures, row.suspect) == (0, 1, True)
+        for job in (ended, early):
+            row = await read(store, job)
+            assert (row.status, row.deaths, row.exposures, row.suspect) == (JobStatus.QUEUED, 0, 0, False)
+
+        await workers("live").heartbeat("m", slots=1, running=1, lease_s=60)
+        assert await workers("live").claim(early.id)
+        assert await workers("dead").claim(ended.id)
+        assert await sweeper.sweep() == 1
+        row = await read(store, ended)
+        assert (row.deaths, row.exposures, row.suspect) == (0, 1, True), "a live worker has it now"
+
+    async def test_a_job_that_it_had_claimed_and_left_cannot_have_killed_it(
+        self, workers: Workers, store: JobStore, owner: Owner, redis: Redis, sweeper: Sweeper
+    ) -> None:
+        left, poison = await submit(store, owner), await submit(store, owner)
+        await redis.set(redis_keys.carried_request(left.id), carried(left) or b"")
+        assert await CarriedRequests(redis).take(left.id, "dead")
+        assert await workers("dead").claim(left.id)
+        assert await workers("dead").requeue(left.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
+        assert await workers("dead").claim(poison.id)
+        assert await sweeper.sweep() == 1
+        assert (await read(store, poison)).deaths == 1
 
     async def test_a_released_claim_is_counted_and_raises_no_suspicion(
         self, workers: Workers, store: JobStore, owner: Owner, sweeper: Sweeper
