@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import func, select
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position
 from shared.domain.job import SUCCEEDED, known_fields
@@ -19,7 +19,7 @@ COLUMNS = (
     BatchRow.endpoint,
     BatchRow.input_file_id,
     BatchRow.completion_window,
-    BatchRow.batch_metadata,
+    BatchRow.batch_metadata.label("batch_metadata"),
     BatchRow.output_expires_after_s,
     BatchRow.status,
     BatchRow.ending,
@@ -52,7 +52,7 @@ class Tally:
     failed: int
 
 
-def to_batch(row: Row[Any]) -> Batch:
+def to_batch(row: Any) -> Batch:
     """Convert a row of `COLUMNS`.
 
     Raises:
@@ -62,7 +62,7 @@ def to_batch(row: Row[Any]) -> Batch:
         return _batch(row)
 
 
-def _batch(row: Row[Any]) -> Batch:
+def _batch(row: Any) -> Batch:
     return Batch(
         id=row.id,
         project_id=row.project_id,

@@ -15,6 +15,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     ColumnElement,
+    Double,
     Integer,
     LargeBinary,
     SmallInteger,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -46,6 +48,7 @@ from shared.postgres.job_inserts import insert_answered, insert_queued
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_rows import LOG, SUMMARY_COLUMNS, read_job, to_summary
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop
@@ -134,6 +137,26 @@ _VALUES = {
 _SUBMIT = insert_queued(_NEW, {**_VALUES, JobRow.entry_key: _NEW.cache_key}).returning(JobRow.id)
 _, _ANSWER = insert_answered(_NEW, _VALUES)
 
+_DUE = (
+    select(BatchRow.id)
+    .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
+    .order_by(BatchRow.due_at)
+    .limit(literal_column("1"))
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+_CLAIM = Prepared(
+    update(BatchRow)
+    .where(BatchRow.id == _DUE)
+    .values(
+        {
+            BatchRow.driver: bindparam("new_driver", type_=Text),
+            BatchRow.due_at: func.clock_timestamp() + seconds(bindparam("lease_s", type_=Double)),
+        }
+    )
+    .returning(*COLUMNS)
+)
+
 
 class BatchStore(JobRowStore):
     """Batches in PostgreSQL."""
@@ -197,21 +220,8 @@ class BatchStore(JobRowStore):
 
     async def claim(self, driver: str, lease_s: float) -> Batch | None:
         """Lease a batch that is due to this driver. Returns None if none is due."""
-        due = (
-            select(BatchRow.id)
-            .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
-            .order_by(BatchRow.due_at)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        statement = (
-            update(BatchRow)
-            .where(BatchRow.id == due)
-            .values({BatchRow.driver: driver, BatchRow.due_at: func.clock_timestamp() + seconds(lease_s)})
-            .returning(*COLUMNS)
-        )
-        return await self._one(statement, to_batch)
+        rows = await _CLAIM.run(self._engine, {"new_driver": driver, "lease_s": lease_s})
+        return to_batch(rows[0]) if rows else None
 
     async def reschedule(self, batch_id: str, driver: str, wait_s: float) -> bool:
         """Make a leased batch due in `wait_s` seconds. Returns False if another driver has leased it."""

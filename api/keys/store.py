@@ -37,6 +37,7 @@ from shared.domain.errors import Conflict, UnreadableRow
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
 
@@ -109,6 +110,49 @@ def _public_prefix(generated_key: str) -> str:
 def key_is_valid() -> ColumnElement[bool]:
     """Condition: a key is neither revoked nor expired."""
     return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
+
+
+# What `read_valid_key` reads, of a valid key joined with its project.
+VALID_KEY_COLUMNS = (
+    ApiKeyRow.id,
+    ApiKeyRow.project_id,
+    ApiKeyRow.scopes,
+    ApiKeyRow.priority_floor,
+    ApiKeyRow.options,
+    ProjectRow.tier,
+    func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
+)
+
+
+def _find() -> Prepared:
+    valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", type_=ARRAY(Text))), key_is_valid())
+    stale = (
+        select(ApiKeyRow.id)
+        .where(
+            *valid,
+            or_(
+                ApiKeyRow.last_used_at.is_(None),
+                ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
+            ),
+        )
+        .with_for_update(skip_locked=True, key_share=True)
+        .scalar_subquery()
+    )
+    used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
+    return Prepared(
+        select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
+        .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+        .where(*valid)
+        .add_cte(used.cte("used"))
+    )
+
+
+_FIND = _find()
+_VALID_SCOPES = Prepared(
+    select(ApiKeyRow.id, ApiKeyRow.scopes).where(
+        ApiKeyRow.id == func.any(bindparam("ids", type_=ARRAY(BigInteger))), key_is_valid()
+    )
+)
 
 
 class ProjectExists(Conflict):
@@ -211,28 +255,8 @@ class ApiKeyStore(Store):
         return found
 
     async def _find(self, digests: Sequence[str]) -> list[ValidKey | UnreadableRow | None]:
-        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), key_is_valid())
-        stale = (
-            select(ApiKeyRow.id)
-            .where(
-                *valid,
-                or_(
-                    ApiKeyRow.last_used_at.is_(None),
-                    ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
-                ),
-            )
-            .with_for_update(skip_locked=True, key_share=True)
-            .scalar_subquery()
-        )
-        used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
-        statement = (
-            select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
-            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
-            .where(*valid)
-            .add_cte(used.cte("used"))
-        )
-        async with self._engine.connect() as connection:
-            found = {row.sha256: read_valid_key(row) for row in await connection.execute(statement)}
+        rows = await _FIND.run(self._engine, {"digests": list(digests)})
+        found = {row.sha256: read_valid_key(row) for row in rows}
         return [found.get(sha256) for sha256 in digests]
 
     async def principal(self, owner: Owner) -> Principal:
@@ -254,10 +278,8 @@ class ApiKeyStore(Store):
 
     async def valid_scopes(self, key_ids: Iterable[int]) -> dict[int, frozenset[Scope]]:
         """Return the scopes of those keys that are neither revoked nor expired."""
-        ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
-        statement = select(ApiKeyRow.id, ApiKeyRow.scopes).where(ApiKeyRow.id == func.any(ids), key_is_valid())
-        async with self._engine.connect() as connection:
-            return {row.id: frozenset(_scopes(row)) for row in await connection.execute(statement)}
+        rows = await _VALID_SCOPES.run(self._engine, {"ids": list(key_ids)})
+        return {row.id: frozenset(_scopes(row)) for row in rows}
 
     async def all(self) -> Sequence[ApiKey]:
         """Return all keys, oldest first."""
@@ -375,17 +397,6 @@ def parse_id(text: str) -> int | None:
     match = re.fullmatch(r"key_([0-9]{1,18})", text)
     return int(match[1]) if match else None
 
-
-# What `read_valid_key` reads, of a valid key joined with its project.
-VALID_KEY_COLUMNS = (
-    ApiKeyRow.id,
-    ApiKeyRow.project_id,
-    ApiKeyRow.scopes,
-    ApiKeyRow.priority_floor,
-    ApiKeyRow.options,
-    ProjectRow.tier,
-    func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
-)
 
 _PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
 
