@@ -1,15 +1,16 @@
-"""Conversion of batch rows, and the query that counts a batch's jobs."""
+"""Conversion of batch rows, the claim of a batch that is due, and the query that counts a batch's jobs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Double, Text, bindparam, func, literal_column, select, update
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position
 from shared.domain.job import SUCCEEDED, known_fields
-from shared.postgres.store import readable
+from shared.postgres.prepared import Prepared
+from shared.postgres.store import readable, seconds
 from shared.postgres.tables import BatchRow, JobRow
 
 COLUMNS = (
@@ -40,6 +41,26 @@ COLUMNS = (
     BatchRow.next_line,
     BatchRow.next_offset,
     (BatchRow.expires_at <= func.clock_timestamp()).label("expired"),
+)
+
+_DUE = (
+    select(BatchRow.id)
+    .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
+    .order_by(BatchRow.due_at)
+    .limit(literal_column("1"))
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+CLAIM = Prepared(
+    update(BatchRow)
+    .where(BatchRow.id == _DUE)
+    .values(
+        {
+            BatchRow.driver: bindparam("new_driver", type_=Text),
+            BatchRow.due_at: func.clock_timestamp() + seconds(bindparam("lease_s", type_=Double)),
+        }
+    )
+    .returning(*COLUMNS)
 )
 
 

@@ -15,7 +15,6 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     ColumnElement,
-    Double,
     Integer,
     LargeBinary,
     SmallInteger,
@@ -24,7 +23,6 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    literal_column,
     null,
     or_,
     select,
@@ -34,7 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
-from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
+from api.batches.rows import CLAIM, COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.decisions import NO_DECISIONS, Decisions
@@ -48,7 +46,6 @@ from shared.postgres.job_inserts import insert_answered, insert_queued
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_rows import LOG, SUMMARY_COLUMNS, read_job, to_summary
-from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop
@@ -137,26 +134,6 @@ _VALUES = {
 _SUBMIT = insert_queued(_NEW, {**_VALUES, JobRow.entry_key: _NEW.cache_key}).returning(JobRow.id)
 _, _ANSWER = insert_answered(_NEW, _VALUES)
 
-_DUE = (
-    select(BatchRow.id)
-    .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
-    .order_by(BatchRow.due_at)
-    .limit(literal_column("1"))
-    .with_for_update(skip_locked=True)
-    .scalar_subquery()
-)
-_CLAIM = Prepared(
-    update(BatchRow)
-    .where(BatchRow.id == _DUE)
-    .values(
-        {
-            BatchRow.driver: bindparam("new_driver", type_=Text),
-            BatchRow.due_at: func.clock_timestamp() + seconds(bindparam("lease_s", type_=Double)),
-        }
-    )
-    .returning(*COLUMNS)
-)
-
 
 class BatchStore(JobRowStore):
     """Batches in PostgreSQL."""
@@ -220,7 +197,7 @@ class BatchStore(JobRowStore):
 
     async def claim(self, driver: str, lease_s: float) -> Batch | None:
         """Lease a batch that is due to this driver. Returns None if none is due."""
-        rows = await _CLAIM.run(self._engine, {"new_driver": driver, "lease_s": lease_s})
+        rows = await CLAIM.run(self._engine, {"new_driver": driver, "lease_s": lease_s})
         return to_batch(rows[0]) if rows else None
 
     async def reschedule(self, batch_id: str, driver: str, wait_s: float) -> bool:

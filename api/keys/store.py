@@ -112,49 +112,6 @@ def key_is_valid() -> ColumnElement[bool]:
     return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
 
 
-# What `read_valid_key` reads, of a valid key joined with its project.
-VALID_KEY_COLUMNS = (
-    ApiKeyRow.id,
-    ApiKeyRow.project_id,
-    ApiKeyRow.scopes,
-    ApiKeyRow.priority_floor,
-    ApiKeyRow.options,
-    ProjectRow.tier,
-    func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
-)
-
-
-def _find() -> Prepared:
-    valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", type_=ARRAY(Text))), key_is_valid())
-    stale = (
-        select(ApiKeyRow.id)
-        .where(
-            *valid,
-            or_(
-                ApiKeyRow.last_used_at.is_(None),
-                ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
-            ),
-        )
-        .with_for_update(skip_locked=True, key_share=True)
-        .scalar_subquery()
-    )
-    used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
-    return Prepared(
-        select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
-        .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
-        .where(*valid)
-        .add_cte(used.cte("used"))
-    )
-
-
-_FIND = _find()
-_VALID_SCOPES = Prepared(
-    select(ApiKeyRow.id, ApiKeyRow.scopes).where(
-        ApiKeyRow.id == func.any(bindparam("ids", type_=ARRAY(BigInteger))), key_is_valid()
-    )
-)
-
-
 class ProjectExists(Conflict):
     """A project with this name exists."""
 
@@ -398,6 +355,17 @@ def parse_id(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
+# What `read_valid_key` reads, of a valid key joined with its project.
+VALID_KEY_COLUMNS = (
+    ApiKeyRow.id,
+    ApiKeyRow.project_id,
+    ApiKeyRow.scopes,
+    ApiKeyRow.priority_floor,
+    ApiKeyRow.options,
+    ProjectRow.tier,
+    func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
+)
+
 _PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
 
 
@@ -429,6 +397,37 @@ def _listed() -> Any:
         .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
         .order_by(ApiKeyRow.id)
     )
+
+
+def _find() -> Prepared:
+    valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", type_=ARRAY(Text))), key_is_valid())
+    stale = (
+        select(ApiKeyRow.id)
+        .where(
+            *valid,
+            or_(
+                ApiKeyRow.last_used_at.is_(None),
+                ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
+            ),
+        )
+        .with_for_update(skip_locked=True, key_share=True)
+        .scalar_subquery()
+    )
+    used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
+    return Prepared(
+        select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
+        .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+        .where(*valid)
+        .add_cte(used.cte("used"))
+    )
+
+
+_FIND = _find()
+_VALID_SCOPES = Prepared(
+    select(ApiKeyRow.id, ApiKeyRow.scopes).where(
+        ApiKeyRow.id == func.any(bindparam("ids", type_=ARRAY(BigInteger))), key_is_valid()
+    )
+)
 
 
 def read_valid_key(row: Any) -> ValidKey | UnreadableRow:
