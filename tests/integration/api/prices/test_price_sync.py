@@ -89,6 +89,9 @@ async def test_a_price_with_a_date_is_valid_from_that_date(database: AsyncEngine
     assert added.valid_from == tomorrow
     assert await in_force(database) == [("default", [1])]
     assert await sync(database, price("1"), price("2", tomorrow)) == []
+    # It can be withdrawn.
+    (withdrawn,) = await sync(database, price("1"))
+    assert timedelta(0) < withdrawn.valid_from - tomorrow < timedelta(milliseconds=1)
 
 
 async def test_a_price_that_changes_without_a_new_date_is_corrected_for_that_date(database: AsyncEngine) -> None:
