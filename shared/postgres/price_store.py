@@ -144,7 +144,7 @@ def _missing_of_tier(
 
     if not known and declared[0].valid_from is None and declared[0].steps != NOT_PRICED:
         yield added(declared[0], EVER)
-    # When a price begins that is declared, and now, and when one begins in the future that may not be declared any more.
+    # When declared prices begin, now, and when future prices begin, which may not be declared any more.
     dates = {one.valid_from for one in declared if one.valid_from is not None}
     dates |= {one.valid_from for one in known if one.valid_from is not None and one.valid_from > now}
     for at in sorted({now, *dates}):
