@@ -101,9 +101,9 @@ async def list_projects(_: AdminPrincipal, keys: Keys, limit: Limit = 20, after:
 
 
 @router.post("/projects", responses={**ADMIN_ERRORS, **_conflict("The project exists already."), 200: READ})
-async def create_project(body: ProjectCreate, _: AdminPrincipal, keys: Keys) -> ProjectView:
+async def create_project(body: ProjectCreate, principal: AdminPrincipal, keys: Keys) -> ProjectView:
     """Create a project without keys."""
-    return ProjectView.of(await keys.create_project(body))
+    return ProjectView.of(await keys.create_project(principal, body))
 
 
 @router.patch("/projects/{name:path}", responses={**ADMIN_ERRORS, **NOT_FOUND})
