@@ -14,6 +14,7 @@ from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
+from api.keys.allowed_models import require_allowed
 from api.keys.principal import Principal, Scope
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
@@ -58,7 +59,7 @@ class Admission:
 
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
-            NotFound: the model does not exist.
+            NotFound: the model does not exist, or the key may not be used for it.
             InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
                 damaged or too large, the prompt does not fit the model's context, too many log probabilities are
                 requested, or a structured output exceeds a bound.
@@ -67,6 +68,7 @@ class Admission:
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             return await self._admitted(principal, new, jobs)
 
@@ -124,10 +126,11 @@ class Admission:
 
         Raises:
             Forbidden: as `admit`.
-            NotFound: there is neither a model nor a route of this name.
+            NotFound: there is neither a model nor a route of this name, or the key may not be used for it.
         """
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             explanation = await self._router.explain(principal, new) if self._router is not None else None
         if explanation is None:
@@ -135,10 +138,19 @@ class Admission:
         return explanation
 
     async def model_of(self, principal: Principal, new: NewJob) -> str:
-        """The model that would run a job: the one that it names, or that of the route. Nothing is remembered."""
+        """The model that would run a job: the one that it names, or that of the route. Nothing is remembered.
+
+        Raises:
+            NotFound: the key may not be used for it.
+        """
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             chosen = await self._router.model_of(principal, new) if self._router is not None else None
         return chosen or new.model
+
+    def _require_allowed(self, principal: Principal, new: NewJob) -> None:
+        if new.kind is None:  # otherwise a request that was allowed needs the job, maybe of a model that a route chose
+            require_allowed(principal, self._registry, new.model)
 
     def require_model(self, model: str) -> None:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""

@@ -15,6 +15,7 @@ from api.http.submit_headers import Submission, SubmitHeaders
 from api.jobs.dependencies import CurrentContextWindow, CurrentSyncCall, Jobs
 from api.jobs.service import JobService
 from api.jobs.sync_call import SyncCall
+from api.keys.allowed_models import is_allowed, require_allowed
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Principal
 from api.openai.chunks import frames
@@ -73,16 +74,19 @@ async def completions(
 
 
 @router.get("/models", responses=ERRORS)
-async def models(_: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelList:
-    """List the models, and then the routes to them."""
+async def models(principal: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelList:
+    """List the models that the key may be used for, and then the routes."""
     views = {name: ModelView.of(model, context.length(name)) for name, model in registry.models.items()}
     routes = [ModelView.of_route(route.name, route, views) for route in registry.routes]
-    return ModelList(data=[*views.values(), *routes])
+    return ModelList(data=[view for view in (*views.values(), *routes) if is_allowed(principal, registry, view.id)])
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
-async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelView:
+async def model(
+    name: str, principal: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow
+) -> ModelView:
     """Get a model or a route."""
+    require_allowed(principal, registry, name)
     if (requested := registry.route(name)) is not None:
         views = {
             candidate: ModelView.of(registry.models[candidate], context.length(candidate))

@@ -10,7 +10,7 @@ import typer
 
 from cli.client import path
 from cli.commands.jobs import of_each
-from cli.commands.key_changes import NONE, change_key
+from cli.commands.key_changes import NONE, AllowedModels, change_key, model_names
 from cli.groups import ListGroup
 from cli.options import After, All, Json, Limit, Yes, ask, connect, seconds_of, show_list
 from cli.output import Column, note, print_json, say, status_text
@@ -78,6 +78,7 @@ def create(
     priority_floor: Annotated[
         int | None, typer.Option(min=0, max=9, metavar="0-9", help="The most urgent priority of its jobs.")
     ] = None,
+    allowed_models: AllowedModels = None,
     as_json: Json = False,
 ) -> None:
     """Create an API key and print it, once; only its hash is stored."""
@@ -86,6 +87,8 @@ def create(
     body |= {key: value for key, value in given.items() if value is not None}
     if expires is not None:
         body["expires_in_s"] = seconds_of(expires, "--expires")
+    if allowed_models is not None:
+        body["options"] = {"allowed_models": model_names(allowed_models)}
     with connect(context) as client:
         _show_secret(client.post("/v1/api_keys", json=body), as_json=as_json)
 
