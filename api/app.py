@@ -11,8 +11,10 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from api.admin.audit import routes as audit
 from api.admin.fleet import routes as fleet
 from api.admin.keys import routes as admin_keys
+from api.admin.prices import routes as admin_prices
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
@@ -140,6 +142,8 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(savings.router)
     app.include_router(fleet.router)
     app.include_router(admin_keys.router)
+    app.include_router(admin_prices.router)
+    app.include_router(audit.router)
     app.include_router(health.router)
     pages.install(app, console=settings.console == "on")
     if settings.console == "on":

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from api.admin.fleet.service import FleetService
 from api.admin.fleet.store import FleetStore
 from api.admin.keys.service import KeyService
+from api.admin.prices.store import PriceListStore
 from api.batches.driver import BatchDriver
 from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
@@ -89,6 +90,7 @@ from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
+from shared.postgres.audit_store import AuditStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.recovery.recovery import build_recovery
@@ -304,6 +306,8 @@ async def open_resources(
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
+        resources.add(AuditStore, AuditStore(database))
+        resources.add(PriceListStore, PriceListStore(database))
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.commands.admin import audit, prices
 from cli.commands.batch import batch, batches
 from cli.commands.failed import failed
 from cli.commands.jobs import cancel, job, jobs
@@ -73,6 +74,8 @@ app.add_typer(models, name="models")
 app.add_typer(workers, name="workers")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
+app.command(short_help="List the prices of models.")(prices)
+app.command(short_help="List what operators have changed.")(audit)
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)
 
 

@@ -123,7 +123,7 @@ def change_key(
     if not body:
         raise UsageError("Give at least one option to change; `headrace keys set --help` lists them.")
     with connect(context) as client:
-        key = client.patch(path("api_keys", key_id), json=body)
+        key = client.patch(path("admin", "keys", key_id), json=body)
     print_json(key) if as_json else say(f"{key['id']}  changed")
 
 

@@ -60,7 +60,7 @@ def list_keys(
     params = {name: value for name, value in (("project", project), ("after", after)) if value is not None}
     with connect(context) as client:
         shown = None if everything else limit
-        show_list(client, "/v1/api_keys", params, shown, KEY_COLUMNS, _key_row, as_json=as_json, empty="No keys.")
+        show_list(client, "/v1/admin/keys", params, shown, KEY_COLUMNS, _key_row, as_json=as_json, empty="No keys.")
 
 
 @keys.command()
@@ -90,7 +90,7 @@ def create(
     if allowed_models is not None:
         body["options"] = {"allowed_models": model_names(allowed_models)}
     with connect(context) as client:
-        _show_secret(client.post("/v1/api_keys", json=body), as_json=as_json)
+        _show_secret(client.post("/v1/admin/keys", json=body), as_json=as_json)
 
 
 keys.command("set")(change_key)
@@ -109,7 +109,7 @@ def rotate(
     if expires is not None:
         body["expires_in_s"] = seconds_of(expires, "--expires")
     with connect(context) as client:
-        _show_secret(client.post(path("api_keys", key_id, "rotate"), json=body), as_json=as_json)
+        _show_secret(client.post(path("admin", "keys", key_id, "rotate"), json=body), as_json=as_json)
 
 
 @keys.command()
@@ -125,7 +125,7 @@ def revoke(
     with connect(context) as client:
         of_each(
             ids,
-            lambda key_id: client.post(path("api_keys", key_id, "revoke")),
+            lambda key_id: client.post(path("admin", "keys", key_id, "revoke")),
             lambda _, key: f"{key['id']}  revoked",
             as_json=as_json,
         )
@@ -171,7 +171,14 @@ def list_projects(
         params = {"after": after} if after else {}
         shown = None if everything else limit
         show_list(
-            client, "/v1/projects", params, shown, PROJECT_COLUMNS, _project_row, as_json=as_json, empty="No projects."
+            client,
+            "/v1/admin/projects",
+            params,
+            shown,
+            PROJECT_COLUMNS,
+            _project_row,
+            as_json=as_json,
+            empty="No projects.",
         )
 
 
@@ -187,7 +194,7 @@ def create_project(
     """Create a project without keys."""
     body = {"name": name} | ({"tier": tier} if tier is not None else {})
     with connect(context) as client:
-        project = client.post("/v1/projects", json=body)
+        project = client.post("/v1/admin/projects", json=body)
     print_json(project) if as_json else say(f"{project['name']}  created")
 
 
@@ -202,7 +209,7 @@ def change_project(
 ) -> None:
     """Change the tier of a project. Effective within seconds."""
     with connect(context) as client:
-        project = client.patch(path("projects", name), json={"tier": None if tier == NONE else tier})
+        project = client.patch(path("admin", "projects", name), json={"tier": None if tier == NONE else tier})
     print_json(project) if as_json else say(f"{project['name']}  changed")
 
 

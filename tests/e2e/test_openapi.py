@@ -46,7 +46,7 @@ async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) ->
     async def run(method: str, path: str, example: dict[str, Any]) -> None:
         if path == "/v1/batches":
             example = {**example, "input_file_id": await create_file(vllm)}
-        headers = {"Authorization": f"Bearer {admin}"} if path.startswith(("/v1/api_keys", "/v1/projects")) else {}
+        headers = {"Authorization": f"Bearer {admin}"} if path.startswith("/v1/admin/") else {}
         url = path.replace("{key_id}", key.split()[0]).replace("{name}", "examples")
         response = await vllm.request(method, url, json=example, headers=headers)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"

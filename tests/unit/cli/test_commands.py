@@ -357,9 +357,9 @@ KEY = {
 
 
 def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
-    api.on("POST /v1/api_keys", reply(KEY | {"secret": "hr_secret"}))
-    api.on("POST /v1/api_keys/key_7/rotate", reply(KEY | {"id": "key_8", "secret": "hr_new"}))
-    api.on("POST /v1/api_keys/key_8/revoke", reply(KEY | {"id": "key_8"}))
+    api.on("POST /v1/admin/keys", reply(KEY | {"secret": "hr_secret"}))
+    api.on("POST /v1/admin/keys/key_7/rotate", reply(KEY | {"id": "key_8", "secret": "hr_new"}))
+    api.on("POST /v1/admin/keys/key_8/revoke", reply(KEY | {"id": "key_8"}))
     created = run(api.url, "keys", "create", "web", "--project", "shop", "--scope", "admin", "--expires", "90d")
     assert (created.stdout, created.exit_code) == ("hr_secret\n", 0)
     assert "key_7" in created.stderr
@@ -373,7 +373,7 @@ def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
 
 
 def test_revoking_keys_needs_an_answer(api: ScriptedApi) -> None:
-    api.on("POST /v1/api_keys/key_7/revoke", reply(KEY))
+    api.on("POST /v1/admin/keys/key_7/revoke", reply(KEY))
     result = run(api.url, "keys", "revoke", "key_7", stdin="y\n")
     assert (result.exit_code, api.requests) == (2, []), "there is no terminal for a question"
     assert "--yes" in result.stderr
@@ -386,7 +386,7 @@ def test_revoking_keys_needs_an_answer(api: ScriptedApi) -> None:
 
 
 def test_keys_are_changed(api: ScriptedApi) -> None:
-    api.on("PATCH /v1/api_keys/key_7", reply(KEY))
+    api.on("PATCH /v1/admin/keys/key_7", reply(KEY))
 
     def body_of(*arguments: str) -> Any:
         result = run(api.url, "keys", "set", "key_7", *arguments)
@@ -425,7 +425,7 @@ def test_changes_that_make_no_sense_are_refused(api: ScriptedApi, arguments: tup
 
 
 def test_projects_are_changed(api: ScriptedApi) -> None:
-    api.on("PATCH /v1/projects/a%2Fb", reply({"name": "a/b", "tier": None}))
+    api.on("PATCH /v1/admin/projects/a%2Fb", reply({"name": "a/b", "tier": None}))
     assert run(api.url, "projects", "set", "a/b", "--tier", "free").stdout == "a/b  changed\n"
     run(api.url, "projects", "set", "a/b", "--tier", "none")
     assert [request.json for request in api.requests] == [{"tier": "free"}, {"tier": None}]
@@ -440,7 +440,7 @@ def test_the_version_is_that_of_the_installation() -> None:
 def test_states_of_keys(api: ScriptedApi) -> None:
     past, future = "2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z"
     states = [KEY, KEY | {"revoked_at": past}, KEY | {"expires_at": past}, KEY | {"expires_at": future}]
-    api.on("GET /v1/api_keys", page(*states))
+    api.on("GET /v1/admin/keys", page(*states))
     _, *rows = run(api.url, "keys").stdout.splitlines()
     assert [row.split()[3] for row in rows] == ["valid", "revoked", "expired", "until"]
 
