@@ -68,6 +68,8 @@ async def test_workers_are_listed(admin: httpx.AsyncClient) -> None:
         ("GET", "/v1/admin/projects"),
         ("POST", "/v1/admin/projects"),
         ("PATCH", "/v1/admin/projects/operations"),
+        ("GET", "/v1/admin/audit"),
+        ("GET", "/v1/admin/prices"),
         ("GET", "/v1/jobs?project=operations"),
     ],
 )
@@ -319,6 +321,106 @@ async def test_projects(admin: httpx.AsyncClient) -> None:
         after = {"after": page["last_id"]}
     assert {"e2e", "operations", "zoo"} <= set(names)
     assert len(names) == len(set(names))
+
+
+async def test_the_paths_of_earlier_versions_remain(admin: httpx.AsyncClient) -> None:
+    key = (await admin.post("/v1/api_keys", json={"name": "former", "project": "former paths"})).json()
+    changed = await admin.patch(f"/v1/api_keys/{key['id']}", json={"name": "changed"})
+    assert changed.json()["name"] == "changed"
+    assert (await admin.patch("/v1/projects/former paths", json={"tier": "free"})).json()["tier"] == "free"
+    assert "/v1/api_keys" not in (await admin.get("/openapi.json")).json()["paths"]
+
+
+async def test_a_key_may_be_limited_to_models(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
+    body = {"name": "limited", "project": "limited", "options": {"allowed_models": ["sim"]}}
+    created = await admin.post("/v1/admin/keys", json=body)
+    assert created.status_code == 200, created.text
+    key = created.json()
+    async with bearer(sim_stack, key["secret"]) as client:
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["sim"]
+        assert (await client.get("/v1/models/sim")).status_code == 200
+        message = {"role": "user", "content": "x"}
+        small: dict[str, Any] = {"model": "small", "max_tokens": 2}
+        for refused in (
+            await client.get("/v1/models/small"),
+            await client.post("/v1/jobs", json={**small, "prompt": "x"}),
+            await client.post("/v1/chat/completions", json={**small, "messages": [message]}),
+            await client.post("/v1/responses", json={"model": "small", "input": "x"}),
+            await client.post("/v1/route", json={**small, "messages": [message]}),
+        ):
+            assert refused.status_code == 404, refused.text
+            error = refused.json()["error"]
+            assert (error["code"], error["param"]) == ("model_not_found", "model")
+            assert "may use: sim." in error["message"]
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            response = await client.post(path, json={**small, "messages": [message]})
+            assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found_error"), response.text
+        assert (await client.post("/v1/jobs", json={**small, "model": "sim", "prompt": "x"})).status_code == 202
+        path = f"/v1/admin/keys/{key['id']}"
+        changed = await admin.patch(path, json={"options": {"allowed_models": None}})
+        assert changed.json()["options"]["allowed_models"] is None
+
+        async def may_use_all() -> bool:
+            return (await client.get("/v1/models/small")).status_code == 200
+
+        await eventually(may_use_all, "the key is no longer limited")
+    empty = await admin.patch(path, json={"options": {"allowed_models": []}})
+    assert (empty.status_code, empty.json()["error"]["param"]) == (400, "options.allowed_models")
+
+
+async def test_changes_are_in_the_audit_log(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
+    project = "audited"
+    key = (await admin.post("/v1/admin/keys", json={"name": "a", "project": project})).json()
+    await admin.patch(f"/v1/admin/keys/{key['id']}", json={"name": "b", "priority_floor": 3})
+    successor = (await admin.post(f"/v1/admin/keys/{key['id']}/rotate", json={"overlap_s": 60})).json()
+    await admin.patch(f"/v1/admin/projects/{project}", json={"tier": "free"})
+    sim_stack.command("api.keys", "revoke", successor["id"])
+
+    async def entries(**params: Any) -> list[dict[str, Any]]:
+        response = await admin.get("/v1/admin/audit", params=params)
+        assert response.status_code == 200, response.text
+        assert key["secret"] not in response.text
+        data: list[dict[str, Any]] = response.json()["data"]
+        return data
+
+    found = await entries(project=project)
+    assert [(entry["action"], entry["object_id"], entry["key_name"]) for entry in found] == [
+        ("key.revoke", successor["id"], None),
+        ("project.change", project, "operator"),
+        ("key.rotate", key["id"], "operator"),
+        ("key.create", successor["id"], "operator"),
+        ("key.change", key["id"], "operator"),
+        ("key.create", key["id"], "operator"),
+        ("project.create", project, "operator"),
+    ]
+    revoked, tier, rotated, replaced, changed, created, _ = found
+    assert (revoked["key"], revoked["before"], list(revoked["after"])) == (None, {"revoked_at": None}, ["revoked_at"])
+    assert (tier["before"], tier["after"]) == ({"tier": None}, {"tier": "free"})
+    assert (rotated["before"], list(rotated["after"])) == ({"expires_at": None}, ["expires_at"])
+    assert replaced["after"]["replaces"] == key["id"]
+    assert (changed["before"], changed["after"]) == ({"name": "a"}, {"name": "b"}), "only what has another value"
+    assert (created["before"], created["after"]["scopes"]) == (None, ["inference"])
+
+    for action in ("pause", "pause", "resume"):
+        await admin.post(f"/v1/models/orphan/{action}")
+    assert [entry["action"] for entry in await entries(object="orphan")] == ["model.resume", "model.pause"]
+
+    page = (await admin.get("/v1/admin/audit", params={"project": project, "limit": 6})).json()
+    assert (len(page["data"]), page["has_more"]) == (6, True)
+    rest = await entries(project=project, after=page["last_id"])
+    assert [entry["action"] for entry in rest] == ["project.create"]
+    assert {entry["action"] for entry in await entries(action="project")} == {"project.create", "project.change"}
+    (operator,) = {entry["key"] for entry in found} - {None}
+    assert {entry["key"] for entry in await entries(key=operator)} == {operator}
+    for params, param in (({"after": "x"}, "after"), ({"key": "x"}, "key"), ({"action": "DROP"}, "action")):
+        refused = await admin.get("/v1/admin/audit", params=params)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+async def test_prices_are_listed(admin: httpx.AsyncClient) -> None:
+    response = await admin.get("/v1/admin/prices", params={"model": "nothing", "history": True})
+    assert (response.status_code, response.json()["data"]) == (200, [])
+    assert (await admin.get("/v1/admin/prices", params={"after": "x"})).json()["error"]["param"] == "after"
 
 
 async def test_a_search_over_http(sim: httpx.AsyncClient, admin: httpx.AsyncClient) -> None:
