@@ -30,16 +30,20 @@ from api.console.data.statistics_store import StatisticsStore
 from api.console.fleet.routes import FleetPages
 from api.console.fleet.store import RunningJobsStore
 from api.console.jobs.job.routes import JobParts
+from api.console.jobs.ledger_store import LedgerEntriesStore
 from api.console.jobs.routes import JobsList
 from api.console.jobs.service import ConsoleJobs
 from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
+from api.console.limits.routes import LimitPages
+from api.console.limits.store import LimitPagesStore
 from api.console.live_streams import LiveStreams
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
 from api.console.overview.store import ModelTimesStore
 from api.console.routing.store import RoutingStore
 from api.console.sessions import Sessions
+from api.console.usage.store import TopUsageStore
 from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
@@ -89,6 +93,7 @@ from api.savings.service import SavingsService
 from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
+from api.usage.service import UsageService
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.audit_store import AuditStore
@@ -280,6 +285,13 @@ async def open_resources(
         resources.add(FleetPages, fleet_pages)
         resources.add(KeyPagesStore, KeyPagesStore(database, keys))
         resources.add(RoutingStore, RoutingStore(database))
+        resources.add(KeyNamesStore, key_names)
+        limit_pages = LimitPages(LimitPagesStore(database))
+        stack.push_async_callback(limit_pages.broadcaster.close)
+        resources.add(LimitPages, limit_pages)
+        top_usage = TopUsageStore(database)
+        resources.add(TopUsageStore, top_usage)
+        resources.add(UsageService, UsageService(top_usage, keys))
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
@@ -296,6 +308,7 @@ async def open_resources(
             logs=logs,
             names=key_names,
             replays=replays,
+            ledger=LedgerEntriesStore(database),
         )
         jobs_list, job_parts = JobsList(console_jobs), JobParts(console_jobs)
         stack.push_async_callback(jobs_list.broadcaster.close)
