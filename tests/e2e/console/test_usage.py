@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.postgres.engine import connect
 from tests.e2e.console.test_protection import sign_in
 from tests.support.console import BROWSER_TESTS, COLOURS, PHONE, accessibility_faults, create_key, visit
+from tests.support.database import run_sql
 from tests.support.stack import Stack
 
 # Models and users that no job of other tests has. Spreadsheets take the second user for a formula.
@@ -121,14 +122,22 @@ def test_usage_as_a_file(spender: httpx.Client) -> None:
     assert f"'{HOSTILE}" in {row["user"] for row in rows}, "no formula"
 
 
+@pytest.fixture(scope="module")
+def saver(sim_stack: Stack) -> Iterator[httpx.Client]:
+    """A member of a project with a budget, which has no jobs: those of other tests must not meet it."""
+    create_key(sim_stack, "another saver", "inference")
+    with sign_in(sim_stack, create_key(sim_stack, "saver", "inference")) as client:
+        yield client
+
+
 @pytest_asyncio.fixture
-async def limits(database: AsyncEngine, spender_key: str, operator_key: str) -> AsyncIterator[None]:
-    """A budget of each project, which one has nearly used up, and a rate limit."""
+async def limits(database: AsyncEngine, saver: httpx.Client) -> AsyncIterator[None]:
+    """A budget of each of two projects, which one has nearly used up, and a rate limit."""
     await run(
         database,
         "WITH budget AS (INSERT INTO budgets (project_id, period, limit_usd)"
-        " SELECT id, 'day', CASE name WHEN 'spender' THEN 20 ELSE 7.77 END FROM projects"
-        " WHERE name IN ('spender', 'operator') RETURNING id, limit_usd)"
+        " SELECT id, 'day', CASE name WHEN 'saver' THEN 20 ELSE 7.77 END FROM projects"
+        " WHERE name IN ('saver', 'another saver') RETURNING id, limit_usd)"
         " INSERT INTO budget_windows (budget_id, starts_at, ends_at, spent, reserved)"
         " SELECT id, now() - interval '1 hour', now() + interval '1 hour', 16.5, 0.25 FROM budget"
         " WHERE limit_usd = 20",
@@ -136,7 +145,7 @@ async def limits(database: AsyncEngine, spender_key: str, operator_key: str) -> 
     await run(
         database,
         "INSERT INTO limits (project_id, requests_per_minute, mode)"
-        " SELECT id, 61234, 'soft' FROM projects WHERE name = 'spender'",
+        " SELECT id, 61234, 'soft' FROM projects WHERE name = 'saver'",
     )
     yield
     await run(database, "DELETE FROM limits WHERE requests_per_minute = 61234")
@@ -144,8 +153,8 @@ async def limits(database: AsyncEngine, spender_key: str, operator_key: str) -> 
 
 
 @pytest.mark.usefixtures("limits")
-def test_what_is_left_of_budgets_and_limits(operator: httpx.Client, spender: httpx.Client) -> None:
-    seen, own = operator.get("limits").text, spender.get("limits").text
+def test_what_is_left_of_budgets_and_limits(operator: httpx.Client, saver: httpx.Client) -> None:
+    seen, own = operator.get("limits").text, saver.get("limits").text
     for page in (seen, own):
         for value in ("$20.00", "$16.50", "$0.25", "$3.25", "nearly used up", "61,234", "wait in the queue"):
             assert value in page
@@ -153,18 +162,19 @@ def test_what_is_left_of_budgets_and_limits(operator: httpx.Client, spender: htt
     assert "$7.77" not in own
 
 
-async def test_a_job_shows_what_it_cost(database: AsyncEngine, spender: httpx.Client, operator: httpx.Client,
-                                        sim_stack: Stack, spender_key: str) -> None:  # fmt: skip
+def test_a_job_shows_what_it_cost(
+    sim_stack: Stack, spender: httpx.Client, operator: httpx.Client, spender_key: str
+) -> None:
     headers = {"Authorization": f"Bearer {spender_key}", "Prefer": "wait=30"}
-    async with httpx.AsyncClient(base_url=sim_stack.url, headers=headers, timeout=60) as client:
-        job = (await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "max_tokens": 3})).json()
+    body = {"model": "sim", "prompt": "x", "max_tokens": 3}
+    job = httpx.post(f"{sim_stack.url}/v1/jobs", json=body, headers=headers, timeout=60).json()
     page = spender.get(f"jobs/{job['id']}").text
     assert 'aria-label="Cost by attempt"' in page
     assert "a price is missing" in page
-    await run(
-        database,
-        "UPDATE usage_events SET cost = 0.125, charge = 0.375, source = 'estimate' WHERE job_id = :job", job=job["id"],
-    )  # fmt: skip
+    run_sql(
+        sim_stack.environment["DATABASE_URL"],
+        f"UPDATE usage_events SET cost = 0.125, charge = 0.375, source = 'estimate' WHERE job_id = '{job['id']}'",
+    )
     page, seen = spender.get(f"jobs/{job['id']}").text, operator.get(f"jobs/{job['id']}").text
     assert "$0.38" in page
     assert "$0.12" not in page
