@@ -173,7 +173,8 @@ def test_a_job_shows_what_it_cost(
     assert "a price is missing" in page
     run_sql(
         sim_stack.environment["DATABASE_URL"],
-        f"UPDATE usage_events SET cost = 0.125, charge = 0.375, source = 'estimate' WHERE job_id = '{job['id']}'",
+        "UPDATE usage_events SET cost = 0.125, charge = 0.375, source = 'estimate'"
+        " WHERE project_id = (SELECT id FROM projects WHERE name = 'spender')",
     )
     page, seen = spender.get(f"jobs/{job['id']}").text, operator.get(f"jobs/{job['id']}").text
     assert "$0.38" in page
