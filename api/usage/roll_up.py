@@ -38,6 +38,8 @@ class UsageRollUp:
                 break
             for model, count in added.unpriced.items():
                 self._metrics.usage_unpriced.labels(self._metrics.model_label(model)).inc(count)
+            for model, cost in added.costs.items():
+                self._metrics.usage_cost.labels(self._metrics.model_label(model)).inc(float(cost))
             now, state = time.monotonic(), await self._sums.state()
             if state.due:
                 await asyncio.sleep(PAUSE_S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
@@ -127,7 +128,8 @@ def _unpriced_by_correction(entry: Any) -> ColumnElement[int]:
 def _add_statement() -> Select[Any]:
     """Add the entries of the transactions from `lower` up to `upper` to the sums.
 
-    Returns, by model, the number of entries (`entries`), and of those that have no price (`unpriced`).
+    Returns, by model, the number of entries (`entries`), of those that have no price (`unpriced`), and what entries
+    cost that are no corrections (`cost`).
     """
     entry = UsageEventRow
     keys, values = entry_keys(entry, _quarter_hour(entry.ended_at)), entry_values(entry)
@@ -138,6 +140,7 @@ def _add_statement() -> Select[Any]:
             *(func.coalesce(func.sum(expression), _NONE).label(name) for name, expression in values.items()),
             func.count().label("entries"),
             func.sum(without_price).label("without_price"),
+            func.sum(case((entry.correction == _NONE, entry.cost))).label("own_cost"),
         )
         .where(entry.written_by >= bindparam("lower", type_=BigInteger))
         .where(entry.written_by < bindparam("upper", type_=BigInteger))
@@ -155,6 +158,7 @@ def _add_statement() -> Select[Any]:
             portion.c.model,
             cast(func.sum(portion.c.entries), BigInteger).label("entries"),
             cast(func.sum(portion.c.without_price), BigInteger).label("unpriced"),
+            cast(func.sum(portion.c.own_cost), Numeric).label("cost"),
         )
         .group_by(portion.c.model)
         .add_cte(sums.cte("sums"))
@@ -196,10 +200,14 @@ class SumsState:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What a step has added: the number of entries, and by model, of those without a price."""
+    """What a step has added: the number of entries, and by model, of those without a price, and what they cost.
+
+    Corrections are not in `costs`.
+    """
 
     entries: int
     unpriced: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, Decimal] = field(default_factory=dict)
 
 
 class UsageSums(Store):
@@ -225,7 +233,8 @@ class UsageSums(Store):
             rows = (await connection.execute(_ADD, {"lower": lower, "upper": upper})).all()
             await _move(connection, upper)
         unpriced = {row.model: row.unpriced for row in rows if row.unpriced}
-        return Added(sum(row.entries for row in rows), unpriced)
+        costs = {row.model: row.cost for row in rows if row.cost}
+        return Added(sum(row.entries for row in rows), unpriced, costs)
 
 
 async def _upper(connection: AsyncConnection, lower: int, horizon: int, portion: int) -> int:

@@ -17,6 +17,13 @@ class UsageMetrics:
             (MODEL,),
             API,
         )
+        self.usage_cost = new.counter(
+            "headrace_usage_cost_dollars_total",
+            "What entries of the ledger cost, counted when they are added to the sums of usage. Corrections are not"
+            " counted.",
+            (MODEL,),
+            API,
+        )
         self.usage_sums_age = new.gauge(
             "headrace_usage_sums_age_seconds",
             "Age of the sums of usage: all entries of the ledger that were there so long ago are in them.",
