@@ -10,7 +10,7 @@ from typing import Any
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, parse_id
 from api.usage.report import Report
-from api.usage.store import Dimension, UsageFilters, UsageSelection, UsageStore
+from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.owner import end_user_name
 
@@ -18,7 +18,7 @@ from shared.domain.owner import end_user_name
 class UsageService:
     """Reads reports, one at a time, so that they take no connections from submits."""
 
-    def __init__(self, store: UsageStore, keys: ApiKeyStore) -> None:
+    def __init__(self, store: UsageReportStore, keys: ApiKeyStore) -> None:
         self._store = store
         self._keys = keys
         self._one_at_a_time = asyncio.Lock()
