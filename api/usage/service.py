@@ -46,7 +46,7 @@ class UsageService:
             project_ids=await self._project_ids(principal, projects, names[0]),
             key_ids={_key_id(key, names[1]) for key in keys} if keys else None,
             end_users={end_user_name(user) or "" for user in users} if users else None,
-            models=set(models) if models else None,
+            models={_text(model) for model in models} if models else None,
             batch=batch,
         )
 
@@ -99,10 +99,15 @@ class UsageService:
             return {principal.project_id}
         found = set()
         for name in dict.fromkeys(names):
-            if (project_id := await self._keys.project_id(name)) is None:
+            if (project_id := await self._keys.project_id(_text(name))) is None:
                 raise InvalidRequest(f"{param}: there is no project {name[:64]!r}", param=param)
             found.add(project_id)
         return found
+
+
+def _text(name: str) -> str:
+    """A name as PostgreSQL's `text` can have it: no name has the character that it refuses."""
+    return name.replace("\0", "\ufffd")
 
 
 def _key_id(text: str, param: str) -> int:
