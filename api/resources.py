@@ -60,6 +60,7 @@ from api.http.dependencies import Resources
 from api.http.members import MemberReader
 from api.jobs.actions import JobActions
 from api.jobs.admission import Admission
+from api.jobs.cost_store import CostStore
 from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
@@ -93,13 +94,16 @@ from api.savings.service import SavingsService
 from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
+from api.usage.roll_up import UsageRollUp
 from api.usage.service import UsageService
+from api.usage.store import UsageReportStore
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.audit_store import AuditStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.price_store import PriceStore
+from shared.postgres.usage_sums import UsageSums
 from shared.recovery.recovery import build_recovery
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
@@ -224,6 +228,7 @@ async def open_resources(
             supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
         price_sync = PriceSync(registry, PriceStore(database))
         supervisor.start("price_sync", price_sync.run())
+        supervisor.start("usage_roll_up", UsageRollUp(UsageSums(database), metrics).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
@@ -289,9 +294,7 @@ async def open_resources(
         limit_pages = LimitPages(LimitPagesStore(database))
         stack.push_async_callback(limit_pages.broadcaster.close)
         resources.add(LimitPages, limit_pages)
-        top_usage = TopUsageStore(database)
-        resources.add(TopUsageStore, top_usage)
-        resources.add(UsageService, UsageService(top_usage, keys))
+        resources.add(TopUsageStore, TopUsageStore(database))
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
@@ -322,6 +325,8 @@ async def open_resources(
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
+        resources.add(UsageService, UsageService(UsageReportStore(database), keys))
+        resources.add(CostStore, CostStore(database))
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
         resources.add(AuditStore, AuditStore(database))

@@ -15,6 +15,7 @@ from cli.commands.local import bench, up
 from cli.commands.models import models
 from cli.commands.status import status
 from cli.commands.submit import submit
+from cli.commands.usage import usage
 from cli.commands.workers import workers
 from cli.groups import RootGroup
 from cli.output import say
@@ -72,6 +73,7 @@ app.command(short_help="List batches.")(batches)
 app.add_typer(failed, name="failed")
 app.add_typer(models, name="models")
 app.add_typer(workers, name="workers")
+app.add_typer(usage, name="usage")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.command(short_help="List the prices of models.")(prices)

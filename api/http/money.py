@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 
 COST_HEADER = "x-headrace-cost"
+
+
+def total_of(amounts: Iterable[Decimal | None]) -> Decimal | None:
+    """The sum of amounts; None if one of them is not known."""
+    total = Decimal(0)
+    for amount in amounts:
+        if amount is None:
+            return None
+        total += amount
+    return total
+
+
+def cost_header(amount: Decimal | None) -> dict[str, str]:
+    """The response header with an amount, if it is known."""
+    return {} if amount is None else {COST_HEADER: decimal_text(amount)}
 
 
 def dollars(amount: Decimal | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from api.context.count_memo import counting_once
 from api.context.limits import TokenLimiter
@@ -25,6 +25,16 @@ from shared.telemetry.metrics import Metrics
 
 # Steps of at most about a millisecond between two turns of the event loop.
 STEPS_PER_TURN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MostTokens:
+    """The model that would run a job, its prompt's tokens, and the most output tokens of all of its choices together;
+    None if nothing limits these."""
+
+    model: str
+    prompt: PromptTokens
+    output: int | None
 
 
 class Admission:
@@ -103,13 +113,35 @@ class Admission:
         """
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
-    async def recheck(self, principal: Principal, new: NewJob) -> None:
-        """Run the checks of a rejected job again, without side effects, to report the reason. Raises as `admit`."""
+    async def recheck(self, principal: Principal, new: NewJob) -> NewJob:
+        """Run the checks of a job without side effects: of a rejected one, to report the reason, or of one that is not
+        submitted. Returns it as it would be admitted; raises as `admit`."""
         new = replace(new, model=await self.model_of(principal, new))
         new = self._token_limiter.limit_output(principal, new, counted=False)
         new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
+        return new
+
+    async def most_tokens(self, principal: Principal, new: NewJob) -> MostTokens:
+        """The most tokens that a job could have if it was submitted now. Raises as `admit`."""
+        principal.require(Scope.INFERENCE)
+        with counting_once(principal.project_id):
+            new = await self.recheck(principal, new)
+            prompt = await self._context.measure(new.model, new.request, project_id=principal.project_id)
+        return MostTokens(new.model, prompt, self._most_output(new, prompt))
+
+    def _most_output(self, new: NewJob, prompt: PromptTokens) -> int | None:
+        """The most output tokens of a job, of all of its choices together; None if nothing limits them."""
+        spec, sampling = self._registry[new.model], new.request.sampling
+        if new.request.prompt_only:
+            return 0
+        length = self._context.length(new.model)
+        # An estimate is too high for most prompts, so it leaves less room than there may be.
+        room = None if length is None else length if prompt.estimated else max(0, length - prompt.number)
+        wanted = (sampling.max_tokens or spec.default_max_tokens) if spec.capabilities.max_tokens else None
+        limits = [limit for limit in (wanted, spec.max_output_tokens, room) if limit is not None]
+        return min(limits) * sampling.n if limits else None
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Check a request against its model, without side effects; raises as `admit`."""

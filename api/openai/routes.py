@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from api.http.dependencies import CurrentRegistry
 from api.http.json_body import BodyWork, CurrentBodyWork, JsonRoute
@@ -36,6 +37,14 @@ from shared.domain.new_job import NewJob
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
+IncludeCost = Annotated[
+    bool,
+    Header(
+        alias="x-headrace-include-cost",
+        description="Add `cost` to the usage, as `usage.include` does, but only if the response has the usage anyway.",
+    ),
+]
+
 
 @router.post(
     "/chat/completions",
@@ -50,9 +59,12 @@ async def chat_completions(
     request: Request,
     submission: Submission,
     work: CurrentBodyWork,
+    include_cost: IncludeCost = False,
 ) -> Response:
     """Create a chat completion, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, call, request, submission, work)
+    principal = principal.acting_for(body.user)
+    include_cost = include_cost or body.include_cost
+    return await _complete(CHAT, body, principal, jobs, call, request, submission, work, include_cost=include_cost)
 
 
 @router.post(
@@ -68,9 +80,12 @@ async def completions(
     request: Request,
     submission: Submission,
     work: CurrentBodyWork,
+    include_cost: IncludeCost = False,
 ) -> Response:
     """Create a completion of a prompt, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, call, request, submission, work)
+    principal = principal.acting_for(body.user)
+    include_cost = include_cost or body.include_cost
+    return await _complete(TEXT, body, principal, jobs, call, request, submission, work, include_cost=include_cost)
 
 
 @router.get("/models", responses=ERRORS)
@@ -108,6 +123,8 @@ async def _complete(
     request: Request,
     submission: SubmitHeaders,
     work: BodyWork,
+    *,
+    include_cost: bool,
 ) -> Response:
     if body.stream:
         call.open_stream()
@@ -131,7 +148,8 @@ async def _complete(
         raise body.rename_param(error) from None
 
     async def completion(ended: Sequence[Job]) -> JsonBody:
-        return JsonBody(partial(completion_body, dialect, ended), sum(job.output_size for job in ended))
+        build = partial(completion_body, dialect, ended, include_cost=include_cost)
+        return JsonBody(build, sum(job.output_size for job in ended))
 
     def stream() -> AsyncIterator[bytes]:
         return frames(
@@ -140,6 +158,7 @@ async def _complete(
             [jobs.follow_submitted(job, created=created) for job in submitted],
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
+            cost=partial(jobs.charge, submitted) if include_cost else None,
         )
 
     return await call.respond(

@@ -112,7 +112,7 @@ async def costs(
     usage: CurrentUsage,
     start_time: UnixTime,
     end_time: EndTime = None,
-    bucket_width: Literal["1d"] = "1d",  # noqa: ARG001
+    bucket_width: Literal["1d"] = "1d",
     group_by: Annotated[list[CostsGroup] | None, _brackets("group_by", "What to group by.")] = None,
     project_ids: Annotated[list[str] | None, _brackets("project_ids", "Only these projects, by name.")] = None,
     api_key_ids: Annotated[list[str] | None, _brackets("api_key_ids", "Only these keys.")] = None,
@@ -186,9 +186,7 @@ async def _page(
     periods = Periods.of_width(window.start, window.count, window.width.seconds)
     groups = list(dict.fromkeys(groups))
     dimensions = tuple(DIMENSIONS[group] for group in groups)
-    report = await usage.report(
-        UsageSelection(periods, filters, dimensions, by_period=True, from_ledger=from_ledger)
-    )
+    report = await usage.report(UsageSelection(periods, filters, dimensions, by_period=True, from_ledger=from_ledger))
 
     def build() -> dict[str, Any]:
         return {

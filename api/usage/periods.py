@@ -85,12 +85,12 @@ def days_of(start: date | None, end: date | None, zone: ZoneInfo, default_days: 
     Raises:
         InvalidRequest: there is no such day, or there are too many.
     """
+    for name, day in (("start", start), ("end", end)):
+        if day is not None and not FIRST <= day <= LAST:
+            raise InvalidRequest(f"{name}: must be a day from {FIRST} to {LAST}, got {day}", param=name)
     tomorrow = datetime.now(zone).date() + timedelta(days=1)
     end = end or (tomorrow if start is None else max(tomorrow, start + timedelta(days=1)))
     start = start or max(FIRST, end - timedelta(days=default_days))
-    for name, day in (("start", start), ("end", end)):
-        if not FIRST <= day <= LAST:
-            raise InvalidRequest(f"{name}: must be a day from {FIRST} to {LAST}, got {day}", param=name)
     if not start < end:
         raise InvalidRequest(f"end: must be after `start`, which is {start}; got {end}", param="end")
     if (end - start).days > MAX_DAYS:

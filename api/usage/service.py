@@ -10,7 +10,7 @@ from typing import Any
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, parse_id
 from api.usage.report import Report
-from api.usage.store import Dimension, UsageFilters, UsageSelection, UsageStore
+from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.owner import end_user_name
 
@@ -18,7 +18,7 @@ from shared.domain.owner import end_user_name
 class UsageService:
     """Reads reports, one at a time, so that they take no connections from submits."""
 
-    def __init__(self, store: UsageStore, keys: ApiKeyStore) -> None:
+    def __init__(self, store: UsageReportStore, keys: ApiKeyStore) -> None:
         self._store = store
         self._keys = keys
         self._one_at_a_time = asyncio.Lock()
@@ -46,7 +46,7 @@ class UsageService:
             project_ids=await self._project_ids(principal, projects, names[0]),
             key_ids={_key_id(key, names[1]) for key in keys} if keys else None,
             end_users={end_user_name(user) or "" for user in users} if users else None,
-            models=set(models) if models else None,
+            models={_text(model) for model in models} if models else None,
             batch=batch,
         )
 
@@ -99,10 +99,15 @@ class UsageService:
             return {principal.project_id}
         found = set()
         for name in dict.fromkeys(names):
-            if (project_id := await self._keys.project_id(name)) is None:
+            if (project_id := await self._keys.project_id(_text(name))) is None:
                 raise InvalidRequest(f"{param}: there is no project {name[:64]!r}", param=param)
             found.add(project_id)
         return found
+
+
+def _text(name: str) -> str:
+    """A name as PostgreSQL's `text` can have it: no name has the character that it refuses."""
+    return name.replace("\0", "\ufffd")
 
 
 def _key_id(text: str, param: str) -> int:

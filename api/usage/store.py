@@ -69,7 +69,7 @@ class UsageSelection:
     from_ledger: bool = False
 
 
-class UsageStore(Store):
+class UsageReportStore(Store):
     """Reads usage."""
 
     async def rows(self, selection: UsageSelection, *, limit: int = MAX_ROWS, offset: int = 0) -> list[Row[Any]]:
@@ -107,7 +107,8 @@ class UsageStore(Store):
             UsageEventRow.project_id == project_id,
             UsageEventRow.ended_at < end,
         )
-        found = await self._first(select(func.now() >= literal(end, Timestamp), ~missing).select_from(UsageWatermarkRow))
+        is_over = func.now() >= literal(end, Timestamp)
+        found = await self._first(select(is_over, ~missing).select_from(UsageWatermarkRow))
         return found is not None and all(found)
 
     async def _stream(self, statement: Select[Any]) -> AsyncIterator[Row[Any]]:

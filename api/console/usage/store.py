@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import Row, desc
 
-from api.usage.store import UsageSelection, UsageStore, usage_statement
+from api.usage.store import UsageReportStore, UsageSelection, usage_statement
 
 
-class TopUsageStore(UsageStore):
+class TopUsageStore(UsageReportStore):
     """Reads which projects, end users or keys used most."""
 
     async def top(self, selection: UsageSelection, limit: int) -> list[Row[Any]]:
