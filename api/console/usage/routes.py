@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -45,17 +46,15 @@ Name = Annotated[str, Query(max_length=MAX_NAME)]
 router = APIRouter()
 
 
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """Whose usage is shown, as the address of the page has it."""
 
-    def __init__(
-        self, range_name: Range = DEFAULT_RANGE, project: Name = "", model: Name = "", user: Name = "", zone: Name = ""
-    ) -> None:
-        self.range = range_name
-        self.project = project.strip()
-        self.model = model.strip()
-        self.user = user.strip()
-        self.zone = zone.strip() or DEFAULT_ZONE
+    range: RangeName
+    project: str
+    model: str
+    user: str
+    zone: str
 
     def address(self, path: str = "usage", **changes: str) -> str:
         """The address of the page, or of its file, with other conditions."""
@@ -72,7 +71,14 @@ class Conditions:
         return bool(self.project or self.model or self.user)
 
 
-CurrentConditions = Annotated[Conditions, Depends()]
+def read_conditions(
+    range_name: Range = DEFAULT_RANGE, project: Name = "", model: Name = "", user: Name = "", zone: Name = ""
+) -> Conditions:
+    """The conditions of a request."""
+    return Conditions(range_name, project.strip(), model.strip(), user.strip(), zone.strip() or DEFAULT_ZONE)
+
+
+CurrentConditions = Annotated[Conditions, Depends(read_conditions)]
 
 
 @router.get("")

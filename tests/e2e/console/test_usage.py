@@ -88,7 +88,7 @@ def test_operators_see_all_usage_and_members_their_own(operator: httpx.Client, s
     assert ">operator<" in seen
     assert "Charged" in seen
     assert "$2.25" in own
-    assert "$1.50" not in own, "what it cost the installation is not for projects"
+    assert "$1.50" not in own, "members see what they are charged"
     assert "$8.00" not in own
     assert "Charged" not in own
     assert "40 %" in own, "of the input tokens were in the prefix cache"
