@@ -61,4 +61,4 @@ class LedgerEntriesStore(Store):
 
     async def entries(self, job_id: str) -> Sequence[LedgerEntry]:
         """The entries of a job that has ended, by attempt. They remain if the job is deleted."""
-        return await self._all(_STATEMENT.where(Event.job_id == job_id), lambda row: LedgerEntry(**row._mapping))
+        return await self._all(_STATEMENT.where(Event.job_id == job_id), lambda row: LedgerEntry(**row._asdict()))

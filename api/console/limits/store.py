@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
-
-from sqlalchemy import Row, func, or_, select, true
+from sqlalchemy import func, or_, select, true
 
 from shared.postgres.store import Store
 from shared.postgres.tables import ApiKeyRow, ProjectRow
@@ -107,7 +105,7 @@ class LimitPagesStore(Store):
         )
         if project_id is not None:
             statement = statement.where(BudgetRow.project_id == project_id)
-        return await self._all(statement, lambda row: BudgetState(**_values(row)))
+        return await self._all(statement, lambda row: BudgetState(**row._asdict()))
 
     async def rate_limits(self, project_id: int | None) -> Sequence[RateLimit]:
         """The rate limits of a project and the defaults, or all limits (None), at most `MOST`."""
@@ -121,8 +119,4 @@ class LimitPagesStore(Store):
         )
         if project_id is not None:
             statement = statement.where(or_(LimitRow.project_id == project_id, LimitRow.project_id.is_(None)))
-        return await self._all(statement, lambda row: RateLimit(**_values(row)))
-
-
-def _values(row: Row[Any]) -> dict[str, Any]:
-    return dict(row._mapping)
+        return await self._all(statement, lambda row: RateLimit(**row._asdict()))
