@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+
 from sqlalchemy import func, or_, select, true
 
 from shared.postgres.store import Store
