@@ -83,7 +83,7 @@ async def roll_up(stack: Stack) -> None:
 
 async def used(client: httpx.AsyncClient, text: str, **more: Any) -> dict[str, Any]:
     """Run a request; returns its usage."""
-    body = {**BODY, "messages": [{"role": "user", "content": text}], **more}
+    body = {**BODY, "messages": [{"role": "user", "content": text}], "temperature": 0, **more}
     response = await client.post("/v1/chat/completions", json=body)
     assert response.status_code == 200, response.text
     usage: dict[str, Any] = response.json()["usage"]
