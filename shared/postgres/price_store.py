@@ -62,7 +62,7 @@ class PriceStore(Store):
 
         A list with a date is in force from that date; if there is another one for that time, it is corrected. A list
         without a date that differs from the one in force is valid from now on; the first one of a tier from ever. A
-        tier that was declared and is not any more has no price from now on.
+        tier that was declared and is not any more has no price from now on. What is declared replaces future prices.
 
         Any number of processes may do this at the same time. Prices that operators have set (`ADMIN`) stay in force
         until a declared price changes.
@@ -75,7 +75,7 @@ class PriceStore(Store):
             added = [
                 StoredPrice(model, price_list, prices.source)
                 for model, prices in declared.items()
-                for price_list in _missing(stored.get(model, {}), prices.lists, now)
+                for price_list in missing_lists(stored.get(model, {}), prices.lists, now)
             ]
             if added:
                 await connection.execute(insert(PriceRow), [row for price in added for row in _rows(price)])
@@ -117,7 +117,7 @@ async def _price_lists(connection: AsyncConnection, rows: Any) -> list[StoredPri
     return prices
 
 
-def _missing(
+def missing_lists(
     stored: Mapping[Tier, Sequence[StoredPrice]], declared: Sequence[PriceList], now: datetime
 ) -> Iterator[PriceList]:
     """The price lists of a model that have to be added."""
@@ -133,38 +133,31 @@ def _missing_of_tier(
 ) -> Iterator[PriceList]:
     taken = {price.valid_from for price in stored}
     known = [price.price_list for price in stored if price.source != ADMIN]
+    declared = declared or [PriceList(tier, NOT_PRICED)]
 
     def added(price_list: PriceList, at: datetime) -> PriceList:
         while at in taken:
             at += _NEXT
         taken.add(at)
-        known.append(_from(price_list, at))
+        known.append(PriceList(tier, price_list.steps, at))
         return known[-1]
 
-    # A price that is in force until the first declared one stays.
-    current = None if declared else PriceList(tier, NOT_PRICED)
-    if declared and declared[0].valid_from is None and not known:
+    if not known and declared[0].valid_from is None and declared[0].steps != NOT_PRICED:
         yield added(declared[0], EVER)
-    for price_list in declared:
-        if price_list.valid_from is None:
-            current = price_list
-            continue
-        if _steps_at(known, price_list.valid_from + _SAME_TIME) != price_list.steps:
-            yield added(price_list, price_list.valid_from)
-        if price_list.valid_from <= now:
-            current = price_list
-    if current is not None and _steps_at(known, now) != current.steps:
-        yield added(current, now)
+    # When declared prices begin, now, and when future prices begin, which may not be declared any more.
+    dates = {one.valid_from for one in declared if one.valid_from is not None}
+    dates |= {one.valid_from for one in known if one.valid_from is not None and one.valid_from > now}
+    for at in sorted({now, *dates}):
+        wanted = [one for one in declared if one.valid_from is None or one.valid_from <= at]
+        # A price that is in force until the first declared one stays.
+        if wanted and _steps_at(known, at + _SAME_TIME) != wanted[-1].steps:
+            yield added(wanted[-1], at)
 
 
 def _steps_at(known: Sequence[PriceList], at: datetime) -> tuple[tuple[int, Rates], ...]:
     """The steps of the list that is in force at a time."""
     before = [one for one in known if one.valid_from is not None and one.valid_from <= at]
     return max(before, key=lambda one: one.valid_from or EVER).steps if before else NOT_PRICED
-
-
-def _from(price_list: PriceList, at: datetime) -> PriceList:
-    return PriceList(price_list.tier, price_list.steps, at)
 
 
 def _rows(price: StoredPrice) -> Iterator[dict[str, Any]]:

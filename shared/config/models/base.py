@@ -257,7 +257,7 @@ class Spec(BaseModel):
 
         Secrets are in environment variables, but options of an engine can be one, such as `hf_token`.
         """
-        unseen = {"name", "description", "warm_prompts"}
+        unseen = {"name", "description", "warm_prompts", "price"}
         entry: dict[str, Any] = _without_secrets(
             self.model_dump(mode="json", exclude=unseen, exclude_defaults=True, exclude_none=True)
         )
