@@ -16,8 +16,6 @@ USAGE_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     403: {"model": ErrorResponse, "description": "Usage of other projects needs a key with the scope `admin`."},
 }
-# Filters by values of clients; their number is limited by the length of the request's head.
-Texts = Annotated[list[str] | None, Query()]
 TimeZone = Annotated[
     str, Query(description="The name of the time zone in which days and months begin, such as `Europe/Berlin`.")
 ]

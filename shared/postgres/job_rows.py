@@ -208,6 +208,7 @@ def _summary(row: Any) -> dict[str, Any]:
         "decisions": _decisions(row),
         "follows": row.follows,
         "continues": row.continues,
+        "charge": getattr(row, "charge", None),  # a part of few statements
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -254,7 +254,7 @@ class JobStore(JobRowStore):
             UnreadableRow: this version cannot read its row.
         """
         row = await self._first(_job_query((*COLUMNS, CHARGE), job_id, project_id))
-        return replace(await read_job(row), charge=row.charge) if row is not None else None
+        return await read_job(row) if row is not None else None
 
     async def summary(self, job_id: str, project_id: int | None = None) -> JobSummary | None:
         """Return a job without its request and its output; with `project_id`, only if that project owns it."""
@@ -266,8 +266,7 @@ class JobStore(JobRowStore):
         if row is None:
             return None
         with readable("job", job_id):
-            summary = replace(to_summary(row), charge=row.charge)
-            return summary, await off_loop(len(row.output or ""), to_output, row.output)
+            return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
 
     async def charge(self, job_ids: Sequence[str]) -> Decimal | None:
         """What ended jobs are charged together, in dollars. None if a part has no price, or a job has no entry."""

@@ -21,6 +21,7 @@ from shared.postgres.engine import connect
 from shared.postgres.usage_sums import UsageSums
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
+from tests.e2e.test_batches import create_batch, jsonl, line, results, wait_for_status
 from tests.e2e.test_jobs import wait_for_end
 from tests.e2e.test_projects import bearer, create_key
 from tests.support.database import drop_database
@@ -44,7 +45,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         },
         {"name": "free-of-prices", "engine": "simulated", "options": options},
     ]  # fmt: skip
-    found = make_stack(servers, tmp_path_factory, "usage", models)
+    found = make_stack(servers, tmp_path_factory, "usage", models, HEADRACE_BATCH_POLL_S="0.2")
     try:
         found.start_api()
         found.start_worker("priced")
@@ -83,7 +84,7 @@ async def roll_up(stack: Stack) -> None:
 
 async def used(client: httpx.AsyncClient, text: str, **more: Any) -> dict[str, Any]:
     """Run a request; returns its usage."""
-    body = {**BODY, "messages": [{"role": "user", "content": text}], **more}
+    body = {**BODY, "messages": [{"role": "user", "content": text}], "temperature": 0, **more}
     response = await client.post("/v1/chat/completions", json=body)
     assert response.status_code == 200, response.text
     usage: dict[str, Any] = response.json()["usage"]
@@ -265,6 +266,20 @@ async def test_cost_of_jobs_that_did_not_complete(client: httpx.AsyncClient) -> 
     await client.post(f"/v1/jobs/{running}/cancel")
     ended = await wait_for_end(client, running)
     assert ended["usage"]["cost"] == float(price_of(ended["usage"]))
+
+
+async def test_cost_of_a_batch_line(stack: Stack, client: httpx.AsyncClient) -> None:
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    lines = [line(str(number), model="priced", seed=number, usage={"include": number == 1}) for number in range(2)]
+    async with openai.AsyncOpenAI(api_key=key, base_url=f"{stack.url}/v1") as sdk:
+        ended = await wait_for_status(sdk, await create_batch(sdk, jsonl(*lines)), "completed")
+        found = await results(sdk, ended.output_file_id)
+    usages = [found[str(number)]["response"]["body"]["usage"] for number in range(2)]
+    assert "cost" not in usages[0]
+    assert usages[1]["cost"] == float(price_of(usages[1]))
+    await roll_up(stack)
+    report = (await client.get("/v1/usage", params={"group_by": "batch"})).json()
+    assert [(item["batch"], item["requests"]) for item in report["data"]] == [(True, 2)]
 
 
 async def test_estimate(client: httpx.AsyncClient) -> None:

@@ -79,3 +79,15 @@ def test_usage_of_another_project_is_refused(api: ScriptedApi) -> None:
     )
     result = run(api.url, "usage", "--project", "other")
     assert (result.exit_code, result.stdout) == (4, "")
+
+
+def test_cost_of_a_job(api: ScriptedApi) -> None:
+    times = {"queued_ms": 1, "ttft_ms": 20, "total_ms": 300}
+    found = {
+        "id": "job_1", "model": "smollm2", "status": "completed", "priority": 3, "created_at": "2026-01-01T00:00:00Z",
+        "timings": times, "attempts": [], "error": None, "metadata": {}, "output": [],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 5, "cost": 0.00123},
+    }  # fmt: skip
+    api.on("GET /v1/jobs/job_1", reply(found), reply(found | {"usage": {"prompt_tokens": 3, "completion_tokens": 5}}))
+    assert "$0.001230" in run(api.url, "job", "job_1").stdout
+    assert "Cost" not in run(api.url, "job", "job_1").stdout

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.usage.roll_up import UsageRollUp
-from shared.postgres.engine import transaction
+from shared.postgres.engine import connect, transaction
 from shared.postgres.usage_sums import Added, UsageSums
 from shared.postgres.usage_tables import UsageSumRow
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
+from tests.support.examples import example_count
 from tests.support.usage_entries import NOON, correction, entry, write
 
 
@@ -189,3 +193,109 @@ async def test_a_ledger_that_was_restored_into_another_cluster_is_summed_anew(da
     await write(database, [entry()])
     await add_all(sums)
     assert (await only_row(database)).requests == 7
+
+
+# What happens in one of three transactions, which are open at the same time; `add` is for the sums.
+WRITERS = 3
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "write", "correct", "commit", "commit", "roll back", "add", "add"]),
+        st.integers(0, WRITERS - 1),
+    ),
+    max_size=30,
+)
+TOTALS = """
+    SELECT coalesce(sum(requests), 0)::int, coalesce(sum(input_fresh), 0)::int, coalesce(sum(cost), 0),
+        coalesce(sum(charge), 0), coalesce(sum(unpriced), 0)::int FROM usage_sums
+"""
+# What corrections add.
+AMOUNTS: list[dict[str, Any]] = [
+    {"cost": Decimal(5)}, {"charge": Decimal(3)}, {"cost": Decimal(-1), "charge": Decimal(1)},
+]  # fmt: skip
+# The same from the ledger: amounts of entries and their corrections together.
+EXPECTED = """
+    SELECT count(*)::int, coalesce(sum(tokens), 0)::int, coalesce(sum(cost), 0), coalesce(sum(charge), 0),
+        (count(*) FILTER (WHERE cost IS NULL OR charge IS NULL))::int
+    FROM (
+        SELECT sum(input_fresh) AS tokens, sum(cost) AS cost, sum(charge) AS charge
+        FROM usage_events GROUP BY job_id, attempt
+    ) AS entries
+"""
+
+
+@settings(example_count(25, long=1000), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ACTIONS)
+def test_no_interleaving_of_transactions_loses_or_repeats_an_entry(
+    database_url: str, actions: list[tuple[str, int]]
+) -> None:
+    asyncio.run(interleave(database_url, actions))
+
+
+async def interleave(database_url: str, actions: list[tuple[str, int]]) -> None:
+    engine = connect(database_url, pool_size=WRITERS + 2)
+    sums, writers = UsageSums(engine), [Writer(engine) for _ in range(WRITERS)]
+    committed: list[dict[str, Any]] = []
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("TRUNCATE usage_events, usage_sums"))
+        for step, (action, number) in enumerate(actions):
+            writer = writers[number]
+            match action:
+                case "write":
+                    await writer.write(entry(**[{}, {"cost": None}, {"cost": None, "charge": None}][number]))
+                case "correct" if not any(one.written for one in writers):
+                    # The next number of an entry, which a transaction of its own writes after it has read the others.
+                    if entries := [row for row in committed if not row["correction"]]:
+                        base = entries[step % len(entries)]
+                        rows = [row for row in committed if row["job_id"] == base["job_id"]]
+                        await writer.write(correction(base, len(rows), **AMOUNTS[number]))
+                case "commit":
+                    committed += await writer.commit()
+                case "roll back":
+                    await writer.roll_back()
+                case "add":
+                    await sums.add(portion=1 + number)
+        for writer in writers:
+            await writer.commit()
+        await add_all(sums, portion=2)
+        async with engine.connect() as connection:
+            totals = (await connection.execute(text(TOTALS))).one()
+            expected = (await connection.execute(text(EXPECTED))).one()
+        assert tuple(totals) == tuple(expected)
+    finally:
+        for writer in writers:
+            await writer.roll_back()
+        await engine.dispose()
+
+
+class Writer:
+    """A transaction that may stay open, and then the next one."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self.written: list[dict[str, Any]] = []
+        self._connection: AsyncConnection | None = None
+        self._open = contextlib.AsyncExitStack()
+
+    async def write(self, row: dict[str, Any]) -> None:
+        if self._connection is None:
+            self._connection = await self._open.enter_async_context(self._engine.connect())
+            await self._connection.execution_options(isolation_level="READ COMMITTED")
+        await write(self._connection, [row])
+        self.written.append(row)
+
+    async def commit(self) -> list[dict[str, Any]]:
+        """Commit; returns the rows that were written."""
+        if self._connection is not None:
+            await self._connection.commit()
+        return await self._end()
+
+    async def roll_back(self) -> None:
+        if self._connection is not None:
+            await self._connection.rollback()
+        await self._end()
+
+    async def _end(self) -> list[dict[str, Any]]:
+        await self._open.aclose()
+        written, self.written, self._connection = self.written, [], None
+        return written
