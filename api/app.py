@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from api.admin.audit import routes as audit
 from api.admin.fleet import routes as fleet
 from api.admin.keys import routes as admin_keys
+from api.admin.limits import routes as admin_limits
 from api.admin.prices import routes as admin_prices
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
@@ -149,6 +150,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(admin_keys.router)
     app.include_router(admin_prices.router)
     app.include_router(audit.router)
+    app.include_router(admin_limits.router)
     app.include_router(health.router)
     pages.install(app, console=settings.console == "on")
     if settings.console == "on":

@@ -127,7 +127,7 @@ async def _complete(
     include_cost: bool,
 ) -> Response:
     if body.stream:
-        call.open_stream()
+        call.open_stream(body.model, principal.end_user)
     requests = [
         NewJob(
             owner=principal.owner,
