@@ -37,7 +37,7 @@ from api.console.jobs.service import ConsoleJobs
 from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
 from api.console.limits.routes import LimitPages
-from api.console.limits.store import LimitPagesStore
+from api.console.limits.store import BudgetStatesStore
 from api.console.live_streams import LiveStreams
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
@@ -317,7 +317,7 @@ async def open_resources(
         resources.add(KeyPagesStore, KeyPagesStore(database, keys))
         resources.add(RoutingStore, RoutingStore(database))
         resources.add(KeyNamesStore, key_names)
-        limit_pages = LimitPages(LimitPagesStore(database))
+        limit_pages = LimitPages(BudgetStatesStore(database), limit_store, limiter, key_names)
         stack.push_async_callback(limit_pages.broadcaster.close)
         resources.add(LimitPages, limit_pages)
         resources.add(TopUsageStore, TopUsageStore(database))

@@ -1,4 +1,4 @@
-"""SQL of the page of limits: budgets with their current windows, and rate limits."""
+"""SQL of the page of limits: budgets with their current windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import func, or_, select, true
 
 from shared.postgres.store import Store
 from shared.postgres.tables import ApiKeyRow, ProjectRow
-from shared.postgres.usage_tables import BudgetRow, BudgetWindowRow, LimitRow
+from shared.postgres.usage_tables import BudgetRow, BudgetWindowRow
 
 # Rows that the page has room for. Of a budget of each end user, the users that have used most of theirs.
 MOST = 200
@@ -40,27 +40,8 @@ class BudgetState:
     on_exceed: str
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """A rate limit. `project` is None for the default of all projects; other values of None do not narrow it."""
-
-    id: int
-    project_id: int | None
-    project: str | None
-    key_id: int | None
-    key: str | None
-    end_user: str | None
-    model: str | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    concurrent_jobs: int | None
-    queued_jobs: int | None
-    open_streams: int | None
-    mode: str
-
-
-class LimitPagesStore(Store):
-    """Reads budgets and rate limits."""
+class BudgetStatesStore(Store):
+    """Reads budgets."""
 
     async def budgets(self, project_id: int | None) -> Sequence[BudgetState]:
         """The budgets of a project, or of all (None), at most `MOST`."""
@@ -107,17 +88,3 @@ class LimitPagesStore(Store):
         if project_id is not None:
             statement = statement.where(BudgetRow.project_id == project_id)
         return await self._all(statement, lambda row: BudgetState(**row._asdict()))
-
-    async def rate_limits(self, project_id: int | None) -> Sequence[RateLimit]:
-        """The rate limits of a project and the defaults, or all limits (None), at most `MOST`."""
-        columns = [getattr(LimitRow, name) for name in RateLimit.__dataclass_fields__ if name not in ("project", "key")]
-        statement = (
-            select(*columns, ProjectRow.name.label("project"), ApiKeyRow.name.label("key"))
-            .outerjoin(ProjectRow, ProjectRow.id == LimitRow.project_id)
-            .outerjoin(ApiKeyRow, ApiKeyRow.id == LimitRow.key_id)
-            .order_by(ProjectRow.name.nulls_first(), LimitRow.id)
-            .limit(MOST)
-        )
-        if project_id is not None:
-            statement = statement.where(or_(LimitRow.project_id == project_id, LimitRow.project_id.is_(None)))
-        return await self._all(statement, lambda row: RateLimit(**row._asdict()))

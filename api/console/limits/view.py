@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
-from api.console.filters import number
-from api.console.limits.store import BudgetState, RateLimit
+from api.console.filters import duration, number
+from api.console.limits.store import BudgetState
 from api.console.overview.view import Badge
+from api.http.rate_limits import LeftOfLimit
+from api.limits.rules import EACH_USER, UNITS, Measure, Mode
+from api.limits.store import StoredLimit
 
-EACH_USER = "*"
 # From this share on, a budget is nearly used up.
 NEAR = Decimal("0.8")
 _ACTIONS = {
@@ -40,14 +43,22 @@ class BudgetLine:
     is_used: bool
 
 
+class RateValue(NamedTuple):
+    """A value of a rate limit, and what is left of it, if that is known."""
+
+    value: str
+    text: str
+    left: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class RateLine:
-    """A rate limit. `values`: what it limits, in words, with the value of each."""
+    """A rate limit."""
 
     scope: str
     project: str | None
     model: str | None
-    values: Sequence[tuple[str, str]]
+    values: Sequence[RateValue]
     mode: str
 
 
@@ -72,22 +83,35 @@ def budget_line(budget: BudgetState) -> BudgetLine:
     )
 
 
-def rate_line(limit: RateLimit) -> RateLine:
-    """A rate limit as it is shown."""
-    values = (
-        ("requests a minute", limit.requests_per_minute),
-        ("tokens a minute", limit.tokens_per_minute),
-        ("running jobs", limit.concurrent_jobs),
-        ("queued jobs", limit.queued_jobs),
-        ("open streams", limit.open_streams),
-    )
+_MEASURES = {
+    Measure.REQUESTS: "requests a minute",
+    Measure.TOKENS: "tokens a minute",
+    Measure.CONCURRENT_JOBS: "running jobs",
+    Measure.QUEUED_JOBS: "queued jobs",
+    Measure.OPEN_STREAMS: "open streams",
+}
+
+
+def rate_line(limit: StoredLimit, key: str | None, left: Mapping[str, LeftOfLimit] | None) -> RateLine:
+    """A rate limit as it is shown. `key`: the name of its key. `left`: of its rates, if that is known."""
+    values = []
+    for measure, text in _MEASURES.items():
+        if (value := getattr(limit, measure)) is not None:
+            found = (left or {}).get(UNITS.get(measure, ""))
+            values.append(RateValue(number(value), text, _left(found) if found is not None else ""))
     return RateLine(
-        scope=_scope(limit.key, limit.end_user, is_each=True),
+        scope=_scope(key, limit.end_user, is_each=True),
         project=limit.project,
         model=limit.model,
-        values=[(text, number(value)) for text, value in values if value is not None],
-        mode="wait in the queue" if limit.mode == "soft" else "are refused",
+        values=values,
+        mode="wait in the queue" if limit.mode == Mode.SOFT else "are refused",
     )
+
+
+def _left(left: LeftOfLimit) -> str:
+    if left.remaining >= left.limit:
+        return "all left"
+    return f"{number(left.remaining)} left, all again in {duration(left.reset_s)}"
 
 
 def _scope(key: str | None, end_user: str | None, *, is_each: bool) -> str:

@@ -156,7 +156,16 @@ async def limits(database: AsyncEngine, saver: httpx.Client) -> AsyncIterator[No
 def test_what_is_left_of_budgets_and_limits(operator: httpx.Client, saver: httpx.Client) -> None:
     seen, own = operator.get("limits").text, saver.get("limits").text
     for page in (seen, own):
-        for value in ("$20.00", "$16.50", "$0.25", "$3.25", "nearly used up", "61,234", "wait in the queue"):
+        for value in (
+            "$20.00",
+            "$16.50",
+            "$0.25",
+            "$3.25",
+            "nearly used up",
+            "61,234",
+            "all left",
+            "wait in the queue",
+        ):
             assert value in page
     assert seen.count("$7.77") == 2, "nothing is spent"
     assert "$7.77" not in own
