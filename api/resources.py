@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from api.admin.fleet.service import FleetService
 from api.admin.fleet.store import FleetStore
 from api.admin.keys.service import KeyService
+from api.admin.limits.service import LimitService
+from api.admin.prices.store import PriceListStore
 from api.batches.driver import BatchDriver
 from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
@@ -29,16 +31,20 @@ from api.console.data.statistics_store import StatisticsStore
 from api.console.fleet.routes import FleetPages
 from api.console.fleet.store import RunningJobsStore
 from api.console.jobs.job.routes import JobParts
+from api.console.jobs.ledger_store import LedgerEntriesStore
 from api.console.jobs.routes import JobsList
 from api.console.jobs.service import ConsoleJobs
 from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
+from api.console.limits.routes import LimitPages
+from api.console.limits.store import BudgetStatesStore
 from api.console.live_streams import LiveStreams
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
 from api.console.overview.store import ModelTimesStore
 from api.console.routing.store import RoutingStore
 from api.console.sessions import Sessions
+from api.console.usage.store import TopUsageStore
 from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
@@ -55,12 +61,13 @@ from api.http.dependencies import Resources
 from api.http.members import MemberReader
 from api.jobs.actions import JobActions
 from api.jobs.admission import Admission
+from api.jobs.cost_store import CostStore
 from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
 from api.jobs.quota_store import QuotaStore
-from api.jobs.quotas import ProjectQuotas
+from api.jobs.quotas import JobQuotas
 from api.jobs.removed_models import RemovedModels
 from api.jobs.replay import Replays
 from api.jobs.retention import Retention
@@ -74,6 +81,12 @@ from api.keys.earlier_work import EarlierWork
 from api.keys.open_requests import OpenRequests
 from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
+from api.limits.estimate import TokenEstimator
+from api.limits.limiter import RateLimiter
+from api.limits.reload import LimitReload
+from api.limits.rules import LimitBook
+from api.limits.settlement import Settlement
+from api.limits.store import LimitStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
@@ -88,17 +101,23 @@ from api.savings.service import SavingsService
 from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
+from api.usage.roll_up import UsageRollUp
+from api.usage.service import UsageService
+from api.usage.store import UsageReportStore
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
+from shared.postgres.audit_store import AuditStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.price_store import PriceStore
+from shared.postgres.usage_sums import UsageSums
 from shared.recovery.recovery import build_recovery
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
+from shared.redis.rate_limits import RateWindows
 from shared.runtime.reload_signal import ReloadSignal
 from shared.runtime.supervisor import Supervisor
 from shared.telemetry.loop_lag import measure_loop_lag
@@ -132,7 +151,11 @@ async def open_resources(
         recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces)
         hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         queue_estimates = QueueEstimates(QueueStore(database, registry), registry)
-        quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
+        limits = LimitBook()
+        limit_store = LimitStore(database)
+        limit_reload = LimitReload(limits, limit_store)
+        await limit_reload.load_if_available()
+        quotas = JobQuotas(QuotaStore(database), settings, metrics, limits)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
         conversation_models = Conversations(ConversationModels(redis), metrics)
@@ -146,7 +169,15 @@ async def open_resources(
         secret = settings.cache_secret.encode() or None
         cache_store = CacheStore(database)
         cache = ResponseCache(registry, cache_store, store, metrics, secret=secret)
-        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening)
+        limiter = RateLimiter(
+            limits,
+            RateWindows(redis),
+            TokenEstimator(registry, context_window),
+            metrics,
+            without_redis=settings.rate_limits_without_redis,
+        )
+        settlement = Settlement(limiter, limit_store)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening, limiter)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -159,6 +190,7 @@ async def open_resources(
             metrics=metrics,
             traces=traces,
             cache=cache,
+            settlement=settlement,
             starts_early=lambda model: settings.early_starts and registry.starts_early(model),
         )
         in_s3 = settings.files.startswith(SCHEME)
@@ -170,6 +202,8 @@ async def open_resources(
             blobs,
             max_bytes=settings.max_file_bytes,
             max_lines=settings.max_file_lines,
+            max_project_bytes=settings.project_file_bytes,
+            metrics=metrics,
             retention_s=file_retention_s,
         )
         members = MemberReader(
@@ -187,6 +221,7 @@ async def open_resources(
             store=batches,
             blobs=blobs,
             jobs=jobs,
+            settlement=settlement,
             terminator=recovery.terminator,
             send=hints.put,
             metrics=metrics,
@@ -204,6 +239,8 @@ async def open_resources(
         supervisor.start("sweeper", recovery.sweeper.run())
         supervisor.start("removed_models", RemovedModels(registry, recovery.store, recovery.terminator, redis).run())
         supervisor.start("batch_driver", driver.run())
+        supervisor.start("rate_limits", limit_reload.run())
+        supervisor.start("rate_limit_settlement", settlement.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
         upkeep = CacheUpkeep(cache, cache_store, metrics, max_bytes=settings.cache_max_bytes)
@@ -217,6 +254,7 @@ async def open_resources(
             supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
         price_sync = PriceSync(registry, PriceStore(database))
         supervisor.start("price_sync", price_sync.run())
+        supervisor.start("usage_roll_up", UsageRollUp(UsageSums(database), metrics).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
@@ -226,7 +264,7 @@ async def open_resources(
             )
             supervisor.start("revoked_work", revoked_work.run())
         authenticator = Authenticator(keys, settings.key_cache_s)
-        open_requests = OpenRequests(settings, metrics)
+        open_requests = OpenRequests(settings, metrics, limits.stream_limits)
         key_names = KeyNamesStore(database)
         sessions = Sessions(database, settings.key_cache_s, authenticator, open_requests, key_names)
         revocation_check = RevocationCheck(
@@ -278,6 +316,11 @@ async def open_resources(
         resources.add(FleetPages, fleet_pages)
         resources.add(KeyPagesStore, KeyPagesStore(database, keys))
         resources.add(RoutingStore, RoutingStore(database))
+        resources.add(KeyNamesStore, key_names)
+        limit_pages = LimitPages(BudgetStatesStore(database), limit_store, limiter, key_names)
+        stack.push_async_callback(limit_pages.broadcaster.close)
+        resources.add(LimitPages, limit_pages)
+        resources.add(TopUsageStore, TopUsageStore(database))
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
@@ -294,6 +337,7 @@ async def open_resources(
             logs=logs,
             names=key_names,
             replays=replays,
+            ledger=LedgerEntriesStore(database),
         )
         jobs_list, job_parts = JobsList(console_jobs), JobParts(console_jobs)
         stack.push_async_callback(jobs_list.broadcaster.close)
@@ -307,8 +351,13 @@ async def open_resources(
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
+        resources.add(UsageService, UsageService(UsageReportStore(database), keys))
+        resources.add(CostStore, CostStore(database))
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
+        resources.add(AuditStore, AuditStore(database))
+        resources.add(PriceListStore, PriceListStore(database))
+        resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)

@@ -44,8 +44,8 @@ from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_inserts import insert_answered, insert_queued
 from shared.postgres.job_row_store import JobRowStore
+from shared.postgres.job_rows import CHARGE, LOG, SUMMARY_COLUMNS, read_job, to_summary
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
-from shared.postgres.job_rows import LOG, SUMMARY_COLUMNS, read_job, to_summary
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop
@@ -76,9 +76,10 @@ class BatchJob:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedLines:
-    """The jobs that were stored: the hints for those that are queued, and those that the response cache answered, with
-    the keys of their answers."""
+    """The jobs that were stored: the ids of all in their order, the hints for those that are queued, and those that the
+    response cache answered, with the keys of their answers."""
 
+    ids: Sequence[str]
     hints: Sequence[Hint]
     answered: Sequence[JobSummary]
     keys: Sequence[bytes]
@@ -284,7 +285,7 @@ class BatchStore(JobRowStore):
                 await connection.execute(_SUBMIT, {**_NEW.parameters(queued), **common})
         hints = [Hint(item["id"], item["model"], BATCH_PRIORITY) for item in queued]
         keys = [item["cache_key"] for item in keyed if item["id"] in answered]
-        return SubmittedLines(hints, [to_summary(row) for row in rows], keys)
+        return SubmittedLines([item["id"] for item in records], hints, [to_summary(row) for row in rows], keys)
 
     async def tally(self, batch_id: str) -> Tally | None:
         """Count a batch's jobs, and store the counts. Returns None if it has ended or on a concurrent update."""
@@ -390,7 +391,7 @@ class BatchStore(JobRowStore):
         )
         first = select(func.min(lines.c.batch_line)).scalar_subquery()
         statement = (
-            select(*JOB_COLUMNS, JobRow.batch_line, (LOG if log else null()).label("log"))
+            select(*JOB_COLUMNS, CHARGE, JobRow.batch_line, (LOG if log else null()).label("log"))
             .join(lines, lines.c.batch_line == JobRow.batch_line)
             .where(JobRow.batch_id == batch_id, or_(lines.c.total <= PAGE_BYTES, lines.c.batch_line == first))
             .order_by(JobRow.batch_line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from api.context.count_memo import counting_once
 from api.context.limits import TokenLimiter
@@ -13,17 +13,30 @@ from api.context.window import ContextWindow, PromptTokens
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
-from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
+from api.jobs.quotas import NO_RESERVATION, JobQuotas, Reservation
+from api.keys.allowed_models import require_allowed
 from api.keys.principal import Principal, Scope
+from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.new_job import NewJob
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
 from shared.telemetry.metrics import Metrics
 
 # Steps of at most about a millisecond between two turns of the event loop.
 STEPS_PER_TURN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MostTokens:
+    """The model that would run a job, its prompt's tokens, and the most output tokens of all of its choices together;
+    None if nothing limits these."""
+
+    model: str
+    prompt: PromptTokens
+    output: int | None
 
 
 class Admission:
@@ -33,11 +46,12 @@ class Admission:
         self,
         registry: Registry,
         context: ContextWindow,
-        quotas: ProjectQuotas | None = None,
+        quotas: JobQuotas | None = None,
         media: MediaLimits = NO_MEDIA_LIMITS,
         metrics: Metrics | None = None,
         router: Router | None = None,
         shortening: Shortening | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -49,6 +63,7 @@ class Admission:
         self._quotas = quotas
         self._router = router
         self._shortening = shortening or Shortening(registry, context, metrics=metrics)
+        self._limiter = limiter
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
@@ -58,7 +73,7 @@ class Admission:
 
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
-            NotFound: the model does not exist.
+            NotFound: the model does not exist, or the key may not be used for it.
             InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
                 damaged or too large, the prompt does not fit the model's context, too many log probabilities are
                 requested, or a structured output exceeds a bound.
@@ -67,6 +82,7 @@ class Admission:
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             return await self._admitted(principal, new, jobs)
 
@@ -90,24 +106,63 @@ class Admission:
         if self._router is not None and new.note is not None:
             await self._router.remember(new.note)
 
+    async def take_rates(self, new: NewJob, *, of_batch: bool = False) -> Taken:
+        """Take what an admitted job needs from the rate limits, from all of them or from none.
+
+        For each job that a client submits, lines of batches and replays among them; see `RateLimiter.take`. It is
+        returned to the `Settlement`: if no job is created, or once the job has ended.
+
+        Raises:
+            RateLimited: a limit is reached.
+            Unavailable: Redis is unavailable, and the setting is to refuse requests then.
+        """
+        return await self._limiter.take(new, of_batch=of_batch) if self._limiter is not None else NOTHING
+
+    async def take_request(self, owner: Owner, model: str) -> None:
+        """Take a request that runs no job from the rate limits; raises as `take_rates`."""
+        if self._limiter is not None:
+            await self._limiter.take_request(owner, model)
+
     async def reserve(self, new: NewJob) -> Reservation:
-        """Reserve a part of its project's quotas for an admitted job, until the caller has stored it.
+        """Reserve a part of the quotas for an admitted job, until the caller has stored it.
 
         For jobs that a client submits now. Lines of batches and replays are admitted without quotas: only a part of a
         batch is queued at a time (HEADRACE_BATCH_JOBS), and an operator replays.
 
         Raises:
-            QuotaExceeded: the project has used up a quota.
+            QuotaExceeded: a quota is used up.
         """
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
-    async def recheck(self, principal: Principal, new: NewJob) -> None:
-        """Run the checks of a rejected job again, without side effects, to report the reason. Raises as `admit`."""
+    async def recheck(self, principal: Principal, new: NewJob) -> NewJob:
+        """Run the checks of a job without side effects: of a rejected one, to report the reason, or of one that is not
+        submitted. Returns it as it would be admitted; raises as `admit`."""
         new = replace(new, model=await self.model_of(principal, new))
         new = self._token_limiter.limit_output(principal, new, counted=False)
         new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
+        return new
+
+    async def most_tokens(self, principal: Principal, new: NewJob) -> MostTokens:
+        """The most tokens that a job could have if it was submitted now. Raises as `admit`."""
+        principal.require(Scope.INFERENCE)
+        with counting_once(principal.project_id):
+            new = await self.recheck(principal, new)
+            prompt = await self._context.measure(new.model, new.request, project_id=principal.project_id)
+        return MostTokens(new.model, prompt, self._most_output(new, prompt))
+
+    def _most_output(self, new: NewJob, prompt: PromptTokens) -> int | None:
+        """The most output tokens of a job, of all of its choices together; None if nothing limits them."""
+        spec, sampling = self._registry[new.model], new.request.sampling
+        if new.request.prompt_only:
+            return 0
+        length = self._context.length(new.model)
+        # An estimate is too high for most prompts, so it leaves less room than there may be.
+        room = None if length is None else length if prompt.estimated else max(0, length - prompt.number)
+        wanted = (sampling.max_tokens or spec.default_max_tokens) if spec.capabilities.max_tokens else None
+        limits = [limit for limit in (wanted, spec.max_output_tokens, room) if limit is not None]
+        return min(limits) * sampling.n if limits else None
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Check a request against its model, without side effects; raises as `admit`."""
@@ -124,10 +179,11 @@ class Admission:
 
         Raises:
             Forbidden: as `admit`.
-            NotFound: there is neither a model nor a route of this name.
+            NotFound: there is neither a model nor a route of this name, or the key may not be used for it.
         """
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             explanation = await self._router.explain(principal, new) if self._router is not None else None
         if explanation is None:
@@ -135,10 +191,19 @@ class Admission:
         return explanation
 
     async def model_of(self, principal: Principal, new: NewJob) -> str:
-        """The model that would run a job: the one that it names, or that of the route. Nothing is remembered."""
+        """The model that would run a job: the one that it names, or that of the route. Nothing is remembered.
+
+        Raises:
+            NotFound: the key may not be used for it.
+        """
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             chosen = await self._router.model_of(principal, new) if self._router is not None else None
         return chosen or new.model
+
+    def _require_allowed(self, principal: Principal, new: NewJob) -> None:
+        if new.kind is None:  # otherwise a request that was allowed needs the job, maybe of a model that a route chose
+            require_allowed(principal, self._registry, new.model)
 
     def require_model(self, model: str) -> None:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""

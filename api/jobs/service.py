@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import fields, replace
+from decimal import Decimal
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -16,9 +17,10 @@ from api.http.lookup import own_or_404
 from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.keys.principal import Principal
+from api.limits.settlement import Settlement
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.domain.errors import Conflict, InvalidRequest, QuotaExceeded
+from shared.domain.errors import Conflict, HeadraceError, InvalidRequest, QuotaExceeded
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.new_job import Idempotency, NewJob
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # How often a job tries to follow an open one with the same request, or to get its answer: that may end in between.
 COALESCE_TRIES = 3
+TIMER_FACTOR, TIMER_S = 1.001, 0.05
 
 
 class JobService:
@@ -58,9 +61,11 @@ class JobService:
         metrics: Metrics,
         traces: Traces = NO_TRACES,
         cache: ResponseCache | None = None,
+        settlement: Settlement | None = None,
         starts_early: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`starts_early`: whether workers may start a model's new jobs before their claims are committed."""
+        """`settlement` gets what jobs have taken from rate limits. `starts_early`: whether workers may start a model's
+        new jobs before their claims are committed."""
         self._admission = admission
         self._cache = cache
         self._store = store
@@ -70,6 +75,7 @@ class JobService:
         self._hub = hub
         self._redis = redis
         self._metrics = metrics
+        self._settlement = settlement
         self._starts_early = starts_early
         self.queue_estimates = queue_estimates
         self.traces = traces
@@ -93,21 +99,37 @@ class JobService:
         with self.traces.submitting(new.model) as request_context:
             if request_context is not new.request_context:
                 new = replace(new, request_context=request_context)
+            try:
+                return await self._create_within_limits(new, idempotency)
+            except QuotaExceeded:
+                # A retry receives the job of the first call, which may be what has used up the quota.
+                existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
+                if existing is None:
+                    raise
+                return existing, False
+
+    async def _create_within_limits(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+        """Take what a job needs from the rate limits, and commit it; raises as `submit`."""
+        taken = await self._admission.take_rates(new)
+        if self._settlement is None or not taken.parts:
             return await self._create(new, idempotency)
+        try:
+            job, created = await self._create(replace(new, delay_s=taken.delay_s), idempotency)
+        except HeadraceError:  # after other errors, the job may have been committed
+            self._settlement.give_back(taken)
+            raise
+        if created:
+            self._settlement.job_created(job, taken)
+        else:
+            self._settlement.give_back(taken)
+        return job, created
 
     async def _create(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
         """Commit an admitted job; raises as `submit`."""
         looked_up_at = time.monotonic()
         if (answered := await self._answer(new, idempotency)) is not None:
             return answered
-        try:
-            reservation = await self._admission.reserve(new)
-        except QuotaExceeded:
-            # A retry receives the job of the first call, which may be what has used up the quota.
-            existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
-            if existing is None:
-                raise
-            return existing, False
+        reservation = await self._admission.reserve(new)
         try:
             self._admission.require_model(new.model)
             await self._admission.remember(new)
@@ -123,13 +145,20 @@ class JobService:
                 "queued" if job.follows is None else f"follows {job.follows}",
             )  # fmt: skip
             self.queue_estimates.created(job)
-            if job.follows is None:
+            if job.follows is None and new.delay_s is not None:
+                self._send_later(Hint(job.id, job.model, job.priority), new.delay_s)
+            elif job.follows is None:
                 request = carried(job, start_within_s=new.start_within_s) if self._starts_early(job.model) else None
                 self._hints.put_first(Hint(job.id, job.model, job.priority), request)
                 await asyncio.sleep(0)  # send the hint before building the response
             else:
                 await self._settle(job.id)
         return job, created
+
+    def _send_later(self, hint: Hint, delay_s: float) -> None:
+        """Send the hint of a job when it can be claimed. If this process ends before that, workers find its row."""
+        # By then, the database's clock has reached `not_before`.
+        asyncio.get_running_loop().call_later(delay_s * TIMER_FACTOR + TIMER_S, self._hints.put, hint)
 
     async def is_queue_paused(self, model: str) -> bool:
         """Whether an operator has paused the queue of a model, so that its jobs wait."""
@@ -241,6 +270,17 @@ class JobService:
         summary, output = await self.result(job.id, job.owner.project_id)
         values = {field.name: getattr(summary, field.name) for field in fields(summary)}
         return Job(**values, request=job.request, output=output)
+
+    async def charge(self, jobs: Sequence[JobSummary]) -> Decimal | None:
+        """What ended jobs are charged together, in dollars. None if it is not known, or the database is unavailable: an
+        answer is complete without it."""
+        try:
+            return await self._store.charge([job.id for job in jobs])
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            logger.warning("job=%s cannot read its charge: %s", jobs[0].id, error)
+            return None
 
     async def cancel(self, job_id: str, project_id: int) -> JobSummary:
         """Cancel a job: immediately while it is queued, through its worker while it runs. Idempotent."""

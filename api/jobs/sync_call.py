@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from fastapi import Request, Response
 
 from api.http.large_json import JsonBody, json_response
+from api.http.money import cost_header, total_of
 from api.http.sse import event_stream
 from api.http.submit_headers import SubmitHeaders, replay_headers
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
@@ -31,13 +32,13 @@ class SyncCall:
         open_request: OpenRequest = self._request.state.open_request
         return open_request
 
-    def open_stream(self) -> None:
-        """Count the call as an open stream of its project. Called before its jobs are submitted.
+    def open_stream(self, model: str, end_user: str | None) -> None:
+        """Count the call as an open stream. Called before its jobs are submitted.
 
         Raises:
-            QuotaExceeded: the project has too many open streams.
+            QuotaExceeded: there are too many open streams.
         """
-        self._open_request.open_stream()
+        self._open_request.open_stream(model, end_user)
 
     def hold(self, size: int) -> None:
         """Count bytes that the call keeps in memory; raises as `OpenRequest.hold`."""
@@ -82,4 +83,5 @@ class SyncCall:
                 assert job.error is not None
                 failure = rename(job, job.error)
                 raise UpstreamFailed(failure.message, code=failure.code, param=failure.param)
+        headers |= cost_header(total_of(job.charge for job in ended))
         return await json_response(await body(ended), headers=headers)

@@ -61,7 +61,9 @@ _UNREADABLE = Prepared(
     select(JobRow.model, _JOBS).where(JobRow.unreadable_at.is_not(None), IS_QUEUED).group_by(JobRow.model)
 )
 _DEFERRED = Prepared(
-    select(JobRow.model, _JOBS).where(JobRow.not_before > func.clock_timestamp(), IS_QUEUED).group_by(JobRow.model)
+    select(JobRow.model, _JOBS)
+    .where(JobRow.not_before > func.clock_timestamp(), JobRow.deferred_since.is_not(None), IS_QUEUED)
+    .group_by(JobRow.model)
 )
 _PAUSED = Prepared(select(ModelPauseRow.model))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -127,6 +128,15 @@ class QuotaExceeded(HeadraceError):
     def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(QuotaExceeded):
+    """A rate limit is reached."""
+
+    def __init__(self, message: str | None = None, *, wait_s: float | None) -> None:
+        """`wait_s`: after so many seconds the request would be accepted; None if it never is."""
+        super().__init__(message, retry_after_s=1 if wait_s is None else math.ceil(wait_s))
+        self.wait_s = wait_s
 
 
 class UpstreamFailed(HeadraceError):

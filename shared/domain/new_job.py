@@ -19,7 +19,7 @@ class NewJob:
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
     by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
-    if it names one. `note` is to be remembered before the job is stored.
+    if it names one. `note` is to be remembered before the job is stored. `delay_s`: no worker starts the job earlier.
     """
 
     owner: Owner
@@ -38,6 +38,7 @@ class NewJob:
     decisions: Decisions = NO_DECISIONS
     cache_key: bytes | None = None
     note: ConversationNote | None = None
+    delay_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

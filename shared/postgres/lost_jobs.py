@@ -250,6 +250,6 @@ def _lost_job(row: Any) -> LostJob:
     return LostJob(row.id, row.attempt, row.worker, row.deaths, row.suspect, row.exposures, row.ends)
 
 
-def _unclaimed_job(row: Row[Any]) -> LostJob:
+def _unclaimed_job(row: Any) -> LostJob:
     # No row is changed for it: it has no such attempt.
     return LostJob(row.id, 0, row.worker, deaths=0, suspect=False, exposures=0, ends=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
@@ -82,6 +83,7 @@ _NEW = Records(
     demands_new=Boolean,
     streams=Boolean,
     since_lookup_s=Double,
+    delay_s=Double,
 )
 _VALUES = {
     JobRow.project_id: _NEW.project_id,
@@ -98,6 +100,8 @@ _VALUES = {
     JobRow.kind: _NEW.kind,
     JobRow.decisions: _NEW.decisions,
 }
+_NOT_BEFORE = func.now() + seconds(_NEW.delay_s)
+_QUEUED_VALUES = {**_VALUES, JobRow.not_before: _NOT_BEFORE}
 _RESPONSES = Records(
     "response", job_id=Text, request_params=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
 )
@@ -176,9 +180,11 @@ _FOLLOWS = and_(
     or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
 )
 # A job that neither leads nor follows. Without a key, it stores no answer either.
-INSERT = Insertion(insert_queued(_NEW, {**_VALUES, JobRow.entry_key: _NEW.cache_key}))
+INSERT = Insertion(insert_queued(_NEW, {**_QUEUED_VALUES, JobRow.entry_key: _NEW.cache_key}))
 # Of several open jobs with the same key, one leads. The others are not inserted.
-LEAD = Insertion(insert_queued(_NEW, {**_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead).on_conflict_do_nothing())
+LEAD = Insertion(
+    insert_queued(_NEW, {**_QUEUED_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead).on_conflict_do_nothing()
+)
 # The others follow it, or run beside it.
 JOIN = Insertion(
     insert_queued(
@@ -189,6 +195,7 @@ JOIN = Insertion(
             JobRow.entry_key: case((~_FOLLOWS, _NEW.cache_key)),
             JobRow.follows: case((_FOLLOWS, group_of(_LEADER))),
             JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
+            JobRow.not_before: case((~_FOLLOWS, _NOT_BEFORE)),
             JobRow.decisions: case(
                 (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
                 else_=_NEW.decisions,
@@ -234,6 +241,7 @@ def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
         # When the response cache was looked up, by the monotonic clock, and how long ago that is at the insertion.
         "looked_up_at": None,
         "since_lookup_s": 0.0,
+        "delay_s": new.delay_s,
         "response": None if new.response is None else _response_record(job_id, new.response),
     }
 
@@ -273,6 +281,7 @@ def created_job(job_id: str, new: NewJob, inserted: Inserted) -> Job:
         created_at=inserted.created_at,
         start_before=inserted.start_before,
         finish_before=inserted.finish_before,
+        not_before=inserted.created_at + timedelta(seconds=new.delay_s) if new.delay_s is not None else None,
         request_context=new.request_context,
         requested_model=new.requested_model,
         kind=new.kind,
@@ -284,7 +293,7 @@ def created_job(job_id: str, new: NewJob, inserted: Inserted) -> Job:
 async def answered_job(new: NewJob, row: Any) -> Job:
     """The job of a row that `insert_answered` has returned."""
     summary = to_summary(row)
-    values = {field.name: getattr(summary, field.name) for field in fields(summary)}
+    values = {field.name: getattr(summary, field.name) for field in fields(summary)} | {"charge": Decimal(0)}
     output = await off_loop(len(row.output or ""), to_output, row.output)
     return Job(**values, request=new.request, output=output, log_start=row.log_start)
 
