@@ -37,9 +37,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
 from shared.domain.result import JobResult
+from shared.postgres.budgets import lock_windows
 from shared.postgres.followers import (
     ANSWER_COLUMNS,
     CHANGE,
+    FOLLOWS,
     LEADER_COLUMNS,
     SUCCEEDED_BY_FOLLOWER,
     changed_rows,
@@ -92,13 +94,15 @@ def end_statement(
     That covers every end: by the job's worker, while the job waits, or after its worker was lost. They are in
     `with_effects`, because a job that is answered by the response cache ends in `insert_answered`.
 
+    Locks the windows of budgets before the rows of jobs (`shared.postgres.budgets`).
+
     Optimistic lock: a job ends only if the guards hold and it is still at the attempt that its result names, so that
     no attempt was added to its history since it was read.
     """
     result = RESULTS
     ended = (
         update(JobRow)
-        .where(JobRow.id == result.id, JobRow.attempt == result.attempt, *guards)
+        .where(lock_windows(result.values_of("id")), JobRow.id == result.id, JobRow.attempt == result.attempt, *guards)
         .values(
             {
                 JobRow.status: result.status,
@@ -150,13 +154,14 @@ def settle_statement(groups: Select[Any], **portion: Any) -> Any:
     waits."""
     found = groups.subquery("groups")
     named = select(found.c.id.label("named"), leader_of(found.c.id).label("id")).cte("named")
+    followers = select(JobRow.id).where(JobRow.follows.in_(select(found.c.id)), FOLLOWS)
     leader = aliased(JobRow)
     columns = [getattr(leader, one.key) for one in (*LEADER_COLUMNS, *ANSWER_COLUMNS) if one.key not in ("id", "leads")]
     has_left = or_(leader.finished_at.is_not(None), leader.cache_key.is_(None))  # also if it does not exist
     leaders = (
         select(named.c.id, named.c.named.label("leads"), *columns)
         .join_from(named, leader, leader.id == named.c.id, isouter=True)
-        .where(or_(has_left, is_waiting(leader)))
+        .where(or_(has_left, is_waiting(leader)), lock_windows(followers))
         .cte("leaders")
     )
     ended, released = settle_followers(leaders, **portion)
