@@ -64,6 +64,7 @@ STATEMENTS = (
         output_text integer NOT NULL,
         output_reasoning integer NOT NULL,
         total_tokens integer NOT NULL,
+        charged jsonb,
         source text NOT NULL,
         price_id bigint,
         cost numeric,

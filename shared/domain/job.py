@@ -139,7 +139,8 @@ class Usage:
     """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together.
 
     `reasoning_tokens` are part of the completion, and `cache_write_tokens`, which the upstream has stored in its cache,
-    of the prompt. They are 0 unless an upstream reports them.
+    of the prompt; `cache_write_1h_tokens` is the part of these that it keeps for an hour. They are 0 unless an upstream
+    reports them. `service_tier`: the tier in which the upstream has served the request, by its name; not stored.
     """
 
     prompt_tokens: int = 0
@@ -147,6 +148,8 @@ class Usage:
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    service_tier: str | None = None
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Usage:
@@ -154,15 +157,20 @@ class Usage:
         return cls(**known_fields(cls, stored))
 
     def stored(self) -> dict[str, int]:
-        """Return the form that is stored in the job's row and log. The last two counts are omitted if they are 0."""
-        return {name: count for name, count in asdict(self).items() if count or name not in _REPORTED_COUNTS}
+        """Return the form that is stored in the job's row and log. The last three counts are omitted if they are 0."""
+        return {name: count for name, count in self._counts().items() if count or name not in _REPORTED_COUNTS}
 
     def without(self, counts: Mapping[str, int]) -> Usage:
         """Return the usage less these counts."""
-        return Usage(**{name: max(0, count - counts.get(name, 0)) for name, count in asdict(self).items()})
+        left = {name: max(0, count - counts.get(name, 0)) for name, count in self._counts().items()}
+        return replace(self, **left)
+
+    def _counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in _COUNTS}
 
 
-_REPORTED_COUNTS = ("reasoning_tokens", "cache_write_tokens")
+_COUNTS = tuple(one.name for one in fields(Usage) if one.name != "service_tier")
+_REPORTED_COUNTS = ("reasoning_tokens", "cache_write_tokens", "cache_write_1h_tokens")
 
 
 @dataclass(frozen=True, slots=True)

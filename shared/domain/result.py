@@ -10,6 +10,7 @@ from typing import Any
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, UpstreamState, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
+from shared.domain.ledger import Entry, Run, Source, build_entries
 from shared.domain.transcript import encode_output, fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
@@ -38,7 +39,7 @@ class JobResult:
     """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events.
 
     `upstream` is the upstream's request that is to be cancelled, because it has not ended. `cacheable`: other requests
-    may get the same answer. `leads`: other jobs may follow it.
+    may get the same answer. `leads`: other jobs may follow it. `entries` are those of the ledger.
     """
 
     status: JobStatus
@@ -52,6 +53,7 @@ class JobResult:
     upstream: UpstreamState | None = None
     cacheable: bool = False
     leads: bool = False
+    entries: tuple[Entry, ...] = ()
 
 
 async def build_result(
@@ -66,14 +68,18 @@ async def build_result(
     first_token_at: datetime | None,
     finished_at: datetime,
     outcome: AttemptOutcome,
-    tokens: Mapping[int, int],
+    runs: Mapping[int, Run],
+    source: Source = Source.ESTIMATE,
     upstream: UpstreamState | None = None,
     revision: str | None = None,
+    handed_over: bool = False,
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
-    The event loop runs other tasks meanwhile. `outcome` is that of the running attempt, `tokens` the number that each
-    attempt generated. `upstream` is the upstream's request that generated the output, `revision` that of the model.
+    The event loop runs other tasks meanwhile. `outcome` is that of the running attempt, and `runs` are what is known of
+    each. `source`: who reported the usage to the last of them. `upstream` is the upstream's request that generated the
+    output, `revision` that of the model. `handed_over`: the generation continues for another job, to which the prompt
+    counts if it is not known yet.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -84,6 +90,7 @@ async def build_result(
         payload["error"] = failure.payload()
     fingerprints = fingerprint_by_attempt(events)
     last = event(seq, EventType(status.value), payload)
+    attempts = tuple(_ended(attempt, finished_at, outcome, runs, fingerprints) for attempt in job.attempts)
     result = JobResult(
         status=status,
         finished_at=finished_at,
@@ -91,11 +98,20 @@ async def build_result(
         usage=usage,
         error=failure,
         first_token_at=first_token_at,
-        attempts=tuple(_ended(attempt, finished_at, outcome, tokens, fingerprints) for attempt in job.attempts),
+        attempts=attempts,
         log=await archive([*events, last]),
         upstream=None if status.succeeded else upstream,
         cacheable=failure is None and _is_cacheable(job, events, status, output, set(fingerprints.values()), revision),
         leads=job.may_lead,
+        entries=build_entries(
+            job,
+            attempts,
+            usage,
+            status=status,
+            source=source,
+            runs=runs,
+            estimate=0 if handed_over else job.decisions.estimated_tokens or 0,
+        ),
     )
     return result, last
 
@@ -135,7 +151,7 @@ def _ended(
     attempt: Attempt,
     now: datetime,
     outcome: AttemptOutcome,
-    tokens: Mapping[int, int],
+    runs: Mapping[int, Run],
     fingerprints: Mapping[int, str | None],
 ) -> Attempt:
     """An attempt as the history keeps it. The tokens of an attempt that lost its worker are known from the log only."""
@@ -143,6 +159,6 @@ def _ended(
         attempt,
         ended_at=attempt.ended_at or now,
         outcome=attempt.outcome or outcome,
-        tokens=tokens.get(attempt.number, attempt.tokens),
+        tokens=(run.tokens if (run := runs.get(attempt.number)) is not None else 0) or attempt.tokens,
         fingerprint=fingerprints.get(attempt.number, attempt.fingerprint),
     )

@@ -9,6 +9,7 @@ import orjson
 
 from shared.domain.events import CallDelta, Delta, Event, EventType, UpstreamState, joined_calls
 from shared.domain.job import Choice, ToolCall
+from shared.domain.ledger import Run
 from shared.domain.opaque import OpaquePart
 from shared.runtime.time_slice import TimeSlice
 
@@ -29,8 +30,8 @@ class Transcript:
         self._choices = [_Parts(index) for index in range(choices)]
         # The fingerprints of the attempts that generated the deltas; None for an attempt without one.
         self.fingerprints: set[str | None] = set()
-        # The number of tokens that each attempt generated, including discarded ones. Known only after `of`.
-        self.tokens_by_attempt: dict[int, int] = {}
+        # The attempts of the job that the log has, by their numbers. Known only after `of`.
+        self.runs: dict[int, Run] = {}
         # The upstream's request that generates the deltas, and its position after the last of them.
         self.upstream: UpstreamState | None = None
         self.cursor: int | str | None = None
@@ -43,23 +44,31 @@ class Transcript:
         an upstream's request in it is not the job's any more.
         """
         transcript = cls(choices)
-        tokens = transcript.tokens_by_attempt
+        runs = transcript.runs
         attempt, fingerprint, started_by = 0, None, None
+        run = Run()
         slice_ = TimeSlice()
         for item in events:
             if item.type is EventType.DELTA:
                 delta = item.delta()
                 transcript.add(delta)
                 transcript.fingerprints.add(fingerprint)
-                tokens[attempt] = tokens.get(attempt, 0) + delta.tokens
+                run.tokens += delta.tokens
+                run.prompt_tokens = delta.prompt_tokens or run.prompt_tokens
             elif item.type is EventType.STARTED:
                 payload = item.payload()
+                if payload["attempt"] <= attempt:  # the log began with that of another job
+                    runs.clear()
                 attempt, fingerprint = payload["attempt"], payload.get("fingerprint")
                 started_by = payload.get("model")
+                run = runs[attempt] = Run(prior=transcript.tokens, resumed=transcript.upstream is not None)
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
+                if item.payload()["attempt"] == attempt:
+                    run.prior, run.resumed = 0, False
             elif item.type is EventType.UPSTREAM:
                 transcript.upstream = UpstreamState.of(item)
+                run.resumed = False
             if slice_.over:
                 await slice_.give_way()
         if model is not None and started_by not in (None, model):

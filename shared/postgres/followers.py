@@ -49,6 +49,7 @@ from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
 from shared.domain.job import SUCCEEDED, JobStatus
 from shared.domain.priorities import Hint, to_front
+from shared.postgres.ledger import OWNER_COLUMNS
 from shared.postgres.tables import JobRow
 
 # Most followers of a leader that one statement settles, and about the bytes that it copies, compressed.
@@ -251,7 +252,8 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
         )
         .returning(
             *_change(leaders.c.id, _FALSE),
-            JobRow.project_id,
+            *OWNER_COLUMNS,
+            JobRow.finished_at,
             JobRow.cache_key,
             JobRow.decisions,
             null().cast(JSONB).label("upstream"),

@@ -50,6 +50,7 @@ from shared.postgres.followers import (
     promote_followers,
     settle_followers,
 )
+from shared.postgres.ledger import OWNER_COLUMNS, insert_answers, insert_entries
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, seconds
 from shared.postgres.tables import CachedAnswerRow, JobRow, Timestamp, UpstreamCancellationRow
@@ -72,6 +73,7 @@ RESULTS = Records(
     upstream=JSONB,
     cacheable=Boolean,
     answer_bytes=Integer,
+    entries=JSONB,
 )
 
 
@@ -123,12 +125,13 @@ def end_statement(
             }
         )
         .returning(
-            JobRow.project_id,
+            *OWNER_COLUMNS,
             JobRow.model,
             func.coalesce(JobRow.cache_key, JobRow.entry_key).label("cache_key"),
             result.upstream.label("upstream"),
             result.cacheable.label("cacheable"),
             result.answer_bytes.label("answer_bytes"),
+            result.entries.label("entries"),
             _LEADS.label("may_lead"),
             JobRow.decisions,
             *(one for one in LEADER_COLUMNS if keyed and one.key != "cache_key"),
@@ -165,16 +168,22 @@ def settle_statement(groups: Select[Any], **portion: Any) -> Any:
         .cte("leaders")
     )
     ended, released = settle_followers(leaders, **portion)
-    return with_effects(select(union_all(changed_rows(ended), changed_rows(released)).subquery()), ended)
+    rows = select(union_all(changed_rows(ended), changed_rows(released)).subquery())
+    return with_effects(rows, ended, answered_by=ended.c.leader)
 
 
-def with_effects(rows: Select[Any], ended: CTE, *, keyed: bool = True) -> Select[Any]:
+def with_effects(
+    rows: Select[Any], ended: CTE, *, keyed: bool = True, answered_by: ColumnElement[str] | None = None
+) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
-    These are the upstream's request, if it is still to be cancelled, and, if `keyed`, the entry of the response cache.
-    `ended` are the jobs that end: `id`, `project_id`, `model`, `cache_key`, `decisions`, `upstream`, `cacheable`,
-    `answer_bytes`.
+    These are the entries of the ledger, the upstream's request, if it is still to be cancelled, and, if `keyed`, the
+    entry of the response cache. `ended` are the jobs that end: `id`, `OWNER_COLUMNS`, `model`, `cache_key`,
+    `decisions`, `upstream`, `cacheable`, `answer_bytes`, and `entries`, those of the ledger; instead of these, `status`
+    and `finished_at` if they end with the answer of another job, which the column `answered_by` names.
     """
+    ledger = insert_entries(ended) if answered_by is None else insert_answers(ended, answered_by)
+    rows = rows.add_cte(ledger)
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
     rows = rows.add_cte(cancellations.cte("cancellations"))
@@ -230,6 +239,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "upstream": stored_state(job_id, result.upstream) if result.upstream is not None else None,
         "cacheable": result.cacheable,
         "answer_bytes": len(result.output) + len(result.log),
+        "entries": [entry.stored() for entry in result.entries],
         "keyed": result.cacheable or result.leads,
     }
 

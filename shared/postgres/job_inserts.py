@@ -101,6 +101,7 @@ def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = 
         .from_select(list(columns), found)
         .returning(
             *SUMMARY_COLUMNS,
+            JobRow.batch_id,
             JobRow.answered_by,
             JobRow.cache_key,
             null().cast(JSONB).label("upstream"),
@@ -117,7 +118,7 @@ def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = 
         start = func.substr(answered_log(answer.log), literal_column("1"), literal_column(str(ARCHIVE_PAGE)))
         log = select(start).where(answer.id == ended.c.answered_by).scalar_subquery()
         row.append(case((wanted, log)).label("log_start"))
-    return ended, with_effects(select(*row), ended)
+    return ended, with_effects(select(*row), ended, answered_by=ended.c.answered_by)
 
 
 def _found(query: Select[Any], records: Records, source: Any) -> Select[Any]:

@@ -110,7 +110,9 @@ class UsageEventRow(Base):
     output_text: Mapped[int]
     output_reasoning: Mapped[int]
     total_tokens: Mapped[int]
-    # `engine`, `provider`, or `estimate` if the counts are not as they were reported.
+    # The counts that the charge is for, by their names, if they are not those of the row; missing ones are 0.
+    charged: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    # `engine`, `provider`, or `estimate` if the counts were not reported: `shared.domain.ledger.Source`.
     source: Mapped[str] = mapped_column(Text)
     price_id: Mapped[int | None] = mapped_column(BigInteger)
     cost: Mapped[Decimal | None] = mapped_column(Numeric)

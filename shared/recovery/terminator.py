@@ -114,7 +114,7 @@ class JobTerminator:
             first_token_at=taken.first_token_at and max(taken.first_token_at, job.created_at),
             finished_at=datetime.now(UTC),
             outcome=AttemptOutcome.WORKER_LOST,
-            tokens=transcript.tokens_by_attempt,
+            runs=transcript.runs,
             upstream=transcript.upstream,
         )
         if running:

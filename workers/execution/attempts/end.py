@@ -79,9 +79,18 @@ async def _note_answer(state: AttemptState, route: str, conversation: str) -> No
 
 
 def job_result(
-    state: AttemptState, log: LogBuffer, status: JobStatus, failure: Failure | None, upstream: UpstreamState | None
+    state: AttemptState,
+    log: LogBuffer,
+    status: JobStatus,
+    failure: Failure | None,
+    upstream: UpstreamState | None,
+    *,
+    handed_over: bool = False,
 ) -> Awaitable[tuple[JobResult, Event]]:
-    """The result of the output so far, with these events, and the log's last event."""
+    """The result of the output so far, with these events, and the log's last event.
+
+    `handed_over` is as in `build_result`.
+    """
     return build_result(
         state.job,
         log.events,
@@ -93,9 +102,11 @@ def job_result(
         first_token_at=state.first_token_of_output,
         finished_at=state.database_now(),
         outcome=AttemptOutcome(status.value),
-        tokens={**state.earlier_tokens, state.job.attempt: state.tokens},
+        runs=state.runs,
+        source=state.source,
         upstream=upstream,
         revision=state.revision,
+        handed_over=handed_over,
     )
 
 

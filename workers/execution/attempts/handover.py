@@ -44,7 +44,7 @@ async def hand_over(
         # What comes from now on is not the job's any more.
         state.log = log.fork()
         state.log.event(EventType.STARTED, start_data(state, attempt=1))
-        result, last = await job_result(state, log, JobStatus.CANCELLED, failure, None)
+        result, last = await job_result(state, log, JobStatus.CANCELLED, failure, None, handed_over=True)
         ended = await retry(lambda: store.hand_over(job.id, job.attempt, result), "result")
         if not report_end(state, log, result, last, ended):
             state.abort(InterruptReason.CLAIM_LOST)
@@ -87,7 +87,8 @@ def _continue_for(state: AttemptState, job: Job, tokens: int) -> None:
     state.job = replace(job, request=job.request.for_provider(context.provider))
     state.claimed_at = time.monotonic()
     state.suspect = False
-    state.prior_tokens, state.earlier_tokens = tokens, {}
+    state.prior_tokens, state.earlier_runs = tokens, {}
+    state.discarded_tokens, state.continues_run = 0, True
     state.metrics = JobMetrics(context.metrics, job)
     state.trace = context.traces.claimed(job)
     state.log.assign(job.id, job.attempt)

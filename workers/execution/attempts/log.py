@@ -38,7 +38,7 @@ async def open_log(state: AttemptState) -> bool:
         log.resume_after(events, events[-1].seq if events else before)
         state.transcript = await Transcript.of(events, job.request.sampling.n, model=job.model)
         state.prior_tokens = state.transcript.tokens
-        state.earlier_tokens = state.transcript.tokens_by_attempt
+        state.earlier_runs = state.transcript.runs
         if taken.first_token_at is not None:
             state.earlier_first_token_at = max(taken.first_token_at, job.created_at)
         if not events:
@@ -99,9 +99,11 @@ async def restart(state: AttemptState) -> None:
     await drop_inherited(state)
     upstream = state.running_upstream
     state.restarts += 1
+    state.discarded_tokens += state.tokens
     state.earlier_first_token_at = None
     state.transcript.clear()
     state.prior_tokens, state.resumes_request, state.run_ended = 0, False, False
+    state.continues_run = False
     state.log.discard_pending()
     state.log.event(EventType.RESTARTED, {"attempt": state.job.attempt})
     if upstream is not None:

@@ -114,7 +114,7 @@ class OutputPublisher:
         if state.first_token_at is None:
             state.first_token_at = state.database_now()
             delta.prompt_tokens = state.prompt.prompt_tokens or None
-            is_first_of_job = not any(state.earlier_tokens.values())
+            is_first_of_job = not any(run.tokens for run in state.earlier_runs.values())
             state.metrics.first_token(
                 time.monotonic() - self.submitted_at, state.first_token_at if is_first_of_job else None
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import cast
 
 from shared.domain.events import UpstreamState
 from shared.domain.job import Job, Usage
+from shared.domain.ledger import Run, Source
 from shared.domain.transcript import Transcript
 from shared.telemetry.tracing import AttemptTrace
 from workers.engines.base import AdapterEngine, Prior, PromptInfo
@@ -49,13 +51,16 @@ class AttemptState:
             self.metrics.parts_dropped(job.request.opaque_parts - request.opaque_parts)
         self.prompt = PromptInfo(0)
         self.reported_usage: Usage | None = None
-        # Tokens that this attempt continues from, and tokens that each earlier attempt generated, from the log.
+        # Tokens that this attempt continues from, and the earlier attempts, from the log.
         self.prior_tokens = 0
-        self.earlier_tokens: dict[int, int] = {}
-        # How often the output was discarded.
+        self.earlier_runs: Mapping[int, Run] = {}
+        # How often the output was discarded, and the tokens of this attempt that were.
         self.restarts = 0
+        self.discarded_tokens = 0
         # Whether the upstream's request of an earlier attempt is resumed, instead of a new one sent.
         self.resumes_request = False
+        # Whether the generation is one that was handed over from another job.
+        self.continues_run = False
         # Whether the upstream's request in the transcript has ended, so that there is nothing to cancel.
         self.run_ended = False
         # The first token of this attempt, and that of the earlier attempts whose output it continues.
@@ -108,6 +113,24 @@ class AttemptState:
         if self.reported_usage is not None:
             return self.reported_usage
         return Usage(self.prompt.prompt_tokens, self.prompt.cached_tokens, self.transcript.tokens)
+
+    @property
+    def source(self) -> Source:
+        """Who reported the usage so far."""
+        if self.reported_usage is not None:
+            return Source.PROVIDER
+        return Source.ENGINE if self.prompt.prompt_tokens else Source.ESTIMATE
+
+    @property
+    def runs(self) -> dict[int, Run]:
+        """What is known of this attempt and of the earlier ones, by their numbers."""
+        own = Run(
+            self.tokens + self.discarded_tokens,
+            prior=self.prior_tokens,
+            resumed=self.resumes_request or self.continues_run,
+            prompt_tokens=self.prompt.prompt_tokens,
+        )
+        return {**self.earlier_runs, self.job.attempt: own}
 
     def database_now(self) -> datetime:
         """The database's clock: the time of the claim, plus the time that has passed here since."""

@@ -41,6 +41,7 @@ from shared.domain.answer_options import KeyOptions, TokenLimits
 from shared.domain.errors import FileInUse
 from shared.domain.events import Delta, EventType
 from shared.domain.job import AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.ledger import Run
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult, build_result
@@ -766,7 +767,7 @@ async def test_a_response_is_built_from_the_log_of_its_job(world: World) -> None
         first_token_at=datetime.now(UTC),
         finished_at=datetime.now(UTC),
         outcome=AttemptOutcome.COMPLETED,
-        tokens={1: 2},
+        runs={1: Run(2)},
     )
     assert await world.worker.finish(job.id, job.attempt, ending)
     (output,), errors = await world.results(await world.advance(batch, BatchStatus.COMPLETED))

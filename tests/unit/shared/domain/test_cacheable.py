@@ -43,7 +43,7 @@ async def is_cacheable(
         first_token_at=NOW,
         finished_at=NOW,
         outcome=AttemptOutcome.COMPLETED,
-        tokens={},
+        runs={},
         **arguments,
     )
     return result.cacheable
