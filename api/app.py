@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from api.admin.budgets import routes as budgets
 from api.admin.fleet import routes as fleet
 from api.admin.keys import routes as admin_keys
 from api.anthropic import error_shape as anthropic_errors
@@ -140,6 +141,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(savings.router)
     app.include_router(fleet.router)
     app.include_router(admin_keys.router)
+    app.include_router(budgets.router)
     app.include_router(health.router)
     pages.install(app, console=settings.console == "on")
     if settings.console == "on":

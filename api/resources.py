@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from api.admin.budgets.service import BudgetService
 from api.admin.fleet.service import FleetService
 from api.admin.fleet.store import FleetStore
 from api.admin.keys.service import KeyService
@@ -19,6 +20,7 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.budgets.budgets import Budgets
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
@@ -89,6 +91,7 @@ from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
+from shared.postgres.budget_store import BudgetStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.recovery.recovery import build_recovery
@@ -144,7 +147,9 @@ async def open_resources(
         secret = settings.cache_secret.encode() or None
         cache_store = CacheStore(database)
         cache = ResponseCache(registry, cache_store, store, metrics, secret=secret)
-        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening)
+        budget_store = BudgetStore(database)
+        budgets = Budgets(budget_store, registry, context_window, metrics)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening, budgets)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -204,6 +209,7 @@ async def open_resources(
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        supervisor.start("budgets", budgets.run())
         upkeep = CacheUpkeep(cache, cache_store, metrics, max_bytes=settings.cache_max_bytes)
         supervisor.start("cache_upkeep", upkeep.run())
         reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
@@ -304,6 +310,7 @@ async def open_resources(
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
+        resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)

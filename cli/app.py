@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.commands.batch import batch, batches
+from cli.commands.budgets import budgets
 from cli.commands.failed import failed
 from cli.commands.jobs import cancel, job, jobs
 from cli.commands.keys import keys, projects
@@ -73,6 +74,7 @@ app.add_typer(models, name="models")
 app.add_typer(workers, name="workers")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
+app.add_typer(budgets, name="budgets")
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)
 
 

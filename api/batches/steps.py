@@ -14,7 +14,7 @@ from api.batches.batch import Batch, BatchStatus, LineError, Position
 from api.batches.jsonl_reader import Line, read_lines
 from api.batches.request_line import LineRejected, parse
 from api.batches.results import Results, write_results
-from api.batches.store import BatchJob, BatchStore, SubmittedLines
+from api.batches.store import BatchJob, BatchStore, NoRoom, SubmittedLines
 from api.batches.validation import validate
 from api.cache.response_cache import ResponseCache
 from api.files.blobs import BlobMissing, Blobs
@@ -24,7 +24,7 @@ from api.jobs.service import JobService
 from api.keys.earlier_work import EarlierWork
 from shared.config.models.loader import Registry
 from shared.domain.decisions import CacheOutcome
-from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.errors import BudgetExceeded, InvalidRequest, NotFound
 from shared.domain.job import JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.priorities import Hint
@@ -131,12 +131,22 @@ class BatchSteps:
         response cache has answered some."""
         has_room = False
         jobs: list[BatchJob] = []
+        # The number of requests before the line of each job, and where it begins.
+        starts: dict[int, tuple[int, Position]] = {}
         requests = size = 0
         next_line = batch.next
 
         async def submit() -> bool:
-            nonlocal has_room
+            nonlocal has_room, jobs, requests, next_line
             submitted = await self._store.submit(batch, jobs, requests, next_line)
+            if isinstance(submitted, NoRoom):
+                # The lines before it are submitted. It waits until jobs have ended or a window of its budgets has.
+                jobs = [job for job in jobs if job.line < submitted.line]
+                requests, next_line = starts[submitted.line]
+                if requests:
+                    await submit()
+                has_room = False
+                return False
             if submitted is None:
                 has_room = False
                 return False
@@ -153,22 +163,25 @@ class BatchSteps:
             async for line in lines:
                 if room <= 0:
                     break
-                next_line = line.next
+                start, next_line = next_line, line.next
                 if line.blank:
                     continue
+                starts[line.number] = requests, start
                 requests += 1
                 size += line.size
                 await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
                 try:
                     jobs.append(await self._admitted(batch, line))
                     room -= 1
-                except (LineRejected, InvalidRequest, NotFound) as error:  # no job; the result reports the reason
+                except (LineRejected, InvalidRequest, NotFound, BudgetExceeded) as error:
+                    # No job; the result reports the reason.
                     logger.debug("batch=%s line=%d rejected: %s", batch.id, line.number, error)
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
                         return False
                     batch = replace(batch, next=next_line, submitted=batch.submitted + requests)
                     jobs, requests, size = [], 0, 0
+                    starts.clear()
         if requests:
             await submit()
         return has_room
@@ -206,6 +219,7 @@ class BatchSteps:
             requested_model=new.requested_model,
             decisions=new.decisions,
             cache_key=new.cache_key,
+            reservations=new.reservations,
         )
 
     async def _recheck(self, new: NewJob) -> None:

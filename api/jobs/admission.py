@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from api.budgets.budgets import Budgets
 from api.context.count_memo import counting_once
 from api.context.limits import TokenLimiter
 from api.context.shortening import Shortening
@@ -17,6 +18,7 @@ from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
+from shared.domain.errors import BudgetExceeded
 from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
@@ -38,6 +40,7 @@ class Admission:
         metrics: Metrics | None = None,
         router: Router | None = None,
         shortening: Shortening | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -49,6 +52,7 @@ class Admission:
         self._quotas = quotas
         self._router = router
         self._shortening = shortening or Shortening(registry, context, metrics=metrics)
+        self._budgets = budgets
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
@@ -61,7 +65,9 @@ class Admission:
             NotFound: the model does not exist.
             InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
                 damaged or too large, the prompt does not fit the model's context, too many log probabilities are
-                requested, or a structured output exceeds a bound.
+                requested, a structured output exceeds a bound, or it is not known what the job could cost at most,
+                and a hard budget applies.
+            BudgetExceeded: the job could cost more than the whole of a hard budget.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
@@ -80,7 +86,14 @@ class Admission:
         await self.check(new.model, new.request)
         if self._router is not None and routed is not None:
             new = await self._router.settle(principal, routed, new)
+        if self._budgets is not None:
+            new = await self._budgets.plan(new)
         return new
+
+    async def hold(self, new: NewJob, error: BudgetExceeded) -> NewJob | None:
+        """The job as it can be stored now, to be started when the budgets that have no room for it have it again. None:
+        it cannot wait."""
+        return await self._budgets.held(new, error) if self._budgets is not None and error.holds else None
 
     async def remember(self, new: NewJob) -> None:
         """Remember what the next request of its conversation must know of an admitted job, before it is stored.
@@ -108,6 +121,8 @@ class Admission:
         new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
+        if self._budgets is not None:
+            await self._budgets.check(new)
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Check a request against its model, without side effects; raises as `admit`."""

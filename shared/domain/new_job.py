@@ -21,8 +21,8 @@ class NewJob:
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
     by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
-    if it names one. `note` is to be remembered before the job is stored. `reservations` are made with the insertion of the
-    job, at most one in each window. `not_before`: when the job may be claimed at the earliest; None: now.
+    if it names one. `note` is to be remembered before the job is stored. `reservations` are made with the insertion of
+    the job, at most one in each window. `not_before`: when the job may be claimed at the earliest; None: now.
     """
 
     owner: Owner

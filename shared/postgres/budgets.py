@@ -1,11 +1,11 @@
 """The parts of statements that reserve in the windows of budgets and release what was reserved.
 
-A job reserves in the statement that inserts it, and what it has reserved is released in the one that ends it. So nothing
-is reserved without a job, and no open job is without its reservations.
+A job reserves in the statement that inserts it, and what it has reserved is released in the one that ends it. So
+nothing is reserved without a job, and no open job is without its reservations.
 
-Deadlock freedom: a statement locks all windows that it changes before it locks anything else that others wait for (rows
-of jobs, keys of the response cache), and in the order of their ids. Only an idempotency key and a batch's row are locked
-before, and no statement waits for those while it has locked a window.
+Deadlock freedom: a statement locks all windows that it changes in the order of their ids, and before it locks anything
+else that others wait for (rows of jobs, keys of the response cache). Only an idempotency key and a batch's row are
+locked before, and no statement waits for those while it has locked a window.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _error(row: Any) -> BudgetExceeded:
 
 
 def lock_windows(jobs: Select[Any]) -> ColumnElement[bool]:
-    """A condition that is always true. Before it is evaluated, the windows in which these jobs have reserved are locked.
+    """A condition that is always true, and locks the windows in which these jobs have reserved when it is evaluated.
 
     `jobs` selects their ids. The condition must be one of the query that finds the rows to lock, so that these are
     locked after the windows.

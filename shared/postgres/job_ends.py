@@ -37,7 +37,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
 from shared.domain.result import JobResult
-from shared.postgres.budgets import lock_windows
+from shared.postgres.budgets import lock_windows, release_reservations
 from shared.postgres.followers import (
     ANSWER_COLUMNS,
     CHANGE,
@@ -50,7 +50,7 @@ from shared.postgres.followers import (
     promote_followers,
     settle_followers,
 )
-from shared.postgres.ledger import OWNER_COLUMNS, insert_answers, insert_entries
+from shared.postgres.ledger import OWNER_COLUMNS, charges, insert_answers, insert_entries
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, seconds
 from shared.postgres.tables import CachedAnswerRow, JobRow, Timestamp, UpstreamCancellationRow
@@ -177,13 +177,14 @@ def with_effects(
 ) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
-    These are the entries of the ledger, the upstream's request, if it is still to be cancelled, and, if `keyed`, the
-    entry of the response cache. `ended` are the jobs that end: `id`, `OWNER_COLUMNS`, `model`, `cache_key`,
-    `decisions`, `upstream`, `cacheable`, `answer_bytes`, and `entries`, those of the ledger; instead of these, `status`
-    and `finished_at` if they end with the answer of another job, which the column `answered_by` names.
+    These are the entries of the ledger, with what they are charged in the windows of budgets, the upstream's request,
+    if it is still to be cancelled, and, if `keyed`, the entry of the response cache. `ended` are the jobs that end:
+    `id`, `OWNER_COLUMNS`, `model`, `cache_key`, `decisions`, `upstream`, `cacheable`, `answer_bytes`, and `entries`,
+    those of the ledger; instead of these, `status` and `finished_at` if they end with the answer of another job, which
+    the column `answered_by` names.
     """
     ledger = insert_entries(ended) if answered_by is None else insert_answers(ended, answered_by)
-    rows = rows.add_cte(ledger)
+    rows = rows.add_cte(ledger, release_reservations(ended, charges(ended, ledger)))
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
     rows = rows.add_cte(cancellations.cte("cancellations"))

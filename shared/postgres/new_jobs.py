@@ -315,6 +315,7 @@ def created_job(job_id: str, new: NewJob, inserted: Inserted) -> Job:
         created_at=inserted.created_at,
         start_before=inserted.start_before,
         finish_before=inserted.finish_before,
+        not_before=new.not_before,
         request_context=new.request_context,
         requested_model=new.requested_model,
         kind=new.kind,

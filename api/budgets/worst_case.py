@@ -1,0 +1,108 @@
+"""What a job could cost at most: that is what it reserves.
+
+It is the input's tokens at the dearest rate at which they may be counted, and as many output tokens as it may generate.
+The charge is not higher, unless the prompt's tokens could only be estimated and are more than the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+
+from api.context.window import ContextWindow
+from shared.config.models.loader import ModelSpec, Registry
+from shared.domain.budgets import MONEY
+from shared.domain.ledger import DEFAULT_TIER
+from shared.domain.new_job import NewJob
+from shared.postgres.budget_store import Price
+
+_MILLION = Decimal(1_000_000)
+# Input tokens that are written to a provider's cache cost more than others.
+_INPUT = ("input_fresh", "input_cache_write_5m", "input_cache_write_1h")
+_OUTPUT = ("output_text", "output_reasoning")
+
+
+class Unpriced(Exception):
+    """A model has no price."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+class Unbounded(Exception):
+    """Nothing bounds the output of a model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+class PriceList:
+    """The prices in force, by model."""
+
+    def __init__(self, prices: Iterable[Price] = ()) -> None:
+        self._prices: dict[str, list[Price]] = {}
+        for price in prices:
+            self._prices.setdefault(price.model, []).append(price)
+
+    def of(self, model: str, input_tokens: int) -> Price | None:
+        """The price of a model's requests with so many input tokens, as the ledger finds it; None if there is none."""
+        steps = [
+            price
+            for price in self._prices.get(model, ())
+            if price.tier == DEFAULT_TIER and price.from_input_tokens <= input_tokens
+        ]
+        return max(steps, key=lambda price: (price.valid_from, price.from_input_tokens), default=None)
+
+
+class WorstCase:
+    """Computes what jobs could cost at most."""
+
+    def __init__(self, registry: Registry, context: ContextWindow) -> None:
+        self._registry = registry
+        self._context = context
+
+    async def of(self, new: NewJob, prices: PriceList) -> Decimal:
+        """What a job could cost at most, in dollars: the dearest of the models that may serve it.
+
+        Raises:
+            Unpriced: one of the models has no price for input or output.
+            Unbounded: the request sets no max_tokens, and one of the models has neither a default nor a known context.
+            InvalidRequest: the chat template rejects the prompt.
+        """
+        fallbacks = () if new.decisions.route is None else new.decisions.route.fallbacks
+        fallbacks = tuple(model for model in fallbacks if model in self._registry)
+        return max([await self._of_model(model, new, prices) for model in (new.model, *fallbacks)])
+
+    async def _of_model(self, model: str, new: NewJob, prices: PriceList) -> Decimal:
+        tokens = await self._context.measure(model, new.request, project_id=new.owner.project_id)
+        price = prices.of(model, tokens.number)
+        input_rate = _dearest(price, _INPUT)
+        output_rate = _dearest(price, _OUTPUT)
+        if input_rate is None or output_rate is None:
+            raise Unpriced(model)
+        known = None if tokens.estimated else tokens.number
+        output = 0 if new.request.prompt_only else self._output_tokens(self._registry[model], new, known)
+        cost = MONEY.add(
+            MONEY.multiply(Decimal(tokens.number), input_rate), MONEY.multiply(Decimal(output), output_rate)
+        )
+        return MONEY.divide(cost, _MILLION)
+
+    def _output_tokens(self, spec: ModelSpec, new: NewJob, prompt: int | None) -> int:
+        """The output tokens of all choices at most. `prompt`: its tokens; None if they are only estimated."""
+        sampling, length = new.request.sampling, self._context.length(spec.name)
+        room = None if length is None else max(0, length - (prompt or 0))
+        wanted = sampling.max_tokens or spec.default_max_tokens if spec.capabilities.max_tokens else None
+        bounds = [bound for bound in (wanted, spec.max_output_tokens, room) if bound is not None]
+        if not bounds:
+            raise Unbounded(spec.name)
+        return min(bounds) * sampling.n
+
+
+def _dearest(price: Price | None, names: Sequence[str]) -> Decimal | None:
+    """The highest of these rates; None if the first of them, that of most tokens, is not priced."""
+    rates: Mapping[str, Decimal | None] = price.rates if price is not None else {}
+    if rates.get(names[0]) is None:
+        return None
+    return max(rate for name in names if (rate := rates.get(name)) is not None)
