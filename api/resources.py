@@ -79,6 +79,7 @@ from api.keys.store import ApiKeyStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
+from api.prices.price_sync import PriceSync
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
@@ -94,6 +95,7 @@ from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.budget_store import BudgetStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
+from shared.postgres.price_store import PriceStore
 from shared.recovery.recovery import build_recovery
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
@@ -219,6 +221,8 @@ async def open_resources(
         overview_store = OverviewStore(database, registry.queue_of)
         if settings.console == "on":
             supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
+        price_sync = PriceSync(registry, PriceStore(database))
+        supervisor.start("price_sync", price_sync.run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
@@ -248,6 +252,7 @@ async def open_resources(
             registry.replace(loaded.models, loaded.routes)
             context_window.use(windows)
             metrics.loaded(loaded.models)
+            price_sync.request()
             readiness.added(changes.added)
             logger.info("models.yaml reloaded; %s%s", changes, routes_changed)
             return ReloadResult.APPLIED

@@ -1,12 +1,12 @@
 """What a job could cost at most: that is what it reserves.
 
-It is the input's tokens at the dearest rate at which they may be counted, and as many output tokens as it may generate.
+It is the input's tokens, and as many output tokens as it may generate, at the dearest rates at which they may count.
 The charge is not higher, unless the prompt's tokens could only be estimated and are more than the estimate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from api.context.window import ContextWindow
@@ -46,14 +46,15 @@ class PriceList:
         for price in prices:
             self._prices.setdefault(price.model, []).append(price)
 
-    def of(self, model: str, input_tokens: int) -> Price | None:
-        """The price of a model's requests with so many input tokens, as the ledger finds it; None if there is none."""
-        steps = [
-            price
-            for price in self._prices.get(model, ())
-            if price.tier == DEFAULT_TIER and price.from_input_tokens <= input_tokens
-        ]
-        return max(steps, key=lambda price: (price.valid_from, price.from_input_tokens), default=None)
+    def of(self, model: str, input_tokens: int) -> list[Price]:
+        """The prices of a model's requests with so many input tokens, as the ledger finds them: that of the default
+        tier first, and those of the others, in one of which the request may be served."""
+        found: dict[str, Price] = {}
+        for price in sorted(self._prices.get(model, ()), key=lambda one: (one.valid_from, one.from_input_tokens)):
+            if price.from_input_tokens <= input_tokens:
+                found[price.tier] = price
+        default = found.pop(DEFAULT_TIER, None)
+        return [] if default is None else [default, *found.values()]
 
 
 class WorstCase:
@@ -77,9 +78,9 @@ class WorstCase:
 
     async def _of_model(self, model: str, new: NewJob, prices: PriceList) -> Decimal:
         tokens = await self._context.measure(model, new.request, project_id=new.owner.project_id)
-        price = prices.of(model, tokens.number)
-        input_rate = _dearest(price, _INPUT)
-        output_rate = _dearest(price, _OUTPUT)
+        found = prices.of(model, tokens.number)
+        input_rate = _dearest(found, _INPUT)
+        output_rate = _dearest(found, _OUTPUT)
         if input_rate is None or output_rate is None:
             raise Unpriced(model)
         known = None if tokens.estimated else tokens.number
@@ -100,9 +101,8 @@ class WorstCase:
         return min(bounds) * sampling.n
 
 
-def _dearest(price: Price | None, names: Sequence[str]) -> Decimal | None:
-    """The highest of these rates; None if the first of them, that of most tokens, is not priced."""
-    rates: Mapping[str, Decimal | None] = price.rates if price is not None else {}
-    if rates.get(names[0]) is None:
+def _dearest(prices: Sequence[Price], names: Sequence[str]) -> Decimal | None:
+    """The highest of these rates; None if the default tier has none for the first of them, that of most tokens."""
+    if not prices or prices[0].rates.get(names[0]) is None:
         return None
-    return max(rate for name in names if (rate := rates.get(name)) is not None)
+    return max(rate for price in prices for name in names if (rate := price.rates.get(name)) is not None)

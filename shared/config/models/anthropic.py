@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -84,6 +84,8 @@ class AnthropicOptions(StreamedOptions):
 
 class AnthropicModel(UpstreamModel):
     """A model that the worker relays to a server with Anthropic's Messages API."""
+
+    reports_tiers: ClassVar[bool] = True
 
     engine: Literal["anthropic"]
     model: str = Field(min_length=1, description="The upstream's name for the model.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from shared.config.models.adapters import Adapter
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.operational import Operational, without_operational
+from shared.config.models.prices import Price, Prices, check_applicable
 from shared.domain.answer_options import CacheOptions, ContextOptions, TokenLimits
 from shared.domain.errors import HeadraceError
 from shared.domain.field_types import without_effect
@@ -81,6 +82,8 @@ class Spec(BaseModel):
     loads_model: ClassVar[bool] = False
     # Whether the engine can run adapters of the model.
     takes_adapters: ClassVar[bool] = False
+    # Whether answers report the service tier that they were served in.
+    reports_tiers: ClassVar[bool] = False
 
     # Set when the file is loaded: its path, what makes the model an adapter, and the adapters of the model.
     _file: Path = PrivateAttr(Path("models.yaml"))
@@ -104,6 +107,9 @@ class Spec(BaseModel):
     token_limits: Operational[TokenLimits | None] = Field(
         None, description="Limits of the tokens of a request. Keys may have further limits."
     )
+    price: Operational[Prices | None] = Field(
+        None, description="What its tokens cost. Default: the published price of the provider's model, if it is known."
+    )
 
     @model_validator(mode="after")
     def _limits_have_an_effect(self) -> Self:
@@ -116,6 +122,21 @@ class Spec(BaseModel):
             if getattr(limits, name) is not None and not self.capabilities.max_tokens:
                 raise without_effect(f"token_limits.{name}", "because the model takes no max_tokens")
         return self
+
+    @model_validator(mode="after")
+    def _price_can_apply(self) -> Self:
+        self.check_price(self.price or ())
+        return self
+
+    def check_price(self, prices: Sequence[Price]) -> None:
+        """Check that prices can apply to this model, or to an adapter of it.
+
+        Raises:
+            PydanticCustomError: a contradiction that names the field.
+        """
+        check_applicable(
+            prices, vendor=self.provider, reports_tiers=self.reports_tiers, engine=getattr(self, "engine", "")
+        )
 
     def place(self, field: str) -> str:
         """A field of the entry, for the start of messages, such as `models.yaml: smollm2.options.dtype`.
@@ -148,9 +169,9 @@ class Spec(BaseModel):
         """The models whose jobs the workers of this one run: itself, and its adapters."""
         return (self.name, *(adapter.name for adapter in self._adapters))
 
-    def as_adapter(self, name: str, description: str, adapter: Adapter) -> Self:
-        """The model with an adapter of it."""
-        copy = self.model_copy(update={"name": name, "description": description})
+    def as_adapter(self, name: str, description: str, adapter: Adapter, price: list[Price] | None = None) -> Self:
+        """The model with an adapter of it. Without a price, it costs what the model costs."""
+        copy = self.model_copy(update={"name": name, "description": description, "price": price or self.price})
         copy._adapter, copy._adapters = adapter, ()
         return copy
 
@@ -236,7 +257,7 @@ class Spec(BaseModel):
 
         Secrets are in environment variables, but options of an engine can be one, such as `hf_token`.
         """
-        unseen = {"name", "description", "warm_prompts"}
+        unseen = {"name", "description", "warm_prompts", "price"}
         entry: dict[str, Any] = _without_secrets(
             self.model_dump(mode="json", exclude=unseen, exclude_defaults=True, exclude_none=True)
         )

@@ -9,13 +9,14 @@ from typing import Annotated, Any, NamedTuple, get_args
 import yaml
 import yaml.reader
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from shared.config.models.adapters import Adapter
 from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.base import MAX_NAME, NAME, RegistryError
 from shared.config.models.conditions import Conditions
 from shared.config.models.openai import OpenAIModel
+from shared.config.models.prices import Prices
 from shared.config.models.replicate import ReplicateModel
 from shared.config.models.routes import Mode, RequestedRoute, Route, requested_names, route_problems
 from shared.config.models.runpod import RunpodModel
@@ -33,6 +34,8 @@ USUAL_NAMES = {
     "rpm": "options.requests_per_minute",
     "tpm": "options.tokens_per_minute",
     "api_base": "options.base_url",
+    "input_cost_per_token": "price.input, in dollars per million tokens",
+    "output_cost_per_token": "price.output, in dollars per million tokens",
     "api_key": "options.api_key_env, the name of an environment variable",
 }
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
@@ -45,6 +48,7 @@ class AdapterEntry(BaseModel):
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: str = ""
+    price: Prices | None = Field(None, description="What its tokens cost. Default: the price of the base model.")
     adapter_of: str = Field(min_length=1, description="The name of the base model.")
     adapter: str = Field(min_length=1, description="A local folder, or a Hugging Face id.")
 
@@ -202,6 +206,10 @@ def load_registry(path: Path) -> Registry:
         if isinstance(entry, AdapterEntry):
             try:
                 adapters[entry.name] = _adapter(entry, specs)
+            except PydanticCustomError as error:
+                place = ("models", index, *_steps_of(error.context))
+                message = f"{path}, line {_line(tree, place)}: {_field(place)}: {error.message()}"
+                raise RegistryError(message) from error
             except ValueError as error:
                 line = _line(tree, ("models", index, "adapter_of"))
                 raise RegistryError(f"{path}, line {line}: models[{index}].adapter_of: {error}") from error
@@ -231,6 +239,7 @@ def _adapter(entry: AdapterEntry, specs: Mapping[str, ModelSpec]) -> ModelSpec:
     """The model that the entry of an adapter declares.
 
     Raises:
+        PydanticCustomError: its price cannot apply to its base.
         ValueError: its base is none.
         OSError: its files cannot be read.
     """
@@ -242,7 +251,8 @@ def _adapter(entry: AdapterEntry, specs: Mapping[str, ModelSpec]) -> ModelSpec:
             f"{base.name!r} runs on the engine {base.engine}; LoRA adapters need a base on the engine vllm. An upstream"
             " that serves the adapter itself is an entry of its own, with the adapter's name as `model`"
         )
-    return base.as_adapter(entry.name, entry.description, Adapter.of(base.name, entry.adapter))
+    base.check_price(entry.price or ())
+    return base.as_adapter(entry.name, entry.description, Adapter.of(base.name, entry.adapter), entry.price)
 
 
 def _with_adapters(spec: ModelSpec, adapters: Mapping[str, ModelSpec]) -> ModelSpec:
@@ -320,7 +330,7 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
             if location[-1] == "options":
                 message += "; it has the address of the upstream (base_url)"
         case "contradiction":
-            location = (*location, *problem["ctx"]["param"].split("."))
+            location = (*location, *_steps_of(problem["ctx"]))
         case "model_type" | "model_attributes_type" | "dict_type":
             message = "must be a mapping" if location else "this field is required"
     return f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"
@@ -332,6 +342,12 @@ def _steps(location: tuple[int | str, ...]) -> list[int | str]:
     if kind not in ((_MODEL,), (_ADAPTER,)):
         return [*location]
     return [*location[:2], *location[4 if engine and engine[0] in ENGINES else 3 :]]
+
+
+def _steps_of(context: Mapping[str, Any] | None) -> Iterator[int | str]:
+    """The steps to the field that a contradiction names, such as `price.1.valid_from`."""
+    for step in str((context or {})["param"]).split("."):
+        yield int(step) if step.isdigit() else step
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,6 +62,8 @@ _RESPONSES_PRESETS = (None, "openai", "azure", "vllm")
 
 class OpenAIModel(UpstreamModel):
     """A model that the worker relays to an OpenAI-compatible server."""
+
+    reports_tiers: ClassVar[bool] = True
 
     engine: Literal["openai"]
     preset: PresetName | None = Field(None, description="The kind of server; without one, nothing is known about it.")

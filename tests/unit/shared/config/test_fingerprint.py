@@ -33,6 +33,7 @@ SPECS = {
     "cache": {"ttl": 60},
     "context": {"strategy": "sliding_window"},
     "token_limits": {"max_output": 100},
+    "price": {"input": 1, "output": 2},
 }
 MANAGED = SPECS | {
     "slots": 3,
