@@ -77,7 +77,9 @@ class WorstCase:
         return max([await self._of_model(model, new, prices) for model in (new.model, *fallbacks)])
 
     async def _of_model(self, model: str, new: NewJob, prices: PriceList) -> Decimal:
-        tokens = await self._context.measure(model, new.request, project_id=new.owner.project_id)
+        # Admission has counted the prompt with this limit, if that was needed.
+        limit = self._context.length(model)
+        tokens = await self._context.measure(model, new.request, limit, new.owner.project_id)
         found = prices.of(model, tokens.number)
         input_rate = _dearest(found, _INPUT)
         output_rate = _dearest(found, _OUTPUT)
