@@ -8,7 +8,7 @@ does not pay for an attempt that was lost, nor for a job that has failed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -63,11 +63,12 @@ class Counts:
             output_reasoning=reasoning,
         )
 
-    @property
-    def total(self) -> int:
-        return sum(asdict(self).values())
+    def stored(self) -> dict[str, int]:
+        """The counts by their names."""
+        return {name: getattr(self, name) for name in _COUNTS}
 
 
+_COUNTS = tuple(field.name for field in fields(Counts))
 _NONE = Counts()
 
 
@@ -113,10 +114,10 @@ class Entry:
             "outcome": self.outcome,
             "final": self.final,
             "source": self.source.value,
-            **asdict(self.counts),
+            **self.counts.stored(),
         }
         if self.charged is not None:
-            stored["charged"] = {name: count for name, count in asdict(self.charged).items() if count}
+            stored["charged"] = {name: count for name, count in self.charged.stored().items() if count}
         return stored
 
 

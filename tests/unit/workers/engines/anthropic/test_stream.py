@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain.events import CallDelta, Delta
-from shared.domain.job import Choice, ToolCall
+from shared.domain.job import Choice, ToolCall, Usage
 from tests.support.transcripts import choices_of
 from workers.engines.anthropic.stream import StreamParser
 from workers.engines.upstream.errors import ErrorBody
