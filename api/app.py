@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from api.admin.budgets import routes as budgets
 from api.admin.fleet import routes as fleet
 from api.admin.keys import routes as admin_keys
+from api.admin.limits import routes as admin_limits
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
@@ -142,6 +143,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(fleet.router)
     app.include_router(admin_keys.router)
     app.include_router(budgets.router)
+    app.include_router(admin_limits.router)
     app.include_router(health.router)
     pages.install(app, console=settings.console == "on")
     if settings.console == "on":

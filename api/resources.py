@@ -15,6 +15,7 @@ from api.admin.budgets.service import BudgetService
 from api.admin.fleet.service import FleetService
 from api.admin.fleet.store import FleetStore
 from api.admin.keys.service import KeyService
+from api.admin.limits.service import LimitService
 from api.batches.driver import BatchDriver
 from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
@@ -62,7 +63,7 @@ from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
 from api.jobs.quota_store import QuotaStore
-from api.jobs.quotas import ProjectQuotas
+from api.jobs.quotas import JobQuotas
 from api.jobs.removed_models import RemovedModels
 from api.jobs.replay import Replays
 from api.jobs.retention import Retention
@@ -76,6 +77,12 @@ from api.keys.earlier_work import EarlierWork
 from api.keys.open_requests import OpenRequests
 from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
+from api.limits.estimate import TokenEstimator
+from api.limits.limiter import RateLimiter
+from api.limits.reload import LimitReload
+from api.limits.rules import LimitBook
+from api.limits.settlement import Settlement
+from api.limits.store import LimitStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
@@ -102,6 +109,7 @@ from shared.redis.context_lengths import ContextLengths
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
+from shared.redis.rate_limits import RateWindows
 from shared.runtime.reload_signal import ReloadSignal
 from shared.runtime.supervisor import Supervisor
 from shared.telemetry.loop_lag import measure_loop_lag
@@ -135,7 +143,11 @@ async def open_resources(
         recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces)
         hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         queue_estimates = QueueEstimates(QueueStore(database, registry), registry)
-        quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
+        limits = LimitBook()
+        limit_store = LimitStore(database)
+        limit_reload = LimitReload(limits, limit_store)
+        await limit_reload.load_if_available()
+        quotas = JobQuotas(QuotaStore(database), settings, metrics, limits)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
         conversation_models = Conversations(ConversationModels(redis), metrics)
@@ -149,9 +161,19 @@ async def open_resources(
         secret = settings.cache_secret.encode() or None
         cache_store = CacheStore(database)
         cache = ResponseCache(registry, cache_store, store, metrics, secret=secret)
+        limiter = RateLimiter(
+            limits,
+            RateWindows(redis),
+            TokenEstimator(registry, context_window),
+            metrics,
+            without_redis=settings.rate_limits_without_redis,
+        )
+        settlement = Settlement(limiter, limit_store)
         budget_store = BudgetStore(database)
         budgets = Budgets(budget_store, registry, context_window, metrics)
-        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening, budgets)
+        admission = Admission(
+            registry, context_window, quotas, media_limits, metrics, router, shortening, limiter, budgets
+        )
         jobs = JobService(
             admission=admission,
             store=store,
@@ -164,6 +186,7 @@ async def open_resources(
             metrics=metrics,
             traces=traces,
             cache=cache,
+            settlement=settlement,
             starts_early=lambda model: settings.early_starts and registry.starts_early(model),
         )
         in_s3 = settings.files.startswith(SCHEME)
@@ -175,6 +198,8 @@ async def open_resources(
             blobs,
             max_bytes=settings.max_file_bytes,
             max_lines=settings.max_file_lines,
+            max_project_bytes=settings.project_file_bytes,
+            metrics=metrics,
             retention_s=file_retention_s,
         )
         members = MemberReader(
@@ -192,6 +217,7 @@ async def open_resources(
             store=batches,
             blobs=blobs,
             jobs=jobs,
+            settlement=settlement,
             terminator=recovery.terminator,
             send=hints.put,
             metrics=metrics,
@@ -209,6 +235,8 @@ async def open_resources(
         supervisor.start("sweeper", recovery.sweeper.run())
         supervisor.start("removed_models", RemovedModels(registry, recovery.store, recovery.terminator, redis).run())
         supervisor.start("batch_driver", driver.run())
+        supervisor.start("rate_limits", limit_reload.run())
+        supervisor.start("rate_limit_settlement", settlement.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
         supervisor.start("budgets", budgets.run())
@@ -232,7 +260,7 @@ async def open_resources(
             )
             supervisor.start("revoked_work", revoked_work.run())
         authenticator = Authenticator(keys, settings.key_cache_s)
-        open_requests = OpenRequests(settings, metrics)
+        open_requests = OpenRequests(settings, metrics, limits.stream_limits)
         key_names = KeyNamesStore(database)
         sessions = Sessions(database, settings.key_cache_s, authenticator, open_requests, key_names)
         revocation_check = RevocationCheck(
@@ -316,6 +344,7 @@ async def open_resources(
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
         resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
+        resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)

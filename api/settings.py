@@ -139,6 +139,19 @@ class QuotaSettings(SettingsGroup):
         description="Maximum size of the bodies of a project's open requests, with the conversations that they"
         " continue, in one API process; 0: unlimited.",
     )
+    project_file_bytes: int = Field(
+        20 * 1024**3, ge=0, description="Maximum size of the files of a project together; 0: unlimited."
+    )
+
+
+class RateLimitSettings(SettingsGroup):
+    """Rate limits, which the table of limits has."""
+
+    rate_limits_without_redis: Literal["allow", "refuse"] = Field(
+        "allow",
+        description="Requests whose rate limits cannot be checked, because Redis is unavailable, are accepted, or"
+        " refused with 503.",
+    )
 
 
 class StreamSettings(SettingsGroup):
@@ -319,6 +332,7 @@ class ApiSettings(
     CompatibilitySettings,
     AuthSettings,
     QuotaSettings,
+    RateLimitSettings,
     StreamSettings,
     StartSettings,
     ConversationSettings,

@@ -11,6 +11,7 @@ from cli.commands.budgets import budgets
 from cli.commands.failed import failed
 from cli.commands.jobs import cancel, job, jobs
 from cli.commands.keys import keys, projects
+from cli.commands.limits import limits
 from cli.commands.local import bench, up
 from cli.commands.models import models
 from cli.commands.status import status
@@ -75,6 +76,7 @@ app.add_typer(workers, name="workers")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(budgets, name="budgets")
+app.add_typer(limits, name="limits")
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)
 
 

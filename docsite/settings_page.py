@@ -28,6 +28,7 @@ _ABOUT = {
     "CompatibilitySettings": "[Compatibility](compatibility.md)",
     "AuthSettings": "[API keys](operations.md#api-keys)",
     "QuotaSettings": "[Quotas](operations.md#quotas)",
+    "RateLimitSettings": "[Rate limits](usage.md#rate-limits)",
     "StartSettings": "[Early starts](decisions/queue.md#a-worker-may-start-a-new-job-before-its-claim-is-committed)",
     "ContextSettings": "[Summaries](context.md#summaries)",
     "FileSettings": "[Files and batches](operations.md#files-and-batches)",

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from api.http.conventions import Conventions
+from api.http.rate_limits import RateLimitStatus
 
 PREFIX = "/v1/messages"
 
@@ -50,4 +51,6 @@ def _error_response(_: Scope, status: int, message: str) -> JSONResponse:
     return JSONResponse(anthropic_error(status, message), status)
 
 
-CONVENTIONS = Conventions(PREFIX, _error_response, request_id_header="request-id")
+CONVENTIONS = Conventions(
+    PREFIX, _error_response, request_id_header="request-id", rate_limit_headers=RateLimitStatus.anthropic_headers
+)

@@ -75,9 +75,9 @@ async def messages(
     anthropic_version: Version = None,
 ) -> Response:
     """Create a message, streamed or not. The job is cancelled if the client disconnects."""
-    if body.stream:
-        call.open_stream()
     user_id = body.metadata.user_id if body.metadata is not None else None
+    if body.stream:
+        call.open_stream(body.model, user_id)
     principal = principal.acting_for(user_id)
     new = NewJob(
         owner=principal.owner,
@@ -145,6 +145,7 @@ async def count_tokens(
     new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=request, metadata={})
     try:
         model = await admission.model_of(principal, new)
+        await admission.take_request(new.owner, model)
         if (tokens := await admission.count_tokens(model, request, principal.project_id)) is not None:
             decisions = Decisions(tokens_estimated=tokens.estimated)
             return JSONResponse(TokensCount(input_tokens=tokens.number).model_dump(), headers=decisions.headers())

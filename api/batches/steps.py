@@ -22,9 +22,11 @@ from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.service import JobService
 from api.keys.earlier_work import EarlierWork
+from api.limits.limiter import Taken
+from api.limits.settlement import Settlement
 from shared.config.models.loader import Registry
 from shared.domain.decisions import CacheOutcome
-from shared.domain.errors import BudgetExceeded, InvalidRequest, NotFound
+from shared.domain.errors import BudgetExceeded, InvalidRequest, NotFound, RateLimited
 from shared.domain.job import JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.priorities import Hint
@@ -58,6 +60,7 @@ class BatchSteps:
         store: BatchStore,
         blobs: Blobs,
         jobs: JobService,
+        settlement: Settlement,
         terminator: JobTerminator,
         send: Callable[[Hint], None],
         metrics: Metrics,
@@ -74,6 +77,7 @@ class BatchSteps:
         self._store = store
         self._blobs = blobs
         self._jobs = jobs
+        self._settlement = settlement
         self._terminator = terminator
         self._send = send
         self._metrics = metrics
@@ -133,15 +137,19 @@ class BatchSteps:
         jobs: list[BatchJob] = []
         # The number of requests before the line of each job, and where it begins.
         starts: dict[int, tuple[int, Position]] = {}
+        taken: list[Taken] = []
         requests = size = 0
         next_line = batch.next
 
         async def submit() -> bool:
-            nonlocal has_room, jobs, requests, next_line
+            nonlocal has_room, jobs, taken, requests, next_line
             submitted = await self._store.submit(batch, jobs, requests, next_line)
             if isinstance(submitted, NoRoom):
                 # The lines before it are submitted. It waits until jobs have ended or a window of its budgets has.
-                jobs = [job for job in jobs if job.line < submitted.line]
+                count = sum(job.line < submitted.line for job in jobs)
+                for rates in taken[count:]:
+                    self._settlement.give_back(rates)
+                jobs, taken = jobs[:count], taken[:count]
                 requests, next_line = starts[submitted.line]
                 if requests:
                     await submit()
@@ -149,7 +157,10 @@ class BatchSteps:
                 return False
             if submitted is None:
                 has_room = False
+                for rates in taken:
+                    self._settlement.give_back(rates)
                 return False
+            self._settlement.jobs_created(submitted.ids, taken)
             for hint in submitted.hints:
                 self._metrics.submitted(hint.model, hint.priority)
                 logger.info("job=%s model=%s attempt=%d batch=%s queued", hint.job_id, hint.model, 0, batch.id)
@@ -163,24 +174,31 @@ class BatchSteps:
             async for line in lines:
                 if room <= 0:
                     break
-                start, next_line = next_line, line.next
                 if line.blank:
+                    next_line = line.next
                     continue
-                starts[line.number] = requests, start
-                requests += 1
-                size += line.size
+                # As the line is not read yet, this is where it begins.
+                starts[line.number] = requests, next_line
                 await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
                 try:
-                    jobs.append(await self._admitted(batch, line))
+                    job, rates = await self._admitted(batch, line)
+                    jobs.append(job)
+                    taken.append(rates)
                     room -= 1
+                except RateLimited:  # the line is tried again at the batch's next step
+                    self._metrics.batch_lines_held.inc()
+                    break
                 except (LineRejected, InvalidRequest, NotFound, BudgetExceeded) as error:
                     # No job; the result reports the reason.
                     logger.debug("batch=%s line=%d rejected: %s", batch.id, line.number, error)
+                next_line = line.next
+                requests += 1
+                size += line.size
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
                         return False
                     batch = replace(batch, next=next_line, submitted=batch.submitted + requests)
-                    jobs, requests, size = [], 0, 0
+                    jobs, taken, requests, size = [], [], 0, 0
                     starts.clear()
         if requests:
             await submit()
@@ -202,16 +220,17 @@ class BatchSteps:
         for (model, outcome), count in outcomes.items():
             self._metrics.cache_requests.labels(self._metrics.model_label(model), outcome).inc(count)
 
-    async def _admitted(self, batch: Batch, line: Line) -> BatchJob:
-        """Parse and admit a line. Raises `LineRejected`, and as `Admission.admit`."""
+    async def _admitted(self, batch: Batch, line: Line) -> tuple[BatchJob, Taken]:
+        """Parse and admit a line. Raises `LineRejected`, and as `Admission.admit` and `take_rates`."""
         request = await off_loop(line.size, parse, line, batch.endpoint, self._members, counted=True)
         job = request.job
         new = job.new(batch)
         principal = await self._earlier_work.principal(new.owner)
         new = await self._admission.admit(principal, new)
         new = await self._cache.admit(principal, new)
+        taken = await self._admission.take_rates(new, of_batch=True)
         await self._admission.remember(new)
-        return replace(
+        admitted = replace(
             job,
             model=new.model,
             request=new.request,
@@ -221,6 +240,7 @@ class BatchSteps:
             cache_key=new.cache_key,
             reservations=new.reservations,
         )
+        return admitted, taken
 
     async def _recheck(self, new: NewJob) -> None:
         await self._admission.recheck(await self._earlier_work.principal(new.owner), new)

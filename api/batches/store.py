@@ -81,9 +81,10 @@ class BatchJob:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedLines:
-    """The jobs that were stored: the hints for those that are queued, and those that the response cache answered, with
-    the keys of their answers."""
+    """The jobs that were stored: the ids of all in their order, the hints for those that are queued, and those that the
+    response cache answered, with the keys of their answers."""
 
+    ids: Sequence[str]
     hints: Sequence[Hint]
     answered: Sequence[JobSummary]
     keys: Sequence[bytes]
@@ -338,7 +339,7 @@ class BatchStore(JobRowStore):
                 await connection.execute(_SUBMIT, parameters)
         hints = [Hint(item["id"], item["model"], BATCH_PRIORITY) for item in queued]
         keys = [item["cache_key"] for item in keyed if item["id"] in answered]
-        return SubmittedLines(hints, [to_summary(row) for row in rows], keys)
+        return SubmittedLines([item["id"] for item in records], hints, [to_summary(row) for row in rows], keys)
 
     async def tally(self, batch_id: str) -> Tally | None:
         """Count a batch's jobs, and store the counts. Returns None if it has ended or on a concurrent update."""

@@ -140,12 +140,12 @@ class Budgets:
         """The job, to be started when the windows that have no room for it have ended, and what it reserves in the next
         ones. None: it would miss a deadline."""
         assert error.retry_after_s is not None
-        seconds = error.retry_after_s
-        if any(limit is not None and limit <= seconds for limit in (new.start_within_s, new.finish_within_s)):
+        delay_s = max(new.delay_s or 0.0, error.retry_after_s)
+        if any(limit is not None and limit <= delay_s for limit in (new.start_within_s, new.finish_within_s)):
             return None
         amount = max(one.amount for one in new.reservations)
-        at = self.now + timedelta(seconds=seconds)
-        return replace(await self._planned(new, await self.applying(new.owner), amount, at), not_before=at)
+        at = self.now + timedelta(seconds=delay_s)
+        return replace(await self._planned(new, await self.applying(new.owner), amount, at), delay_s=delay_s)
 
     async def _planned(
         self, new: NewJob, budgets: Sequence[Budget], amount: Decimal, at: datetime | None = None

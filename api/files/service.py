@@ -11,23 +11,38 @@ from api.files.store import FileStore, StoredFile, is_file_id
 from api.files.upload import Upload, refuse_field
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
-from shared.domain.errors import HeadraceError, NotFound
+from shared.domain.errors import HeadraceError, NotFound, QuotaExceeded
 from shared.domain.owner import Owner
+from shared.telemetry.definitions.labels import Quota
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+QUOTA_RETRY_S = 60
 
 
 class FileService:
     """Uploads, looks up, reads and deletes files."""
 
     def __init__(
-        self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, retention_s: float | None
+        self,
+        store: FileStore,
+        blobs: Blobs,
+        *,
+        max_bytes: int,
+        max_lines: int,
+        max_project_bytes: int,
+        metrics: Metrics,
+        retention_s: float | None,
     ) -> None:
-        """`retention_s` is the retention, in seconds, of files without `expires_after`; None: unlimited."""
+        """`retention_s` is the retention, in seconds, of files without `expires_after`; None: unlimited.
+        `max_project_bytes`: that of all files of a project; 0: unlimited."""
         self._store = store
         self._blobs = blobs
         self._max_bytes = max_bytes
         self._max_lines = max_lines
+        self._max_project_bytes = max_project_bytes
+        self._metrics = metrics
         self._retention_s = retention_s
 
     async def upload(
@@ -38,7 +53,11 @@ class FileService:
         body: AsyncIterator[bytes],
         unknown_field: Callable[[str], None] = refuse_field,
     ) -> StoredFile:
-        """Store the file of a form; see `Upload`."""
+        """Store the file of a form; see `Upload`.
+
+        Raises:
+            QuotaExceeded: the files of the project would be too large together.
+        """
         upload = Upload(
             self._store,
             self._blobs,
@@ -46,8 +65,20 @@ class FileService:
             max_lines=self._max_lines,
             retention_s=self._retention_s,
             unknown_field=unknown_field,
+            check_size=lambda size: self._check_quota(owner, size),
         )
         return await upload.receive(owner, content_type, length, body)
+
+    async def _check_quota(self, owner: Owner, size: int) -> None:
+        """Raise `QuotaExceeded` if a project has no room for a file. Concurrent uploads do not see one another."""
+        most = self._max_project_bytes
+        if most and await self._store.total_bytes(owner.project_id) + size > most:
+            self._metrics.quota_rejections.labels(Quota.FILE_BYTES.value).inc()
+            raise QuotaExceeded(
+                f"The files of this project would have more than {most} bytes (HEADRACE_PROJECT_FILE_BYTES); delete"
+                " some, or let files expire.",
+                retry_after_s=QUOTA_RETRY_S,
+            )
 
     async def get(self, file_id: str, project_id: int, param: str = "file_id") -> StoredFile:
         """Return a file of a project. `param` is the parameter that holds its id, for the error.

@@ -100,6 +100,12 @@ class FileStore(Store):
         async with self._engine.connect() as connection:
             return {row.id: row.filename for row in await connection.execute(statement)}
 
+    async def total_bytes(self, project_id: int) -> int:
+        """The size of all files of a project together."""
+        total = func.coalesce(func.sum(FileRow.bytes), 0)
+        statement = select(total.label("bytes")).where(FileRow.project_id == project_id, not_expired())
+        return await self._one(statement, lambda row: int(row.bytes)) or 0
+
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
     ) -> list[StoredFile]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from api.files.blobs import Blobs
 from api.files.multipart import Part, read_form
@@ -37,8 +37,12 @@ class Upload:
         max_lines: int,
         retention_s: float | None,
         unknown_field: Callable[[str], None],
+        check_size: Callable[[int], Awaitable[None]],
     ) -> None:
-        """`unknown_field` is called with the name of a field that has no effect; it may raise `InvalidRequest`."""
+        """`unknown_field` is called with the name of a field that has no effect; it may raise `InvalidRequest`.
+        `check_size` gets the size of the form, if the client has sent it, and then that of the file; it may raise
+        `QuotaExceeded`."""
+        self._check_size = check_size
         self._unknown_field = unknown_field
         self._store = store
         self._blobs = blobs
@@ -60,6 +64,7 @@ class Upload:
         """
         if length.isdigit() and int(length) > self._max_bytes + FORM_BYTES:
             raise self._too_large()
+        await self._check_size(max(0, int(length) - FORM_BYTES) if length.isdigit() else 0)
         file_id = self._store.new_id()
         async with self._blobs.writing(file_id) as blob:
             part = Part("", None)
@@ -73,6 +78,7 @@ class Upload:
                 elif part.name in FIELDS:
                     self._field(part.name, item)
             self._check()
+            await self._check_size(self._size)
         assert self._filename is not None
         try:
             return await self._store.insert(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import Scope
+
+from api.http.rate_limits import RateLimitStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +20,15 @@ class Conventions:
     """The response to an error, from the request's scope, the HTTP status and the message; None: OpenAI's."""
     request_id_header: str | None = None
     """An additional response header for the request id."""
+    rate_limit_headers: Callable[[RateLimitStatus], Mapping[str, str]] = RateLimitStatus.openai_headers
+    """The response headers about rate limits."""
 
     def cover(self, path: str) -> bool:
         """Whether these conventions apply to a path."""
         return path == self.prefix or path.startswith(f"{self.prefix}/")
+
+
+OPENAI = Conventions("", None)
 
 
 def find_conventions(conventions: Iterable[Conventions], path: str) -> Conventions | None:

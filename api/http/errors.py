@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from api.http.conventions import Conventions, find_conventions
+from api.http.rate_limits import retry_headers
 from api.http.validation import describe
 from shared.domain.errors import (
     BudgetExceeded,
@@ -30,6 +31,7 @@ from shared.domain.errors import (
     KeyReused,
     NotFound,
     QuotaExceeded,
+    RateLimited,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -43,7 +45,8 @@ from shared.runtime.outages import is_database_outage, is_redis_outage
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "2"
-# The job has ended, or cannot be admitted soon. Without this header, OpenAI's clients would submit it up to twice more.
+# The job has ended, or cannot be admitted soon, if ever. Without this header, OpenAI's clients would submit it again,
+# up to twice.
 NO_RETRY = {"x-should-retry": "false"}
 
 # PostgreSQL's SQLSTATE for a text with the character NUL, which it cannot store.
@@ -143,6 +146,11 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(413, error.message)
         case UnsupportedEncoding():
             return error_response(415, error.message, headers={"Accept-Encoding": "gzip, deflate"})
+        case RateLimited():
+            headers = NO_RETRY if error.wait_s is None else retry_headers(error.wait_s)
+            return error_response(
+                429, error.message, kind="rate_limit_error", code="rate_limit_exceeded", headers=headers
+            )
         case QuotaExceeded():
             headers = {"Retry-After": str(error.retry_after_s)}
             return error_response(429, error.message, kind="rate_limit_error", code="quota_exceeded", headers=headers)

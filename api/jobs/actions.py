@@ -21,7 +21,7 @@ from api.jobs.search import ALL, JobQuery, JobSearch
 from api.jobs.search_store import JobPage
 from api.jobs.service import JobService
 from api.keys.principal import Principal, Scope
-from shared.domain.errors import HeadraceError, InvalidRequest, QuotaExceeded
+from shared.domain.errors import HeadraceError, InvalidRequest, QuotaExceeded, RateLimited
 from shared.domain.job import TERMINAL, JobStatus, JobSummary
 
 # Jobs that are counted.
@@ -148,7 +148,9 @@ class JobActions:
             digest = hashlib.sha256((key or "").encode()).hexdigest()[:32]
             new, _ = await self._replays.replay(principal, job.id, SubmitHeaders(f"all-{digest}:{job.id}"))
             return ActionResult(job.id, job.status, new.id)
-        except QuotaExceeded:
+        except QuotaExceeded as error:
+            if isinstance(error, RateLimited) and error.wait_s is None:  # later calls would be refused too
+                return ActionResult(job.id, job.status, error=error.message)
             raise
         except HeadraceError as error:
             return ActionResult(job.id, job.status, error=error.message)

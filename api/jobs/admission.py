@@ -14,12 +14,14 @@ from api.context.window import ContextWindow, PromptTokens
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
-from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
+from api.jobs.quotas import NO_RESERVATION, JobQuotas, Reservation
 from api.keys.principal import Principal, Scope
+from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import BudgetExceeded
 from shared.domain.new_job import NewJob
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
 from shared.telemetry.metrics import Metrics
@@ -35,11 +37,12 @@ class Admission:
         self,
         registry: Registry,
         context: ContextWindow,
-        quotas: ProjectQuotas | None = None,
+        quotas: JobQuotas | None = None,
         media: MediaLimits = NO_MEDIA_LIMITS,
         metrics: Metrics | None = None,
         router: Router | None = None,
         shortening: Shortening | None = None,
+        limiter: RateLimiter | None = None,
         budgets: Budgets | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
@@ -52,6 +55,7 @@ class Admission:
         self._quotas = quotas
         self._router = router
         self._shortening = shortening or Shortening(registry, context, metrics=metrics)
+        self._limiter = limiter
         self._budgets = budgets
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
@@ -103,14 +107,31 @@ class Admission:
         if self._router is not None and new.note is not None:
             await self._router.remember(new.note)
 
+    async def take_rates(self, new: NewJob, *, of_batch: bool = False) -> Taken:
+        """Take what an admitted job needs from the rate limits, from all of them or from none.
+
+        For each job that a client submits, lines of batches and replays among them; see `RateLimiter.take`. It is
+        returned to the `Settlement`: if no job is created, or once the job has ended.
+
+        Raises:
+            RateLimited: a limit is reached.
+            Unavailable: Redis is unavailable, and the setting is to refuse requests then.
+        """
+        return await self._limiter.take(new, of_batch=of_batch) if self._limiter is not None else NOTHING
+
+    async def take_request(self, owner: Owner, model: str) -> None:
+        """Take a request that runs no job from the rate limits; raises as `take_rates`."""
+        if self._limiter is not None:
+            await self._limiter.take_request(owner, model)
+
     async def reserve(self, new: NewJob) -> Reservation:
-        """Reserve a part of its project's quotas for an admitted job, until the caller has stored it.
+        """Reserve a part of the quotas for an admitted job, until the caller has stored it.
 
         For jobs that a client submits now. Lines of batches and replays are admitted without quotas: only a part of a
         batch is queued at a time (HEADRACE_BATCH_JOBS), and an operator replays.
 
         Raises:
-            QuotaExceeded: the project has used up a quota.
+            QuotaExceeded: a quota is used up.
         """
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 

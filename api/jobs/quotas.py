@@ -1,18 +1,21 @@
-"""Quotas of a project: how many jobs may wait and run, and how large their requests may be together.
+"""Quotas: how many jobs may wait and run, and how large their requests may be together.
 
-The rows are the only counter, so that nothing can leak or drift. Counting them for each submit would cost more than the
-submit, so a count is used for a second, plus what this process has submitted since. A submit that would be rejected is
-always counted again first. Other API processes' submits of the last second are not seen: with several processes, a
-project may exceed a quota by those.
+Each project has the quotas of the settings, unless limits replace them, and those of limits of its keys, end users and
+models. The rows are the only counter, so that nothing can leak or drift. Counting them for each submit would cost more
+than the submit, so a count is used for a second, plus what this process has submitted since. A submit that would be
+rejected is always counted again first. Other API processes' submits of the last second are not seen: with several
+processes, a quota may be exceeded by those.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from api.jobs.quota_store import ProjectUsage, QuotaStore
+from api.jobs.quota_store import JobCounts, QuotaStore
+from api.limits.rules import LimitBook, LimitScope, Measure, Rule
 from api.settings import QuotaSettings
 from shared.domain.errors import QuotaExceeded
 from shared.domain.new_job import NewJob
@@ -26,9 +29,10 @@ FRESH_S = 1.0
 MIN_COUNT_INTERVAL = 5
 MAX_RECOUNT_S = 0.02
 RETRY_S = 5
-# Projects that are remembered between their submits.
-MAX_PROJECTS = 10_000
+# Scopes that are remembered between their submits.
+MAX_SCOPES = 10_000
 _URGENT = BANDS[PRIORITY_STEPS[0]]
+_MEASURES = (Measure.QUEUED_JOBS, Measure.CONCURRENT_JOBS)
 
 
 @dataclass(slots=True)
@@ -45,11 +49,34 @@ class _Jobs:
         self.request_bytes += sign * other.request_bytes
 
 
-@dataclass(slots=True)
-class _Project:
-    """The last count of a project, what this process has submitted since that count began, and is submitting now."""
+@dataclass(frozen=True, slots=True)
+class _Caps:
+    """The quotas of a scope, 0: none. `queued_by` and `concurrent_by` say where they are set."""
 
-    counted: ProjectUsage | None = None
+    queued: int = 0
+    queued_by: str = ""
+    concurrent: int = 0
+    concurrent_by: str = ""
+    urgent: int = 0
+    running: int = 0
+    request_bytes: int = 0
+
+    def with_rule(self, rule: Rule) -> _Caps:
+        """With the value of a limit."""
+        if rule.measure is Measure.QUEUED_JOBS:
+            return replace(self, queued=rule.value, queued_by=rule.name)
+        return replace(self, concurrent=rule.value, concurrent_by=rule.name)
+
+    @property
+    def any(self) -> bool:
+        return any((self.queued, self.concurrent, self.urgent, self.running, self.request_bytes))
+
+
+@dataclass(slots=True)
+class _Scope:
+    """The last count of a scope, what this process has submitted since that count began, and is submitting now."""
+
+    counted: JobCounts | None = None
     submitted: _Jobs = field(default_factory=_Jobs)
     submitting: _Jobs = field(default_factory=_Jobs)
     fresh_until: float = 0.0
@@ -58,128 +85,142 @@ class _Project:
 
 
 class Reservation:
-    """A job's part of its project's quotas until it is stored; then the count of rows includes it."""
+    """A job's part of the quotas until it is stored; then the counts of rows include it."""
 
-    __slots__ = ("_job", "_project")
+    __slots__ = ("_job", "_scopes")
 
-    def __init__(self, project: _Project | None, job: _Jobs) -> None:
-        self._project = project
+    def __init__(self, scopes: Sequence[_Scope], job: _Jobs) -> None:
+        self._scopes = scopes
         self._job = job
 
     def release(self) -> None:
         """The job was stored. If that failed, it is counted until the next count of rows."""
-        if self._project is not None:
-            self._project.submitting.add(self._job, -1)
-            self._project.submitted.add(self._job)
+        for scope in self._scopes:
+            scope.submitting.add(self._job, -1)
+            scope.submitted.add(self._job)
 
 
-NO_RESERVATION = Reservation(None, _Jobs())
+NO_RESERVATION = Reservation((), _Jobs())
 
 
-class ProjectQuotas:
-    """Admits jobs while their project is within its quotas."""
+class JobQuotas:
+    """Admits jobs while their project, key, end user and model are within their quotas."""
 
-    def __init__(self, store: QuotaStore, settings: QuotaSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, store: QuotaStore, settings: QuotaSettings, metrics: Metrics, book: LimitBook | None = None
+    ) -> None:
         self._store = store
-        self._settings = settings
         self._metrics = metrics
-        self._projects: dict[int, _Project] = {}
-        self._limited = any(
-            (
-                settings.project_queued_jobs,
-                settings.project_urgent_jobs,
-                settings.project_running_jobs,
-                settings.project_request_bytes,
-            )
+        self._book = book or LimitBook()
+        self._scopes: dict[LimitScope, _Scope] = {}
+        self._of_projects = _Caps(
+            queued=settings.project_queued_jobs,
+            queued_by="HEADRACE_PROJECT_QUEUED_JOBS",
+            urgent=settings.project_urgent_jobs,
+            running=settings.project_running_jobs,
+            request_bytes=settings.project_request_bytes,
         )
 
     async def reserve(self, new: NewJob) -> Reservation:
         """Admit a job, which the caller stores; it releases the reservation afterwards.
 
         Raises:
-            QuotaExceeded: its project has used up a quota.
+            QuotaExceeded: a quota is used up.
             sqlalchemy.exc.SQLAlchemyError, OSError: the database is unavailable.
         """
-        if not self._limited:
+        caps = self._caps(new)
+        if not caps:
             return NO_RESERVATION
         job = _Jobs(1, int(new.priority in _URGENT), new.request.size)
-        project_id = new.owner.project_id
-        project = self._projects.get(project_id)
-        if project is None:
-            project = self._add_project(project_id)
-        now = time.monotonic()
-        if project.counted is None:
-            await self._count(project_id, project)
-        elif now >= project.fresh_until:
-            self._start_count(project_id, project)
-        if self._exceeded(project, job) is not None and time.monotonic() >= project.recount_after:
-            await self._count(project_id, project)
-        if (exceeded := self._exceeded(project, job)) is not None:
-            quota, message = exceeded
-            self._metrics.quota_rejections.labels(quota.value).inc()
-            raise QuotaExceeded(message, retry_after_s=RETRY_S)
-        project.submitting.add(job)
-        return Reservation(project, job)
+        scopes = [self._scope(key) for key in caps]
+        for (key, limits), scope in zip(caps.items(), scopes, strict=True):
+            now = time.monotonic()
+            if scope.counted is None:
+                await self._count(key, scope)
+            elif now >= scope.fresh_until:
+                self._start_count(key, scope)
+            if _exceeded(key, limits, scope, job) is not None and time.monotonic() >= scope.recount_after:
+                await self._count(key, scope)
+        # Without a pause from here on, so that concurrent submits do not reserve the same room.
+        for (key, limits), scope in zip(caps.items(), scopes, strict=True):
+            if (exceeded := _exceeded(key, limits, scope, job)) is not None:
+                quota, message = exceeded
+                self._metrics.quota_rejections.labels(quota.value).inc()
+                raise QuotaExceeded(message, retry_after_s=RETRY_S)
+        for scope in scopes:
+            scope.submitting.add(job)
+        return Reservation(scopes, job)
 
-    def _add_project(self, project_id: int) -> _Project:
-        if len(self._projects) >= MAX_PROJECTS:
-            self._projects = {key: one for key, one in self._projects.items() if one.submitting.count}
-        project = self._projects[project_id] = _Project()
-        return project
+    def _caps(self, new: NewJob) -> dict[LimitScope, _Caps]:
+        """The quotas that apply to a job, by their scopes."""
+        found = {LimitScope(new.owner.project_id): self._of_projects} if self._of_projects.any else {}
+        for rule in self._book.rules(new.owner, new.model, _MEASURES):
+            found[rule.scope] = found.get(rule.scope, _Caps()).with_rule(rule)
+        return found
 
-    def _exceeded(self, project: _Project, job: _Jobs) -> tuple[Quota, str] | None:
-        """The quota that the job would exceed, and the message for its client."""
-        settings, counted = self._settings, project.counted
-        assert counted is not None
-        submitted, submitting = project.submitted, project.submitting
-        limit = settings.project_queued_jobs
-        if limit and counted.queued + submitted.count + submitting.count >= limit:
-            return Quota.QUEUED_JOBS, (
-                f"This project has {limit} queued jobs, the maximum (HEADRACE_PROJECT_QUEUED_JOBS); try again when some"
-                " have started, or send the requests as a batch."
-            )
-        limit = settings.project_urgent_jobs
-        if limit and job.urgent and counted.urgent + submitted.urgent + submitting.urgent >= limit:
-            return Quota.URGENT_JOBS, (
-                f"This project has {limit} queued jobs of the priorities {_URGENT[0]} to {_URGENT[-1]}, the maximum"
-                " (HEADRACE_PROJECT_URGENT_JOBS); use a higher priority number, or try again when some have started."
-            )
-        limit = settings.project_running_jobs
-        if limit and counted.running >= limit:
-            return Quota.RUNNING_JOBS, (
-                f"This project has {counted.running} running jobs, the maximum is {limit}"
-                " (HEADRACE_PROJECT_RUNNING_JOBS); try again when some have ended."
-            )
-        limit = settings.project_request_bytes
-        used = counted.request_bytes + submitted.request_bytes + submitting.request_bytes
-        if limit and used + job.request_bytes > limit:
-            return Quota.REQUEST_BYTES, (
-                f"The requests of this project's open jobs would have more than {limit} bytes"
-                " (HEADRACE_PROJECT_REQUEST_BYTES); try again when some have ended."
-            )
-        return None
+    def _scope(self, key: LimitScope) -> _Scope:
+        scope = self._scopes.get(key)
+        if scope is None:
+            if len(self._scopes) >= MAX_SCOPES:
+                self._scopes = {key: one for key, one in self._scopes.items() if one.submitting.count}
+            scope = self._scopes[key] = _Scope()
+        return scope
 
-    def _start_count(self, project_id: int, project: _Project) -> asyncio.Task[None]:
+    def _start_count(self, key: LimitScope, scope: _Scope) -> asyncio.Task[None]:
         """Count in the background. Concurrent callers share one count."""
-        if project.counting is None:
-            project.counting = asyncio.create_task(self._run_count(project_id, project), name="quota-count")
-            project.counting.add_done_callback(_retrieve_error)
-        return project.counting
+        if scope.counting is None:
+            scope.counting = asyncio.create_task(self._run_count(key, scope), name="quota-count")
+            scope.counting.add_done_callback(_retrieve_error)
+        return scope.counting
 
-    async def _count(self, project_id: int, project: _Project) -> None:
-        await asyncio.shield(self._start_count(project_id, project))
+    async def _count(self, key: LimitScope, scope: _Scope) -> None:
+        await asyncio.shield(self._start_count(key, scope))
 
-    async def _run_count(self, project_id: int, project: _Project) -> None:
+    async def _run_count(self, key: LimitScope, scope: _Scope) -> None:
         try:
             # What is stored during the count may or may not be counted; it is added until the next count.
-            before, started_at = replace(project.submitted), time.monotonic()
-            project.counted = await self._store.usage(project_id)
-            project.submitted.add(before, -1)
+            before, started_at = replace(scope.submitted), time.monotonic()
+            scope.counted = await self._store.count(key)
+            scope.submitted.add(before, -1)
             took_s = time.monotonic() - started_at
-            project.fresh_until = started_at + max(FRESH_S, MIN_COUNT_INTERVAL * took_s)
-            project.recount_after = started_at + min(MAX_RECOUNT_S, MIN_COUNT_INTERVAL * took_s)
+            scope.fresh_until = started_at + max(FRESH_S, MIN_COUNT_INTERVAL * took_s)
+            scope.recount_after = started_at + min(MAX_RECOUNT_S, MIN_COUNT_INTERVAL * took_s)
         finally:
-            project.counting = None
+            scope.counting = None
+
+
+def _exceeded(key: LimitScope, caps: _Caps, scope: _Scope, job: _Jobs) -> tuple[Quota, str] | None:
+    """The quota that the job would exceed, and the message for its client."""
+    counted, submitted, submitting = scope.counted, scope.submitted, scope.submitting
+    assert counted is not None
+    own, whose = submitted.count + submitting.count, f"{str(key)[0].upper()}{str(key)[1:]}"
+    if caps.queued and counted.queued + own >= caps.queued:
+        return Quota.QUEUED_JOBS, (
+            f"{whose}: there are {caps.queued} queued jobs, the maximum ({caps.queued_by}); try again when some have"
+            " started, or send the requests as a batch."
+        )
+    if caps.concurrent and counted.queued + counted.running + own >= caps.concurrent:
+        return Quota.CONCURRENT_JOBS, (
+            f"{whose}: there are {caps.concurrent} queued and running jobs, the maximum ({caps.concurrent_by}); try"
+            " again when some have ended, or send the requests as a batch."
+        )
+    if caps.urgent and job.urgent and counted.urgent + submitted.urgent + submitting.urgent >= caps.urgent:
+        return Quota.URGENT_JOBS, (
+            f"This project has {caps.urgent} queued jobs of the priorities {_URGENT[0]} to {_URGENT[-1]}, the maximum"
+            " (HEADRACE_PROJECT_URGENT_JOBS); use a higher priority number, or try again when some have started."
+        )
+    if caps.running and counted.running >= caps.running:
+        return Quota.RUNNING_JOBS, (
+            f"This project has {counted.running} running jobs, the maximum is {caps.running}"
+            " (HEADRACE_PROJECT_RUNNING_JOBS); try again when some have ended."
+        )
+    used = counted.request_bytes + submitted.request_bytes + submitting.request_bytes
+    if caps.request_bytes and used + job.request_bytes > caps.request_bytes:
+        return Quota.REQUEST_BYTES, (
+            f"The requests of this project's open jobs would have more than {caps.request_bytes} bytes"
+            " (HEADRACE_PROJECT_REQUEST_BYTES); try again when some have ended."
+        )
+    return None
 
 
 def _retrieve_error(task: asyncio.Task[None]) -> None:

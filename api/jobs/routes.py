@@ -155,7 +155,7 @@ async def stream(
     job = await jobs.summary(job_id, principal.project_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
-    open_request.open_stream()
+    open_request.open_stream(job.model, job.owner.end_user)
     return event_stream(await native_stream(jobs, job, after), settings)
 
 

@@ -235,7 +235,8 @@ class JobSummaryView(BaseModel):
         description="From `Cancel-After`: the job is cancelled if it has not finished by then."
     )
     not_before: datetime | None = _optional(
-        "While it is queued because its upstream was busy: it does not start earlier. Absent otherwise."
+        "While it is queued because its upstream was busy, or because of a rate limit that is soft: it does not start"
+        " earlier. Absent otherwise."
     )
     queue_position: int | None = Field(None, description="Number of jobs served before this one, while it is queued.")
     eta_s: float | None = Field(

@@ -16,9 +16,10 @@ from api.http.lookup import own_or_404
 from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.keys.principal import Principal
+from api.limits.settlement import Settlement
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.domain.errors import BudgetExceeded, Conflict, InvalidRequest, QuotaExceeded
+from shared.domain.errors import BudgetExceeded, Conflict, HeadraceError, InvalidRequest, QuotaExceeded
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.new_job import Idempotency, NewJob
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 COALESCE_TRIES = 3
 # How many of the next windows of its budgets a background job may wait for.
 HOLD_TRIES = 3
+TIMER_FACTOR, TIMER_S = 1.001, 0.05
 
 
 class JobService:
@@ -60,9 +62,11 @@ class JobService:
         metrics: Metrics,
         traces: Traces = NO_TRACES,
         cache: ResponseCache | None = None,
+        settlement: Settlement | None = None,
         starts_early: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`starts_early`: whether workers may start a model's new jobs before their claims are committed."""
+        """`settlement` gets what jobs have taken from rate limits. `starts_early`: whether workers may start a model's
+        new jobs before their claims are committed."""
         self._admission = admission
         self._cache = cache
         self._store = store
@@ -72,6 +76,7 @@ class JobService:
         self._hub = hub
         self._redis = redis
         self._metrics = metrics
+        self._settlement = settlement
         self._starts_early = starts_early
         self.queue_estimates = queue_estimates
         self.traces = traces
@@ -94,22 +99,41 @@ class JobService:
         if self._cache is not None:
             new = await self._cache.admit(principal, new)
         with self.traces.submitting(new.model) as request_context:
-            new = replace(new, request_context=request_context)
+            try:
+                new = replace(new, request_context=request_context)
+                return await self._create_within_limits(new, idempotency, background=background)
+            except QuotaExceeded:
+                # A retry receives the job of the first call, which may be what has used up the quota.
+                existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
+                if existing is None:
+                    raise
+                return existing, False
+
+    async def _create_within_limits(
+        self, new: NewJob, idempotency: Idempotency | None, *, background: bool
+    ) -> tuple[Job, bool]:
+        """Take what a job needs from the rate limits, and commit it; raises as `submit`."""
+        taken = await self._admission.take_rates(new)
+        if self._settlement is None or not taken.parts:
             return await self._create(new, idempotency, background=background)
+        try:
+            delayed = replace(new, delay_s=taken.delay_s)
+            job, created = await self._create(delayed, idempotency, background=background)
+        except HeadraceError:  # after other errors, the job may have been committed
+            self._settlement.give_back(taken)
+            raise
+        if created:
+            self._settlement.job_created(job, taken)
+        else:
+            self._settlement.give_back(taken)
+        return job, created
 
     async def _create(self, new: NewJob, idempotency: Idempotency | None, *, background: bool) -> tuple[Job, bool]:
         """Commit an admitted job; raises as `submit`."""
         looked_up_at = time.monotonic()
         if (answered := await self._answer(new, idempotency)) is not None:
             return answered
-        try:
-            reservation = await self._admission.reserve(new)
-        except QuotaExceeded:
-            # A retry receives the job of the first call, which may be what has used up the quota.
-            existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
-            if existing is None:
-                raise
-            return existing, False
+        reservation = await self._admission.reserve(new)
         try:
             self._admission.require_model(new.model)
             await self._admission.remember(new)
@@ -127,11 +151,20 @@ class JobService:
             self.queue_estimates.created(job)
             if job.follows is not None:
                 await self._settle(job.id)
-            elif job.not_before is None:  # otherwise a worker finds it when it is due
+            elif job.not_before is not None:
+                self._send_later(
+                    Hint(job.id, job.model, job.priority), (job.not_before - job.created_at).total_seconds()
+                )
+            else:
                 request = carried(job, start_within_s=new.start_within_s) if self._starts_early(job.model) else None
                 self._hints.put_first(Hint(job.id, job.model, job.priority), request)
                 await asyncio.sleep(0)  # send the hint before building the response
         return job, created
+
+    def _send_later(self, hint: Hint, delay_s: float) -> None:
+        """Send the hint of a job when it can be claimed. If this process ends before that, workers find its row."""
+        # By then, the database's clock has reached `not_before`.
+        asyncio.get_running_loop().call_later(delay_s * TIMER_FACTOR + TIMER_S, self._hints.put, hint)
 
     async def is_queue_paused(self, model: str) -> bool:
         """Whether an operator has paused the queue of a model, so that its jobs wait."""

@@ -31,13 +31,13 @@ class SyncCall:
         open_request: OpenRequest = self._request.state.open_request
         return open_request
 
-    def open_stream(self) -> None:
-        """Count the call as an open stream of its project. Called before its jobs are submitted.
+    def open_stream(self, model: str, end_user: str | None) -> None:
+        """Count the call as an open stream. Called before its jobs are submitted.
 
         Raises:
-            QuotaExceeded: the project has too many open streams.
+            QuotaExceeded: there are too many open streams.
         """
-        self._open_request.open_stream()
+        self._open_request.open_stream(model, end_user)
 
     def hold(self, size: int) -> None:
         """Count bytes that the call keeps in memory; raises as `OpenRequest.hold`."""

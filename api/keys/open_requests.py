@@ -1,14 +1,15 @@
 """The requests that this process is answering: what revoking a key or ending a session interrupts, and what a project
 uses of the process.
 
-A project's open streams and the bytes of its open requests are limited. A request keeps its body until it is answered,
-which may take as long as its job.
+The open streams of a project, and of its keys, end users and models, and the bytes of a project's open requests are
+limited. A request keeps its body until it is answered, which may take as long as its job.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Set
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from itertools import chain
 
 from api.keys.principal import Principal, Scope
@@ -20,12 +21,27 @@ from shared.telemetry.metrics import Metrics
 RETRY_S = 5
 
 
+@dataclass(frozen=True, slots=True)
+class StreamLimit:
+    """A limit of open streams: `value` for all streams of a scope together, which is that of the project or narrower.
+    `name` identifies the limit, and `str(scope)` says whose streams they are."""
+
+    scope: Hashable
+    is_of_project: bool
+    value: int
+    name: str
+
+
+# The limits that apply to a stream of an end user's answer from a model.
+StreamLimits = Callable[[Principal, str | None], Sequence[StreamLimit]]
+
+
 class OpenRequest:
     """An authenticated request. `session`: the hash of the token of the console's session that sent it, if one did.
     `interrupted`: its key was revoked or its session has ended, so the client did not abandon it.
     """
 
-    __slots__ = ("_requests", "bytes", "disconnect", "interrupted", "is_stream", "principal", "session")
+    __slots__ = ("_requests", "bytes", "disconnect", "interrupted", "principal", "session", "stream_scopes")
 
     def __init__(
         self,
@@ -39,16 +55,17 @@ class OpenRequest:
         self.disconnect = disconnect
         self.session = session
         self.interrupted = False
-        self.is_stream = False
+        # The scopes that count it as an open stream; none if it is not one.
+        self.stream_scopes: Sequence[Hashable] = ()
         self.bytes = 0
 
-    def open_stream(self) -> None:
-        """Count this request as an open stream of its project, until it ends.
+    def open_stream(self, model: str, end_user: str | None = None) -> None:
+        """Count this request as an open stream of a model's answer for an end user, until it ends.
 
         Raises:
-            QuotaExceeded: the project has too many open streams in this process.
+            QuotaExceeded: there are too many open streams in this process.
         """
-        self._requests.open_stream(self)
+        self._requests.open_stream(self, model, end_user)
 
     def hold(self, size: int) -> None:
         """Count bytes that this request keeps in memory until it ends.
@@ -62,12 +79,15 @@ class OpenRequest:
 class OpenRequests:
     """All open requests. They are counted per API process, because each process holds its own connections."""
 
-    def __init__(self, settings: QuotaSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: QuotaSettings, metrics: Metrics, stream_limits: StreamLimits = lambda principal, model: ()
+    ) -> None:
         self._max_streams = settings.project_streams
+        self._stream_limits = stream_limits
         self._max_bytes = settings.project_open_bytes
         self._metrics = metrics
         self._by_key: dict[int, set[OpenRequest]] = {}
-        self._streams: Counter[int] = Counter()
+        self._streams: Counter[Hashable] = Counter()
         self._bytes: Counter[int] = Counter()
 
     def enter(
@@ -85,30 +105,36 @@ class OpenRequests:
         requests.discard(request)
         if not requests:
             del self._by_key[key_id]
+        for scope in request.stream_scopes:
+            self._streams[scope] -= 1
+            if not self._streams[scope]:
+                del self._streams[scope]
         project_id = request.principal.project_id
-        if request.is_stream:
-            self._streams[project_id] -= 1
-            if not self._streams[project_id]:
-                del self._streams[project_id]
         if request.bytes:
             self._bytes[project_id] -= request.bytes
             if not self._bytes[project_id]:
                 del self._bytes[project_id]
 
-    def open_stream(self, request: OpenRequest) -> None:
+    def open_stream(self, request: OpenRequest, model: str, end_user: str | None) -> None:
         """As `OpenRequest.open_stream`."""
-        if request.is_stream:
+        if request.stream_scopes:
             return
-        project_id = request.principal.project_id
-        if self._max_streams and self._streams[project_id] >= self._max_streams:
-            self._metrics.quota_rejections.labels(Quota.STREAMS.value).inc()
-            raise QuotaExceeded(
-                f"This project has {self._max_streams} open streams at this server, the maximum"
-                " (HEADRACE_PROJECT_STREAMS); close one, or try again.",
-                retry_after_s=RETRY_S,
-            )
-        self._streams[project_id] += 1
-        request.is_stream = True
+        limits = self._stream_limits(request.principal.acting_for(end_user), model)
+        project = ("this project", request.principal.project_id)
+        found = {limit.scope: limit for limit in limits}
+        if not any(limit.is_of_project for limit in limits):
+            found[project] = StreamLimit(project, True, self._max_streams, "HEADRACE_PROJECT_STREAMS")
+        for limit in found.values():
+            if limit.value and self._streams[limit.scope] >= limit.value:
+                whose = project[0] if limit.scope == project else limit.scope
+                self._metrics.quota_rejections.labels(Quota.STREAMS.value).inc()
+                raise QuotaExceeded(
+                    f"There are {limit.value} open streams of {whose} at this server, the maximum ({limit.name}); close"
+                    " one, or try again.",
+                    retry_after_s=RETRY_S,
+                )
+        request.stream_scopes = tuple(found)
+        self._streams.update(request.stream_scopes)
 
     def hold(self, request: OpenRequest, size: int) -> None:
         """As `OpenRequest.hold`. A project's only request may have any size."""

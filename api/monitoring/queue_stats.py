@@ -71,7 +71,7 @@ class QueueStatsStore(Store):
         )
         deferred = (
             select(JobRow.model, func.count())
-            .where(JobRow.not_before > func.clock_timestamp(), IS_QUEUED)
+            .where(JobRow.not_before > func.clock_timestamp(), JobRow.deferred_since.is_not(None), IS_QUEUED)
             .group_by(JobRow.model)
         )
         fleet = QueueStats()

@@ -106,7 +106,7 @@ async def _complete(
     work: BodyWork,
 ) -> Response:
     if body.stream:
-        call.open_stream()
+        call.open_stream(body.model, principal.end_user)
     requests = [
         NewJob(
             owner=principal.owner,

@@ -47,7 +47,7 @@ async def create(
 ) -> Response:
     """Create a response. Unless it runs in the background, it is cancelled if the client disconnects."""
     if body.stream:
-        call.open_stream()
+        call.open_stream(body.model, body.end_user)
     response, job, created = await responses.create(
         body, principal.acting_for(body.end_user), submission, work, call.hold
     )
@@ -89,7 +89,7 @@ async def retrieve(
         raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
     response = await responses.get(response_id, principal.project_id)
     if stream:
-        open_request.open_stream()
+        open_request.open_stream(response.job.model, response.job.owner.end_user)
         return event_stream(responses.stream(response, starting_after), settings)
     return await json_response(await responses.body(response))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -148,6 +149,15 @@ class BudgetExceeded(HeadraceError):
         self.scope = scope
         self.retry_after_s = retry_after_s
         self.holds = holds
+
+
+class RateLimited(QuotaExceeded):
+    """A rate limit is reached."""
+
+    def __init__(self, message: str | None = None, *, wait_s: float | None) -> None:
+        """`wait_s`: after so many seconds the request would be accepted; None if it never is."""
+        super().__init__(message, retry_after_s=1 if wait_s is None else math.ceil(wait_s))
+        self.wait_s = wait_s
 
 
 class UpstreamFailed(HeadraceError):

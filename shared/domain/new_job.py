@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.budgets import WindowReservation
@@ -21,8 +20,8 @@ class NewJob:
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
     by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
-    if it names one. `note` is to be remembered before the job is stored. `reservations` are made with the insertion of
-    the job, at most one in each window. `not_before`: when the job may be claimed at the earliest; None: now.
+    if it names one. `note` is to be remembered before the job is stored. `delay_s`: no worker starts the job earlier.
+    `reservations` are made with the insertion of the job, at most one in each window.
     """
 
     owner: Owner
@@ -41,8 +40,8 @@ class NewJob:
     decisions: Decisions = NO_DECISIONS
     cache_key: bytes | None = None
     note: ConversationNote | None = None
+    delay_s: float | None = None
     reservations: tuple[WindowReservation, ...] = ()
-    not_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

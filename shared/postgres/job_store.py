@@ -41,7 +41,6 @@ from shared.postgres.job_rows import (
     to_summary,
 )
 from shared.postgres.new_jobs import (
-    HOLD,
     INSERT,
     JOIN,
     LEAD,
@@ -117,8 +116,7 @@ class JobStore(JobRowStore):
     def __init__(self, engine: AsyncEngine, region: str = "") -> None:
         super().__init__(engine, region)
         self._commits = {
-            insertion: GroupCommit(partial(self._insert, insertion), weigh=weight)
-            for insertion in (INSERT, HOLD, LEAD, JOIN)
+            insertion: GroupCommit(partial(self._insert, insertion), weigh=weight) for insertion in (INSERT, LEAD, JOIN)
         }
         self._lookups = GroupCommit(self._look_up)
         self._answers = GroupCommit(self._answer, weigh=lambda record: weight(record) + int(record["answer_bytes"]))
@@ -133,7 +131,7 @@ class JobStore(JobRowStore):
             BudgetExceeded: a window in which the job reserves has no room for it; nothing was written.
             KeyReused: the key was used with another request, or its job was deleted.
         """
-        created = await self._create(new, idempotency, INSERT if new.not_before is None else HOLD)
+        created = await self._create(new, idempotency, INSERT)
         assert created is not None, "it is inserted without conditions"
         return created
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -44,7 +44,7 @@ from shared.postgres.job_inserts import cached_answers, insert_answered, insert_
 from shared.postgres.job_rows import to_output, to_summary
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, json_text, seconds
-from shared.postgres.tables import CachedAnswerRow, JobRow, ResponseRow, Timestamp
+from shared.postgres.tables import CachedAnswerRow, JobRow, ResponseRow
 from shared.runtime.offload import off_loop
 
 
@@ -83,7 +83,7 @@ _NEW = Records(
     demands_new=Boolean,
     streams=Boolean,
     since_lookup_s=Double,
-    not_before=Timestamp,
+    delay_s=Double,
 )
 _VALUES = {
     JobRow.project_id: _NEW.project_id,
@@ -100,6 +100,8 @@ _VALUES = {
     JobRow.kind: _NEW.kind,
     JobRow.decisions: _NEW.decisions,
 }
+_NOT_BEFORE = func.now() + seconds(_NEW.delay_s)
+_QUEUED_VALUES = {**_VALUES, JobRow.not_before: _NOT_BEFORE}
 _RESPONSES = Records(
     "response", job_id=Text, request_params=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
 )
@@ -217,11 +219,9 @@ _FOLLOWS = and_(
     or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
 )
 # A job that neither leads nor follows. Without a key, it stores no answer either.
-INSERT = Insertion({**_VALUES, JobRow.entry_key: _NEW.cache_key})
-# As `INSERT`, for jobs that may not be claimed before a time.
-HOLD = Insertion({**_VALUES, JobRow.entry_key: _NEW.cache_key, JobRow.not_before: _NEW.not_before})
+INSERT = Insertion({**_QUEUED_VALUES, JobRow.entry_key: _NEW.cache_key})
 # Of several open jobs with the same key, one leads. The others are not inserted.
-LEAD = Insertion({**_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead, leaves_out_leaders=True)
+LEAD = Insertion({**_QUEUED_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead, leaves_out_leaders=True)
 # The others follow it, or run beside it.
 JOIN = Insertion(
     {
@@ -230,6 +230,7 @@ JOIN = Insertion(
         JobRow.entry_key: case((~_FOLLOWS, _NEW.cache_key)),
         JobRow.follows: case((_FOLLOWS, group_of(_LEADER))),
         JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
+        JobRow.not_before: case((~_FOLLOWS, _NOT_BEFORE)),
         JobRow.decisions: case(
             (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
             else_=_NEW.decisions,
@@ -274,9 +275,9 @@ def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
         # When the response cache was looked up, by the monotonic clock, and how long ago that is at the insertion.
         "looked_up_at": None,
         "since_lookup_s": 0.0,
+        "delay_s": new.delay_s,
         "response": None if new.response is None else _response_record(job_id, new.response),
         "reservations": new.reservations,
-        "not_before": new.not_before,
     }
 
 
@@ -315,7 +316,7 @@ def created_job(job_id: str, new: NewJob, inserted: Inserted) -> Job:
         created_at=inserted.created_at,
         start_before=inserted.start_before,
         finish_before=inserted.finish_before,
-        not_before=new.not_before,
+        not_before=inserted.created_at + timedelta(seconds=new.delay_s) if new.delay_s is not None else None,
         request_context=new.request_context,
         requested_model=new.requested_model,
         kind=new.kind,

@@ -66,3 +66,12 @@ def conversation_model(conversation: str) -> str:
 def conversation_name(name: str) -> str:
     """String: the id of the request with this name, for `conversation_model`."""
     return f"hr:conversation_name:{name}"
+
+
+def rate_window(project_id: int, scope: str, unit: str) -> str:
+    """Hash: what was taken from a rate limit in each second of the last minute; see `rate_limits.lua`.
+
+    The scope is that of a limit within the project, the unit `requests` or `tokens`. All windows of a project have the
+    same hash tag.
+    """
+    return f"hr:limit:{{{project_id}}}{scope}:{unit}"

@@ -9,7 +9,7 @@ import httpx
 
 from api.http.openapi import HEADERS
 from tests.e2e.test_jobs import wait_for_end
-from tests.e2e.test_projects import create_key
+from tests.e2e.test_projects import bearer, create_key
 from tests.support.stack import Stack
 
 
@@ -42,12 +42,18 @@ async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) ->
     document = (await vllm.get("/openapi.json")).json()
     admin = create_key(vllm_stack, "examples", "--scope", "admin")
     (key,) = [line for line in vllm_stack.command("api.keys", "list").stdout.splitlines() if admin[:11] in line]
+    async with bearer(vllm_stack, admin) as client:
+        body = {"project": "examples", "key_id": key.split()[0], "open_streams": 100}
+        limit: str = (await client.post("/v1/admin/limits", json=body)).json()["id"]
 
     async def run(method: str, path: str, example: dict[str, Any]) -> None:
         if path == "/v1/batches":
             example = {**example, "input_file_id": await create_file(vllm)}
-        headers = {"Authorization": f"Bearer {admin}"} if path.startswith(("/v1/api_keys", "/v1/projects")) else {}
-        url = path.replace("{key_id}", key.split()[0]).replace("{name}", "examples")
+        if path == "/v1/admin/limits":
+            example = {**example, "project": "examples"}
+        is_admins = path.startswith(("/v1/api_keys", "/v1/projects", "/v1/admin"))
+        headers = {"Authorization": f"Bearer {admin}"} if is_admins else {}
+        url = path.replace("{key_id}", key.split()[0]).replace("{name}", "examples").replace("{limit_id}", limit)
         response = await vllm.request(method, url, json=example, headers=headers)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
         responses = document["paths"][path][method]["responses"]

@@ -128,7 +128,9 @@ def _phase(job: JobSummary, generates: bool) -> str | None:
     if job.follows is not None:
         return "follows another job"
     if job.status is JobStatus.QUEUED:
-        return "upstream busy" if job.not_before is not None else "waits"
+        if job.deferred_since is not None:
+            return "upstream busy" if job.not_before is not None else "waits"
+        return "rate limit" if job.not_before is not None else "waits"
     return "generates" if generates else "prefill"
 
 

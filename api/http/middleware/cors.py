@@ -8,9 +8,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from api.http.openapi import HEADERS
+from api.http.rate_limits import ANTHROPIC_HEADERS, OPENAI_HEADERS
 
+RATE_LIMITS = (*OPENAI_HEADERS, *ANTHROPIC_HEADERS)
 # Response headers that scripts may read, beside those that browsers always allow.
-EXPOSED = (*HEADERS, "x-request-id", "request-id", "x-should-retry")
+EXPOSED = (*HEADERS, *RATE_LIMITS, "retry-after-ms", "x-request-id", "request-id", "x-should-retry")
 METHODS = ("GET", "POST", "DELETE")
 ANY_ORIGIN = "*"
 

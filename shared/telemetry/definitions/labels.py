@@ -44,7 +44,7 @@ class HttpRejection(StrEnum):
 
 
 class Quota(StrEnum):
-    """The quotas of a project."""
+    """The quotas of a project, and of its keys, end users and models."""
 
     QUEUED_JOBS = "queued_jobs"
     URGENT_JOBS = "urgent_jobs"
@@ -52,6 +52,8 @@ class Quota(StrEnum):
     REQUEST_BYTES = "request_bytes"
     STREAMS = "streams"
     OPEN_BYTES = "open_bytes"
+    CONCURRENT_JOBS = "concurrent_jobs"
+    FILE_BYTES = "file_bytes"
 
 
 class SkipReason(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.telemetry.definitions.buckets import DURATION_BUCKETS, FIRST_TOKEN_BUCKETS
+from shared.telemetry.definitions.buckets import DURATION_BUCKETS, FIRST_TOKEN_BUCKETS, RATE_LIMIT_BUCKETS
 from shared.telemetry.definitions.labels import (
     API,
     BUDGET_SCOPE,
@@ -63,7 +63,7 @@ class RequestMetrics:
         )
         self.quota_rejections = new.counter(
             "headrace_quota_rejections_total",
-            "Submits and streams rejected with 429 because a quota of their project was used up.",
+            "Submits, streams and uploads rejected with 429 because a quota was used up.",
             (Label("reason", tuple(quota.value for quota in Quota)),),
             API,
         )
@@ -91,6 +91,39 @@ class RequestMetrics:
         self.budget_reservations_released = new.counter(
             "headrace_budget_reservations_released_total",
             "Reservations of jobs that a process of an older version had ended without releasing them.",
+            (),
+            API,
+        )
+
+        # Rate limits
+
+        self.rate_limited = new.counter(
+            "headrace_rate_limited_total",
+            "Requests that a rate limit refused with 429, or that wait because of one that is soft, by what the limit"
+            " counts and the narrowest part of its scope.",
+            (
+                Label("unit", ("requests", "tokens")),
+                Label("scope", ("project", "key", "end_user", "model")),
+                Label("outcome", ("refused", "delayed")),
+            ),
+            API,
+        )
+        self.rate_limit_time = new.histogram(
+            "headrace_rate_limit_seconds",
+            "Time that a request waited for Redis to check its rate limits.",
+            (),
+            RATE_LIMIT_BUCKETS,
+            API,
+        )
+        self.rate_limits_unavailable = new.counter(
+            "headrace_rate_limits_unavailable_total",
+            "Requests whose rate limits could not be checked, because Redis was unavailable, by what happened to them.",
+            (Label("outcome", ("allowed", "refused")),),
+            API,
+        )
+        self.batch_lines_held = new.counter(
+            "headrace_batch_lines_held_total",
+            "Times that a batch waited to submit its next line because of a rate limit.",
             (),
             API,
         )

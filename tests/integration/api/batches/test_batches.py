@@ -58,6 +58,7 @@ from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Servers
 from tests.support.interrupt import interrupt_at
+from tests.support.limits import settlement_of
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.stack import write_models
 from tests.support.transcripts import output_of
@@ -224,6 +225,7 @@ def make_world(
         store=batches,
         blobs=blobs,
         jobs=jobs,
+        settlement=settlement_of(database, redis, registry, metrics),
         terminator=terminator,
         send=hints.append,
         metrics=metrics,

@@ -14,12 +14,14 @@ from starlette.requests import ClientDisconnect
 
 from api.files.blobs import LocalBlobs
 from api.files.service import FileService
-from api.files.store import FileStore
+from api.files.store import FileStore, StoredFile
 from api.files.upload import FORM_BYTES
-from shared.domain.errors import InvalidRequest, TooLarge
+from shared.domain.errors import InvalidRequest, QuotaExceeded, TooLarge
 from shared.domain.owner import Owner
+from tests.support.database import make_owner
+from tests.support.metrics import api_metrics
 
-MAX_BYTES, MAX_LINES = 100_000, 10
+MAX_BYTES, MAX_LINES, MAX_PROJECT_BYTES = 100_000, 10, 250_000
 TYPE = "multipart/form-data; boundary=b"
 PURPOSE = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
 FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -29,7 +31,13 @@ END = b"\r\n--b--\r\n"
 @pytest.fixture
 def files(database: AsyncEngine, tmp_path: Path) -> FileService:
     return FileService(
-        FileStore(database), LocalBlobs(tmp_path), max_bytes=MAX_BYTES, max_lines=MAX_LINES, retention_s=None
+        FileStore(database),
+        LocalBlobs(tmp_path),
+        max_bytes=MAX_BYTES,
+        max_lines=MAX_LINES,
+        max_project_bytes=MAX_PROJECT_BYTES,
+        metrics=api_metrics(),
+        retention_s=None,
     )
 
 
@@ -101,3 +109,21 @@ async def test_an_upload_whose_row_cannot_be_inserted_leaves_nothing(
     with pytest.raises(IntegrityError):
         await files.upload(replace(owner, project_id=owner.project_id + 1), TYPE, "", chunks(PURPOSE, FILE, b"x", END))
     assert os.listdir(tmp_path) == []
+
+
+async def test_the_files_of_a_project_are_limited_together(
+    files: FileService, owner: Owner, database: AsyncEngine, tmp_path: Path
+) -> None:
+    async def upload(owner: Owner, size: int, length: str = "") -> StoredFile:
+        return await files.upload(owner, TYPE, length, chunks(FILE, b"x" * size, b"\r\n", PURPOSE[:-2], END))
+
+    first, _ = await upload(owner, 100_000), await upload(owner, 100_000)
+    with pytest.raises(QuotaExceeded, match=r"250000 bytes \(HEADRACE_PROJECT_FILE_BYTES\); delete"):
+        await upload(owner, 60_000)
+    with pytest.raises(QuotaExceeded):  # before the body is read
+        await files.upload(owner, TYPE, "90000", chunks(AssertionError("read")))
+    assert len(os.listdir(tmp_path)) == 2
+    other = await make_owner(database, "other")
+    assert (await upload(other, 100_000)).bytes == 100_000
+    await files.delete(first.id, owner.project_id)
+    assert (await upload(owner, 60_000)).bytes == 60_000

@@ -1,0 +1,1 @@
+"""Limits of projects, keys, end users and models."""

@@ -1,0 +1,1 @@
+"""Rate limits of projects, keys, end users and models."""

@@ -1,0 +1,57 @@
+"""How many tokens a job is expected to use: what it reserves of limits of tokens until its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from api.context.window import ContextWindow
+from shared.config.models.loader import Registry
+from shared.domain.new_job import NewJob
+
+# The output of a request without max_tokens to a model without a default. What it generates beyond that is added to the
+# limit when the job has ended.
+ASSUMED_OUTPUT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEstimate:
+    """The tokens of the prompt and of the output. `bounded`: the output cannot be longer."""
+
+    prompt: int
+    output: int
+    bounded: bool = True
+
+    @property
+    def total(self) -> int:
+        """All tokens."""
+        return self.prompt + self.output
+
+
+NO_TOKENS = TokenEstimate(0, 0)
+
+
+class TokenEstimator:
+    """Estimates the tokens of admitted jobs, in microseconds: prompts are not counted for this."""
+
+    def __init__(self, registry: Registry, window: ContextWindow) -> None:
+        self._registry = registry
+        self._window = window
+
+    def estimate(self, new: NewJob) -> TokenEstimate:
+        """Estimate a job's tokens: those of the prompt as it was counted for a route, otherwise by its size, and
+        max_tokens for each choice."""
+        request, decisions = new.request, new.decisions
+        prompt = decisions.estimated_tokens
+        if prompt is None and decisions.route is not None:
+            prompt = decisions.route.input_tokens
+        if prompt is None:
+            prompt = self._window.estimate(new.model, request, new.owner.project_id).number
+        if request.prompt_only:
+            return TokenEstimate(prompt, 0)
+        sampling, spec = request.sampling, self._registry.models.get(new.model)
+        most = sampling.max_tokens
+        if most is None and spec is not None:
+            most = spec.default_max_tokens
+        if most is None:
+            return TokenEstimate(prompt, ASSUMED_OUTPUT * sampling.n, bounded=False)
+        return TokenEstimate(prompt, most * sampling.n)
