@@ -11,10 +11,12 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from api.admin.audit import routes as audit
 from api.admin.budgets import routes as budgets
 from api.admin.fleet import routes as fleet
 from api.admin.keys import routes as admin_keys
 from api.admin.limits import routes as admin_limits
+from api.admin.prices import routes as admin_prices
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
@@ -39,7 +41,7 @@ from api.http.middleware.shutdown import ShutdownMiddleware
 from api.http.middleware.tracing import TracingMiddleware
 from api.http.openapi import HEADERS
 from api.http.server import Connections
-from api.jobs import route_query
+from api.jobs import cost_estimate, route_query
 from api.jobs import routes as jobs
 from api.keys.middleware import AuthenticationMiddleware
 from api.monitoring import health
@@ -50,6 +52,8 @@ from api.responses import routes as responses
 from api.routing.complexity_loader import load_complexity
 from api.savings import routes as savings
 from api.settings import ApiSettings
+from api.usage import organization_routes as organization_usage
+from api.usage import routes as usage
 from shared.config.models.loader import load_registry
 from shared.domain.version import VERSION
 from shared.runtime.gc_tuning import freeze_gc
@@ -140,9 +144,14 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(batches.router)
     app.include_router(cache.router)
     app.include_router(savings.router)
+    app.include_router(usage.router)
+    app.include_router(cost_estimate.router)
+    app.include_router(organization_usage.router)
     app.include_router(fleet.router)
     app.include_router(admin_keys.router)
     app.include_router(budgets.router)
+    app.include_router(admin_prices.router)
+    app.include_router(audit.router)
     app.include_router(admin_limits.router)
     app.include_router(health.router)
     pages.install(app, console=settings.console == "on")

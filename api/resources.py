@@ -16,6 +16,7 @@ from api.admin.fleet.service import FleetService
 from api.admin.fleet.store import FleetStore
 from api.admin.keys.service import KeyService
 from api.admin.limits.service import LimitService
+from api.admin.prices.store import PriceListStore
 from api.batches.driver import BatchDriver
 from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
@@ -32,16 +33,20 @@ from api.console.data.statistics_store import StatisticsStore
 from api.console.fleet.routes import FleetPages
 from api.console.fleet.store import RunningJobsStore
 from api.console.jobs.job.routes import JobParts
+from api.console.jobs.ledger_store import LedgerEntriesStore
 from api.console.jobs.routes import JobsList
 from api.console.jobs.service import ConsoleJobs
 from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
+from api.console.limits.routes import LimitPages
+from api.console.limits.store import BudgetStatesStore
 from api.console.live_streams import LiveStreams
 from api.console.overview.routes import Overview
 from api.console.overview.snapshot import Snapshots
 from api.console.overview.store import ModelTimesStore
 from api.console.routing.store import RoutingStore
 from api.console.sessions import Sessions
+from api.console.usage.store import TopUsageStore
 from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
@@ -58,6 +63,7 @@ from api.http.dependencies import Resources
 from api.http.members import MemberReader
 from api.jobs.actions import JobActions
 from api.jobs.admission import Admission
+from api.jobs.cost_store import CostStore
 from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
@@ -97,12 +103,17 @@ from api.savings.service import SavingsService
 from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
+from api.usage.roll_up import UsageRollUp
+from api.usage.service import UsageService
+from api.usage.store import UsageReportStore
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
+from shared.postgres.audit_store import AuditStore
 from shared.postgres.budget_store import BudgetStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.price_store import PriceStore
+from shared.postgres.usage_sums import UsageSums
 from shared.recovery.recovery import build_recovery
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
@@ -251,6 +262,7 @@ async def open_resources(
             supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
         price_sync = PriceSync(registry, PriceStore(database))
         supervisor.start("price_sync", price_sync.run())
+        supervisor.start("usage_roll_up", UsageRollUp(UsageSums(database), metrics).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
@@ -312,6 +324,11 @@ async def open_resources(
         resources.add(FleetPages, fleet_pages)
         resources.add(KeyPagesStore, KeyPagesStore(database, keys))
         resources.add(RoutingStore, RoutingStore(database))
+        resources.add(KeyNamesStore, key_names)
+        limit_pages = LimitPages(BudgetStatesStore(database), limit_store, limiter, key_names)
+        stack.push_async_callback(limit_pages.broadcaster.close)
+        resources.add(LimitPages, limit_pages)
+        resources.add(TopUsageStore, TopUsageStore(database))
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
@@ -328,6 +345,7 @@ async def open_resources(
             logs=logs,
             names=key_names,
             replays=replays,
+            ledger=LedgerEntriesStore(database),
         )
         jobs_list, job_parts = JobsList(console_jobs), JobParts(console_jobs)
         stack.push_async_callback(jobs_list.broadcaster.close)
@@ -341,9 +359,13 @@ async def open_resources(
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
+        resources.add(UsageService, UsageService(UsageReportStore(database), keys))
+        resources.add(CostStore, CostStore(database))
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
         resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
+        resources.add(AuditStore, AuditStore(database))
+        resources.add(PriceListStore, PriceListStore(database))
         resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)

@@ -147,6 +147,12 @@ def _search_indexes() -> Iterator[Goal]:
         yield Goal(f"{title}, 1,000,000 jobs", Key("search-indexes", "headrace", title), 3, False, "%")
 
 
+def _usage() -> Iterator[Goal]:
+    for what in ("cost by user and day, a month of a project", "cost by user, a day of all projects"):
+        key = Key("usage", "headrace", f"{what} p95, 10,000,000 entries")
+        yield Goal(f"{what} p95, 10,000,000 entries of the ledger", key, 150, False, "ms")
+
+
 GOALS = (
     *_vllm((16, 64, 256)),
     Goal(
@@ -221,6 +227,7 @@ GOALS = (
     *_console(),
     *_console_tabs(),
     *_search_indexes(),
+    *_usage(),
     *_loops(),
     Goal(
         "p99 of a stream's steps beside heavy requests, relative to the stream alone",

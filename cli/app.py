@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.commands.admin import audit, prices
 from cli.commands.batch import batch, batches
 from cli.commands.budgets import budgets
 from cli.commands.failed import failed
@@ -16,6 +17,7 @@ from cli.commands.local import bench, up
 from cli.commands.models import models
 from cli.commands.status import status
 from cli.commands.submit import submit
+from cli.commands.usage import usage
 from cli.commands.workers import workers
 from cli.groups import RootGroup
 from cli.output import say
@@ -73,10 +75,13 @@ app.command(short_help="List batches.")(batches)
 app.add_typer(failed, name="failed")
 app.add_typer(models, name="models")
 app.add_typer(workers, name="workers")
+app.add_typer(usage, name="usage")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(budgets, name="budgets")
 app.add_typer(limits, name="limits")
+app.command(short_help="List the prices of models.")(prices)
+app.command(short_help="List what operators have changed.")(audit)
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)
 
 

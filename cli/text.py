@@ -100,6 +100,21 @@ def size(number: float) -> str:
     return f"{number:.1f} GB"
 
 
+def percent(share: float | None) -> str:
+    """A share from 0 to 1 in per cent, or `-` if it is unknown."""
+    return "-" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+def dollars(amount: float | None) -> str:
+    """An amount of money: with cents, or with four digits if it is small; `-` if it is unknown."""
+    if amount is None:
+        return "-"
+    decimals = 2
+    while decimals < 9 and 0 < abs(amount) * 10 ** (decimals - 3) < 1:
+        decimals += 1
+    return f"{'-' if amount < 0 else ''}${abs(amount):,.{decimals}f}"
+
+
 def rate(tokens_per_s: float | None) -> str:
     """A speed, or `-` if it is unknown."""
     return "-" if tokens_per_s is None else f"{tokens_per_s:,.1f} tokens/s"

@@ -97,7 +97,7 @@ class Completions:
         return openai_params.rename_failure(job, failure)
 
     def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
-        return completion_body(self.dialect, [job])
+        return completion_body(self.dialect, [job], include_cost=bool((body.get("usage") or {}).get("include")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,8 @@ from shared.postgres.budgets import RESERVATIONS, Reserving, refusals, reservati
 from shared.postgres.engine import transaction
 from shared.postgres.job_inserts import insert_answered, insert_queued
 from shared.postgres.job_row_store import JobRowStore
+from shared.postgres.job_rows import CHARGE, LOG, SUMMARY_COLUMNS, read_job, to_summary
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
-from shared.postgres.job_rows import LOG, SUMMARY_COLUMNS, read_job, to_summary
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop
@@ -445,7 +445,7 @@ class BatchStore(JobRowStore):
         )
         first = select(func.min(lines.c.batch_line)).scalar_subquery()
         statement = (
-            select(*JOB_COLUMNS, JobRow.batch_line, (LOG if log else null()).label("log"))
+            select(*JOB_COLUMNS, CHARGE, JobRow.batch_line, (LOG if log else null()).label("log"))
             .join(lines, lines.c.batch_line == JobRow.batch_line)
             .where(JobRow.batch_id == batch_id, or_(lines.c.total <= PAGE_BYTES, lines.c.batch_line == first))
             .order_by(JobRow.batch_line)

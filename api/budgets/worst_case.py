@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from api.context.most_output import most_output_tokens
 from api.context.window import ContextWindow
-from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.loader import Registry
 from shared.domain.budgets import MONEY
 from shared.domain.ledger import DEFAULT_TIER
 from shared.domain.new_job import NewJob
@@ -85,22 +86,13 @@ class WorstCase:
         output_rate = _dearest(found, _OUTPUT)
         if input_rate is None or output_rate is None:
             raise Unpriced(model)
-        known = None if tokens.estimated else tokens.number
-        output = 0 if new.request.prompt_only else self._output_tokens(self._registry[model], new, known)
+        output = most_output_tokens(self._registry[model], new.request, length=limit, prompt=tokens)
+        if output is None:
+            raise Unbounded(model)
         cost = MONEY.add(
             MONEY.multiply(Decimal(tokens.number), input_rate), MONEY.multiply(Decimal(output), output_rate)
         )
         return MONEY.divide(cost, _MILLION)
-
-    def _output_tokens(self, spec: ModelSpec, new: NewJob, prompt: int | None) -> int:
-        """The output tokens of all choices at most. `prompt`: its tokens; None if they are only estimated."""
-        sampling, length = new.request.sampling, self._context.length(spec.name)
-        room = None if length is None else max(0, length - (prompt or 0))
-        wanted = sampling.max_tokens or spec.default_max_tokens if spec.capabilities.max_tokens else None
-        bounds = [bound for bound in (wanted, spec.max_output_tokens, room) if bound is not None]
-        if not bounds:
-            raise Unbounded(spec.name)
-        return min(bounds) * sampling.n
 
 
 def _dearest(prices: Sequence[Price], names: Sequence[str]) -> Decimal | None:

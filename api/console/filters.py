@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -47,6 +48,17 @@ def compact(value: float | None) -> str:
             scaled = value / scale
             return f"{scaled:.1f}{letter}" if abs(scaled) < 9.95 else f"{scaled:.0f}{letter}"
     return number(value if isinstance(value, int) else round(value))
+
+
+def money(amount: Decimal | int | None) -> str:
+    """An amount in dollars: `$1,204.50`, and of small ones two digits: `$0.0042`."""
+    if amount is None:
+        return NONE
+    value = Decimal(amount)
+    if not value:
+        return "$0"
+    decimals = min(12, max(2, 1 - value.adjusted()))
+    return f"{'−' if value < 0 else ''}${abs(value):,.{decimals}f}"  # a minus
 
 
 def percent(share: float | None) -> str:
@@ -159,6 +171,7 @@ def sparkline(values: Sequence[float | None], width: int = 200, height: int = 36
 FILTERS = {
     "number": number,
     "compact": compact,
+    "money": money,
     "percent": percent,
     "quantity": quantity,
     "duration": duration,

@@ -6,10 +6,12 @@ from api.console.batches import routes as batches
 from api.console.fleet import routes as fleet
 from api.console.jobs import routes as jobs
 from api.console.keys import routes as keys
+from api.console.limits import routes as limits
 from api.console.overview import routes as overview
 from api.console.page import Page
 from api.console.playground import routes as playground
 from api.console.routing import routes as routing
+from api.console.usage import routes as usage
 
 PAGES: tuple[Page, ...] = (
     overview.PAGE,
@@ -18,5 +20,7 @@ PAGES: tuple[Page, ...] = (
     batches.PAGE,
     fleet.PAGE,
     routing.PAGE,
+    usage.PAGE,
+    limits.PAGE,
     keys.PAGE,
 )

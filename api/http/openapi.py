@@ -6,6 +6,7 @@ from typing import Any
 
 from api.http.errors import ErrorResponse
 from api.http.members import HEADER as IGNORED
+from api.http.money import COST_HEADER
 from shared.domain.decisions import CacheOutcome
 
 _TRUE = {"type": "string", "enum": ["true"]}
@@ -42,6 +43,11 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "The prompt's tokens were estimated from its size. Absent if they were counted.",
         "schema": _TRUE,
     },
+    COST_HEADER: {
+        "description": "What the request is charged, in US dollars, if that is known when the response begins.",
+        "schema": {"type": "string"},
+        "example": "0.000123",
+    },
     "Idempotent-Replayed": {
         "description": "An earlier request with the same `Idempotency-Key` created the job.",
         "schema": _TRUE,
@@ -58,7 +64,7 @@ def headers(*names: str) -> dict[str, Any]:
 
 
 READ = headers(IGNORED)
-JOB = headers("Location", "Retry-After")
+JOB = headers("Location", "Retry-After", COST_HEADER)
 # Of each response to a request that was run as a job.
 SUBMITTED = headers(
     IGNORED,
@@ -69,6 +75,7 @@ SUBMITTED = headers(
     "x-headrace-context",
     "x-headrace-max-tokens",
     "x-headrace-tokens-estimated",
+    COST_HEADER,
     "Idempotent-Replayed",
 )
 SUBMITTED_JOB = {"headers": SUBMITTED["headers"] | JOB["headers"] | headers("Preference-Applied")["headers"]}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from api.budgets.budgets import Budgets
 from api.context.count_memo import counting_once
 from api.context.limits import TokenLimiter
+from api.context.most_output import most_output_tokens
 from api.context.shortening import Shortening
 from api.context.summaries import SummaryJobs
 from api.context.window import ContextWindow, PromptTokens
@@ -15,6 +16,7 @@ from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
 from api.jobs.quotas import NO_RESERVATION, JobQuotas, Reservation
+from api.keys.allowed_models import require_allowed
 from api.keys.principal import Principal, Scope
 from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.routing.router import Explanation, Router
@@ -28,6 +30,16 @@ from shared.telemetry.metrics import Metrics
 
 # Steps of at most about a millisecond between two turns of the event loop.
 STEPS_PER_TURN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MostTokens:
+    """The model that would run a job, its prompt's tokens, and the most output tokens of all of its choices together;
+    None if nothing limits these."""
+
+    model: str
+    prompt: PromptTokens
+    output: int | None
 
 
 class Admission:
@@ -66,7 +78,7 @@ class Admission:
 
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
-            NotFound: the model does not exist.
+            NotFound: the model does not exist, or the key may not be used for it.
             InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
                 damaged or too large, the prompt does not fit the model's context, too many log probabilities are
                 requested, a structured output exceeds a bound, or it is not known what the job could cost at most,
@@ -77,6 +89,7 @@ class Admission:
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             return await self._admitted(principal, new, jobs)
 
@@ -135,8 +148,9 @@ class Admission:
         """
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
-    async def recheck(self, principal: Principal, new: NewJob) -> None:
-        """Run the checks of a rejected job again, without side effects, to report the reason. Raises as `admit`."""
+    async def recheck(self, principal: Principal, new: NewJob) -> NewJob:
+        """Run the checks of a job without side effects: of a rejected one, to report the reason, or of one that is not
+        submitted. Returns it as it would be admitted; raises as `admit`."""
         new = replace(new, model=await self.model_of(principal, new))
         new = self._token_limiter.limit_output(principal, new, counted=False)
         new = await self._shortening.shorten(principal, new, counted=False)
@@ -144,6 +158,16 @@ class Admission:
         await self.check(new.model, new.request)
         if self._budgets is not None:
             await self._budgets.check(new)
+        return new
+
+    async def most_tokens(self, principal: Principal, new: NewJob) -> MostTokens:
+        """The most tokens that a job could have if it was submitted now. Raises as `admit`."""
+        principal.require(Scope.INFERENCE)
+        with counting_once(principal.project_id):
+            new = await self.recheck(principal, new)
+            prompt = await self._context.measure(new.model, new.request, project_id=principal.project_id)
+        spec, length = self._registry[new.model], self._context.length(new.model)
+        return MostTokens(new.model, prompt, most_output_tokens(spec, new.request, length=length, prompt=prompt))
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Check a request against its model, without side effects; raises as `admit`."""
@@ -160,10 +184,11 @@ class Admission:
 
         Raises:
             Forbidden: as `admit`.
-            NotFound: there is neither a model nor a route of this name.
+            NotFound: there is neither a model nor a route of this name, or the key may not be used for it.
         """
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             explanation = await self._router.explain(principal, new) if self._router is not None else None
         if explanation is None:
@@ -171,10 +196,19 @@ class Admission:
         return explanation
 
     async def model_of(self, principal: Principal, new: NewJob) -> str:
-        """The model that would run a job: the one that it names, or that of the route. Nothing is remembered."""
+        """The model that would run a job: the one that it names, or that of the route. Nothing is remembered.
+
+        Raises:
+            NotFound: the key may not be used for it.
+        """
+        self._require_allowed(principal, new)
         with counting_once(principal.project_id):
             chosen = await self._router.model_of(principal, new) if self._router is not None else None
         return chosen or new.model
+
+    def _require_allowed(self, principal: Principal, new: NewJob) -> None:
+        if new.kind is None:  # otherwise a request that was allowed needs the job, maybe of a model that a route chose
+            require_allowed(principal, self._registry, new.model)
 
     def require_model(self, model: str) -> None:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""

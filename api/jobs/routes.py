@@ -14,6 +14,7 @@ from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import json_response
+from api.http.money import cost_header
 from api.http.openapi import ERRORS, FAILED, JOB, NOT_FOUND, SUBMITTED_JOB
 from api.http.pagination import After
 from api.http.sse import event_stream
@@ -232,7 +233,9 @@ async def _respond(
     paused = await jobs.queue_estimates.is_paused(job)
     view = summary_view(job, position=position, eta_s=eta_s, paused=paused)
     headers |= {"Location": view.status_url}
-    if not job.status.terminal:
+    if job.status.terminal:
+        headers |= cost_header(job.charge)
+    else:
         headers |= {"Retry-After": POLL_AFTER_S}
     return await json_response(with_output(view, output), 200 if job.status.terminal else 202, headers)
 

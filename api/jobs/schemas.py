@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from api.http.large_json import JsonBody
 from api.http.members import MemberRules
+from api.http.money import dollars
 from api.http.pagination import PageView, V
 from api.http.submit_headers import SubmitHeaders
 from api.jobs import dialects
@@ -184,6 +185,9 @@ class UsageView(BaseModel):
         description="The part of `cache_write_tokens` that the upstream keeps for an hour. Absent if none.",
         exclude_if=lambda tokens: not tokens,
     )
+    cost: float | None = _optional(
+        "What the job is charged, in US dollars. Absent if a part has no price, while the job runs, and in lists."
+    )
 
 
 class TimingsView(BaseModel):
@@ -357,6 +361,7 @@ def summary_view(
             reasoning_tokens=usage.reasoning_tokens,
             cache_write_tokens=usage.cache_write_tokens,
             cache_write_1h_tokens=usage.cache_write_1h_tokens,
+            cost=dollars(job.charge),
         )
         if usage is not None
         else None,

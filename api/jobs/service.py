@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import fields, replace
+from decimal import Decimal
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -298,6 +299,17 @@ class JobService:
         summary, output = await self.result(job.id, job.owner.project_id)
         values = {field.name: getattr(summary, field.name) for field in fields(summary)}
         return Job(**values, request=job.request, output=output)
+
+    async def charge(self, jobs: Sequence[JobSummary]) -> Decimal | None:
+        """What ended jobs are charged together, in dollars. None if it is not known, or the database is unavailable: an
+        answer is complete without it."""
+        try:
+            return await self._store.charge([job.id for job in jobs])
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            logger.warning("job=%s cannot read its charge: %s", jobs[0].id, error)
+            return None
 
     async def cancel(self, job_id: str, project_id: int) -> JobSummary:
         """Cancel a job: immediately while it is queued, through its worker while it runs. Idempotent."""

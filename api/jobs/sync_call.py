@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from fastapi import Request, Response
 
 from api.http.large_json import JsonBody, json_response
+from api.http.money import cost_header, total_of
 from api.http.sse import event_stream
 from api.http.submit_headers import SubmitHeaders, replay_headers
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
@@ -82,4 +83,5 @@ class SyncCall:
                 assert job.error is not None
                 failure = rename(job, job.error)
                 raise UpstreamFailed(failure.message, code=failure.code, param=failure.param)
+        headers |= cost_header(total_of(job.charge for job in ended))
         return await json_response(await body(ended), headers=headers)

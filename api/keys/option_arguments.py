@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from api.keys.changes import changed_options
 from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
+    MAX_ALLOWED_MODELS,
     MAX_CACHE_TTL_S,
     CacheOptions,
     ContextOptions,
@@ -18,6 +19,7 @@ from shared.domain.answer_options import (
     TokenLimits,
 )
 from shared.domain.errors import InvalidRequest
+from shared.domain.field_types import MODEL_NAME
 
 NONE = "none"
 
@@ -36,7 +38,8 @@ _CONTEXT = {
     "target": "context_target",
     "trigger_tokens": "context_trigger_tokens",
 }
-_NAMES = {**_LIMITS, **_CACHE, **_CONTEXT}
+_MODELS = {"allowed_models": "allowed_models"}
+_NAMES = {**_LIMITS, **_CACHE, **_CONTEXT, **_MODELS}
 
 
 class OptionsInvalid(Exception):
@@ -45,6 +48,12 @@ class OptionsInvalid(Exception):
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments. Those that are not given change nothing."""
+    parser.add_argument(
+        "--allowed-models",
+        type=_names,
+        metavar="NAMES",
+        help=f"the models and routes that requests may name, separated by commas (default: all); `{NONE}`: all",
+    )
     limits = parser.add_argument_group("limits of tokens", f"`{NONE}` removes a limit of the key")
     limits.add_argument("--max-output-tokens", type=_tokens, metavar="N", help="the largest max_tokens")
     limits.add_argument("--max-input-tokens", type=_tokens, metavar="N", help="the longest prompt")
@@ -98,7 +107,12 @@ def with_arguments(options: KeyOptions, arguments: argparse.Namespace) -> KeyOpt
     Raises:
         OptionsInvalid: the result contradicts itself.
     """
-    patch = {"token_limits": _given(_LIMITS, arguments), **_cache(arguments), **_context(options.context, arguments)}
+    patch = {
+        "token_limits": _given(_LIMITS, arguments),
+        **_cache(arguments),
+        **_context(options.context, arguments),
+        **_given(_MODELS, arguments),
+    }
     try:
         changed = changed_options(options, {name: change for name, change in patch.items() if change != {}})
     except InvalidRequest as error:
@@ -119,6 +133,8 @@ def describe(options: KeyOptions) -> str:
             is_moot = field == "on_exceed" and getattr(group, "max_output", None) is None
             if value is not None and not is_default and not is_moot:
                 parts.append(f"{name.replace('_', '-')}={value}")
+    if options.allowed_models is not None:
+        parts.append(f"allowed-models={','.join(options.allowed_models)}")
     return " ".join([*parts, *(["no-cache"] if options.no_cache else [])])
 
 
@@ -179,6 +195,16 @@ def _tokens(text: str) -> int | str:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of tokens, at least 1, or `{NONE}`, got {text!r}")
     return int(text)
+
+
+def _names(text: str) -> list[str] | str:
+    """Names of models and routes, or `none`."""
+    if text == NONE:
+        return NONE
+    names = [name.strip() for name in text.split(",")]
+    if len(names) > MAX_ALLOWED_MODELS or not all(re.match(MODEL_NAME, name) for name in names):
+        raise argparse.ArgumentTypeError(f"must be names of models, separated by commas, or `{NONE}`, got {text!r}")
+    return names
 
 
 def _share(text: str) -> float:

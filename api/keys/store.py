@@ -21,7 +21,6 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
-    literal,
     or_,
     select,
     update,
@@ -29,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api.keys.audited import AUDITED, PROJECT, change_key, change_tier, insert_project, record_key
 from api.keys.changes import NEVER, KeyChanges
 from api.keys.principal import Principal, Scope
 from api.keys.stored_options import merge_stored, read_options, readable_options, to_stored
@@ -116,7 +116,10 @@ class ProjectExists(Conflict):
 
 
 class ApiKeyStore(Store):
-    """API keys and projects in PostgreSQL."""
+    """API keys and projects in PostgreSQL.
+
+    Changes are recorded in the audit log as those of the key `by`; None: of the command line of the installation.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
@@ -134,6 +137,7 @@ class ApiKeyStore(Store):
         priority_floor: int = 0,
         options: KeyOptions = NO_KEY_OPTIONS,
         generated: bool = False,
+        by: int | None = None,
     ) -> str | None:
         """Store a key of a project (default: the project named like the key), which is created if it is missing.
 
@@ -147,7 +151,7 @@ class ApiKeyStore(Store):
             known = select(exists().where(ApiKeyRow.sha256 == digest(key)))
             if (await connection.execute(known)).scalar_one():
                 return None
-            project_id = await _project_id(connection, project or name, must_be_new=new_project)
+            project_id = await _project_id(connection, project or name, must_be_new=new_project, by=by)
             values = {
                 ApiKeyRow.name: name,
                 ApiKeyRow.prefix: _public_prefix(key) if generated else "",
@@ -159,19 +163,30 @@ class ApiKeyStore(Store):
                 ApiKeyRow.options: to_stored(options),
             }
             statement = insert(ApiKeyRow).values(values).on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256])
-            created = (await connection.execute(statement.returning(ApiKeyRow.id))).scalar_one_or_none()
-            return None if created is None else format_id(created)
+            created = (await connection.execute(statement.returning(*AUDITED))).first()
+            if created is None:
+                return None
+            await record_key(connection, by, "key.create", after=created)
+            return format_id(created.id)
 
-    async def add_scopes(self, key: str, scopes: Iterable[Scope]) -> None:
+    async def add_scopes(self, key: str, scopes: Iterable[Scope], *, by: int | None = None) -> None:
         """Give a valid key these scopes in addition to its own."""
         async with transaction(self._engine) as connection:
             valid = and_(ApiKeyRow.sha256 == digest(key), key_is_valid())
-            row = (await connection.execute(select(ApiKeyRow.scopes).where(valid).with_for_update())).first()
+            row = (await connection.execute(select(*AUDITED).where(valid).with_for_update())).first()
             if row is not None and (missing := {scope.value for scope in scopes}.difference(row.scopes)):
                 values = {ApiKeyRow.scopes: sorted(missing.union(row.scopes))}
-                await connection.execute(update(ApiKeyRow).where(valid).values(values))
+                await change_key(connection, by, row, values)
 
-    async def rotate(self, key_id: int, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> str | None:
+    async def rotate(
+        self,
+        key_id: int,
+        key: str,
+        *,
+        overlap_s: float,
+        expires_in_s: float | None = None,
+        by: int | None = None,
+    ) -> str | None:
         """Store a generated successor of a valid key; the old key expires after the overlap.
 
         The successor has the same name, project, scopes, priorities and options. Returns its id; None if the old key is
@@ -181,20 +196,21 @@ class ApiKeyStore(Store):
             ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes, ApiKeyRow.priority_floor, ApiKeyRow.options,
         )  # fmt: skip
         async with transaction(self._engine) as connection:
-            old = select(*copied).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
+            old = select(*AUDITED).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
             row = (await connection.execute(old)).first()
             if row is None:
                 return None
             values = {
-                **dict(zip(copied, row, strict=True)),
+                **{column: getattr(row, column.key) for column in copied},
                 ApiKeyRow.prefix: _public_prefix(key),
                 ApiKeyRow.sha256: digest(key),
                 ApiKeyRow.expires_at: None if expires_in_s is None else func.now() + seconds(expires_in_s),
             }
-            created = await connection.execute(insert(ApiKeyRow).values(values).returning(ApiKeyRow.id))
+            created = (await connection.execute(insert(ApiKeyRow).values(values).returning(*AUDITED))).one()
             ends = func.least(func.now() + seconds(overlap_s), ApiKeyRow.expires_at)
-            await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(expires_at=ends))
-            return format_id(created.scalar_one())
+            await record_key(connection, by, "key.create", after=created, replaces=format_id(key_id))
+            await change_key(connection, by, row, {ApiKeyRow.expires_at: ends}, action="key.rotate")
+            return format_id(created.id)
 
     async def find(self, key: str) -> ValidKey | None:
         """Return the principal of a key that is neither revoked nor expired, else None. Records the key's use.
@@ -287,18 +303,17 @@ class ApiKeyStore(Store):
             statement = statement.where(ProjectRow.name > after)
         return await self._all(statement.limit(limit), _project)
 
-    async def create_project(self, name: str, tier: str | None = None) -> Project:
+    async def create_project(self, name: str, tier: str | None = None, *, by: int | None = None) -> Project:
         """Create a project without keys.
 
         Raises:
             ProjectExists: a project with this name exists.
         """
-        statement = insert(ProjectRow).values(name=name, tier=tier)
-        statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name])
-        created = await self._one(statement.returning(*_PROJECT, literal(0).label("keys")), _project)
+        async with transaction(self._engine) as connection:
+            created = await insert_project(connection, by, name, tier)
         if created is None:
             raise ProjectExists
-        return created
+        return Project(created.id, created.name, created.tier, created.created_at)
 
     async def candidates(self, text: str) -> Sequence[ApiKey]:
         """Return the valid keys that have this text as their prefix or name, or that are this text."""
@@ -309,12 +324,16 @@ class ApiKeyStore(Store):
         )
         return await self._all(_listed().where(either, key_is_valid()), _api_key)
 
-    async def revoke(self, key_id: int) -> bool:
+    async def revoke(self, key_id: int, *, by: int | None = None) -> bool:
         """Revoke a key. False: there is no valid key with this id."""
-        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, key_is_valid()).values(revoked_at=func.now())
-        return await self._changes(statement)
+        async with transaction(self._engine) as connection:
+            valid = select(*AUDITED).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
+            row = (await connection.execute(valid)).first()
+            if row is not None:
+                await change_key(connection, by, row, {ApiKeyRow.revoked_at: func.now()}, action="key.revoke")
+            return row is not None
 
-    async def change(self, key_id: int, changes: KeyChanges) -> bool:
+    async def change(self, key_id: int, changes: KeyChanges, *, by: int | None = None) -> bool:
         """Change a key. False: there is no valid key with this id.
 
         Concurrent changes wait for each other. What only a newer version knows is kept. Errors of `changes.options`
@@ -324,11 +343,7 @@ class ApiKeyStore(Store):
             UnreadableRow: as `find`.
         """
         async with transaction(self._engine) as connection:
-            old = (
-                select(ApiKeyRow.scopes, ApiKeyRow.options)
-                .where(ApiKeyRow.id == key_id, key_is_valid())
-                .with_for_update(key_share=True)
-            )
+            old = select(*AUDITED).where(ApiKeyRow.id == key_id, key_is_valid()).with_for_update(key_share=True)
             row = (await connection.execute(old)).first()
             if row is None:
                 return False
@@ -348,7 +363,7 @@ class ApiKeyStore(Store):
                 merged = merge_stored(row.options, to_stored(options), to_stored(changes.options(options)))
                 values[ApiKeyRow.options] = merged
             if values:
-                await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(values))
+                await change_key(connection, by, row, values)
             return True
 
     async def project_id(self, name: str) -> int | None:
@@ -360,9 +375,10 @@ class ApiKeyStore(Store):
         statement = select(ApiKeyRow.project_id).where(ApiKeyRow.id == key_id)
         return await self._one(statement, lambda row: int(row.project_id))
 
-    async def set_tier(self, project: str, tier: str | None) -> bool:
+    async def set_tier(self, project: str, tier: str | None, *, by: int | None = None) -> bool:
         """Change the tier of a project. False: there is no project with this name."""
-        return await self._changes(update(ProjectRow).where(ProjectRow.name == project).values(tier=tier))
+        async with transaction(self._engine) as connection:
+            return await change_tier(connection, by, project, tier)
 
 
 def format_id(key_id: int) -> str:
@@ -387,12 +403,10 @@ VALID_KEY_COLUMNS = (
     func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
 )
 
-_PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
-
 
 def _projects() -> Any:
     keys = select(func.count()).where(ApiKeyRow.project_id == ProjectRow.id, key_is_valid()).scalar_subquery()
-    return select(*_PROJECT, keys.label("keys"))
+    return select(*PROJECT, keys.label("keys"))
 
 
 def _project(row: Row[Any]) -> Project:
@@ -461,10 +475,11 @@ def _scopes(row: Any) -> tuple[Scope, ...]:
     return tuple(scope for scope in Scope if scope.value in row.scopes)
 
 
-async def _project_id(connection: AsyncConnection, name: str, *, must_be_new: bool) -> int:
+async def _project_id(connection: AsyncConnection, name: str, *, must_be_new: bool, by: int | None) -> int:
     """Return the id of the project with this name, which is created if it is missing."""
-    created = insert(ProjectRow).values(name=name).on_conflict_do_nothing(index_elements=[ProjectRow.name])
-    if not (await connection.execute(created)).rowcount and must_be_new:
+    if (created := await insert_project(connection, by, name)) is not None:
+        return int(created.id)
+    if must_be_new:
         raise ProjectExists
     found = await connection.execute(select(ProjectRow.id).where(ProjectRow.name == name))
     return int(found.scalar_one())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from decimal import Decimal
 from typing import Any
 
 import orjson
 
 from api.http.errors import render_failure
-from api.openai.completions import Dialect, extra_content, reasoning_details, role_of, total, usage_view
+from api.openai.completions import Dialect, extra_content, reasoning_details, role_of, usage_body
 from api.openai.error_params import rename_failure
 from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.streaming.errors import CannotRestart, StreamAborted
@@ -30,8 +31,11 @@ async def frames(
     *,
     include_usage: bool = False,
     continuous_usage: bool = False,
+    cost: Callable[[], Awaitable[Decimal | None]] | None = None,
 ) -> AsyncIterator[bytes]:
     """Convert jobs' events to `data:` frames. The last one is `[DONE]`, or an error frame if a job failed.
+
+    `cost` is awaited once all jobs have ended: what they are charged, to be added to the usage.
 
     Each frame names the model that answers. So while another one may take over a job, the first frame waits for output,
     or for a keepalive.
@@ -57,8 +61,12 @@ async def frames(
             if current.usage is not None:
                 open_streams -= 1
                 if not open_streams:
-                    usages = [item.usage for item in chunks if item.usage is not None]
-                    encoded += chunks[0].encoder.end(usages, chunks[0].fingerprint)
+                    usage = None
+                    if include_usage:
+                        charged = await cost() if cost is not None else None
+                        usages = [item.usage for item in chunks if item.usage is not None]
+                        usage = usage_body(usages, charged, include_cost=cost is not None)
+                    encoded += chunks[0].encoder.end(usage, chunks[0].fingerprint)
             if encoded:
                 yield encoded
             if current.aborted:
@@ -128,12 +136,12 @@ class _Encoder:
             return self.chunk(choice)
         return b'%b%b],"system_fingerprint":%b}\n\n' % (self._before, _json(choice), orjson.dumps(fingerprint))
 
-    def end(self, usages: Sequence[Usage], fingerprint: str | None) -> bytes:
-        """Encode the usage chunk, if requested, and `[DONE]`."""
-        if not self._include_usage:
+    def end(self, usage: dict[str, Any] | None, fingerprint: str | None) -> bytes:
+        """Encode the usage chunk, if there is one, and `[DONE]`."""
+        if usage is None:
             return DONE
-        usage = orjson.dumps(usage_view(total(usages)).model_dump())
-        return b'%b],"usage":%b,"system_fingerprint":%b}\n\n%b' % (self._before, usage, orjson.dumps(fingerprint), DONE)
+        encoded = (orjson.dumps(usage), orjson.dumps(fingerprint))
+        return b'%b],"usage":%b,"system_fingerprint":%b}\n\n%b' % (self._before, *encoded, DONE)
 
 
 def _json(choice: dict[str, Any]) -> bytes:

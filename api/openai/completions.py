@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+from api.http.money import dollars, total_of
 from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.openai.schemas import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from shared.domain.job import Choice, Job, Usage
@@ -65,7 +67,13 @@ def role_of(job: Job) -> str:
     return request.messages[-1].role
 
 
-def completion_body(dialect: Dialect, jobs: Sequence[Job]) -> dict[str, Any]:
+def usage_body(usages: Sequence[Usage], cost: Decimal | None, *, include_cost: bool) -> dict[str, Any]:
+    """The `CompletionUsage` of several jobs, with what they are charged if the client asks for it."""
+    body = usage_view(total(usages)).model_dump()
+    return {**body, "cost": dollars(cost)} if include_cost else body
+
+
+def completion_body(dialect: Dialect, jobs: Sequence[Job], *, include_cost: bool = False) -> dict[str, Any]:
     """Build the `ChatCompletion` or `Completion` body of finished jobs, one per prompt."""
     first = jobs[0]
     choice_of = _chat_choice if dialect.chat else _text_choice
@@ -80,7 +88,11 @@ def completion_body(dialect: Dialect, jobs: Sequence[Job]) -> dict[str, Any]:
         "model": first.model,
         "choices": choices,
         "system_fingerprint": first.fingerprint,
-        "usage": usage_view(total([job.usage for job in jobs if job.usage is not None])).model_dump(),
+        "usage": usage_body(
+            [job.usage for job in jobs if job.usage is not None],
+            total_of(job.charge for job in jobs),
+            include_cost=include_cost,
+        ),
     }
     if dialect.chat:
         body["prompt_logprobs"] = _prompt_logprobs(first)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from api.http.dependencies import CurrentRegistry
 from api.http.json_body import BodyWork, CurrentBodyWork, JsonRoute
@@ -15,6 +16,7 @@ from api.http.submit_headers import Submission, SubmitHeaders
 from api.jobs.dependencies import CurrentContextWindow, CurrentSyncCall, Jobs
 from api.jobs.service import JobService
 from api.jobs.sync_call import SyncCall
+from api.keys.allowed_models import is_allowed, require_allowed
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Principal
 from api.openai.chunks import frames
@@ -35,6 +37,14 @@ from shared.domain.new_job import NewJob
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
+IncludeCost = Annotated[
+    bool,
+    Header(
+        alias="x-headrace-include-cost",
+        description="Add `cost` to the usage, as `usage.include` does, but only if the response has the usage anyway.",
+    ),
+]
+
 
 @router.post(
     "/chat/completions",
@@ -49,9 +59,12 @@ async def chat_completions(
     request: Request,
     submission: Submission,
     work: CurrentBodyWork,
+    include_cost: IncludeCost = False,
 ) -> Response:
     """Create a chat completion, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, call, request, submission, work)
+    principal = principal.acting_for(body.user)
+    include_cost = include_cost or body.include_cost
+    return await _complete(CHAT, body, principal, jobs, call, request, submission, work, include_cost=include_cost)
 
 
 @router.post(
@@ -67,22 +80,28 @@ async def completions(
     request: Request,
     submission: Submission,
     work: CurrentBodyWork,
+    include_cost: IncludeCost = False,
 ) -> Response:
     """Create a completion of a prompt, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, call, request, submission, work)
+    principal = principal.acting_for(body.user)
+    include_cost = include_cost or body.include_cost
+    return await _complete(TEXT, body, principal, jobs, call, request, submission, work, include_cost=include_cost)
 
 
 @router.get("/models", responses=ERRORS)
-async def models(_: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelList:
-    """List the models, and then the routes to them."""
+async def models(principal: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelList:
+    """List the models that the key may be used for, and then the routes."""
     views = {name: ModelView.of(model, context.length(name)) for name, model in registry.models.items()}
     routes = [ModelView.of_route(route.name, route, views) for route in registry.routes]
-    return ModelList(data=[*views.values(), *routes])
+    return ModelList(data=[view for view in (*views.values(), *routes) if is_allowed(principal, registry, view.id)])
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
-async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelView:
+async def model(
+    name: str, principal: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow
+) -> ModelView:
     """Get a model or a route."""
+    require_allowed(principal, registry, name)
     if (requested := registry.route(name)) is not None:
         views = {
             candidate: ModelView.of(registry.models[candidate], context.length(candidate))
@@ -104,6 +123,8 @@ async def _complete(
     request: Request,
     submission: SubmitHeaders,
     work: BodyWork,
+    *,
+    include_cost: bool,
 ) -> Response:
     if body.stream:
         call.open_stream(body.model, principal.end_user)
@@ -127,7 +148,8 @@ async def _complete(
         raise body.rename_param(error) from None
 
     async def completion(ended: Sequence[Job]) -> JsonBody:
-        return JsonBody(partial(completion_body, dialect, ended), sum(job.output_size for job in ended))
+        build = partial(completion_body, dialect, ended, include_cost=include_cost)
+        return JsonBody(build, sum(job.output_size for job in ended))
 
     def stream() -> AsyncIterator[bytes]:
         return frames(
@@ -136,6 +158,7 @@ async def _complete(
             [jobs.follow_submitted(job, created=created) for job in submitted],
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
+            cost=partial(jobs.charge, submitted) if include_cost else None,
         )
 
     return await call.respond(

@@ -48,6 +48,16 @@ class StreamOptions(BaseModel):
     )
 
 
+class UsageOptions(BaseModel):
+    """What the usage contains, in the form of OpenRouter's API."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include: bool | None = Field(
+        False, description="Add `cost` to the usage. A stream then ends with the usage, as with include_usage."
+    )
+
+
 class _OpenAIRequest(CommonParameters):
     """Parameters that chat completions and plain completions share."""
 
@@ -55,6 +65,7 @@ class _OpenAIRequest(CommonParameters):
     stream_options: StreamOptions | None = None
     user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
+    usage: UsageOptions | None = None
 
     @model_validator(mode="after")
     def _consistent_stream(self) -> Self:
@@ -65,8 +76,12 @@ class _OpenAIRequest(CommonParameters):
         return self
 
     @property
+    def include_cost(self) -> bool:
+        return bool(self.usage and self.usage.include)
+
+    @property
     def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return self.include_cost or bool(self.stream_options and self.stream_options.include_usage)
 
     @property
     def continuous_usage(self) -> bool:
@@ -239,6 +254,11 @@ class CompletionUsage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | None = Field(
         None, description="Absent if no reasoning tokens are reported.", exclude_if=lambda details: details is None
+    )
+    cost: float | None = Field(
+        None,
+        description="What the request is charged, in US dollars, if it asks for that; null if a part has no price.",
+        exclude_if=lambda cost: cost is None,
     )
 
 

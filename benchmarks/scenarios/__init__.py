@@ -24,6 +24,7 @@ from benchmarks.scenarios import (
     search_indexes,
     submits,
     upstream,
+    usage,
     vllm,
     warm,
 )
@@ -46,6 +47,7 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "console": console.run,
     "console-tabs": console_tabs.run,
     "search-indexes": search_indexes.run,
+    "usage": usage.run,
     "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,

@@ -18,7 +18,7 @@ from cli.errors import CliError, ExitCode, UsageError
 from cli.options import After, All, Json, Limit, ModelThatRan, Quiet, Since, Yes, connect, seconds_of, show_list
 from cli.output import Column, note, print_fields, print_json, print_table, say, status_text, write_text
 from cli.sse import ServerEvent
-from cli.text import age, count, duration, local_time, milliseconds, one_line, rate
+from cli.text import age, count, dollars, duration, local_time, milliseconds, one_line, rate
 
 COLUMNS = (
     Column("JOB"),
@@ -185,6 +185,7 @@ def show_job(job: dict[str, Any]) -> None:
             ("First token", _known(timings["ttft_ms"])),
             ("Total", _known(timings["total_ms"])),
             ("Tokens", _tokens(usage, timings)),
+            ("Cost", None if usage.get("cost") is None else dollars(usage["cost"])),
             ("Worker", job["attempts"][-1]["worker"] if job["attempts"] else None),
             ("User", user),
             ("Metadata", metadata or None),

@@ -33,6 +33,17 @@ _TEXTS = ("on_exceed", "cache_scope", "context", "context_model")
 _SWITCHES = ("cache_ttl", "context")
 
 
+AllowedModels = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="The models and routes that it may be used for, separated by commas."),
+]
+
+
+def model_names(text: str) -> list[str]:
+    """The names in the value of `--allowed-models`."""
+    return [name.strip() for name in text.split(",")]
+
+
 def change_key(
     context: typer.Context,
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, such as key_12.")],
@@ -79,6 +90,7 @@ def change_key(
     context_trigger_tokens: Annotated[
         str | None, typer.Option(metavar="N", help="Shorten above this many tokens too.")
     ] = None,
+    allowed_models: AllowedModels = None,
     as_json: Json = False,
 ) -> None:
     """Change a key; what is not given remains as it is.
@@ -103,12 +115,15 @@ def change_key(
     if expires is not None:
         body["expires_in_s"] = None if expires == NEVER else seconds_of(expires, "--expires")
     given = {option: value for option, value in values.items() if value is not None}
-    if options := _options(given, no_cache=no_cache):
+    options = _options(given, no_cache=no_cache)
+    if allowed_models is not None:
+        options["allowed_models"] = None if allowed_models == NONE else model_names(allowed_models)
+    if options:
         body["options"] = options
     if not body:
         raise UsageError("Give at least one option to change; `headrace keys set --help` lists them.")
     with connect(context) as client:
-        key = client.patch(path("api_keys", key_id), json=body)
+        key = client.patch(path("admin", "keys", key_id), json=body)
     print_json(key) if as_json else say(f"{key['id']}  changed")
 
 

@@ -10,7 +10,7 @@ import typer
 
 from cli.client import path
 from cli.commands.jobs import of_each
-from cli.commands.key_changes import NONE, change_key
+from cli.commands.key_changes import NONE, AllowedModels, change_key, model_names
 from cli.groups import ListGroup
 from cli.options import After, All, Json, Limit, Yes, ask, connect, seconds_of, show_list
 from cli.output import Column, note, print_json, say, status_text
@@ -60,7 +60,7 @@ def list_keys(
     params = {name: value for name, value in (("project", project), ("after", after)) if value is not None}
     with connect(context) as client:
         shown = None if everything else limit
-        show_list(client, "/v1/api_keys", params, shown, KEY_COLUMNS, _key_row, as_json=as_json, empty="No keys.")
+        show_list(client, "/v1/admin/keys", params, shown, KEY_COLUMNS, _key_row, as_json=as_json, empty="No keys.")
 
 
 @keys.command()
@@ -78,6 +78,7 @@ def create(
     priority_floor: Annotated[
         int | None, typer.Option(min=0, max=9, metavar="0-9", help="The most urgent priority of its jobs.")
     ] = None,
+    allowed_models: AllowedModels = None,
     as_json: Json = False,
 ) -> None:
     """Create an API key and print it, once; only its hash is stored."""
@@ -86,8 +87,10 @@ def create(
     body |= {key: value for key, value in given.items() if value is not None}
     if expires is not None:
         body["expires_in_s"] = seconds_of(expires, "--expires")
+    if allowed_models is not None:
+        body["options"] = {"allowed_models": model_names(allowed_models)}
     with connect(context) as client:
-        _show_secret(client.post("/v1/api_keys", json=body), as_json=as_json)
+        _show_secret(client.post("/v1/admin/keys", json=body), as_json=as_json)
 
 
 keys.command("set")(change_key)
@@ -106,7 +109,7 @@ def rotate(
     if expires is not None:
         body["expires_in_s"] = seconds_of(expires, "--expires")
     with connect(context) as client:
-        _show_secret(client.post(path("api_keys", key_id, "rotate"), json=body), as_json=as_json)
+        _show_secret(client.post(path("admin", "keys", key_id, "rotate"), json=body), as_json=as_json)
 
 
 @keys.command()
@@ -122,7 +125,7 @@ def revoke(
     with connect(context) as client:
         of_each(
             ids,
-            lambda key_id: client.post(path("api_keys", key_id, "revoke")),
+            lambda key_id: client.post(path("admin", "keys", key_id, "revoke")),
             lambda _, key: f"{key['id']}  revoked",
             as_json=as_json,
         )
@@ -168,7 +171,14 @@ def list_projects(
         params = {"after": after} if after else {}
         shown = None if everything else limit
         show_list(
-            client, "/v1/projects", params, shown, PROJECT_COLUMNS, _project_row, as_json=as_json, empty="No projects."
+            client,
+            "/v1/admin/projects",
+            params,
+            shown,
+            PROJECT_COLUMNS,
+            _project_row,
+            as_json=as_json,
+            empty="No projects.",
         )
 
 
@@ -184,7 +194,7 @@ def create_project(
     """Create a project without keys."""
     body = {"name": name} | ({"tier": tier} if tier is not None else {})
     with connect(context) as client:
-        project = client.post("/v1/projects", json=body)
+        project = client.post("/v1/admin/projects", json=body)
     print_json(project) if as_json else say(f"{project['name']}  created")
 
 
@@ -199,7 +209,7 @@ def change_project(
 ) -> None:
     """Change the tier of a project. Effective within seconds."""
     with connect(context) as client:
-        project = client.patch(path("projects", name), json={"tier": None if tier == NONE else tier})
+        project = client.patch(path("admin", "projects", name), json={"tier": None if tier == NONE else tier})
     print_json(project) if as_json else say(f"{project['name']}  changed")
 
 

@@ -12,7 +12,7 @@ from cli.errors import Refused
 from cli.groups import ListGroup
 from cli.options import Json, connect
 from cli.output import Column, note, print_json, print_table, status_text
-from cli.text import age, count, rate
+from cli.text import age, count, percent, rate
 
 workers = typer.Typer(cls=ListGroup, help="List workers, and drain them.", rich_markup_mode=None)
 
@@ -79,7 +79,7 @@ def _load(worker: dict[str, Any]) -> list[str]:
     return [
         f"{count(worker['running'])}/{count(worker['slots'])}",
         count(worker["waiting"]),
-        "-" if usage is None else f"{usage:.0%}".replace("%", " %"),
+        percent(usage),
         rate(worker["tokens_per_s"]),
         age(worker["started_at"]),
     ]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.domain.field_types import contradiction
+from shared.domain.field_types import MAX_MODEL_NAME, MODEL_NAME, contradiction
 
 MAX_CACHE_TTL_S = 30 * 24 * 3600
+MAX_ALLOWED_MODELS = 100
 
 
 class CacheOptions(BaseModel):
@@ -82,10 +83,18 @@ class TokenLimits(BaseModel):
         return self
 
 
+# Names of models and routes.
+AllowedModels = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=MAX_MODEL_NAME, pattern=MODEL_NAME)], ...],
+    Field(min_length=1, max_length=MAX_ALLOWED_MODELS, description="The models and routes that requests may name."),
+]
+
+
 class KeyOptions(BaseModel):
     """The options of an API key, as stored in its row.
 
-    `no_cache`: the model's `cache` does not apply to requests with the key.
+    `no_cache`: the model's `cache` does not apply to requests with the key. `allowed_models`: the models and routes
+    that its requests may name; None: all. A route may choose other models than these.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # fields of a newer version
@@ -94,6 +103,7 @@ class KeyOptions(BaseModel):
     no_cache: bool = False
     context: ContextOptions | None = None
     token_limits: TokenLimits | None = None
+    allowed_models: AllowedModels | None = None
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Self:

@@ -33,4 +33,8 @@ def unicode_text(text: str) -> str:
     return text
 
 
+# Names of models and routes.
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
+MAX_MODEL_NAME = 200
+
 UnicodeText = Annotated[str, AfterValidator(unicode_text)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -331,6 +332,9 @@ class JobSummary:
     # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log;
     # if it is empty, that log is not.
     continues: str | None = None
+    # What the project is charged for the job, in dollars. None if a part has no price, if the job has not ended, and
+    # where it was not read.
+    charge: Decimal | None = None
 
     @property
     def fingerprint(self) -> str | None:

@@ -12,7 +12,7 @@ from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.postgres.store import Store
-from shared.postgres.tables import ProjectRow
+from shared.postgres.tables import ApiKeyRow, ProjectRow
 from shared.postgres.usage_tables import AuditRow
 
 # No entry has these columns of rows: what authenticates a key, and what separates projects in engines' caches.
@@ -30,6 +30,7 @@ class AuditEntry:
     id: int
     at: datetime
     key_id: int | None
+    key_name: str | None
     action: str
     object_id: str
     project: str | None
@@ -89,8 +90,9 @@ class AuditStore(Store):
     ) -> list[AuditEntry]:
         """Return one page of entries, newest first. `action`: an action, or a kind of object such as `budget`."""
         statement = (
-            select(*AuditRow.__table__.columns, ProjectRow.name.label("project"))
+            select(*AuditRow.__table__.columns, ProjectRow.name.label("project"), ApiKeyRow.name.label("key_name"))
             .outerjoin(ProjectRow, ProjectRow.id == AuditRow.project_id)
+            .outerjoin(ApiKeyRow, ApiKeyRow.id == AuditRow.key_id)
             .order_by(AuditRow.id.desc())
             .limit(limit)
         )
@@ -115,6 +117,7 @@ def _entry(row: Row[Any]) -> AuditEntry:
         id=row.id,
         at=row.at,
         key_id=row.key_id,
+        key_name=row.key_name,
         action=row.action,
         object_id=row.object_id,
         project=row.project,

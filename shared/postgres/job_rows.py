@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Double, Text, case, func, literal_column, null, select
+from sqlalchemy import BigInteger, Double, Text, and_, case, func, literal_column, null, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import aliased
 
@@ -18,6 +18,7 @@ from shared.domain.request_context import RequestContext
 from shared.postgres.followers import LEADER
 from shared.postgres.store import readable
 from shared.postgres.tables import JobRow
+from shared.postgres.usage_tables import UsageEventRow
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
 
@@ -116,6 +117,16 @@ LOG = _answered(
     answered_log(_ANSWER.log),
 )
 COLUMNS = (*SUMMARY_COLUMNS, REQUEST, OUTPUT)
+_CHARGED = (
+    select(func.sum(UsageEventRow.charge))
+    .where(UsageEventRow.job_id == JobRow.id, UsageEventRow.final)
+    .correlate(JobRow)
+    .scalar_subquery()
+)
+_NEVER_RAN = and_(JobRow.attempt == literal_column("0"), JobRow.finished_at.is_not(None))
+# What the ledger has charged for an ended job, with corrections. NULL if a part of it has no price. A job that has
+# never run has no entry.
+CHARGE = func.coalesce(_CHARGED, case((_NEVER_RAN, literal_column("0")))).label("charge")
 
 
 def to_summary(row: Any) -> JobSummary:
@@ -197,6 +208,7 @@ def _summary(row: Any) -> dict[str, Any]:
         "decisions": _decisions(row),
         "follows": row.follows,
         "continues": row.continues,
+        "charge": getattr(row, "charge", None),  # a part of few statements
     }
 
 

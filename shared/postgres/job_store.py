@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from shared.postgres.job_purge import purge_statement, release_statement
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.job_rows import (
     ARCHIVE_PAGE,
+    CHARGE,
     COLUMNS,
     LOG,
     OUTPUT,
@@ -59,6 +61,7 @@ from shared.postgres.prepared import Prepared
 from shared.postgres.store import readable
 from shared.postgres.summary_deletion import delete_summaries
 from shared.postgres.tables import JobRow, WorkerRow
+from shared.postgres.usage_tables import UsageEventRow
 from shared.runtime.offload import off_loop
 from shared.runtime.outages import is_database_outage
 
@@ -105,6 +108,11 @@ def _archive_query(start: Any) -> Prepared:
 
 
 _ARCHIVE_PAGE = _archive_query(bindparam("position", type_=Integer))
+_CHARGES = Prepared(
+    select(func.sum(UsageEventRow.charge).label("charge"))
+    .where(UsageEventRow.job_id == func.any(bindparam("job_ids", type_=ARRAY(Text))), UsageEventRow.final)
+    .group_by(UsageEventRow.job_id)
+)
 # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
 _CURSOR_LINE = func.strpos(LOG, func.concat("\n", bindparam("after", type_=BigInteger), " "))
 _ARCHIVE_PAGE_AFTER = _archive_query(func.coalesce(_CURSOR_LINE, 0) + 1)
@@ -271,7 +279,7 @@ class JobStore(JobRowStore):
         Raises:
             UnreadableRow: this version cannot read its row.
         """
-        row = await self._first(_job_query(COLUMNS, job_id, project_id))
+        row = await self._first(_job_query((*COLUMNS, CHARGE), job_id, project_id))
         return await read_job(row) if row is not None else None
 
     async def summary(self, job_id: str, project_id: int | None = None) -> JobSummary | None:
@@ -280,11 +288,19 @@ class JobStore(JobRowStore):
 
     async def result(self, job_id: str, project_id: int) -> tuple[JobSummary, tuple[Choice, ...]] | None:
         """Return a project's job without its request, and its output."""
-        row = await self._first(_job_query((*SUMMARY_COLUMNS, OUTPUT), job_id, project_id))
+        row = await self._first(_job_query((*SUMMARY_COLUMNS, OUTPUT, CHARGE), job_id, project_id))
         if row is None:
             return None
         with readable("job", job_id):
             return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
+
+    async def charge(self, job_ids: Sequence[str]) -> Decimal | None:
+        """What ended jobs are charged together, in dollars. None if a part has no price, or a job has no entry."""
+        rows = await _CHARGES.run(self._engine, {"job_ids": list(job_ids)})
+        charges = [row.charge for row in rows]
+        if len(charges) < len(job_ids) or None in charges:
+            return None
+        return sum(charges, Decimal(0))
 
     async def archive_page(self, job_id: str, *, after: int = 0, start: int = 0) -> ArchivePage | None:
         """Return the next lines of the archived log of a job that has ended; None if it has not ended.

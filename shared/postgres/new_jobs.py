@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
@@ -328,7 +329,7 @@ def created_job(job_id: str, new: NewJob, inserted: Inserted) -> Job:
 async def answered_job(new: NewJob, row: Any) -> Job:
     """The job of a row that `insert_answered` has returned."""
     summary = to_summary(row)
-    values = {field.name: getattr(summary, field.name) for field in fields(summary)}
+    values = {field.name: getattr(summary, field.name) for field in fields(summary)} | {"charge": Decimal(0)}
     output = await off_loop(len(row.output or ""), to_output, row.output)
     return Job(**values, request=new.request, output=output, log_start=row.log_start)
 

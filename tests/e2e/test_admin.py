@@ -60,14 +60,16 @@ async def test_workers_are_listed(admin: httpx.AsyncClient) -> None:
         ("POST", "/v1/workers/w/drain"),
         ("POST", "/v1/models/sim/pause"),
         ("POST", "/v1/models/sim/resume"),
-        ("GET", "/v1/api_keys"),
-        ("POST", "/v1/api_keys"),
-        ("PATCH", "/v1/api_keys/key_1"),
-        ("POST", "/v1/api_keys/key_1/rotate"),
-        ("POST", "/v1/api_keys/key_1/revoke"),
-        ("GET", "/v1/projects"),
-        ("POST", "/v1/projects"),
-        ("PATCH", "/v1/projects/operations"),
+        ("GET", "/v1/admin/keys"),
+        ("POST", "/v1/admin/keys"),
+        ("PATCH", "/v1/admin/keys/key_1"),
+        ("POST", "/v1/admin/keys/key_1/rotate"),
+        ("POST", "/v1/admin/keys/key_1/revoke"),
+        ("GET", "/v1/admin/projects"),
+        ("POST", "/v1/admin/projects"),
+        ("PATCH", "/v1/admin/projects/operations"),
+        ("GET", "/v1/admin/audit"),
+        ("GET", "/v1/admin/prices"),
         ("GET", "/v1/jobs?project=operations"),
     ],
 )
@@ -147,8 +149,8 @@ async def test_what_does_not_exist_is_not_found(admin: httpx.AsyncClient) -> Non
         ("/v1/workers/nobody@nowhere/drain", "worker_not_found"),
         ("/v1/models/nothing/pause", "model_not_found"),
         ("/v1/models/nothing/resume", "model_not_found"),
-        ("/v1/api_keys/key_999999/revoke", "api_key_not_found"),
-        ("/v1/api_keys/x/revoke", "api_key_not_found"),
+        ("/v1/admin/keys/key_999999/revoke", "api_key_not_found"),
+        ("/v1/admin/keys/x/revoke", "api_key_not_found"),
     ):
         response = await admin.post(path)
         assert (response.status_code, response.json()["error"]["code"]) == (404, code), response.text
@@ -156,7 +158,7 @@ async def test_what_does_not_exist_is_not_found(admin: httpx.AsyncClient) -> Non
 
 async def test_the_life_of_a_key(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
     body = {"name": "life", "project": "lives", "priority_floor": 5, "options": {"token_limits": {"max_output": 7}}}
-    created = await admin.post("/v1/api_keys", json=body)
+    created = await admin.post("/v1/admin/keys", json=body)
     assert created.status_code == 200, created.text
     key = created.json()
     assert (key["project"], key["scopes"], key["priority_floor"]) == ("lives", ["inference"], 5)
@@ -166,26 +168,26 @@ async def test_the_life_of_a_key(sim_stack: Stack, admin: httpx.AsyncClient) -> 
         assert (await client.get("/v1/models")).status_code == 200
         refused = await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "priority": 3})
         assert refused.status_code == 403
-    listed = (await admin.get("/v1/api_keys", params={"project": "lives"})).json()
+    listed = (await admin.get("/v1/admin/keys", params={"project": "lives"})).json()
     assert [one["id"] for one in listed["data"]] == [key["id"]]
     assert key["secret"] not in str(listed)
-    rotated = (await admin.post(f"/v1/api_keys/{key['id']}/rotate", json={"overlap_s": 60})).json()
+    rotated = (await admin.post(f"/v1/admin/keys/{key['id']}/rotate", json={"overlap_s": 60})).json()
     assert (rotated["name"], rotated["priority_floor"]) == ("life", 5)
     assert rotated["secret"] != key["secret"]
-    page = (await admin.get("/v1/api_keys", params={"project": "lives", "limit": 1})).json()
+    page = (await admin.get("/v1/admin/keys", params={"project": "lives", "limit": 1})).json()
     assert ([one["id"] for one in page["data"]], page["has_more"]) == ([rotated["id"]], True)
-    rest = (await admin.get("/v1/api_keys", params={"project": "lives", "after": page["last_id"]})).json()
+    rest = (await admin.get("/v1/admin/keys", params={"project": "lives", "after": page["last_id"]})).json()
     assert [one["id"] for one in rest["data"]] == [key["id"]]
     assert rest["data"][0]["expires_at"] is not None
-    revoked = await admin.post(f"/v1/api_keys/{rotated['id']}/revoke")
+    revoked = await admin.post(f"/v1/admin/keys/{rotated['id']}/revoke")
     assert revoked.json()["revoked_at"] is not None
-    assert (await admin.post(f"/v1/api_keys/{rotated['id']}/revoke")).status_code == 409
+    assert (await admin.post(f"/v1/admin/keys/{rotated['id']}/revoke")).status_code == 409
 
 
 async def test_a_key_is_changed(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
     body = {"name": "change", "project": "changes", "expires_in_s": 3600, "options": {"token_limits": {"max_input": 9}}}
-    key = (await admin.post("/v1/api_keys", json=body)).json()
-    path = f"/v1/api_keys/{key['id']}"
+    key = (await admin.post("/v1/admin/keys", json=body)).json()
+    path = f"/v1/admin/keys/{key['id']}"
     async with bearer(sim_stack, key["secret"]) as client:
         assert (await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "priority": 1})).status_code == 403
         changed = await admin.patch(
@@ -211,7 +213,7 @@ async def test_a_key_is_changed(sim_stack: Stack, admin: httpx.AsyncClient) -> N
             return (await client.post("/v1/jobs", json=body)).status_code == 202
 
         await eventually(accepts_urgent_jobs, "the API uses the new priorities")
-        assert (await client.get("/v1/api_keys")).status_code == 200
+        assert (await client.get("/v1/admin/keys")).status_code == 200
         refused = await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "max_tokens": 6})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
     assert (await admin.patch(path, json={})).json() == shown, "nothing was asked for"
@@ -223,20 +225,20 @@ async def test_a_key_is_changed(sim_stack: Stack, admin: httpx.AsyncClient) -> N
 
 
 async def test_a_key_that_loses_a_scope_loses_its_streams(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
-    key = (await admin.post("/v1/api_keys", json={"name": "loses", "scopes": ["inference", "admin"]})).json()
+    key = (await admin.post("/v1/admin/keys", json={"name": "loses", "scopes": ["inference", "admin"]})).json()
     async with bearer(sim_stack, key["secret"]) as client:
         request = client.build_request("POST", "/v1/chat/completions", json={
             "model": "small", "messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 5000,
         })  # fmt: skip
         stream = await client.send(request, stream=True)
         assert stream.status_code == 200
-        changed = await admin.patch(f"/v1/api_keys/{key['id']}", json={"scopes": ["admin"]})
+        changed = await admin.patch(f"/v1/admin/keys/{key['id']}", json={"scopes": ["admin"]})
         assert changed.json()["scopes"] == ["admin"]
         with pytest.raises(httpx.RemoteProtocolError):
             async for _ in stream.aiter_bytes():
                 pass
         assert (await client.get("/v1/jobs")).status_code == 403
-        await client.patch(f"/v1/api_keys/{key['id']}", json={"scopes": ["admin", "inference"]})
+        await client.patch(f"/v1/admin/keys/{key['id']}", json={"scopes": ["admin", "inference"]})
 
         async def may_cancel_again() -> bool:
             cancelled = await client.post(f"/v1/jobs/{stream.headers['x-headrace-job-id']}/cancel")
@@ -247,10 +249,10 @@ async def test_a_key_that_loses_a_scope_loses_its_streams(sim_stack: Stack, admi
 
 async def test_a_key_cannot_take_the_admin_scope_from_itself(admin: httpx.AsyncClient) -> None:
     (own,) = [
-        key for key in (await admin.get("/v1/api_keys", params={"project": "operations"})).json()["data"]
+        key for key in (await admin.get("/v1/admin/keys", params={"project": "operations"})).json()["data"]
         if key["name"] == "operator"
     ]  # fmt: skip
-    refused = await admin.patch(f"/v1/api_keys/{own['id']}", json={"scopes": ["inference"]})
+    refused = await admin.patch(f"/v1/admin/keys/{own['id']}", json={"scopes": ["inference"]})
     assert (refused.status_code, refused.json()["error"]["message"][:7]) == (409, "scopes:")
 
 
@@ -268,21 +270,21 @@ async def test_a_key_cannot_take_the_admin_scope_from_itself(admin: httpx.AsyncC
     ],
 )
 async def test_an_error_of_a_change_names_the_field(admin: httpx.AsyncClient, body: dict[str, Any], param: str) -> None:
-    key = (await admin.post("/v1/api_keys", json={"name": "k", "project": "refused changes"})).json()
-    response = await admin.patch(f"/v1/api_keys/{key['id']}", json=body)
+    key = (await admin.post("/v1/admin/keys", json={"name": "k", "project": "refused changes"})).json()
+    response = await admin.patch(f"/v1/admin/keys/{key['id']}", json=body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
 
 
 async def test_a_project_is_changed(admin: httpx.AsyncClient) -> None:
-    await admin.post("/v1/projects", json={"name": "a/b c"})
-    changed = await admin.patch("/v1/projects/a%2Fb%20c", json={"tier": "free"})
+    await admin.post("/v1/admin/projects", json={"name": "a/b c"})
+    changed = await admin.patch("/v1/admin/projects/a%2Fb%20c", json={"tier": "free"})
     assert (changed.status_code, changed.json()["tier"]) == (200, "free")
-    assert (await admin.patch("/v1/projects/a%2Fb%20c", json={})).json()["tier"] == "free"
-    assert (await admin.patch("/v1/projects/a%2Fb%20c", json={"tier": None})).json()["tier"] is None
-    refused = await admin.patch("/v1/projects/a%2Fb%20c", json={"tier": "not a word"})
+    assert (await admin.patch("/v1/admin/projects/a%2Fb%20c", json={})).json()["tier"] == "free"
+    assert (await admin.patch("/v1/admin/projects/a%2Fb%20c", json={"tier": None})).json()["tier"] is None
+    refused = await admin.patch("/v1/admin/projects/a%2Fb%20c", json={"tier": "not a word"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tier")
-    for path, code in (("projects/nothing", "project_not_found"), ("api_keys/key_999999", "api_key_not_found")):
-        response = await admin.patch(f"/v1/{path}", json={})
+    for path, code in (("projects/nothing", "project_not_found"), ("keys/key_999999", "api_key_not_found")):
+        response = await admin.patch(f"/v1/admin/{path}", json={})
         assert (response.status_code, response.json()["error"]["code"]) == (404, code)
 
 
@@ -294,23 +296,23 @@ async def test_errors_about_keys_name_the_field(admin: httpx.AsyncClient) -> Non
         ({"name": "x", "priority_floor": 10}, "priority_floor"),
         ({"name": "x", "options": {"token_limits": {"max_output": 0}}}, "options.token_limits.max_output"),
     ):
-        response = await admin.post("/v1/api_keys", json=body)
+        response = await admin.post("/v1/admin/keys", json=body)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
-    taken = await admin.post("/v1/api_keys", json={"name": "operations"})
+    taken = await admin.post("/v1/admin/keys", json={"name": "operations"})
     assert taken.status_code == 409
     assert taken.json()["error"]["message"].startswith("project: ")
-    assert (await admin.get("/v1/api_keys", params={"after": "x"})).json()["error"]["param"] == "after"
+    assert (await admin.get("/v1/admin/keys", params={"after": "x"})).json()["error"]["param"] == "after"
 
 
 async def test_projects(admin: httpx.AsyncClient) -> None:
-    created = await admin.post("/v1/projects", json={"name": "zoo", "tier": "free"})
+    created = await admin.post("/v1/admin/projects", json={"name": "zoo", "tier": "free"})
     assert (created.json()["name"], created.json()["tier"], created.json()["keys"]) == ("zoo", "free", 0)
-    assert (await admin.post("/v1/projects", json={"name": "zoo"})).status_code == 409
-    await admin.post("/v1/api_keys", json={"name": "k", "project": "zoo"})
+    assert (await admin.post("/v1/admin/projects", json={"name": "zoo"})).status_code == 409
+    await admin.post("/v1/admin/keys", json={"name": "k", "project": "zoo"})
     names: list[str] = []
     after: dict[str, str] = {}
     while True:
-        page = (await admin.get("/v1/projects", params={"limit": 2, **after})).json()
+        page = (await admin.get("/v1/admin/projects", params={"limit": 2, **after})).json()
         names += [project["name"] for project in page["data"]]
         zoo = [project for project in page["data"] if project["name"] == "zoo"]
         assert all(project["keys"] == 1 for project in zoo)
@@ -319,6 +321,106 @@ async def test_projects(admin: httpx.AsyncClient) -> None:
         after = {"after": page["last_id"]}
     assert {"e2e", "operations", "zoo"} <= set(names)
     assert len(names) == len(set(names))
+
+
+async def test_the_paths_of_earlier_versions_remain(admin: httpx.AsyncClient) -> None:
+    key = (await admin.post("/v1/api_keys", json={"name": "former", "project": "former paths"})).json()
+    changed = await admin.patch(f"/v1/api_keys/{key['id']}", json={"name": "changed"})
+    assert changed.json()["name"] == "changed"
+    assert (await admin.patch("/v1/projects/former paths", json={"tier": "free"})).json()["tier"] == "free"
+    assert "/v1/api_keys" not in (await admin.get("/openapi.json")).json()["paths"]
+
+
+async def test_a_key_may_be_limited_to_models(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
+    body = {"name": "limited", "project": "limited", "options": {"allowed_models": ["sim"]}}
+    created = await admin.post("/v1/admin/keys", json=body)
+    assert created.status_code == 200, created.text
+    key = created.json()
+    async with bearer(sim_stack, key["secret"]) as client:
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["sim"]
+        assert (await client.get("/v1/models/sim")).status_code == 200
+        message = {"role": "user", "content": "x"}
+        small: dict[str, Any] = {"model": "small", "max_tokens": 2}
+        for refused in (
+            await client.get("/v1/models/small"),
+            await client.post("/v1/jobs", json={**small, "prompt": "x"}),
+            await client.post("/v1/chat/completions", json={**small, "messages": [message]}),
+            await client.post("/v1/responses", json={"model": "small", "input": "x"}),
+            await client.post("/v1/route", json={**small, "messages": [message]}),
+        ):
+            assert refused.status_code == 404, refused.text
+            error = refused.json()["error"]
+            assert (error["code"], error["param"]) == ("model_not_found", "model")
+            assert "may use: sim." in error["message"]
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            response = await client.post(path, json={**small, "messages": [message]})
+            assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found_error"), response.text
+        assert (await client.post("/v1/jobs", json={**small, "model": "sim", "prompt": "x"})).status_code == 202
+        path = f"/v1/admin/keys/{key['id']}"
+        changed = await admin.patch(path, json={"options": {"allowed_models": None}})
+        assert changed.json()["options"]["allowed_models"] is None
+
+        async def may_use_all() -> bool:
+            return (await client.get("/v1/models/small")).status_code == 200
+
+        await eventually(may_use_all, "the key is no longer limited")
+    empty = await admin.patch(path, json={"options": {"allowed_models": []}})
+    assert (empty.status_code, empty.json()["error"]["param"]) == (400, "options.allowed_models")
+
+
+async def test_changes_are_in_the_audit_log(sim_stack: Stack, admin: httpx.AsyncClient) -> None:
+    project = "audited"
+    key = (await admin.post("/v1/admin/keys", json={"name": "a", "project": project})).json()
+    await admin.patch(f"/v1/admin/keys/{key['id']}", json={"name": "b", "priority_floor": 3})
+    successor = (await admin.post(f"/v1/admin/keys/{key['id']}/rotate", json={"overlap_s": 60})).json()
+    await admin.patch(f"/v1/admin/projects/{project}", json={"tier": "free"})
+    sim_stack.command("api.keys", "revoke", successor["id"])
+
+    async def entries(**params: Any) -> list[dict[str, Any]]:
+        response = await admin.get("/v1/admin/audit", params=params)
+        assert response.status_code == 200, response.text
+        assert key["secret"] not in response.text
+        data: list[dict[str, Any]] = response.json()["data"]
+        return data
+
+    found = await entries(project=project)
+    assert [(entry["action"], entry["object_id"], entry["key_name"]) for entry in found] == [
+        ("key.revoke", successor["id"], None),
+        ("project.change", project, "operator"),
+        ("key.rotate", key["id"], "operator"),
+        ("key.create", successor["id"], "operator"),
+        ("key.change", key["id"], "operator"),
+        ("key.create", key["id"], "operator"),
+        ("project.create", project, "operator"),
+    ]
+    revoked, tier, rotated, replaced, changed, created, _ = found
+    assert (revoked["key"], revoked["before"], list(revoked["after"])) == (None, {"revoked_at": None}, ["revoked_at"])
+    assert (tier["before"], tier["after"]) == ({"tier": None}, {"tier": "free"})
+    assert (rotated["before"], list(rotated["after"])) == ({"expires_at": None}, ["expires_at"])
+    assert replaced["after"]["replaces"] == key["id"]
+    assert (changed["before"], changed["after"]) == ({"name": "a"}, {"name": "b"}), "only what has another value"
+    assert (created["before"], created["after"]["scopes"]) == (None, ["inference"])
+
+    for action in ("pause", "pause", "resume"):
+        await admin.post(f"/v1/models/orphan/{action}")
+    assert [entry["action"] for entry in await entries(object="orphan")] == ["model.resume", "model.pause"]
+
+    page = (await admin.get("/v1/admin/audit", params={"project": project, "limit": 6})).json()
+    assert (len(page["data"]), page["has_more"]) == (6, True)
+    rest = await entries(project=project, after=page["last_id"])
+    assert [entry["action"] for entry in rest] == ["project.create"]
+    assert {entry["action"] for entry in await entries(action="project")} == {"project.create", "project.change"}
+    (operator,) = {entry["key"] for entry in found} - {None}
+    assert {entry["key"] for entry in await entries(key=operator)} == {operator}
+    for params, param in (({"after": "x"}, "after"), ({"key": "x"}, "key"), ({"action": "DROP"}, "action")):
+        refused = await admin.get("/v1/admin/audit", params=params)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+async def test_prices_are_listed(admin: httpx.AsyncClient) -> None:
+    response = await admin.get("/v1/admin/prices", params={"model": "nothing", "history": True})
+    assert (response.status_code, response.json()["data"]) == (200, [])
+    assert (await admin.get("/v1/admin/prices", params={"after": "x"})).json()["error"]["param"] == "after"
 
 
 async def test_a_search_over_http(sim: httpx.AsyncClient, admin: httpx.AsyncClient) -> None:
@@ -344,7 +446,7 @@ async def test_a_search_over_http(sim: httpx.AsyncClient, admin: httpx.AsyncClie
     assert await found(admin, metadata="team=a=b") == [], "of another project"
     assert await found(admin, metadata="team=a=b", project="e2e") == [tagged]
     assert await found(admin, metadata="team=a=b", project="*") == [tagged]
-    keys = (await admin.get("/v1/api_keys", params={"project": "e2e"})).json()["data"]
+    keys = (await admin.get("/v1/admin/keys", params={"project": "e2e"})).json()["data"]
     everything = [await found(admin, metadata="team=a=b", project="*", key=key["id"]) for key in keys]
     assert sorted(everything) == sorted([[]] * (len(keys) - 1) + [[tagged]])
     for params, param in (

@@ -41,7 +41,7 @@ class FleetService:
             NotFound: there is no such worker.
             Conflict: the worker is not alive.
         """
-        changed = await self._store.request_drain(worker_id)
+        changed = await self._store.request_drain(worker_id, by=principal.key_id)
         worker = await self._store.worker(worker_id)
         if worker is None:
             raise NotFound(f"There is no worker `{worker_id[:200]}`.", param="worker_id", code="worker_not_found")
@@ -79,7 +79,7 @@ class FleetService:
         if model not in self._registry and model not in await self._store.pauses():
             raise NotFound(f"The model `{model[:200]}` does not exist.", param="model", code="model_not_found")
         self._require_queue(model)
-        await self._store.resume(self._registry.names_on(model))
+        await self._store.resume(self._registry.names_on(model), by=principal.key_id)
         logger.warning("model=%s key=key_%d the queue is resumed", model, principal.key_id)
         await self._notify(await self._store.live_workers(model))
 

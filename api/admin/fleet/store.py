@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.postgres.audit_store import record
+from shared.postgres.engine import transaction
 from shared.postgres.store import Store
 from shared.postgres.tables import ModelPauseRow, PastPauseRow, WorkerRow
 
@@ -56,7 +58,7 @@ def to_worker(row: Any) -> WorkerInfo:
 
 
 class FleetStore(Store):
-    """Workers and pauses."""
+    """Workers and pauses. Changes are recorded in the audit log as those of the key `by`; None: the command line's."""
 
     async def workers(self) -> list[WorkerInfo]:
         """Return all workers, by model; dead ones too, for an hour."""
@@ -70,11 +72,20 @@ class FleetStore(Store):
         """Return the ids of a model's live workers."""
         return await self._all(select(WorkerRow.id).where(WorkerRow.model == model, _ALIVE), lambda row: str(row.id))
 
-    async def request_drain(self, worker_id: str) -> bool:
+    async def request_drain(self, worker_id: str, *, by: int | None = None) -> bool:
         """Order a worker to finish its jobs and stop. False: it is not alive."""
-        requested_at = func.coalesce(WorkerRow.drain_requested_at, func.clock_timestamp())
-        statement = update(WorkerRow).where(WorkerRow.id == worker_id, _ALIVE).values(drain_requested_at=requested_at)
-        return await self._changes(statement)
+        async with transaction(self._engine) as connection:
+            alive = select(WorkerRow.drain_requested_at).where(WorkerRow.id == worker_id, _ALIVE).with_for_update()
+            row = (await connection.execute(alive)).first()
+            if row is None:
+                return False
+            if row.drain_requested_at is None:
+                statement = update(WorkerRow).where(WorkerRow.id == worker_id)
+                statement = statement.values(drain_requested_at=func.clock_timestamp())
+                (at,) = (await connection.execute(statement.returning(WorkerRow.drain_requested_at))).one()
+                after = {"drain_requested_at": at}
+                await record(connection, key_id=by, action="worker.drain", object_id=worker_id, after=after)
+            return True
 
     async def pauses(self) -> dict[str, datetime]:
         """Return the paused models, and since when they are."""
@@ -84,12 +95,24 @@ class FleetStore(Store):
     async def pause(self, models: Sequence[str], key_id: int) -> None:
         """Pause the queue of these models: claims that begin after this has returned find none of their jobs."""
         statement = insert(ModelPauseRow).values([{"model": model, "key_id": key_id} for model in models])
-        await self._changes(statement.on_conflict_do_nothing(index_elements=[ModelPauseRow.model]))
+        statement = statement.on_conflict_do_nothing(index_elements=[ModelPauseRow.model])
+        async with transaction(self._engine) as connection:
+            paused = await connection.execute(statement.returning(ModelPauseRow.model, ModelPauseRow.paused_at))
+            for row in paused:
+                after = {"paused_at": row.paused_at}
+                await record(connection, key_id=key_id, action="model.pause", object_id=row.model, after=after)
 
-    async def resume(self, models: Sequence[str]) -> None:
+    async def resume(self, models: Sequence[str], *, by: int | None = None) -> None:
         """Resume the queue of these models, and remember the pause for the statistics of their jobs."""
         deleted = delete(ModelPauseRow).where(ModelPauseRow.model.in_(models))
         ended = deleted.returning(ModelPauseRow.model, ModelPauseRow.paused_at).cte("ended")
         past = select(ended.c.model, func.clock_timestamp(), ended.c.paused_at)
         columns = [PastPauseRow.model, PastPauseRow.resumed_at, PastPauseRow.paused_at]
-        await self._changes(insert(PastPauseRow).from_select(columns, past))
+        statement = insert(PastPauseRow).from_select(columns, past)
+        async with transaction(self._engine) as connection:
+            resumed = await connection.execute(statement.returning(PastPauseRow.model, PastPauseRow.paused_at))
+            for row in resumed:
+                before, after = {"paused_at": row.paused_at}, {"paused_at": None}
+                await record(
+                    connection, key_id=by, action="model.resume", object_id=row.model, before=before, after=after
+                )

@@ -1,4 +1,4 @@
-"""`/v1/api_keys` and `/v1/projects`: create, change, rotate, revoke, list."""
+"""`/v1/admin/keys` and `/v1/admin/projects`: create, change, rotate, revoke, list."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from api.http.openapi import NOT_FOUND, READ
 from api.http.pagination import After
 from api.keys.store import ApiKey
 
-router = APIRouter(prefix="/v1", tags=["keys"], route_class=JsonRoute)
+_keys = APIRouter(tags=["keys"], route_class=JsonRoute)
+_projects = APIRouter(tags=["keys"], route_class=JsonRoute)
 
 Keys = Annotated[KeyService, Depends(resource(KeyService))]
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -42,7 +43,7 @@ def _with_secret(key: ApiKey, secret: str) -> ApiKeyCreated:
     return ApiKeyCreated.of(key).model_copy(update={"secret": secret})
 
 
-@router.get("/api_keys", responses=ADMIN_ERRORS)
+@_keys.get("", responses=ADMIN_ERRORS)
 async def list_keys(
     _: AdminPrincipal,
     keys: Keys,
@@ -54,14 +55,14 @@ async def list_keys(
     return ApiKeyList.of(await keys.page(limit=limit, after=after, project=project), ApiKeyView.of)
 
 
-@router.post("/api_keys", responses={**ADMIN_ERRORS, **_conflict("The project exists already."), 200: READ})
+@_keys.post("", responses={**ADMIN_ERRORS, **_conflict("The project exists already."), 200: READ})
 async def create_key(body: ApiKeyCreate, principal: AdminPrincipal, keys: Keys) -> ApiKeyCreated:
     """Create a key. The response is the only one that has the key itself (`secret`)."""
     return _with_secret(*await keys.create(principal, body))
 
 
-@router.patch(
-    "/api_keys/{key_id}",
+@_keys.patch(
+    "/{key_id}",
     responses={
         **ADMIN_ERRORS,
         **NOT_FOUND,
@@ -76,8 +77,8 @@ async def change_key(key_id: str, body: ApiKeyUpdate, principal: AdminPrincipal,
     return ApiKeyView.of(await keys.change(principal, key_id, body))
 
 
-@router.post(
-    "/api_keys/{key_id}/rotate",
+@_keys.post(
+    "/{key_id}/rotate",
     responses={**ADMIN_ERRORS, **NOT_FOUND, **_conflict("The key is not valid any more."), 200: READ},
 )
 async def rotate_key(key_id: str, body: ApiKeyRotate, principal: AdminPrincipal, keys: Keys) -> ApiKeyCreated:
@@ -85,8 +86,8 @@ async def rotate_key(key_id: str, body: ApiKeyRotate, principal: AdminPrincipal,
     return _with_secret(*await keys.rotate(principal, key_id, body))
 
 
-@router.post(
-    "/api_keys/{key_id}/revoke",
+@_keys.post(
+    "/{key_id}/revoke",
     responses={**ADMIN_ERRORS, **NOT_FOUND, **_conflict("The key is not valid any more, or is that of the request.")},
 )
 async def revoke_key(key_id: str, principal: AdminPrincipal, keys: Keys) -> ApiKeyView:
@@ -94,19 +95,27 @@ async def revoke_key(key_id: str, principal: AdminPrincipal, keys: Keys) -> ApiK
     return ApiKeyView.of(await keys.revoke(principal, key_id))
 
 
-@router.get("/projects", responses=ADMIN_ERRORS)
+@_projects.get("", responses=ADMIN_ERRORS)
 async def list_projects(_: AdminPrincipal, keys: Keys, limit: Limit = 20, after: After = None) -> ProjectList:
     """List the projects, by name."""
     return ProjectList.of(await keys.projects(limit=limit, after=after), ProjectView.of, attrgetter("name"))
 
 
-@router.post("/projects", responses={**ADMIN_ERRORS, **_conflict("The project exists already."), 200: READ})
-async def create_project(body: ProjectCreate, _: AdminPrincipal, keys: Keys) -> ProjectView:
+@_projects.post("", responses={**ADMIN_ERRORS, **_conflict("The project exists already."), 200: READ})
+async def create_project(body: ProjectCreate, principal: AdminPrincipal, keys: Keys) -> ProjectView:
     """Create a project without keys."""
-    return ProjectView.of(await keys.create_project(body))
+    return ProjectView.of(await keys.create_project(principal, body))
 
 
-@router.patch("/projects/{name:path}", responses={**ADMIN_ERRORS, **NOT_FOUND})
+@_projects.patch("/{name:path}", responses={**ADMIN_ERRORS, **NOT_FOUND})
 async def change_project(name: str, body: ProjectUpdate, principal: AdminPrincipal, keys: Keys) -> ProjectView:
     """Change a project: only what the body names. Effective within `HEADRACE_KEY_CACHE_S` seconds."""
     return ProjectView.of(await keys.change_project(principal, name, body))
+
+
+router = APIRouter()
+router.include_router(_keys, prefix="/v1/admin/keys")
+router.include_router(_projects, prefix="/v1/admin/projects")
+# The paths of earlier versions.
+router.include_router(_keys, prefix="/v1/api_keys", include_in_schema=False)
+router.include_router(_projects, prefix="/v1/projects", include_in_schema=False)

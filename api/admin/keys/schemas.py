@@ -14,6 +14,7 @@ from api.keys.store import ApiKey, Project
 from shared.domain.answer_options import (
     MAX_CACHE_TTL_S,
     NO_KEY_OPTIONS,
+    AllowedModels,
     CacheOptions,
     ContextOptions,
     KeyOptions,
@@ -40,11 +41,16 @@ class KeyOptionsBody(BaseModel):
     no_cache: bool = Field(False, description="The model's `cache` does not apply.")
     context: ContextOptions | None = Field(None, description="How conversations that outgrow the context are handled.")
     token_limits: TokenLimits | None = None
+    allowed_models: AllowedModels | None = None
 
     def options(self) -> KeyOptions:
         """The options for the key's row."""
         return KeyOptions(
-            cache=self.cache, no_cache=self.no_cache, context=self.context, token_limits=self.token_limits
+            cache=self.cache,
+            no_cache=self.no_cache,
+            context=self.context,
+            token_limits=self.token_limits,
+            allowed_models=self.allowed_models,
         )
 
 
@@ -113,6 +119,7 @@ class KeyOptionsChanges(BaseModel):
     no_cache: bool | None = Field(None, description="If true, replaces `cache`.")
     context: ContextChanges | None = None
     token_limits: TokenLimitsChanges | None = None
+    allowed_models: AllowedModels | None = Field(None, description="Replace the allowed ones; null allows all.")
 
 
 class ApiKeyUpdate(BaseModel):

@@ -51,6 +51,7 @@ class KeyService:
                 priority_floor=body.priority_floor,
                 options=NO_KEY_OPTIONS if body.options is None else body.options.options(),
                 generated=True,
+                by=principal.key_id,
             )
         except ProjectExists:
             raise Conflict(
@@ -69,7 +70,7 @@ class KeyService:
         """
         old, secret = await self._key(key_id), generate_key()
         created = await self._store.rotate(
-            _number(old.id), secret, overlap_s=body.overlap_s, expires_in_s=body.expires_in_s
+            _number(old.id), secret, overlap_s=body.overlap_s, expires_in_s=body.expires_in_s, by=principal.key_id
         )
         if created is None:
             raise Conflict(f"key_id: the key {key_id} is not valid any more.")
@@ -87,7 +88,7 @@ class KeyService:
         key, changes = await self._key(key_id), body.changes()
         if _number(key.id) == principal.key_id and changes.scopes is not None and Scope.ADMIN not in changes.scopes:
             raise Conflict("scopes: a key cannot take the admin scope from itself; use another one.")
-        if not await self._store.change(_number(key.id), changes):
+        if not await self._store.change(_number(key.id), changes, by=principal.key_id):
             raise Conflict(f"key_id: the key {key_id} is not valid any more.")
         if names := changes.names():
             logger.warning("key=%s changed by key_%d: %s", key_id, principal.key_id, ", ".join(names))
@@ -103,7 +104,7 @@ class KeyService:
         key = await self._key(key_id)
         if _number(key.id) == principal.key_id:
             raise Conflict("key_id: a key cannot revoke itself; use another one.")
-        if not await self._store.revoke(_number(key.id)):
+        if not await self._store.revoke(_number(key.id), by=principal.key_id):
             raise Conflict(f"key_id: the key {key_id} is not valid any more.")
         logger.warning("key=%s revoked by key_%d", key_id, principal.key_id)
         return await self._key(key_id)
@@ -116,16 +117,18 @@ class KeyService:
 
         return await fetch_page(limit, fetch)
 
-    async def create_project(self, body: ProjectCreate) -> Project:
+    async def create_project(self, principal: Principal, body: ProjectCreate) -> Project:
         """Create a project.
 
         Raises:
             Conflict: a project with this name exists.
         """
         try:
-            return await self._store.create_project(body.name, body.tier)
+            project = await self._store.create_project(body.name, body.tier, by=principal.key_id)
         except ProjectExists:
             raise Conflict(f"name: the project {body.name!r} exists.") from None
+        logger.warning("project=%s created by key_%d", project.name, principal.key_id)
+        return project
 
     async def project(self, name: str) -> Project:
         """Return a project.
@@ -144,7 +147,7 @@ class KeyService:
         Raises:
             NotFound: as `project`.
         """
-        if "tier" in body.model_fields_set and await self._store.set_tier(name, body.tier):
+        if "tier" in body.model_fields_set and await self._store.set_tier(name, body.tier, by=principal.key_id):
             logger.warning("project=%s tier=%s changed by key_%d", name, body.tier, principal.key_id)
         return await self.project(name)
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from redis.exceptions import RedisError
 
 from api.console.jobs.conditions import Conditions
+from api.console.jobs.ledger_store import LedgerEntriesStore, LedgerEntry
 from api.console.key_names import KeyNames, KeyNamesStore
 from api.console.viewer import Viewer
 from api.jobs.actions import Action
@@ -58,6 +59,7 @@ class ConsoleJobs:
         logs: EventLog,
         names: KeyNamesStore,
         replays: Replays,
+        ledger: LedgerEntriesStore,
     ) -> None:
         self._store = store
         self._search = search
@@ -65,6 +67,7 @@ class ConsoleJobs:
         self._logs = logs
         self._names = names
         self._replays = replays
+        self._ledger = ledger
 
     async def page(self, project_id: int | None, conditions: Conditions, *, limit: int, after: str | None) -> JobPage:
         """A page of jobs of a project, or of all (None); raises as `JobSearch.page`."""
@@ -88,6 +91,10 @@ class ConsoleJobs:
     async def names(self, jobs: Sequence[JobSummary]) -> Mapping[int, KeyNames]:
         """The names of the keys that submitted jobs, and of their projects, by the number of the key."""
         return await self._names.names(job.owner.key_id for job in jobs)
+
+    async def entries(self, job: JobSummary) -> Sequence[LedgerEntry]:
+        """The entries of a job in the ledger, which are written when it ends."""
+        return await self._ledger.entries(job.id) if job.status.terminal else ()
 
     async def flushes(self, job_id: str, found: FlushReader | None = None) -> Sequence[Flush]:
         """When a job's output was written, as long as that is known. `found`: see `EventLog.flushes`."""

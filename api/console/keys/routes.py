@@ -184,11 +184,11 @@ async def new_project_page(request: Request) -> Response:
 
 
 @router.post("/projects/new")
-async def create_project(request: Request, keys: Keys) -> Response:
+async def create_project(request: Request, viewer: CurrentViewer, keys: Keys) -> Response:
     """Create a project."""
     form = await read_form(request)
     try:
-        await keys.create_project(project_to_create(form))
+        await keys.create_project(viewer.principal, project_to_create(form))
     except FormInvalid as error:
         return dialog_response(request, "keys/new_project.html", 422, form=form.with_errors(error.errors))
     except Conflict:

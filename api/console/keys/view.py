@@ -101,6 +101,7 @@ FIELDS = (
     "scopes",
     "expires_in_s",
     "priority_floor",
+    "options.allowed_models",
     "options.token_limits.max_output",
     "options.token_limits.max_input",
     "options.token_limits.default_output",
@@ -180,6 +181,8 @@ def _options(form: Form, reader: _Reader) -> dict[str, Any]:
             "target": reader.share("options.context.target"),
             "trigger_tokens": reader.tokens("options.context.trigger_tokens"),
         }
+    names = form["options.allowed_models"].replace(",", " ").split()
+    options["allowed_models"] = names or None
     return options
 
 
@@ -197,6 +200,7 @@ def form_of(key: ApiKey, options: KeyOptions) -> Form:
         for name, value in model:
             is_default = value == type(model).model_fields[name].default and name != "strategy"
             values[f"options.{group}.{name}"] = "" if value is None or is_default else value
+    values["options.allowed_models"] = ", ".join(options.allowed_models or ())
     if options.cache is not None:
         values["cache"] = "on"
         values["options.cache.ttl"] = _duration(options.cache.ttl)
@@ -249,6 +253,7 @@ _MESSAGES = {
     "name": "Enter a name of one line, with at most 200 characters.",
     "project": "Must be a name of one line, with at most 200 characters.",
     "scopes": "Choose at least one.",
+    "options.allowed_models": "Must be names of models or routes, separated by commas.",
     "tier": "Must be a word such as free, of letters, digits and ._-, with at most 64 characters.",
     "priority_floor": f"Must be a priority from 0 to {MAX_PRIORITY}.",
 }

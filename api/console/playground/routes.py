@@ -42,7 +42,7 @@ async def playground_page(
     found = [await jobs.job(viewer.project_id, job_id) for job_id in job]
     own = viewer.principal.project_id
     loaded = [{"id": one.id if one.owner.project_id == own else None, "body": request_body(one)} for one in found]
-    models: list[Choice] = choices(registry, context.length)
+    models: list[Choice] = choices(registry, context.length, viewer.principal)
     return page_response(
         request.scope,
         "playground/playground.html",

@@ -18,13 +18,12 @@ from shared.config.models.operational import Operational, without_operational
 from shared.config.models.prices import Price, Prices, check_applicable
 from shared.domain.answer_options import CacheOptions, ContextOptions, TokenLimits
 from shared.domain.errors import HeadraceError
-from shared.domain.field_types import without_effect
+from shared.domain.field_types import MAX_MODEL_NAME, MODEL_NAME, without_effect
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import StructureBounds
 
 # Allowed model names.
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
-MAX_NAME = 200
+NAME, MAX_NAME = MODEL_NAME, MAX_MODEL_NAME
 # The member of a model's summary that has its adapters by name. Workers report it, and so which adapters they serve.
 ADAPTERS = "adapters"
 # About 8 MB in a worker and in Redis, and 16 MB in the job's row. The worker's event loop writes such a row in steps of

@@ -96,7 +96,7 @@ async def test_a_key_is_changed(operator: Visit, sim_stack: Stack) -> None:
 
     async def is_an_operator() -> bool:
         async with httpx.AsyncClient(base_url=operator.url, headers={"Authorization": f"Bearer {key}"}) as client:
-            return (await client.get("/v1/api_keys")).status_code == 200
+            return (await client.get("/v1/admin/keys")).status_code == 200
 
     await eventually(is_an_operator, "the API uses the new scopes")
 

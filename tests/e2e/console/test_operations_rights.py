@@ -113,6 +113,7 @@ def test_actions_need_the_sessions_token(sim_stack: Stack, operator_key: str, ac
             {"name": "a", "options.token_limits.max_output": "5", "options.token_limits.default_output": "9"},
             {"options.token_limits.default_output"},
         ),
+        ({"name": "a", "options.allowed_models": "small, no$model"}, {"options.allowed_models"}),
         ({"name": "a", "cache": "on", "options.cache.ttl": "1y"}, {"options.cache.ttl"}),
         ({"name": "a", "cache": "on", "options.cache.scope": "world"}, {"options.cache.scope"}),
         (

@@ -357,14 +357,18 @@ KEY = {
 
 
 def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
-    api.on("POST /v1/api_keys", reply(KEY | {"secret": "hr_secret"}))
-    api.on("POST /v1/api_keys/key_7/rotate", reply(KEY | {"id": "key_8", "secret": "hr_new"}))
-    api.on("POST /v1/api_keys/key_8/revoke", reply(KEY | {"id": "key_8"}))
-    created = run(api.url, "keys", "create", "web", "--project", "shop", "--scope", "admin", "--expires", "90d")
+    api.on("POST /v1/admin/keys", reply(KEY | {"secret": "hr_secret"}))
+    api.on("POST /v1/admin/keys/key_7/rotate", reply(KEY | {"id": "key_8", "secret": "hr_new"}))
+    api.on("POST /v1/admin/keys/key_8/revoke", reply(KEY | {"id": "key_8"}))
+    created = run(
+        api.url, "keys", "create", "web", "--project", "shop", "--scope", "admin", "--expires", "90d",
+        "--allowed-models", "sim",
+    )  # fmt: skip
     assert (created.stdout, created.exit_code) == ("hr_secret\n", 0)
     assert "key_7" in created.stderr
     assert api.requests[0].json == {
-        "name": "web", "project": "shop", "scopes": ["admin"], "expires_in_s": 90 * 86400
+        "name": "web", "project": "shop", "scopes": ["admin"], "expires_in_s": 90 * 86400,
+        "options": {"allowed_models": ["sim"]},
     }  # fmt: skip
     assert run(api.url, "keys", "rotate", "key_7", "--overlap", "30m").stdout == "hr_new\n"
     assert api.requests[1].json == {"overlap_s": 1800}
@@ -373,7 +377,7 @@ def test_keys_are_created_rotated_and_revoked(api: ScriptedApi) -> None:
 
 
 def test_revoking_keys_needs_an_answer(api: ScriptedApi) -> None:
-    api.on("POST /v1/api_keys/key_7/revoke", reply(KEY))
+    api.on("POST /v1/admin/keys/key_7/revoke", reply(KEY))
     result = run(api.url, "keys", "revoke", "key_7", stdin="y\n")
     assert (result.exit_code, api.requests) == (2, []), "there is no terminal for a question"
     assert "--yes" in result.stderr
@@ -386,7 +390,7 @@ def test_revoking_keys_needs_an_answer(api: ScriptedApi) -> None:
 
 
 def test_keys_are_changed(api: ScriptedApi) -> None:
-    api.on("PATCH /v1/api_keys/key_7", reply(KEY))
+    api.on("PATCH /v1/admin/keys/key_7", reply(KEY))
 
     def body_of(*arguments: str) -> Any:
         result = run(api.url, "keys", "set", "key_7", *arguments)
@@ -410,6 +414,8 @@ def test_keys_are_changed(api: ScriptedApi) -> None:
         "options": {"context": {"strategy": "summarize", "model": "small", "trigger": 0.9}}
     }
     assert body_of("--context", "none") == {"options": {"context": None}}
+    assert body_of("--allowed-models", "small, auto") == {"options": {"allowed_models": ["small", "auto"]}}
+    assert body_of("--allowed-models", "none") == {"options": {"allowed_models": None}}
 
 
 @pytest.mark.parametrize(
@@ -424,8 +430,37 @@ def test_changes_that_make_no_sense_are_refused(api: ScriptedApi, arguments: tup
     assert api.requests == []
 
 
+def test_the_audit_log_is_listed(api: ScriptedApi) -> None:
+    entry = {
+        "id": "audit_1", "at": "2026-01-01T00:00:00Z", "key": "key_1", "key_name": "ops", "action": "key.change",
+        "object_id": "key_7", "project": "shop", "before": {"name": "a"}, "after": {"name": "b"},
+    }  # fmt: skip
+    created = entry | {"key": None, "action": "key.create", "before": None, "after": {"name": "a", "options": {}}}
+    deleted = entry | {"action": "budget.delete", "object_id": "budget_2", "after": None}
+    api.on("GET /v1/admin/audit", page(entry, created, deleted))
+    result = run(api.url, "audit", "--object", "key_7", "--action", "key")
+    _, changed, made, removed = result.stdout.splitlines()
+    assert re.search(r'ops \(key_1\) +key\.change +key_7 +shop +name: "a" -> "b"$', changed)
+    assert re.search(r'command line +key\.create +key_7 +shop +name: "a"$', made)
+    assert removed.endswith("-")
+    query = parse_qs(urlsplit(api.requests[0].path).query)
+    assert (query["object"], query["action"]) == (["key_7"], ["key"])
+
+
+def test_prices_are_listed(api: ScriptedApi) -> None:
+    price = {
+        "id": "price_1", "model": "small", "tier": "default", "from_input_tokens": 0, "input": "0.25",
+        "cache_read": None, "output": "2", "reasoning": None, "valid_from": "2026-01-01T00:00:00Z",
+        "source": "models.yaml",
+    }  # fmt: skip
+    api.on("GET /v1/admin/prices", page(price))
+    result = run(api.url, "prices", "--history")
+    assert result.stdout.splitlines()[1].split()[:7] == ["small", "default", "0", "0.25", "-", "2", "-"]
+    assert "history=true" in api.requests[0].path
+
+
 def test_projects_are_changed(api: ScriptedApi) -> None:
-    api.on("PATCH /v1/projects/a%2Fb", reply({"name": "a/b", "tier": None}))
+    api.on("PATCH /v1/admin/projects/a%2Fb", reply({"name": "a/b", "tier": None}))
     assert run(api.url, "projects", "set", "a/b", "--tier", "free").stdout == "a/b  changed\n"
     run(api.url, "projects", "set", "a/b", "--tier", "none")
     assert [request.json for request in api.requests] == [{"tier": "free"}, {"tier": None}]
@@ -440,7 +475,7 @@ def test_the_version_is_that_of_the_installation() -> None:
 def test_states_of_keys(api: ScriptedApi) -> None:
     past, future = "2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z"
     states = [KEY, KEY | {"revoked_at": past}, KEY | {"expires_at": past}, KEY | {"expires_at": future}]
-    api.on("GET /v1/api_keys", page(*states))
+    api.on("GET /v1/admin/keys", page(*states))
     _, *rows = run(api.url, "keys").stdout.splitlines()
     assert [row.split()[3] for row in rows] == ["valid", "revoked", "expired", "until"]
 

@@ -154,7 +154,18 @@ def test_dashboards_show_why_jobs_wait_for_an_upstream() -> None:
 
 @pytest.mark.parametrize(
     "feature",
-    ["route_", "job_fallbacks", "cache_", "followers", "conversations_", "context_", "summary_", "token_", "warm"],
+    [
+        "route_",
+        "job_fallbacks",
+        "cache_",
+        "followers",
+        "conversations_",
+        "context_",
+        "summary_",
+        "token_",
+        "usage_",
+        "warm",
+    ],
 )
 def test_dashboards_show_all_metrics_of_routes_caches_contexts_and_limits(feature: str) -> None:
     metrics = {name for name in BY_NAME if name.startswith(f"headrace_{feature}")}

@@ -35,7 +35,7 @@ from shared.runtime.offload import off_loop
 # A second: what a person expects of a running timer.
 INTERVAL_S = 1.0
 MAX_READERS = 64
-PARTS = ("status", "stats", "timeline", "facts", "history")
+PARTS = ("status", "stats", "timeline", "facts", "history", "cost")
 Tab = Literal["answer", "request", "events"]
 TABS: Mapping[Tab, str] = {"answer": "Answer", "request": "Request", "events": "Events"}
 What = Literal["output", "request", "body", "events"]
@@ -59,7 +59,7 @@ class JobParts:
 
     async def _parts(self, audience: Audience) -> Mapping[str, str]:
         job = await self._jobs.summary(audience.project_id, audience.job_id)
-        return self.render(await self.view(job, self._reader(audience)))
+        return self.render(await self.view(job, self._reader(audience), is_operator=audience.project_id is None))
 
     def _reader(self, audience: Audience) -> FlushReader:
         reader = self._readers.pop(audience) if audience in self._readers else FlushReader()
@@ -68,11 +68,21 @@ class JobParts:
             del self._readers[next(iter(self._readers))]
         return reader
 
-    async def view(self, job: JobSummary, found: FlushReader | None = None) -> JobPageView:
-        """The view of a job now. `found`: what is known of its log."""
+    async def view(
+        self, job: JobSummary, found: FlushReader | None = None, *, is_operator: bool = False
+    ) -> JobPageView:
+        """The view of a job now, for operators or for members of its project. `found`: what is known of its log."""
         names = await self._jobs.names([job])
         flushes, is_paused = await self._jobs.flushes(job.id, found), await self._jobs.is_paused(job)
-        return build_view(job, flushes, names[job.owner.key_id], datetime.now(UTC), is_paused=is_paused)
+        return build_view(
+            job,
+            flushes,
+            names[job.owner.key_id],
+            datetime.now(UTC),
+            is_paused=is_paused,
+            entries=await self._jobs.entries(job),
+            is_operator=is_operator,
+        )
 
     def render(self, view: JobPageView) -> Mapping[str, str]:
         """The parts of the page by name, as HTML."""
@@ -81,7 +91,8 @@ class JobParts:
     async def last(self, audience: Audience) -> bytes:
         """The frames of all parts of a job that has ended, with its answer."""
         job = await self._jobs.job(audience.project_id, audience.job_id)
-        parts = {**self.render(await self.view(job)), "answer": await answer_part(job)}
+        view = await self.view(job, is_operator=audience.project_id is None)
+        parts = {**self.render(view), "answer": await answer_part(job)}
         return b"".join(part_frame(name, html) for name, html in parts.items())
 
 
@@ -102,7 +113,7 @@ async def job_page(
 ) -> Response:
     """The page."""
     job = await jobs.job(viewer.project_id, job_id)
-    view = await parts.view(job)
+    view = await parts.view(job, is_operator=viewer.is_operator)
     body = await off_loop(job.request.size, _body, job)
     return page_response(
         request.scope,

@@ -8,7 +8,9 @@ from datetime import datetime
 
 from api.console.data.timeline import Mark, MarkKind, SpanKind, Timeline, job_timeline
 from api.console.filters import Quantity, duration, milliseconds, number, plural, quantity, short_id
+from api.console.jobs.job.cost import Costs, costs_of
 from api.console.jobs.job.picture import NARROW, WIDE, Picture, draw, legend
+from api.console.jobs.ledger_store import LedgerEntry
 from api.console.jobs.view import STATUSES
 from api.console.key_names import KeyNames
 from api.keys.store import format_id
@@ -73,14 +75,22 @@ class JobPageView:
     facts: Sequence[Fact]
     metadata: Sequence[tuple[str, str]]
     history: Sequence[HistoryEntry]
+    costs: Costs
     error: str | None
     is_paused: bool
 
 
 def build_view(
-    job: JobSummary, flushes: Sequence[Flush], names: KeyNames, now: datetime, *, is_paused: bool = False
+    job: JobSummary,
+    flushes: Sequence[Flush],
+    names: KeyNames,
+    now: datetime,
+    *,
+    is_paused: bool = False,
+    entries: Sequence[LedgerEntry] = (),
+    is_operator: bool = False,
 ) -> JobPageView:
-    """The view of a job now. `is_paused`: it waits because its model's queue is paused."""
+    """The view of a job now. `is_paused`: it waits because its model's queue is paused. `entries`: of the ledger."""
     timeline = job_timeline(job, flushes)
     status, kind = STATUSES[job.status]
     return JobPageView(
@@ -100,6 +110,7 @@ def build_view(
         facts=_facts(job, names),
         metadata=list(job.metadata.items()),
         history=[_entry(job, mark) for mark in timeline.marks],
+        costs=costs_of(entries, is_operator=is_operator),
         error=f"{job.error.code}: {job.error.message}" if job.error is not None else None,
         is_paused=is_paused,
     )

@@ -503,7 +503,10 @@ async def test_a_key_has_options(keys: Keys, database: AsyncEngine) -> None:
     assert keys("set", "key_1", "--context-trigger-tokens", "none").returncode == 0
     rotated = keys("rotate", "key_1").stdout.strip()
     assert (await principal(database, rotated)).options == (await principal(database, key)).options
-    for argument in ("--max-output-tokens", "--default-output-tokens", "--context", "--cache-ttl"):
+    assert keys("set", "key_1", "--allowed-models", "small, auto").returncode == 0
+    assert (await options())["allowed_models"] == ["small", "auto"]
+    assert "allowed-models=small,auto" in keys("list").stdout
+    for argument in ("--max-output-tokens", "--default-output-tokens", "--context", "--cache-ttl", "--allowed-models"):
         assert keys("set", "key_1", argument, "none").returncode == 0
     assert await options() == {}
     assert keys("set", "key_1", "--priority-floor", "5").returncode == 0
@@ -533,6 +536,8 @@ async def test_a_key_has_options(keys: Keys, database: AsyncEngine) -> None:
         (("--context", "error", "--context-target", "1.5"), "must be a share such as 0.8"),
         (("--context", "none", "--context-target", "0.2"), "--context-target: cannot be combined with --context none"),
         (("--context", "error", "--context-trigger-tokens", "0"), "must be a number of tokens"),
+        (("--allowed-models", "small,,auto"), "must be names of models"),
+        (("--allowed-models", "two words"), "must be names of models"),
     ],
 )
 async def test_options_that_make_no_sense_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 
 import pytest
 
@@ -62,6 +63,17 @@ def test_compact(value: float | None, text: str) -> None:
 )
 def test_number(value: float | None, text: str) -> None:
     assert filters.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (None, "–"), (0, "$0"), (3, "$3.00"), ("1204.5", "$1,204.50"), ("0.5", "$0.50"), ("0.0042", "$0.0042"),
+        ("0.00000002", "$0.000000020"), ("-1.2", "−$1.20"),
+    ],
+)  # fmt: skip
+def test_money(amount: str | int | None, text: str) -> None:
+    assert filters.money(None if amount is None else Decimal(amount)) == text
 
 
 @pytest.mark.parametrize(("share", "text"), [(None, "–"), (0, "0 %"), (0.004, "0.4 %"), (0.62, "62 %"), (1, "100 %")])

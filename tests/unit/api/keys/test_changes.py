@@ -34,6 +34,9 @@ def test_null_removes() -> None:
     assert changed.context is None
     assert changed.token_limits == TokenLimits(max_input=10), "nothing can exceed a limit that is not there"
     assert changed_options(changed, {"token_limits": {"max_input": None}}).token_limits is None
+    limited = changed_options(FULL, {"allowed_models": ["a"]})
+    assert (limited.allowed_models, limited.cache) == (("a",), FULL.cache)
+    assert changed_options(limited, {"allowed_models": None}) == FULL
     nothing = {"cache": None, "context": None, "token_limits": None, "no_cache": None}
     assert changed_options(FULL, nothing) == NO_KEY_OPTIONS
 

@@ -30,7 +30,7 @@ class Store:
 
 
 def jobs(store: Store) -> ConsoleJobs:
-    rest: dict[str, Any] = dict.fromkeys(("search", "jobs", "logs", "names", "replays"))
+    rest: dict[str, Any] = dict.fromkeys(("search", "jobs", "logs", "names", "replays", "ledger"))
     return ConsoleJobs(store=cast(Any, store), **rest)
 
 

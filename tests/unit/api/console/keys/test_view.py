@@ -46,6 +46,7 @@ def test_a_key_with_everything() -> None:
             project="shop",
             expires_in_s="90d",
             priority_floor="0",
+            options__allowed_models="small, auto",
             options__token_limits__max_output="512",
             options__token_limits__max_input="8000",
             options__token_limits__default_output="100",
@@ -66,6 +67,7 @@ def test_a_key_with_everything() -> None:
     assert body.options.token_limits == TokenLimits(
         max_output=512, max_input=8000, default_output=100, on_exceed="clamp"
     )
+    assert body.options.options().allowed_models == ("small", "auto")
     assert body.options.cache == CacheOptions(ttl=7200, scope="user")
     assert body.options.context == ContextOptions(
         strategy="summarize", model="small", trigger=0.7, target=0.3, trigger_tokens=4000
@@ -88,6 +90,7 @@ KEY = ApiKey(
             cache=CacheOptions(ttl=5400, scope="key"),
             context=ContextOptions(strategy="summarize", model="small", trigger=0.7, trigger_tokens=9),
             token_limits=TokenLimits(max_output=9, default_output=3, on_exceed="clamp"),
+            allowed_models=("small", "team/a:1"),
         ),
     ],
 )

@@ -1,0 +1,175 @@
+"""`/console/usage`: what was used, what it cost, and what caches saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
+
+from api.console.key_names import KeyNamesStore
+from api.console.keys.store import KeyPagesStore
+from api.console.page import Page
+from api.console.templates import page_response
+from api.console.usage.periods import DEFAULT_RANGE, RANGES, RangeName, buckets_until
+from api.console.usage.store import TopUsageStore
+from api.console.usage.view import Table, build_view, line_of
+from api.console.viewer import CurrentViewer, Viewer
+from api.http.dependencies import resource
+from api.keys.store import format_id
+from api.usage.periods import zone_of
+from api.usage.report import Report
+from api.usage.service import UsageService
+from api.usage.store import Dimension, UsageFilters, UsageSelection
+from shared.domain.errors import HeadraceError
+from shared.runtime.offload import off_loop
+
+# Rows of a table.
+LONGEST = 20
+SUGGESTED_PROJECTS = 100
+MAX_NAME = 1000
+# About the size of a row of the file.
+ROW_BYTES = 200
+DEFAULT_ZONE = "UTC"
+NO_USER = "no end user"
+
+Usage = Annotated[UsageService, Depends(resource(UsageService))]
+Top = Annotated[TopUsageStore, Depends(resource(TopUsageStore))]
+Names = Annotated[KeyNamesStore, Depends(resource(KeyNamesStore))]
+Projects = Annotated[KeyPagesStore, Depends(resource(KeyPagesStore))]
+Range = Annotated[RangeName, Query(alias="range")]
+Name = Annotated[str, Query(max_length=MAX_NAME)]
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Whose usage is shown, as the address of the page has it."""
+
+    range: RangeName
+    project: str
+    model: str
+    user: str
+    zone: str
+
+    def address(self, path: str = "usage", **changes: str) -> str:
+        """The address of the page, or of its file, with other conditions."""
+        values = {"range": self.range, "project": self.project, "model": self.model, "user": self.user}
+        values |= {"zone": "" if self.zone == DEFAULT_ZONE else self.zone, **changes}
+        if values["range"] == DEFAULT_RANGE:
+            values["range"] = ""
+        query = urlencode({name: value for name, value in values.items() if value})
+        return f"{path}?{query}" if query else path
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether only a part of the usage is shown."""
+        return bool(self.project or self.model or self.user)
+
+
+def read_conditions(
+    range_name: Range = DEFAULT_RANGE, project: Name = "", model: Name = "", user: Name = "", zone: Name = ""
+) -> Conditions:
+    """The conditions of a request."""
+    return Conditions(range_name, project.strip(), model.strip(), user.strip(), zone.strip() or DEFAULT_ZONE)
+
+
+CurrentConditions = Annotated[Conditions, Depends(read_conditions)]
+
+
+@router.get("")
+async def usage_page(
+    request: Request,
+    viewer: CurrentViewer,
+    conditions: CurrentConditions,
+    usage: Usage,
+    top: Top,
+    names: Names,
+    projects: Projects,
+) -> Response:
+    """The page."""
+    values: dict[str, Any] = {"view": None, "problem": None}
+    try:
+        buckets = buckets_until(datetime.now(UTC), conditions.range, zone_of(conditions.zone))
+        filters = await _filters(usage, viewer, conditions)
+    except HeadraceError as error:
+        values["problem"] = error.message
+    else:
+        selection = UsageSelection(buckets.periods, filters, (Dimension.MODEL,), by_period=True)
+        report = await usage.report(selection)
+        dimensions = [Dimension.USER, Dimension.KEY]
+        if viewer.is_operator and not conditions.project:
+            dimensions.insert(0, Dimension.PROJECT)
+        selections = [UsageSelection(buckets.periods, filters, (dimension,)) for dimension in dimensions]
+        tables = [_models(report), *[await _table(one, top, names) for one in selections]]
+        values["view"] = build_view(report.rows, report.total(), buckets, tables, is_operator=viewer.is_operator)
+    return page_response(
+        request.scope,
+        "usage/usage.html",
+        422 if values["problem"] else 200,
+        conditions=conditions,
+        ranges=RANGES,
+        project_names=await projects.project_names(SUGGESTED_PROJECTS) if viewer.is_operator else [],
+        **values,
+    )
+
+
+@router.get("/export")
+async def export(viewer: CurrentViewer, conditions: CurrentConditions, usage: Usage) -> Response:
+    """The same usage as CSV: by day (or hour), project, end user, model and key.
+
+    Raises:
+        InvalidRequest: there are too many rows for one file.
+    """
+    buckets = buckets_until(datetime.now(UTC), conditions.range, zone_of(conditions.zone))
+    groups = (Dimension.PROJECT, Dimension.USER, Dimension.MODEL, Dimension.KEY)
+    filters = await _filters(usage, viewer, conditions)
+    selection = UsageSelection(buckets.periods, filters, groups, by_period=True)
+    report = await usage.report(selection, RANGES[conditions.range].bucket)
+    content = await off_loop(ROW_BYTES * len(report.rows), report.csv)
+    headers = {"Content-Disposition": f'attachment; filename="usage-{conditions.range}.csv"'}
+    return Response(content, headers=headers, media_type="text/csv; charset=utf-8")
+
+
+async def _filters(usage: UsageService, viewer: Viewer, conditions: Conditions) -> UsageFilters:
+    return await usage.filters(
+        viewer.principal,
+        projects=[conditions.project] if conditions.project else (),
+        users=[conditions.user] if conditions.user else (),
+        models=[conditions.model] if conditions.model else (),
+    )
+
+
+def _models(report: Report) -> Table:
+    """The table of models, from the rows of the chart."""
+    by_model: dict[str, list[Any]] = {}
+    for row in report.rows:
+        by_model.setdefault(row.model, []).append(row)
+    lines = [line_of(Report(report.selection, rows, {}).total(), model, model) for model, rows in by_model.items()]
+    lines.sort(key=lambda line: (-(line.charge or 0), -line.requests, line.name))
+    return Table("Models", "Model", lines, "model")
+
+
+async def _table(selection: UsageSelection, top: TopUsageStore, names: KeyNamesStore) -> Table:
+    """The table of the projects, end users or keys that used most."""
+    (dimension,) = selection.group_by
+    rows = await top.top(selection, LONGEST + 1)
+    shown, is_cut = rows[:LONGEST], len(rows) > LONGEST
+    if dimension is Dimension.KEY:
+        keys = await names.names(row.key_id for row in shown)
+        named = [(row, f"{keys[row.key_id].key} ({format_id(row.key_id)})") for row in shown]
+        return Table("Keys", "Key", [line_of(row, name) for row, name in named], is_cut=is_cut)
+    if dimension is Dimension.USER:
+        lines = [line_of(row, row.end_user or NO_USER, row.end_user) for row in shown]
+        return Table("End users", "End user", lines, "user", is_cut)
+    projects = await top.project_names(row.project_id for row in shown)
+    found = [(row, projects.get(row.project_id)) for row in shown]
+    lines = [line_of(row, name or f"project_{row.project_id}", name or "") for row, name in found]
+    return Table("Projects", "Project", lines, "project", is_cut)
+
+
+PAGE = Page(path="usage", title="Usage", router=router, key="u", group="Insight")

@@ -1,0 +1,185 @@
+"""`/v1/usage`: what was used, by day, project, key, end user and model, and statements of projects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from enum import StrEnum
+from functools import partial
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api.http.large_json import JsonBody, json_response
+from api.keys.auth import AnyPrincipal
+from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, TimeZone
+from api.usage.periods import Periods, days_of, month_of, zone_of
+from api.usage.report import Report, json_sums
+from api.usage.schemas import UsageReport, UsageStatement
+from api.usage.store import Dimension, UsageFilters, UsageSelection
+from shared.domain.errors import InvalidRequest
+from shared.runtime.offload import off_loop
+
+DEFAULT_DAYS = 30
+MAX_LIMIT = 1000
+# About the bytes of an item as JSON or CSV.
+ITEM_BYTES = 400
+_CSV = "text/csv"
+_CSV_CONTENT: dict[str, Any] = {_CSV: {"schema": {"type": "string"}}}
+
+router = APIRouter(prefix="/v1/usage", tags=["usage"])
+
+
+class Group(StrEnum):
+    """What a report can be grouped by."""
+
+    DAY = "day"
+    MONTH = "month"
+    PROJECT = "project"
+    KEY = "key"
+    USER = "user"
+    MODEL = "model"
+    REQUESTED_MODEL = "requested_model"
+    KIND = "kind"
+    SERVICE_TIER = "service_tier"
+    BATCH = "batch"
+
+
+PERIODS = {Group.DAY: Periods.days, Group.MONTH: Periods.months}
+Format = Annotated[
+    Literal["json", "csv"] | None, Query(description="By default, CSV if `Accept` prefers `text/csv`, otherwise JSON.")
+]
+
+
+def _filter(description: str) -> Any:
+    return Query(description=f"{description} Repeat it for several.")
+
+
+@router.get(
+    "",
+    response_model=UsageReport,
+    responses={**USAGE_ERRORS, 200: {"model": UsageReport, "content": _CSV_CONTENT}},
+)
+async def get_usage(
+    request: Request,
+    principal: AnyPrincipal,
+    usage: CurrentUsage,
+    start: Annotated[date | None, Query(description="The first day; by default, 30 days are reported.")] = None,
+    end: Annotated[date | None, Query(description="The day after the last one; by default tomorrow.")] = None,
+    time_zone: TimeZone = "UTC",
+    group_by: Annotated[list[Group] | None, _filter("What the sums are made by; by default the day.")] = None,
+    project: Annotated[list[str] | None, _filter("Only usage of this project.")] = None,
+    key: Annotated[list[str] | None, _filter("Only usage with the key of this id.")] = None,
+    user: Annotated[list[str] | None, _filter("Only usage of this end user; empty: of none.")] = None,
+    model: Annotated[list[str] | None, _filter("Only usage of this model.")] = None,
+    batch: Annotated[bool | None, Query(description="Only lines of batches, or none of them.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="CSV has all items.")] = MAX_LIMIT,
+    page: Annotated[str | None, Query(description="`next_page` of the previous page.")] = None,
+    format: Format = None,  # noqa: A002
+) -> Response:
+    """Get sums of usage and of what it cost, of the key's project, or of all projects if it has the scope `admin`."""
+    zone = zone_of(time_zone)
+    first, after = days_of(start, end, zone, DEFAULT_DAYS)
+    groups = list(dict.fromkeys(group_by if group_by is not None else [Group.DAY]))
+    filters = await usage.filters(
+        principal, projects=project or (), keys=key or (), users=user or (), models=model or (), batch=batch
+    )
+    selection, period = _selection(groups, first, after, zone, filters)
+    if _wants_csv(request, format):
+        return await _csv(await usage.report(selection, period), "usage.csv")
+    offset = _offset(page)
+    report, has_more = await usage.page(selection, period, limit=limit, offset=offset)
+    head = {
+        "object": "usage",
+        "start": str(first),
+        "end": str(after),
+        "time_zone": time_zone,
+        "group_by": report.columns,
+        "currency": "usd",
+    }
+    tail = {"has_more": has_more, "next_page": f"page_{offset + limit}" if has_more else None}
+    return await json_response(
+        JsonBody(lambda: {**head, "data": report.items(), **tail}, ITEM_BYTES * len(report.rows))
+    )
+
+
+@router.get(
+    "/statement",
+    response_model=UsageStatement,
+    responses={**USAGE_ERRORS, 200: {"model": UsageStatement, "content": _CSV_CONTENT}},
+)
+async def get_statement(
+    request: Request,
+    principal: AnyPrincipal,
+    usage: CurrentUsage,
+    month: Annotated[str, Query(description="Such as `2026-11`.")],
+    project: Annotated[str | None, Query(description="By default the project of the key.")] = None,
+    time_zone: TimeZone = "UTC",
+    format: Format = None,  # noqa: A002
+) -> Response:
+    """Get the statement of a project for a month: what it has used of each model, and the amounts."""
+    zone = zone_of(time_zone)
+    first, after = month_of(month)
+    project_id, name = await usage.own_or_named_project(principal, project)
+    periods, filters = Periods.whole(first, after, zone), UsageFilters(project_ids={project_id})
+    # Read before the sums, so that a statement which says that it is complete is.
+    complete = await usage.is_complete(project_id, periods.end)
+    lines = await usage.report(
+        UsageSelection(periods, filters, (Dimension.MODEL, Dimension.SERVICE_TIER, Dimension.BATCH))
+    )
+    if _wants_csv(request, format):
+        return await _csv(lines, f"statement-{month}.csv")
+    return await json_response(JsonBody(partial(_statement, name, month, time_zone, complete, lines), 0))
+
+
+def _selection(
+    groups: Sequence[Group], first: date, end: date, zone: ZoneInfo, filters: UsageFilters
+) -> tuple[UsageSelection, str | None]:
+    """The selection of a report, and what its periods are called."""
+    named = [group for group in groups if group in PERIODS]
+    if len(named) > 1:
+        raise InvalidRequest("group_by: give one of `day` and `month`", param="group_by")
+    dimensions = tuple(Dimension(group.value) for group in groups if group not in PERIODS)
+    if not named:
+        return UsageSelection(Periods.whole(first, end, zone), filters, dimensions), None
+    periods = PERIODS[named[0]](first, end, zone)
+    return UsageSelection(periods, filters, dimensions, by_period=True), named[0].value
+
+
+def _statement(project: str, month: str, time_zone: str, complete: bool, lines: Report) -> dict[str, Any]:
+    periods = lines.selection.periods
+    return {
+        "object": "usage.statement",
+        "project": project,
+        "month": month,
+        "time_zone": time_zone,
+        "start": f"{periods.start:%Y-%m-%dT%H:%M:%SZ}",
+        "end": f"{periods.end:%Y-%m-%dT%H:%M:%SZ}",
+        "complete": complete,
+        "currency": "usd",
+        "total": json_sums(lines.total()),
+        "lines": lines.items(),
+    }
+
+
+def _wants_csv(request: Request, chosen: Literal["json", "csv"] | None) -> bool:
+    if chosen is not None:
+        return chosen == "csv"
+    first = request.headers.get("accept", "").split(",")[0]
+    return first.split(";")[0].strip().lower() == _CSV
+
+
+async def _csv(report: Report, filename: str) -> Response:
+    content = await off_loop(ITEM_BYTES * len(report.rows), report.csv)
+    headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
+    return Response(content, headers=headers, media_type=f"{_CSV}; charset=utf-8")
+
+
+def _offset(page: str | None) -> int:
+    if page is None:
+        return 0
+    if (match := re.fullmatch(r"page_([0-9]{1,9})", page)) is None:
+        raise InvalidRequest(f"page: must be the `next_page` of a page, got {page[:64]!r}", param="page")
+    return int(match[1])

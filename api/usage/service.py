@@ -1,0 +1,116 @@
+"""Reports of usage for principals: of their own project, or of all projects for administrators."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from api.keys.principal import Principal, Scope
+from api.keys.store import ApiKeyStore, parse_id
+from api.usage.report import Report
+from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection
+from shared.domain.errors import Forbidden, InvalidRequest
+from shared.domain.owner import end_user_name
+
+
+class UsageService:
+    """Reads reports, one at a time, so that they take no connections from submits."""
+
+    def __init__(self, store: UsageReportStore, keys: ApiKeyStore) -> None:
+        self._store = store
+        self._keys = keys
+        self._one_at_a_time = asyncio.Lock()
+
+    async def filters(
+        self,
+        principal: Principal,
+        *,
+        projects: Sequence[str] = (),
+        keys: Sequence[str] = (),
+        users: Sequence[str] = (),
+        models: Sequence[str] = (),
+        batch: bool | None = None,
+        names: tuple[str, str] = ("project", "key"),
+    ) -> UsageFilters:
+        """The usage that a principal asks for: of its own project, unless it is an administrator. Without names: all.
+
+        `names`: what the request calls the parameters of projects and keys.
+
+        Raises:
+            InvalidRequest: there is no such project, or a key's id is malformed.
+            Forbidden: the query is about another project, and the key has no admin scope.
+        """
+        return UsageFilters(
+            project_ids=await self._project_ids(principal, projects, names[0]),
+            key_ids={_key_id(key, names[1]) for key in keys} if keys else None,
+            end_users={end_user_name(user) or "" for user in users} if users else None,
+            models={_text(model) for model in models} if models else None,
+            batch=batch,
+        )
+
+    async def report(self, selection: UsageSelection, period: str | None = None) -> Report:
+        """All rows of a selection. `period`: what its periods are called.
+
+        Raises:
+            InvalidRequest: there are too many rows.
+        """
+        async with self._one_at_a_time:
+            rows = await self._store.all_rows(selection)
+        return await self._named(selection, rows, period)
+
+    async def page(
+        self, selection: UsageSelection, period: str | None, *, limit: int, offset: int
+    ) -> tuple[Report, bool]:
+        """`limit` rows of a selection after the first `offset`, and whether there are more."""
+        async with self._one_at_a_time:
+            rows = await self._store.rows(selection, limit=limit, offset=offset)
+        return await self._named(selection, rows[:limit], period), len(rows) > limit
+
+    async def own_or_named_project(self, principal: Principal, name: str | None) -> tuple[int, str]:
+        """The id and the name of a project: by default that of the principal; raises as `filters`."""
+        found = await self._project_ids(principal, [name] if name is not None else [], "project")
+        project_id = principal.project_id if name is None or found is None else next(iter(found))
+        names = await self._store.project_names([project_id])
+        return project_id, names.get(project_id, "")
+
+    async def is_complete(self, project_id: int, end: datetime) -> bool:
+        """Whether a time is over, and everything that a project has used until its end is in the sums."""
+        # A job may end a moment before its entry is committed.
+        if end > datetime.now(UTC) - timedelta(minutes=1):
+            return False
+        return await self._store.is_complete(project_id, end)
+
+    async def _named(self, selection: UsageSelection, rows: Sequence[Any], period: str | None) -> Report:
+        ids = {row.project_id for row in rows} if Dimension.PROJECT in selection.group_by else set()
+        return Report(selection, rows, await self._store.project_names(ids), period)
+
+    async def _project_ids(self, principal: Principal, names: Sequence[str], param: str) -> Collection[int] | None:
+        """The ids of projects; None: all."""
+        is_admin = Scope.ADMIN in principal.scopes
+        if not names:
+            return None if is_admin else {principal.project_id}
+        if not is_admin:
+            own = await self._store.project_names([principal.project_id])
+            if set(names) != set(own.values()):
+                # As for a project that does not exist.
+                raise Forbidden(f"{param}: this API key may read the usage of its own project only.", param=param)
+            return {principal.project_id}
+        found = set()
+        for name in dict.fromkeys(names):
+            if (project_id := await self._keys.project_id(_text(name))) is None:
+                raise InvalidRequest(f"{param}: there is no project {name[:64]!r}", param=param)
+            found.add(project_id)
+        return found
+
+
+def _text(name: str) -> str:
+    """A name as PostgreSQL's `text` can have it: no name has the character that it refuses."""
+    return name.replace("\0", "\ufffd")
+
+
+def _key_id(text: str, param: str) -> int:
+    if (key_id := parse_id(text)) is None:
+        raise InvalidRequest(f"{param}: must be the id of a key, such as key_12, got {text[:64]!r}", param=param)
+    return key_id
