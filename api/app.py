@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from api.admin.audit import routes as audit
+from api.admin.budgets import routes as budgets
 from api.admin.fleet import routes as fleet
 from api.admin.keys import routes as admin_keys
 from api.admin.limits import routes as admin_limits
@@ -148,6 +149,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(organization_usage.router)
     app.include_router(fleet.router)
     app.include_router(admin_keys.router)
+    app.include_router(budgets.router)
     app.include_router(admin_prices.router)
     app.include_router(audit.router)
     app.include_router(admin_limits.router)

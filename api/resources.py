@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from api.admin.budgets.service import BudgetService
 from api.admin.fleet.service import FleetService
 from api.admin.fleet.store import FleetStore
 from api.admin.keys.service import KeyService
@@ -21,6 +22,7 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.budgets.budgets import Budgets
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
@@ -107,6 +109,7 @@ from api.usage.store import UsageReportStore
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.audit_store import AuditStore
+from shared.postgres.budget_store import BudgetStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.price_store import PriceStore
@@ -177,7 +180,11 @@ async def open_resources(
             without_redis=settings.rate_limits_without_redis,
         )
         settlement = Settlement(limiter, limit_store)
-        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening, limiter)
+        budget_store = BudgetStore(database)
+        budgets = Budgets(budget_store, registry, context_window, metrics)
+        admission = Admission(
+            registry, context_window, quotas, media_limits, metrics, router, shortening, limiter, budgets
+        )
         jobs = JobService(
             admission=admission,
             store=store,
@@ -243,6 +250,7 @@ async def open_resources(
         supervisor.start("rate_limit_settlement", settlement.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        supervisor.start("budgets", budgets.run())
         upkeep = CacheUpkeep(cache, cache_store, metrics, max_bytes=settings.cache_max_bytes)
         supervisor.start("cache_upkeep", upkeep.run())
         reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
@@ -355,6 +363,7 @@ async def open_resources(
         resources.add(CostStore, CostStore(database))
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
+        resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
         resources.add(AuditStore, AuditStore(database))
         resources.add(PriceListStore, PriceListStore(database))
         resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))

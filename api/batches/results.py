@@ -21,7 +21,7 @@ from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import JsonErrorResponse, render, render_failure
 from api.http.members import HEADER, MemberReader
-from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound
+from shared.domain.errors import BudgetExceeded, ErrorCode, HeadraceError, InvalidRequest, NotFound
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
 from shared.domain.json_bytes import escape_separators
@@ -151,7 +151,7 @@ async def _rejection(
         await recheck(job.new(batch))
     except InvalidRequest as error:
         return ENDPOINTS[batch.endpoint].rename_param(job.request, error, body)
-    except NotFound as error:
+    except (NotFound, BudgetExceeded) as error:
         return error
     return InvalidRequest("This request was rejected after validation.")
 

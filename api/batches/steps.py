@@ -14,7 +14,7 @@ from api.batches.batch import Batch, BatchStatus, LineError, Position
 from api.batches.jsonl_reader import Line, read_lines
 from api.batches.request_line import LineRejected, parse
 from api.batches.results import Results, write_results
-from api.batches.store import BatchJob, BatchStore, SubmittedLines
+from api.batches.store import BatchJob, BatchStore, NoRoom, SubmittedLines
 from api.batches.validation import validate
 from api.cache.response_cache import ResponseCache
 from api.files.blobs import BlobMissing, Blobs
@@ -26,7 +26,7 @@ from api.limits.limiter import Taken
 from api.limits.settlement import Settlement
 from shared.config.models.loader import Registry
 from shared.domain.decisions import CacheOutcome
-from shared.domain.errors import InvalidRequest, NotFound, RateLimited
+from shared.domain.errors import BudgetExceeded, InvalidRequest, NotFound, RateLimited
 from shared.domain.job import JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.priorities import Hint
@@ -135,13 +135,26 @@ class BatchSteps:
         response cache has answered some."""
         has_room = False
         jobs: list[BatchJob] = []
+        # The number of requests before the line of each job, and where it begins.
+        starts: dict[int, tuple[int, Position]] = {}
         taken: list[Taken] = []
         requests = size = 0
         next_line = batch.next
 
         async def submit() -> bool:
-            nonlocal has_room
+            nonlocal has_room, jobs, taken, requests, next_line
             submitted = await self._store.submit(batch, jobs, requests, next_line)
+            if isinstance(submitted, NoRoom):
+                # The lines before it are submitted. It waits until jobs have ended or a window of its budgets has.
+                count = sum(job.line < submitted.line for job in jobs)
+                for rates in taken[count:]:
+                    self._settlement.give_back(rates)
+                jobs, taken = jobs[:count], taken[:count]
+                requests, next_line = starts[submitted.line]
+                if requests:
+                    await submit()
+                has_room = False
+                return False
             if submitted is None:
                 has_room = False
                 for rates in taken:
@@ -164,6 +177,8 @@ class BatchSteps:
                 if line.blank:
                     next_line = line.next
                     continue
+                # As the line is not read yet, this is where it begins.
+                starts[line.number] = requests, next_line
                 await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
                 try:
                     job, rates = await self._admitted(batch, line)
@@ -173,7 +188,8 @@ class BatchSteps:
                 except RateLimited:  # the line is tried again at the batch's next step
                     self._metrics.batch_lines_held.inc()
                     break
-                except (LineRejected, InvalidRequest, NotFound) as error:  # no job; the result reports the reason
+                except (LineRejected, InvalidRequest, NotFound, BudgetExceeded) as error:
+                    # No job; the result reports the reason.
                     logger.debug("batch=%s line=%d rejected: %s", batch.id, line.number, error)
                 next_line = line.next
                 requests += 1
@@ -183,6 +199,7 @@ class BatchSteps:
                         return False
                     batch = replace(batch, next=next_line, submitted=batch.submitted + requests)
                     jobs, taken, requests, size = [], [], 0, 0
+                    starts.clear()
         if requests:
             await submit()
         return has_room
@@ -221,6 +238,7 @@ class BatchSteps:
             requested_model=new.requested_model,
             decisions=new.decisions,
             cache_key=new.cache_key,
+            reservations=new.reservations,
         )
         return admitted, taken
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -17,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     LargeBinary,
+    Select,
     SmallInteger,
     Text,
     bindparam,
@@ -35,12 +37,14 @@ from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Positio
 from api.batches.rows import CLAIM, COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
+from shared.domain.budgets import WindowReservation
 from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import Job, JobSummary, new_job_id
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
+from shared.postgres.budgets import RESERVATIONS, Reserving, refusals, reservation_records
 from shared.postgres.engine import transaction
 from shared.postgres.job_inserts import insert_answered, insert_queued
 from shared.postgres.job_row_store import JobRowStore
@@ -67,6 +71,7 @@ class BatchJob:
     decisions: Decisions = NO_DECISIONS
     options: RequestOptions = NO_REQUEST_OPTIONS
     cache_key: bytes | None = None
+    reservations: tuple[WindowReservation, ...] = ()
 
     def new(self, batch: Batch) -> NewJob:
         """The job to admit."""
@@ -83,6 +88,13 @@ class SubmittedLines:
     hints: Sequence[Hint]
     answered: Sequence[JobSummary]
     keys: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Nothing was written, because budgets have no room for the job of this line; they have for those before it."""
+
+    line: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +144,22 @@ _VALUES = {
     JobRow.decisions: _NEW.decisions,
 }
 # A line neither leads nor follows a job with the same request. With a key, its answer is stored in the response cache.
-_SUBMIT = insert_queued(_NEW, {**_VALUES, JobRow.entry_key: _NEW.cache_key}).returning(JobRow.id)
+_QUEUED_VALUES = {**_VALUES, JobRow.entry_key: _NEW.cache_key}
+_SUBMIT = insert_queued(_NEW, _QUEUED_VALUES).returning(JobRow.id)
+
+
+@cache
+def _submit_within_budgets() -> Any:
+    """As `_SUBMIT`, for jobs that reserve in the windows of budgets."""
+    reserving = Reserving()
+
+    def admitted(records: Select[Any]) -> Select[Any]:
+        return records.where(reserving.admitted(_NEW.id))
+
+    inserted = insert_queued(_NEW, _QUEUED_VALUES, admitted).returning(JobRow.id).cte("inserted")
+    return reserving.with_reservations(inserted)
+
+
 _, _ANSWER = insert_answered(_NEW, _VALUES)
 
 
@@ -232,11 +259,12 @@ class BatchStore(JobRowStore):
 
     async def submit(
         self, batch: Batch, jobs: Sequence[BatchJob], requests: int, next_line: Position
-    ) -> SubmittedLines | None:
+    ) -> SubmittedLines | NoRoom | None:
         """Commit the jobs of the next `requests` lines, and the position of the line after them.
 
         Those that the response cache has an answer for are committed as completed. Returns None, and writes nothing, if
-        another driver was faster or the batch has been cancelled or has expired.
+        another driver was faster or the batch has been cancelled or has expired; and `NoRoom` if budgets have no room
+        for all jobs.
         """
         advance = (
             update(BatchRow)
@@ -281,8 +309,21 @@ class BatchStore(JobRowStore):
             rows = (await connection.execute(_ANSWER, {**_NEW.parameters(keyed), **common})).all() if keyed else []
             answered = {row.id for row in rows}
             queued = [item for item in records if item["id"] not in answered]
-            if queued:
-                await connection.execute(_SUBMIT, {**_NEW.parameters(queued), **common})
+            reservations = [
+                one
+                for place, (item, job) in enumerate(zip(records, jobs, strict=True))
+                if item["id"] not in answered
+                for one in reservation_records(item["id"], job.reservations, place)
+            ]
+            parameters = {**_NEW.parameters(queued), **common}
+            if reservations:
+                parameters |= RESERVATIONS.parameters(reservations)
+                refused = refusals(await connection.execute(_submit_within_budgets(), parameters))
+                if refused:
+                    await connection.rollback()
+                    return NoRoom(next(item["line"] for item in queued if item["id"] in refused))
+            elif queued:
+                await connection.execute(_SUBMIT, parameters)
         hints = [Hint(item["id"], item["model"], BATCH_PRIORITY) for item in queued]
         keys = [item["cache_key"] for item in keyed if item["id"] in answered]
         return SubmittedLines([item["id"] for item in records], hints, [to_summary(row) for row in rows], keys)

@@ -23,6 +23,7 @@ from api.http.conventions import Conventions, find_conventions
 from api.http.rate_limits import retry_headers
 from api.http.validation import describe
 from shared.domain.errors import (
+    BudgetExceeded,
     Conflict,
     Forbidden,
     HeadraceError,
@@ -44,8 +45,8 @@ from shared.runtime.outages import is_database_outage, is_redis_outage
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "2"
-# The job has ended, or can never run. Without this header, OpenAI's clients would submit the request again, up to
-# twice.
+# The job has ended, or cannot be admitted soon, if ever. Without this header, OpenAI's clients would submit it again,
+# up to twice.
 NO_RETRY = {"x-should-retry": "false"}
 
 # PostgreSQL's SQLSTATE for a text with the character NUL, which it cannot store.
@@ -153,6 +154,12 @@ def render(error: Exception) -> JsonErrorResponse:
         case QuotaExceeded():
             headers = {"Retry-After": str(error.retry_after_s)}
             return error_response(429, error.message, kind="rate_limit_error", code="quota_exceeded", headers=headers)
+        case BudgetExceeded():
+            headers = dict(NO_RETRY)
+            if error.retry_after_s is not None:
+                headers["Retry-After"] = str(error.retry_after_s)
+            kind = code = "insufficient_quota"
+            return error_response(429, error.message, kind=kind, code=code, headers=headers)
         case UpstreamFailed(code="invalid_request"):
             return error_response(400, error.message, param=error.param, code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="model_not_found"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
+from api.budgets.budgets import Budgets
 from api.context.count_memo import counting_once
 from api.context.limits import TokenLimiter
+from api.context.most_output import most_output_tokens
 from api.context.shortening import Shortening
 from api.context.summaries import SummaryJobs
 from api.context.window import ContextWindow, PromptTokens
@@ -19,6 +21,7 @@ from api.keys.principal import Principal, Scope
 from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
+from shared.domain.errors import BudgetExceeded
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -52,6 +55,7 @@ class Admission:
         router: Router | None = None,
         shortening: Shortening | None = None,
         limiter: RateLimiter | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -64,6 +68,7 @@ class Admission:
         self._router = router
         self._shortening = shortening or Shortening(registry, context, metrics=metrics)
         self._limiter = limiter
+        self._budgets = budgets
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
@@ -76,7 +81,9 @@ class Admission:
             NotFound: the model does not exist, or the key may not be used for it.
             InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
                 damaged or too large, the prompt does not fit the model's context, too many log probabilities are
-                requested, or a structured output exceeds a bound.
+                requested, a structured output exceeds a bound, or it is not known what the job could cost at most,
+                and a hard budget applies.
+            BudgetExceeded: the job could cost more than the whole of a hard budget.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
@@ -96,7 +103,14 @@ class Admission:
         await self.check(new.model, new.request)
         if self._router is not None and routed is not None:
             new = await self._router.settle(principal, routed, new)
+        if self._budgets is not None:
+            new = await self._budgets.plan(new)
         return new
+
+    async def hold(self, new: NewJob, error: BudgetExceeded) -> NewJob | None:
+        """The job as it can be stored now, to be started when the budgets that have no room for it have it again. None:
+        it cannot wait."""
+        return await self._budgets.held(new, error) if self._budgets is not None and error.holds else None
 
     async def remember(self, new: NewJob) -> None:
         """Remember what the next request of its conversation must know of an admitted job, before it is stored.
@@ -142,6 +156,8 @@ class Admission:
         new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
+        if self._budgets is not None:
+            await self._budgets.check(new)
         return new
 
     async def most_tokens(self, principal: Principal, new: NewJob) -> MostTokens:
@@ -150,19 +166,8 @@ class Admission:
         with counting_once(principal.project_id):
             new = await self.recheck(principal, new)
             prompt = await self._context.measure(new.model, new.request, project_id=principal.project_id)
-        return MostTokens(new.model, prompt, self._most_output(new, prompt))
-
-    def _most_output(self, new: NewJob, prompt: PromptTokens) -> int | None:
-        """The most output tokens of a job, of all of its choices together; None if nothing limits them."""
-        spec, sampling = self._registry[new.model], new.request.sampling
-        if new.request.prompt_only:
-            return 0
-        length = self._context.length(new.model)
-        # An estimate is too high for most prompts, so it leaves less room than there may be.
-        room = None if length is None else length if prompt.estimated else max(0, length - prompt.number)
-        wanted = (sampling.max_tokens or spec.default_max_tokens) if spec.capabilities.max_tokens else None
-        limits = [limit for limit in (wanted, spec.max_output_tokens, room) if limit is not None]
-        return min(limits) * sampling.n if limits else None
+        spec, length = self._registry[new.model], self._context.length(new.model)
+        return MostTokens(new.model, prompt, most_output_tokens(spec, new.request, length=length, prompt=prompt))
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Check a request against its model, without side effects; raises as `admit`."""

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import sys
 
+from api.budgets.budgets import Budgets
 from api.context.learned_ratios import LearnedRatios
 from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
@@ -20,8 +21,9 @@ from api.settings import RegionSettings
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
 from shared.config.settings import Settings, settings_or_exit
-from shared.domain.errors import InvalidRequest, NotFound, UnreadableRow
+from shared.domain.errors import BudgetExceeded, InvalidRequest, NotFound, UnreadableRow
 from shared.domain.job import JobStatus
+from shared.postgres.budget_store import BudgetStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 
@@ -55,7 +57,7 @@ async def run(arguments: argparse.Namespace) -> int:
             return 2
         context = ContextWindow(registry)
         await LearnedRatios(registry, UsageStore(engine), context.estimates).read()
-        admission = Admission(registry, context)
+        admission = Admission(registry, context, budgets=Budgets(BudgetStore(engine), registry, context))
         earlier_work = EarlierWork(ApiKeyStore(engine), cache_s=COMMAND_S)
         return max([await replay(store, admission, earlier_work, job_id) for job_id in arguments.job])
     finally:
@@ -75,11 +77,11 @@ async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWor
     new = replay_of(job, job.owner, job.model)
     try:
         new = await admission.admit(await earlier_work.principal(new.owner), new)
-    except (InvalidRequest, NotFound) as error:
+        await admission.remember(new)
+        submitted, _ = await store.insert(new)
+    except (InvalidRequest, NotFound, BudgetExceeded) as error:
         print(f"{job_id} cannot be replayed: {error}", file=sys.stderr)
         return 1
-    await admission.remember(new)
-    submitted, _ = await store.insert(new)
     print(f"{job_id} replayed as {submitted.id}")
     return 0
 

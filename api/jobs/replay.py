@@ -65,7 +65,7 @@ class Replays:
             finish_within_s=submission.finish_within_s,
             options=RequestOptions(cache_control=control),
         )
-        return await self._jobs.submit(principal, new, _idempotency(submission, job))
+        return await self._jobs.submit(principal, new, _idempotency(submission, job), background=True)
 
     async def _find(self, principal: Principal, job_id: str) -> Job:
         async def get(job_id: str, project_id: int) -> Job | None:

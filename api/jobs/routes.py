@@ -70,7 +70,7 @@ async def submit(
     new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
     try:
-        job, created = await jobs.submit(principal, new, idempotency)
+        job, created = await jobs.submit(principal, new, idempotency, background=not wait_s)
     except InvalidRequest as error:
         raise body.rename_param(error) from None
     request.state.job_id = job.id

@@ -20,7 +20,7 @@ from api.keys.principal import Principal
 from api.limits.settlement import Settlement
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.domain.errors import Conflict, HeadraceError, InvalidRequest, QuotaExceeded
+from shared.domain.errors import BudgetExceeded, Conflict, HeadraceError, InvalidRequest, QuotaExceeded
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.new_job import Idempotency, NewJob
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # How often a job tries to follow an open one with the same request, or to get its answer: that may end in between.
 COALESCE_TRIES = 3
+# How many of the next windows of its budgets a background job may wait for.
+HOLD_TRIES = 3
 TIMER_FACTOR, TIMER_S = 1.001, 0.05
 
 
@@ -81,16 +83,17 @@ class JobService:
         self.traces = traces
 
     async def submit(
-        self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None
+        self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None, *, background: bool = False
     ) -> tuple[Job, bool]:
         """Admit a job, commit it, and send the workers a hint. When this returns, the job is durable.
 
         A job that the response cache answers has ended by then, and is returned with its output. One whose answer an
         open job is to get follows that job. The second value is False if an earlier call with this idempotency key
-        created the job.
+        created the job. `background`: no client waits for the job, so a budget may hold it until its next window.
 
         Raises:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
+            BudgetExceeded: a hard budget has no room for the job.
             KeyReused: the idempotency key was used with a different request.
         """
         new = await self._admission.admit(principal, new, self)
@@ -100,7 +103,7 @@ class JobService:
             if request_context is not new.request_context:
                 new = replace(new, request_context=request_context)
             try:
-                return await self._create_within_limits(new, idempotency)
+                return await self._create_within_limits(new, idempotency, background=background)
             except QuotaExceeded:
                 # A retry receives the job of the first call, which may be what has used up the quota.
                 existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
@@ -108,13 +111,16 @@ class JobService:
                     raise
                 return existing, False
 
-    async def _create_within_limits(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+    async def _create_within_limits(
+        self, new: NewJob, idempotency: Idempotency | None, *, background: bool
+    ) -> tuple[Job, bool]:
         """Take what a job needs from the rate limits, and commit it; raises as `submit`."""
         taken = await self._admission.take_rates(new)
         if self._settlement is None or not taken.parts:
-            return await self._create(new, idempotency)
+            return await self._create(new, idempotency, background=background)
         try:
-            job, created = await self._create(replace(new, delay_s=taken.delay_s), idempotency)
+            delayed = replace(new, delay_s=taken.delay_s)
+            job, created = await self._create(delayed, idempotency, background=background)
         except HeadraceError:  # after other errors, the job may have been committed
             self._settlement.give_back(taken)
             raise
@@ -124,7 +130,7 @@ class JobService:
             self._settlement.give_back(taken)
         return job, created
 
-    async def _create(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+    async def _create(self, new: NewJob, idempotency: Idempotency | None, *, background: bool) -> tuple[Job, bool]:
         """Commit an admitted job; raises as `submit`."""
         looked_up_at = time.monotonic()
         if (answered := await self._answer(new, idempotency)) is not None:
@@ -133,7 +139,7 @@ class JobService:
         try:
             self._admission.require_model(new.model)
             await self._admission.remember(new)
-            job, created = await self._insert(new, idempotency, looked_up_at)
+            job, created = await self._insert_within_budgets(new, idempotency, looked_up_at, background=background)
         finally:
             reservation.release()
         if created and not job.status.terminal:
@@ -145,14 +151,16 @@ class JobService:
                 "queued" if job.follows is None else f"follows {job.follows}",
             )  # fmt: skip
             self.queue_estimates.created(job)
-            if job.follows is None and new.delay_s is not None:
-                self._send_later(Hint(job.id, job.model, job.priority), new.delay_s)
-            elif job.follows is None:
+            if job.follows is not None:
+                await self._settle(job.id)
+            elif job.not_before is not None:
+                self._send_later(
+                    Hint(job.id, job.model, job.priority), (job.not_before - job.created_at).total_seconds()
+                )
+            else:
                 request = carried(job, start_within_s=new.start_within_s) if self._starts_early(job.model) else None
                 self._hints.put_first(Hint(job.id, job.model, job.priority), request)
                 await asyncio.sleep(0)  # send the hint before building the response
-            else:
-                await self._settle(job.id)
         return job, created
 
     def _send_later(self, hint: Hint, delay_s: float) -> None:
@@ -163,6 +171,28 @@ class JobService:
     async def is_queue_paused(self, model: str) -> bool:
         """Whether an operator has paused the queue of a model, so that its jobs wait."""
         return await self.queue_estimates.is_queue_paused(model)
+
+    async def _insert_within_budgets(
+        self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float, *, background: bool
+    ) -> tuple[Job, bool]:
+        """Commit a job if the budgets have room for it, or else to be started when they have; raises as `submit`."""
+        try:
+            return await self._insert(new, idempotency, looked_up_at)
+        except BudgetExceeded as error:
+            refusal = error
+        for _ in range(HOLD_TRIES):
+            held = await self._admission.hold(new, refusal) if background else None
+            if held is None:
+                break
+            try:
+                created = await self._store.insert(held, idempotency)
+            except BudgetExceeded as error:
+                refusal = error
+            else:
+                self._metrics.budget_held_jobs.inc()
+                return created
+        self._metrics.budget_rejections.labels(refusal.scope.value).inc()
+        raise refusal
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float) -> tuple[Job, bool]:
         """Commit a job that the response cache had no answer for: it runs, or follows a job with the same request."""

@@ -88,7 +88,8 @@ class ResponseService:
         )
         idempotency = await work.run(submission.idempotency, "/v1/responses", body)
         try:
-            job, created = await self._jobs.submit(principal, new, idempotency)
+            background = facts.background and not body.stream
+            job, created = await self._jobs.submit(principal, new, idempotency, background=background)
         except InvalidRequest as error:
             raise rename_param(error) from None
         if created:

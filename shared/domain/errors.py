@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from enum import StrEnum
 
+from shared.domain.budgets import BudgetScope
+
 
 class HeadraceError(Exception):
     """An error occurred."""
@@ -128,6 +130,25 @@ class QuotaExceeded(HeadraceError):
     def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class BudgetExceeded(HeadraceError):
+    """A budget is used up."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        scope: BudgetScope = BudgetScope.PROJECT,
+        retry_after_s: int | None = None,
+        holds: bool = False,
+    ) -> None:
+        """`retry_after_s`: when the last of the windows ends that have no room; None if waiting does not help.
+        `holds`: a background job may wait for that."""
+        super().__init__(message)
+        self.scope = scope
+        self.retry_after_s = retry_after_s
+        self.holds = holds
 
 
 class RateLimited(QuotaExceeded):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
+from shared.domain.budgets import WindowReservation
 from shared.domain.conversation import ConversationNote, EarlierAnswer
 from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.owner import Owner
@@ -20,6 +21,7 @@ class NewJob:
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
     by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
     if it names one. `note` is to be remembered before the job is stored. `delay_s`: no worker starts the job earlier.
+    `reservations` are made with the insertion of the job, at most one in each window.
     """
 
     owner: Owner
@@ -39,6 +41,7 @@ class NewJob:
     cache_key: bytes | None = None
     note: ConversationNote | None = None
     delay_s: float | None = None
+    reservations: tuple[WindowReservation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
 from shared.domain.result import JobResult
+from shared.postgres.budgets import lock_windows, release_reservations
 from shared.postgres.followers import (
     ANSWER_COLUMNS,
     CHANGE,
+    FOLLOWS,
     LEADER_COLUMNS,
     SUCCEEDED_BY_FOLLOWER,
     changed_rows,
@@ -48,7 +50,7 @@ from shared.postgres.followers import (
     promote_followers,
     settle_followers,
 )
-from shared.postgres.ledger import OWNER_COLUMNS, insert_answers, insert_entries
+from shared.postgres.ledger import OWNER_COLUMNS, charges, insert_answers, insert_entries
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, seconds
 from shared.postgres.tables import CachedAnswerRow, JobRow, Timestamp, UpstreamCancellationRow
@@ -94,13 +96,15 @@ def end_statement(
     That covers every end: by the job's worker, while the job waits, or after its worker was lost. They are in
     `with_effects`, because a job that is answered by the response cache ends in `insert_answered`.
 
+    Locks the windows of budgets before the rows of jobs (`shared.postgres.budgets`).
+
     Optimistic lock: a job ends only if the guards hold and it is still at the attempt that its result names, so that
     no attempt was added to its history since it was read.
     """
     result = RESULTS
     ended = (
         update(JobRow)
-        .where(JobRow.id == result.id, JobRow.attempt == result.attempt, *guards)
+        .where(lock_windows(result.values_of("id")), JobRow.id == result.id, JobRow.attempt == result.attempt, *guards)
         .values(
             {
                 JobRow.status: result.status,
@@ -153,13 +157,14 @@ def settle_statement(groups: Select[Any], **portion: Any) -> Any:
     waits."""
     found = groups.subquery("groups")
     named = select(found.c.id.label("named"), leader_of(found.c.id).label("id")).cte("named")
+    followers = select(JobRow.id).where(JobRow.follows.in_(select(found.c.id)), FOLLOWS)
     leader = aliased(JobRow)
     columns = [getattr(leader, one.key) for one in (*LEADER_COLUMNS, *ANSWER_COLUMNS) if one.key not in ("id", "leads")]
     has_left = or_(leader.finished_at.is_not(None), leader.cache_key.is_(None))  # also if it does not exist
     leaders = (
         select(named.c.id, named.c.named.label("leads"), *columns)
         .join_from(named, leader, leader.id == named.c.id, isouter=True)
-        .where(or_(has_left, is_waiting(leader)))
+        .where(or_(has_left, is_waiting(leader)), lock_windows(followers))
         .cte("leaders")
     )
     ended, released = settle_followers(leaders, **portion)
@@ -172,13 +177,14 @@ def with_effects(
 ) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
-    These are the entries of the ledger, the upstream's request, if it is still to be cancelled, and, if `keyed`, the
-    entry of the response cache. `ended` are the jobs that end: `id`, `OWNER_COLUMNS`, `model`, `cache_key`,
-    `decisions`, `upstream`, `cacheable`, `answer_bytes`, and `entries`, those of the ledger; instead of these, `status`
-    and `finished_at` if they end with the answer of another job, which the column `answered_by` names.
+    These are the entries of the ledger, with what they are charged in the windows of budgets, the upstream's request,
+    if it is still to be cancelled, and, if `keyed`, the entry of the response cache. `ended` are the jobs that end:
+    `id`, `OWNER_COLUMNS`, `model`, `cache_key`, `decisions`, `upstream`, `cacheable`, `answer_bytes`, and `entries`,
+    those of the ledger; instead of these, `status` and `finished_at` if they end with the answer of another job, which
+    the column `answered_by` names.
     """
     ledger = insert_entries(ended) if answered_by is None else insert_answers(ended, answered_by)
-    rows = rows.add_cte(ledger)
+    rows = rows.add_cte(ledger, release_reservations(ended, charges(ended, ledger)))
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
     rows = rows.add_cte(cancellations.cte("cancellations"))

@@ -23,6 +23,7 @@ from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import TERMINAL, Choice, Job, JobStatus, JobSummary, OpenBreaker, WorkerState, new_job_id
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
+from shared.postgres.budgets import Refused
 from shared.postgres.engine import transaction
 from shared.postgres.followers import LEADER
 from shared.postgres.group_commit import GroupCommit
@@ -135,6 +136,7 @@ class JobStore(JobRowStore):
         committed with the row of its job, and a concurrent use of the same key waits for that.
 
         Raises:
+            BudgetExceeded: a window in which the job reserves has no room for it; nothing was written.
             KeyReused: the key was used with another request, or its job was deleted.
         """
         created = await self._create(new, idempotency, INSERT)
@@ -151,6 +153,9 @@ class JobStore(JobRowStore):
         a new answer. None: nothing was written; the leader has ended meanwhile, and the cache may have its answer.
         `looked_up_at`: when the last lookup in the cache began, by the monotonic clock;
         None: just now.
+
+        Raises:
+            BudgetExceeded, KeyReused: as `insert`.
         """
         return await self._create(new, idempotency, LEAD, looked_up_at) or await self._create(
             new, idempotency, JOIN, looked_up_at
@@ -164,12 +169,17 @@ class JobStore(JobRowStore):
         record["looked_up_at"] = looked_up_at
         if idempotency is None:
             inserted = await self._commits[insertion](record)
+            if isinstance(inserted, Exception):
+                raise inserted
             return None if inserted is None else (created_job(job_id, new, inserted), True)
         async with transaction(self._engine) as connection:
             existing_id = await claim_key(connection, new.owner, idempotency, job_id)
             if existing_id is None:
                 prepared, parameters = insertion.of([record])
                 (inserted,) = in_order(await connection.execute(prepared.statement, parameters), [record])
+                if isinstance(inserted, Refused):
+                    assert inserted.error is not None, "it is the only job"
+                    raise inserted.error  # rolls back
                 if inserted is None:
                     await connection.rollback()
                     return None
@@ -234,9 +244,25 @@ class JobStore(JobRowStore):
             raise KeyReused("The job of this Idempotency-Key was deleted.")
         return job
 
-    async def _insert(self, insertion: Insertion, new: Sequence[dict[str, Any]]) -> list[Inserted | None]:
+    async def _insert(self, insertion: Insertion, new: Sequence[dict[str, Any]]) -> list[Inserted | Exception | None]:
+        """Insert jobs that arrived together; return an outcome for each, which may be its error.
+
+        Those that budgets have room for, without others which were refused, are inserted by further statements.
+        """
         prepared, parameters = insertion.of(new)
-        return in_order(await prepared.run(self._engine, parameters), new)
+        outcomes = in_order(await prepared.run(self._engine, parameters), new)
+        again = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Refused) and not outcome.error]
+        found: list[Inserted | Exception | None] = [
+            outcome.error if isinstance(outcome, Refused) else outcome for outcome in outcomes
+        ]
+        if again:
+            try:
+                others = await self._insert(insertion, [new[place] for place in again])
+            except Exception as error:  # the first statement is committed
+                others = [error] * len(again)
+            for place, outcome in zip(again, others, strict=True):
+                found[place] = outcome
+        return found
 
     async def _answer(self, new: Sequence[dict[str, Any]]) -> list[Any | None]:
         prepared, parameters = answer_statement(new)

@@ -7,7 +7,7 @@ cache. `shared.postgres.job_store` runs these statements.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -39,6 +39,7 @@ from shared.domain.decisions import CacheOutcome
 from shared.domain.job import Job, JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.response import ResponseFacts
+from shared.postgres.budgets import RESERVATIONS, Refused, Reserving, refusals, reservation_records
 from shared.postgres.followers import COALESCED, LEADER, group_of, with_cache_decision
 from shared.postgres.job_inserts import cached_answers, insert_answered, insert_queued
 from shared.postgres.job_rows import to_output, to_summary
@@ -115,21 +116,34 @@ _RESPONSE_COLUMNS = {
 }
 
 
-def _with_responses(statement: Select[Any], inserted: CTE) -> Prepared:
+def _with_responses(statement: Select[Any], inserted: CTE) -> Select[Any]:
     """Also insert the responses of the inserted jobs: one statement, one commit."""
     responses = select(*_RESPONSE_COLUMNS.values()).where(_RESPONSES.job_id.in_(select(inserted.c.id)))
     rows = insert(ResponseRow).from_select(list(_RESPONSE_COLUMNS), responses)
-    return Prepared(statement.add_cte(rows.cte("responses_inserted")))
+    return statement.add_cte(rows.cte("responses_inserted"))
+
+
+def _all_records(records: Select[Any]) -> Select[Any]:
+    return records
 
 
 class Insertion:
-    """A statement that inserts queued jobs, and the one that inserts their responses too."""
+    """The statements that insert queued jobs in one way: with or without responses, and reservations of budgets."""
 
-    def __init__(self, insertion: Any) -> None:
-        returning = insertion.returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before, LEADER)
-        inserted = returning.cte("inserted")
-        self._plain = Prepared(returning)
-        self._with_responses = _with_responses(select(*inserted.c), inserted)
+    def __init__(
+        self,
+        values: Mapping[Any, Any],
+        narrow: Callable[[Select[Any]], Select[Any]] = _all_records,
+        *,
+        leaves_out_leaders: bool = False,
+    ) -> None:
+        """`values` and `narrow`: as for `insert_queued`. `leaves_out_leaders`: a job is left out if it would lead, but
+        another one leads."""
+        self._values = values
+        self._narrow = narrow
+        self._leaves_out_leaders = leaves_out_leaders
+        # By whether the statement inserts responses, and whether it reserves. Most installations have no budgets.
+        self._statements = {(False, False): self._build(), (True, False): self._build(responses=True)}
 
     def of(self, new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
         """The statement that inserts these records, and its parameters."""
@@ -137,9 +151,35 @@ class Insertion:
             if item["looked_up_at"] is not None:
                 item["since_lookup_s"] = time.monotonic() - item["looked_up_at"]
         responses = [item["response"] for item in new if item["response"] is not None]
-        if not responses:
-            return self._plain, _NEW.parameters(new)
-        return self._with_responses, _NEW.parameters(new) | _RESPONSES.parameters(responses)
+        reservations = [
+            record
+            for place, item in enumerate(new)
+            for record in reservation_records(item["id"], item["reservations"], place)
+        ]
+        parameters = _NEW.parameters(new)
+        if responses:
+            parameters |= _RESPONSES.parameters(responses)
+        if reservations:
+            parameters |= RESERVATIONS.parameters(reservations)
+        kind = bool(responses), bool(reservations)
+        if kind not in self._statements:
+            self._statements[kind] = self._build(responses=bool(responses), reserving=Reserving())
+        return self._statements[kind], parameters
+
+    def _build(self, *, responses: bool = False, reserving: Reserving | None = None) -> Prepared:
+        def narrow(records: Select[Any]) -> Select[Any]:
+            records = self._narrow(records)
+            return records if reserving is None else records.where(reserving.admitted(_NEW.id))
+
+        insertion = insert_queued(_NEW, self._values, narrow)
+        if self._leaves_out_leaders:
+            insertion = insertion.on_conflict_do_nothing()
+        returning = insertion.returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before, LEADER)
+        if not responses and reserving is None:
+            return Prepared(returning)
+        inserted = returning.cte("inserted")
+        rows = select(*inserted.c) if reserving is None else reserving.with_reservations(inserted)
+        return Prepared(_with_responses(rows, inserted) if responses else rows)
 
 
 # An entry has the time at which the statement that wrote it began, and can be read up to this much later.
@@ -180,33 +220,28 @@ _FOLLOWS = and_(
     or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
 )
 # A job that neither leads nor follows. Without a key, it stores no answer either.
-INSERT = Insertion(insert_queued(_NEW, {**_QUEUED_VALUES, JobRow.entry_key: _NEW.cache_key}))
+INSERT = Insertion({**_QUEUED_VALUES, JobRow.entry_key: _NEW.cache_key})
 # Of several open jobs with the same key, one leads. The others are not inserted.
-LEAD = Insertion(
-    insert_queued(_NEW, {**_QUEUED_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead).on_conflict_do_nothing()
-)
+LEAD = Insertion({**_QUEUED_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead, leaves_out_leaders=True)
 # The others follow it, or run beside it.
 JOIN = Insertion(
-    insert_queued(
-        _NEW,
-        {
-            **_VALUES,
-            JobRow.cache_key: case((_FOLLOWS, _NEW.cache_key)),
-            JobRow.entry_key: case((~_FOLLOWS, _NEW.cache_key)),
-            JobRow.follows: case((_FOLLOWS, group_of(_LEADER))),
-            JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
-            JobRow.not_before: case((~_FOLLOWS, _NOT_BEFORE)),
-            JobRow.decisions: case(
-                (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
-                else_=_NEW.decisions,
-            ),
-        },
-        _with_leader,
-    )
+    {
+        **_VALUES,
+        JobRow.cache_key: case((_FOLLOWS, _NEW.cache_key)),
+        JobRow.entry_key: case((~_FOLLOWS, _NEW.cache_key)),
+        JobRow.follows: case((_FOLLOWS, group_of(_LEADER))),
+        JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
+        JobRow.not_before: case((~_FOLLOWS, _NOT_BEFORE)),
+        JobRow.decisions: case(
+            (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
+            else_=_NEW.decisions,
+        ),
+    },
+    _with_leader,
 )
 _ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES, streams=True)
 _ANSWER = Prepared(_ANSWER_STATEMENT)
-_ANSWER_WITH_RESPONSES = _with_responses(_ANSWER_STATEMENT, _ANSWERED)
+_ANSWER_WITH_RESPONSES = Prepared(_with_responses(_ANSWER_STATEMENT, _ANSWERED))
 # The size of the answer that the response cache has for each record.
 LOOKUPS = Records("lookup", id=Text, cache_key=LargeBinary, project_id=BigInteger, model=Text, max_age_s=Integer)
 LOOKUP = Prepared(cached_answers(LOOKUPS))
@@ -243,6 +278,7 @@ def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
         "since_lookup_s": 0.0,
         "delay_s": new.delay_s,
         "response": None if new.response is None else _response_record(job_id, new.response),
+        "reservations": new.reservations,
     }
 
 
@@ -306,7 +342,13 @@ def answer_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str,
     return _ANSWER_WITH_RESPONSES, _NEW.parameters(new) | _RESPONSES.parameters(responses)
 
 
-def in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[Inserted | None]:
-    """Return the inserted values in the order of the records; None for those that were not inserted."""
-    inserted = {row.id: Inserted(row.created_at, row.start_before, row.finish_before, row.follows) for row in rows}
-    return [inserted.get(item["id"]) for item in new]
+def in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[Inserted | Refused | None]:
+    """Return the outcomes in the order of the records; None for those that the insertion's conditions leave out."""
+    rows = list(rows)
+    outcomes: dict[str, Inserted | Refused] = {}
+    if any(item["reservations"] for item in new):
+        outcomes |= refusals(rows)
+    for row in rows:
+        if row.id not in outcomes:
+            outcomes[row.id] = Inserted(row.created_at, row.start_before, row.finish_before, row.follows)
+    return [outcomes.get(item["id"]) for item in new]

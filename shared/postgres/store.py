@@ -66,6 +66,13 @@ class Records:
             return cast(text, kind.kind) if _is_json(kind.kind) else text
         return cast(found, kind) if _is_json(kind) else found
 
+    def values_of(self, field: str) -> Select[Any]:
+        """Select the values of one column, without reading the others, which may be large."""
+        kind = _wire_type(self._types[field])
+        values = func.unnest(bindparam(f"{self._name}_{field}", type_=ARRAY(kind)))
+        table = values.table_valued(column(field, kind)).render_derived(f"{self._name}_{field}")
+        return select(table.c[field])
+
     def parameters(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The statement's parameters for these rows."""
         return {

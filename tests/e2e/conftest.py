@@ -64,7 +64,7 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "options": {"ttft_ms": 5, "itl_ms": 5, "fail_on": FAIL, "max_model_len": 4096},
         },
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
-        {"name": "orphan", "engine": "simulated", "slots": 2},
+        {"name": "orphan", "engine": "simulated", "slots": 2, "price": {"input": 0, "output": 1000}},
     ]
     routes: list[dict[str, object]] = [
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from shared.domain.budgets import BudgetScope
 from shared.domain.priorities import BANDS
 from shared.telemetry.instruments import Exporter, Label
 
@@ -19,6 +20,7 @@ PRIORITY_LABELS = tuple(dict.fromkeys(_BAND_NAMES.values()))
 MODEL = Label("model", bound="names in models.yaml, and `(other)`")
 PRIORITY = Label("priority", PRIORITY_LABELS)
 ROUTE = Label("route", bound="routes in models.yaml")
+BUDGET_SCOPE = Label("scope", tuple(scope.value for scope in BudgetScope))
 
 
 def priority_label(priority: int) -> str:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from shared.telemetry.definitions.buckets import DURATION_BUCKETS, FIRST_TOKEN_BUCKETS, RATE_LIMIT_BUCKETS
-from shared.telemetry.definitions.labels import API, MODEL, WORKER, HttpRejection, Quota, TokenLimitOutcome
+from shared.telemetry.definitions.labels import (
+    API,
+    BUDGET_SCOPE,
+    MODEL,
+    WORKER,
+    HttpRejection,
+    Quota,
+    TokenLimitOutcome,
+)
 from shared.telemetry.instruments import Aggregation, InstrumentSet, Label
 
 
@@ -57,6 +65,33 @@ class RequestMetrics:
             "headrace_quota_rejections_total",
             "Submits, streams and uploads rejected with 429 because a quota was used up.",
             (Label("reason", tuple(quota.value for quota in Quota)),),
+            API,
+        )
+
+        # Budgets
+
+        self.budget_rejections = new.counter(
+            "headrace_budget_rejections_total",
+            "Submits rejected with 429 because a hard budget had no room for them, by whose budget it was.",
+            (BUDGET_SCOPE,),
+            API,
+        )
+        self.budget_held_jobs = new.counter(
+            "headrace_budget_held_jobs_total",
+            "Background jobs that wait for the next window of a budget.",
+            (),
+            API,
+        )
+        self.budget_alerts = new.counter(
+            "headrace_budget_alerts_total",
+            "Thresholds of budgets that were reached, once for each window. `limit`: all of the budget is spent.",
+            (BUDGET_SCOPE, Label("level", ("threshold", "limit"))),
+            API,
+        )
+        self.budget_reservations_released = new.counter(
+            "headrace_budget_reservations_released_total",
+            "Reservations of jobs that a process of an older version had ended without releasing them.",
+            (),
             API,
         )
 

@@ -22,6 +22,7 @@ from api.batches.batch import Batch, BatchStatus, Position
 from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.budgets.budgets import Budgets
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.context.window import ContextWindow
@@ -45,6 +46,7 @@ from shared.domain.ledger import Run
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult, build_result
+from shared.postgres.budget_store import BudgetStore
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
@@ -201,7 +203,8 @@ def make_world(
     hints: list[Hint] = []
     metrics = api_metrics()
     terminator = JobTerminator(recovery_store, logs, 60, metrics)
-    admission = Admission(registry, ContextWindow(registry))
+    context = ContextWindow(registry)
+    admission = Admission(registry, context, budgets=Budgets(BudgetStore(database), registry, context))
     jobs = JobService(
         admission=admission,
         store=store,

@@ -1,0 +1,1 @@
+"""Budgets: which of them apply to a job, and how much it could cost at most."""

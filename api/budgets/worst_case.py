@@ -1,0 +1,102 @@
+"""What a job could cost at most: that is what it reserves.
+
+It is the input's tokens, and as many output tokens as it may generate, at the dearest rates at which they may count.
+The charge is not higher, unless the prompt's tokens could only be estimated and are more than the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from api.context.most_output import most_output_tokens
+from api.context.window import ContextWindow
+from shared.config.models.loader import Registry
+from shared.domain.budgets import MONEY
+from shared.domain.ledger import DEFAULT_TIER
+from shared.domain.new_job import NewJob
+from shared.postgres.budget_store import Price
+
+_MILLION = Decimal(1_000_000)
+# Input tokens that are written to a provider's cache cost more than others.
+_INPUT = ("input_fresh", "input_cache_write_5m", "input_cache_write_1h")
+_OUTPUT = ("output_text", "output_reasoning")
+
+
+class Unpriced(Exception):
+    """A model has no price."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+class Unbounded(Exception):
+    """Nothing bounds the output of a model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+class PriceList:
+    """The prices in force, by model."""
+
+    def __init__(self, prices: Iterable[Price] = ()) -> None:
+        self._prices: dict[str, list[Price]] = {}
+        for price in prices:
+            self._prices.setdefault(price.model, []).append(price)
+
+    def of(self, model: str, input_tokens: int) -> list[Price]:
+        """The prices of a model's requests with so many input tokens, as the ledger finds them: that of the default
+        tier first, and those of the others, in one of which the request may be served."""
+        found: dict[str, Price] = {}
+        for price in sorted(self._prices.get(model, ()), key=lambda one: (one.valid_from, one.from_input_tokens)):
+            if price.from_input_tokens <= input_tokens:
+                found[price.tier] = price
+        default = found.pop(DEFAULT_TIER, None)
+        return [] if default is None else [default, *found.values()]
+
+
+class WorstCase:
+    """Computes what jobs could cost at most."""
+
+    def __init__(self, registry: Registry, context: ContextWindow) -> None:
+        self._registry = registry
+        self._context = context
+
+    async def of(self, new: NewJob, prices: PriceList) -> Decimal:
+        """What a job could cost at most, in dollars: the dearest of the models that may serve it.
+
+        Raises:
+            Unpriced: one of the models has no price for input or output.
+            Unbounded: the request sets no max_tokens, and one of the models has neither a default nor a known context.
+            InvalidRequest: the chat template rejects the prompt.
+        """
+        fallbacks = () if new.decisions.route is None else new.decisions.route.fallbacks
+        fallbacks = tuple(model for model in fallbacks if model in self._registry)
+        return max([await self._of_model(model, new, prices) for model in (new.model, *fallbacks)])
+
+    async def _of_model(self, model: str, new: NewJob, prices: PriceList) -> Decimal:
+        # Admission has counted the prompt with this limit, if that was needed.
+        limit = self._context.length(model)
+        tokens = await self._context.measure(model, new.request, limit, new.owner.project_id)
+        found = prices.of(model, tokens.number)
+        input_rate = _dearest(found, _INPUT)
+        output_rate = _dearest(found, _OUTPUT)
+        if input_rate is None or output_rate is None:
+            raise Unpriced(model)
+        output = most_output_tokens(self._registry[model], new.request, length=limit, prompt=tokens)
+        if output is None:
+            raise Unbounded(model)
+        cost = MONEY.add(
+            MONEY.multiply(Decimal(tokens.number), input_rate), MONEY.multiply(Decimal(output), output_rate)
+        )
+        return MONEY.divide(cost, _MILLION)
+
+
+def _dearest(prices: Sequence[Price], names: Sequence[str]) -> Decimal | None:
+    """The highest of these rates; None if the default tier has none for the first of them, that of most tokens."""
+    if not prices or prices[0].rates.get(names[0]) is None:
+        return None
+    return max(rate for price in prices for name in names if (rate := price.rates.get(name)) is not None)
