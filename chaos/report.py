@@ -32,6 +32,8 @@ def table(result: Result) -> str:
         ("SSE readers", f"{result.readers}, {result.resumes} resumes, {result.restarts} restarts"),
     ]
     lines += [(promise.value, str(verdict.count(promise))) for promise in Promise]
+    tokens = ", ".join(f"{count} {source}" for source, count in sorted(verdict.ledger_tokens.items()))
+    lines.append(("output tokens in the ledger", tokens))
     lines.append(("attempts exhausted", str(verdict.exhausted)))
     lines.append(("workers restarted by their watchdog", str(result.self_restarts)))
     lines.append(("failed starts during outages", str(result.failed_starts)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import httpx
 
 from chaos.cluster import Cluster
+from chaos.ledger import differences, read_entries
 from chaos.load import Accepted, Load
 from chaos.readers import TERMINAL, Reader
 from chaos.sse import Sse, read_events, text_of
@@ -26,6 +28,7 @@ class Promise(StrEnum):
     TEXT = "streams whose text differs from the stored output"
     OUTPUT = "outputs that differ from an undisturbed run"
     USAGE = "jobs with a wrong token count"
+    LEDGER = "jobs with wrong entries in the ledger"
     FAILED = "jobs that failed or were cancelled unexpectedly"
     ANSWER = "HTTP responses that no fault explains"
     PROCESS = "processes that exited unexpectedly"
@@ -42,11 +45,15 @@ class Violation:
 
 @dataclass(slots=True)
 class Verdict:
-    """The violations found. `exhausted` counts jobs that failed correctly after too many worker deaths."""
+    """The violations found. `exhausted` counts jobs that failed correctly after too many worker deaths.
+
+    `ledger_tokens` are the output tokens in the ledger, by the source of the entries.
+    """
 
     broken: list[Violation]
     jobs: dict[str, dict[str, Any]]
     exhausted: int = 0
+    ledger_tokens: Counter[str] = field(default_factory=Counter)
 
     def count(self, promise: Promise) -> int:
         return sum(item.promise is promise for item in self.broken)
@@ -73,9 +80,20 @@ async def verify(cluster: Cluster, load: Load) -> Verdict:
     for job_id, job in verdict.jobs.items():
         if job_id not in accepted and f"job.{job['status']}" not in TERMINAL:
             verdict.broken.append(Violation(Promise.LOST, job_id, f"not acknowledged, but still {job['status']}"))
+    await _check_ledger(verdict, cluster)
     verdict.broken += [Violation(Promise.ANSWER, None, what) for what in load.problems]
     verdict.broken += [Violation(Promise.PROCESS, None, what) for what in cluster.processes.unexpected_exits]
     return verdict
+
+
+async def _check_ledger(verdict: Verdict, cluster: Cluster) -> None:
+    entries = await read_entries(cluster.observer)
+    for job_id, job in verdict.jobs.items():
+        if f"job.{job['status']}" in TERMINAL:
+            found = differences(job, entries.get(job_id, []))
+            verdict.broken += [Violation(Promise.LEDGER, job_id, what) for what in found]
+    for entry in (entry for of_job in entries.values() for entry in of_job):
+        verdict.ledger_tokens[entry.source] += entry.output
 
 
 async def _all_jobs(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:

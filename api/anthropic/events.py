@@ -18,6 +18,7 @@ from api.anthropic.schemas import (
     AppliedEdit,
     AppliedEdits,
     AssistantMessage,
+    CacheCreation,
     InterruptReason,
     MessageUsage,
     RedactedThinkingContent,
@@ -287,6 +288,12 @@ def _usage(usage: Usage) -> MessageUsage:
         input_tokens=max(0, usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens),
         cache_read_input_tokens=usage.cached_tokens,
         cache_creation_input_tokens=usage.cache_write_tokens or None,
+        cache_creation=CacheCreation(
+            ephemeral_5m_input_tokens=usage.cache_write_tokens - usage.cache_write_1h_tokens,
+            ephemeral_1h_input_tokens=usage.cache_write_1h_tokens,
+        )
+        if usage.cache_write_tokens
+        else None,
         output_tokens=usage.completion_tokens,
     )
 

@@ -544,6 +544,13 @@ class ToolUseContent(BaseModel):
 InterruptReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
 
 
+class CacheCreation(BaseModel):
+    """The tokens that the upstream has stored in its cache, by the time for which it keeps them."""
+
+    ephemeral_5m_input_tokens: int
+    ephemeral_1h_input_tokens: int
+
+
 class MessageUsage(BaseModel):
     """Token counts. `input_tokens` excludes tokens found in the prefix cache, and those stored in it."""
 
@@ -551,6 +558,7 @@ class MessageUsage(BaseModel):
     output_tokens: int
     cache_read_input_tokens: int
     cache_creation_input_tokens: int | None = None
+    cache_creation: CacheCreation | None = None
 
 
 class AppliedEdit(BaseModel):

@@ -179,6 +179,11 @@ class UsageView(BaseModel):
         description="Prompt tokens that the upstream has stored in its cache, as it reports them. Absent if none.",
         exclude_if=lambda tokens: not tokens,
     )
+    cache_write_1h_tokens: int = Field(
+        0,
+        description="The part of `cache_write_tokens` that the upstream keeps for an hour. Absent if none.",
+        exclude_if=lambda tokens: not tokens,
+    )
 
 
 class TimingsView(BaseModel):
@@ -351,6 +356,7 @@ def summary_view(
             cached_tokens=usage.cached_tokens,
             reasoning_tokens=usage.reasoning_tokens,
             cache_write_tokens=usage.cache_write_tokens,
+            cache_write_1h_tokens=usage.cache_write_1h_tokens,
         )
         if usage is not None
         else None,

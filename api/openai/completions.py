@@ -53,6 +53,7 @@ def total(usages: Sequence[Usage]) -> Usage:
         sum(usage.completion_tokens for usage in usages),
         sum(usage.reasoning_tokens for usage in usages),
         sum(usage.cache_write_tokens for usage in usages),
+        sum(usage.cache_write_1h_tokens for usage in usages),
     )
 
 

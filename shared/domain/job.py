@@ -140,7 +140,8 @@ class Usage:
 
     `reasoning_tokens` are part of the completion, and `cache_write_tokens`, which the upstream has stored in its cache,
     of the prompt; `cache_write_1h_tokens` is the part of these that it keeps for an hour. They are 0 unless an upstream
-    reports them. `service_tier`: the tier in which the upstream has served the request, by its name; not stored.
+    reports them. `service_tier`: the tier in which the upstream has served the request, if it is not the default one;
+    not stored.
     """
 
     prompt_tokens: int = 0

@@ -8,7 +8,7 @@ does not pay for an attempt that was lost, nor for a job that has failed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -22,8 +22,6 @@ COUNT_TOKENS = "count_tokens"
 ANSWERED = "answered"
 # The service tier of requests that were served in no other one.
 DEFAULT_TIER = "default"
-# Other names of it: Anthropic's, and the one by which OpenAI is asked to choose.
-_DEFAULT_TIERS = ("standard", "auto")
 # The attempts whose worker or engine died. They may have processed the prompt, even without a token in the log.
 _DIED = (AttemptOutcome.WORKER_LOST, AttemptOutcome.ENGINE_LOST)
 
@@ -65,11 +63,12 @@ class Counts:
             output_reasoning=reasoning,
         )
 
-    @property
-    def total(self) -> int:
-        return sum(asdict(self).values())
+    def stored(self) -> dict[str, int]:
+        """The counts by their names."""
+        return {name: getattr(self, name) for name in _COUNTS}
 
 
+_COUNTS = tuple(field.name for field in fields(Counts))
 _NONE = Counts()
 
 
@@ -115,10 +114,10 @@ class Entry:
             "outcome": self.outcome,
             "final": self.final,
             "source": self.source.value,
-            **asdict(self.counts),
+            **self.counts.stored(),
         }
         if self.charged is not None:
-            stored["charged"] = {name: count for name, count in asdict(self.charged).items() if count}
+            stored["charged"] = {name: count for name, count in self.charged.stored().items() if count}
         return stored
 
 
@@ -138,12 +137,17 @@ def build_entries(
     the numbers of attempts. `estimate`: the tokens of the prompt, if neither the usage nor the log has them.
     """
     prompt = usage.prompt_tokens or max((run.prompt_tokens for run in runs.values()), default=0) or estimate
+    whole = replace(usage, prompt_tokens=prompt)
     entries: list[Entry] = []
     is_resumed = False
     for attempt in reversed(attempts):
-        run = runs.get(attempt.number, _UNKNOWN)
+        run, own = runs.get(attempt.number, _UNKNOWN), whole
+        if attempt is attempts[0]:
+            own = job.charged(whole)
+            if _was_handed_over(job):
+                run = replace(run, prior=0)
         # The upstream counts the input of a request once, however often it was read: for the last attempt that did.
-        counts = _estimate(attempt, run, prompt, is_resumed=is_resumed)
+        counts = _estimate(attempt, 0 if is_resumed else own.prompt_tokens + _read_again(run))
         entry = Entry(
             attempt.number,
             attempt.ended_at or job.created_at,
@@ -155,14 +159,14 @@ def build_entries(
         )
         if not entries:
             if source is not Source.ESTIMATE:
-                counts = _reported(job, attempt, usage, run)
-            charged = _charged(job, replace(usage, prompt_tokens=prompt), status)
+                counts = _reported(attempt, run, own)
+            charged = _charged(job, whole, status)
             entry = replace(
                 entry,
                 counts=counts,
                 source=source,
                 final=True,
-                service_tier=_tier(usage.service_tier),
+                service_tier=usage.service_tier or DEFAULT_TIER,
                 charged=None if charged == counts else charged,
             )
         entries.append(entry)
@@ -170,28 +174,23 @@ def build_entries(
     return tuple(reversed(entries))
 
 
-def _estimate(attempt: Attempt, run: Run, prompt_tokens: int, *, is_resumed: bool) -> Counts:
-    """The counts of an attempt that nobody has reported. One that ended without a token has not read the input.
-
-    `is_resumed`: the next attempt has read on its request, whose input it counts.
-    """
+def _estimate(attempt: Attempt, input_tokens: int) -> Counts:
+    """The counts of an attempt that nobody has reported. One that ended without a token has not read the input."""
     if not (attempt.tokens or attempt.outcome in _DIED):
         return _NONE
-    return Counts(input_fresh=0 if is_resumed else prompt_tokens + _read_again(run), output_text=attempt.tokens)
+    return Counts(input_fresh=input_tokens, output_text=attempt.tokens)
 
 
-def _reported(job: JobSummary, attempt: Attempt, usage: Usage, run: Run) -> Counts:
-    """The counts of the attempt whose engine has reported the usage of the job.
+def _reported(attempt: Attempt, run: Run, usage: Usage) -> Counts:
+    """The counts of the attempt whose engine has reported the usage, which has the prompt and all output of the job.
 
-    The usage has the prompt and all output; the tokens that the attempt has continued from were input to it.
+    The tokens that the attempt has continued from were input to it.
     """
-    own = Counts.of(usage)
-    if run.resumed and job.decisions.inherits:
-        own = Counts.of(job.charged(usage))
-    reasoning = min(own.output_reasoning, attempt.tokens)
+    counts = Counts.of(usage)
+    reasoning = min(counts.output_reasoning, attempt.tokens)
     return replace(
-        own,
-        input_fresh=own.input_fresh + _read_again(run),
+        counts,
+        input_fresh=counts.input_fresh + _read_again(run),
         output_text=attempt.tokens - reasoning,
         output_reasoning=reasoning,
     )
@@ -202,13 +201,15 @@ def _read_again(run: Run) -> int:
     return 0 if run.resumed else run.prior
 
 
+def _was_handed_over(job: JobSummary) -> bool:
+    """Whether the job's first attempt runs a generation of another job on, which has processed the prompt."""
+    cache = job.decisions.cache
+    return cache is not None and cache.inherited is not None and "prompt_tokens" in cache.inherited
+
+
 def _charged(job: JobSummary, usage: Usage, status: JobStatus) -> Counts:
     """What a job is charged for: its input once, and the output that was generated for it and delivered."""
     own = job.charged(usage)
     if status not in SUCCEEDED and (status is JobStatus.FAILED or not own.completion_tokens):
         return _NONE
     return _NONE if job.kind == COUNT_TOKENS else Counts.of(own)
-
-
-def _tier(name: str | None) -> str:
-    return DEFAULT_TIER if name is None or name in _DEFAULT_TIERS else name

@@ -64,7 +64,7 @@ class Transcript:
                 run = runs[attempt] = Run(prior=transcript.tokens, resumed=transcript.upstream is not None)
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
-                if item.payload()["attempt"] == attempt:
+                if item.payload().get("attempt") == attempt:
                     run.prior, run.resumed = 0, False
             elif item.type is EventType.UPSTREAM:
                 transcript.upstream = UpstreamState.of(item)

@@ -80,11 +80,11 @@ class AnthropicVendor(Vendor):
             "cache_creation_input_tokens": usage.cache_write_tokens,
             "cache_read_input_tokens": usage.cached_tokens,
             "cache_creation": {
-                "ephemeral_5m_input_tokens": usage.cache_write_tokens,
-                "ephemeral_1h_input_tokens": 0,
+                "ephemeral_5m_input_tokens": usage.cache_write_tokens - usage.cache_write_1h_tokens,
+                "ephemeral_1h_input_tokens": usage.cache_write_1h_tokens,
             },
             "output_tokens": 1,
-            "service_tier": "standard",
+            "service_tier": usage.service_tier or "standard",
         }
         message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-haiku-4-5-20251001"}
         nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}

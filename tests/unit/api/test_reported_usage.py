@@ -60,3 +60,14 @@ def test_anthropic_counts_read_written_and_other_tokens_of_the_prompt_apart() ->
     usage = message_body(job(REPORTED), hides_thinking=False).usage
     assert (usage.input_tokens, usage.cache_read_input_tokens, usage.cache_creation_input_tokens) == (5, 3, 2)
     assert message_body(job(COUNTED), hides_thinking=False).usage.cache_creation_input_tokens is None
+    assert message_body(job(COUNTED), hides_thinking=False).usage.cache_creation is None
+
+
+def test_the_tokens_that_are_cached_for_an_hour_are_reported_apart() -> None:
+    usage = Usage(10, 3, 8, 0, 5, 2)
+    reported = summary_view(job(usage)).model_dump()["usage"]
+    assert (reported["cache_write_tokens"], reported["cache_write_1h_tokens"]) == (5, 2)
+    creation = message_body(job(usage), hides_thinking=False).usage.cache_creation
+    assert creation is not None
+    assert (creation.ephemeral_5m_input_tokens, creation.ephemeral_1h_input_tokens) == (3, 2)
+    assert total([usage, usage]).cache_write_1h_tokens == 4

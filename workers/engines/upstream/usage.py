@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from shared.domain.job import Usage
@@ -11,20 +12,26 @@ MAX_COUNT = (1 << 31) - 1
 _PROMPT = ("prompt_tokens", "input_tokens")
 _COMPLETION = ("completion_tokens", "output_tokens")
 _CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
+# The default tier is "standard" at Anthropic, and "auto" at providers that repeat the request's.
+_DEFAULT_TIERS = ("default", "standard", "auto")
+_TIER = re.compile(r"[a-z0-9_.-]{1,40}")
 _WRITTEN = ("cache_write_tokens", "cache_creation_input_tokens")
 
 
 class UsageReader:
     """Collects the counts of one answer. The last usable count of each kind is kept; zero never replaces another."""
 
-    __slots__ = ("_cached", "_completion", "_prompt", "_reasoning", "_thoughts_apart", "_written")
+    __slots__ = ("_cached", "_completion", "_prompt", "_reasoning", "_thoughts_apart", "_tier", "_written")
 
     def __init__(self, *, thoughts_apart: bool = False) -> None:
         """`thoughts_apart`: the completion's count does not include the reasoning, the total does."""
         self._thoughts_apart = thoughts_apart
         self._prompt = self._cached = self._completion = self._reasoning = self._written = 0
+        self._tier: str | None = None
 
-    def add(self, usage: Any) -> None:
+    def add(self, usage: Any, tier: Any = None) -> None:
+        """`tier`: the service tier of the answer, which some upstreams report apart from its usage."""
+        self._tier = tier_of(tier) or self._tier
         if not isinstance(usage, dict):
             return
         prompt, completion = _first(usage, _PROMPT), _first(usage, _COMPLETION)
@@ -56,6 +63,7 @@ class UsageReader:
             completion,
             min(self._reasoning, completion),
             min(self._written, self._prompt - cached),
+            service_tier=self._tier,
         )
 
 
@@ -70,6 +78,11 @@ def _detail(usage: dict[str, Any], names: tuple[str, ...], name: str) -> int:
 
 def _first(usage: dict[str, Any], names: tuple[str, ...]) -> int:
     return next((count for name in names if (count := count_of(usage.get(name)))), 0)
+
+
+def tier_of(value: Any) -> str | None:
+    """The service tier of an answer; None if it is the default one, or not the name of one."""
+    return value if isinstance(value, str) and _TIER.fullmatch(value) and value not in _DEFAULT_TIERS else None
 
 
 def count_of(value: Any) -> int:

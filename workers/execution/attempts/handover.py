@@ -88,7 +88,7 @@ def _continue_for(state: AttemptState, job: Job, tokens: int) -> None:
     state.claimed_at = time.monotonic()
     state.suspect = False
     state.prior_tokens, state.earlier_runs = tokens, {}
-    state.discarded_tokens, state.continues_run = 0, True
+    state.discarded_tokens = 0
     state.metrics = JobMetrics(context.metrics, job)
     state.trace = context.traces.claimed(job)
     state.log.assign(job.id, job.attempt)

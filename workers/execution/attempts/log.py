@@ -103,7 +103,6 @@ async def restart(state: AttemptState) -> None:
     state.earlier_first_token_at = None
     state.transcript.clear()
     state.prior_tokens, state.resumes_request, state.run_ended = 0, False, False
-    state.continues_run = False
     state.log.discard_pending()
     state.log.event(EventType.RESTARTED, {"attempt": state.job.attempt})
     if upstream is not None:

@@ -59,8 +59,6 @@ class AttemptState:
         self.discarded_tokens = 0
         # Whether the upstream's request of an earlier attempt is resumed, instead of a new one sent.
         self.resumes_request = False
-        # Whether the generation is one that was handed over from another job.
-        self.continues_run = False
         # Whether the upstream's request in the transcript has ended, so that there is nothing to cancel.
         self.run_ended = False
         # The first token of this attempt, and that of the earlier attempts whose output it continues.
@@ -127,7 +125,7 @@ class AttemptState:
         own = Run(
             self.tokens + self.discarded_tokens,
             prior=self.prior_tokens,
-            resumed=self.resumes_request or self.continues_run,
+            resumed=self.resumes_request,
             prompt_tokens=self.prompt.prompt_tokens,
         )
         return {**self.earlier_runs, self.job.attempt: own}

@@ -27,6 +27,7 @@ from tests.integration.api.jobs.test_follower_settlement import fail_settlement
 from tests.integration.shared.postgres.test_state_machine import ROUTED, WITHIN_S, WORKERS, Worker, open_world
 from tests.support.examples import LONG, example_count
 from tests.support.interleavings import Interleavings
+from tests.support.ledger import check_entries, ledger
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
 
@@ -211,6 +212,24 @@ class Requests(Interleavings):
                 has_begun = leader.attempt > 0 or leader.continues is not None
                 assert leader.status != "queued" or has_begun or leader.priority <= row.priority
 
+    async def _check_ledger(self) -> None:
+        """Each token is in one entry, and each answered job has one final entry: its own, or that of an answer."""
+        entries: dict[str, list[Any]] = {job.id: [] for job in self.jobs}
+        for entry in await ledger(self.world.database):
+            entries[entry.job_id].append(entry)
+        for job_id, own in entries.items():
+            row = self.ends[job_id]
+            if row.attempts:
+                check_entries([entry._mapping for entry in own], row.attempts)
+            elif row.status in ("completed", "incomplete"):
+                (answered,) = own
+                (charge,) = [one.charge for one in entries[row.decisions["cache"]["source"]] if one.final]
+                assert (answered.attempt, answered.outcome, answered.final) == (0, "answered", True)
+                assert (answered.total_tokens, answered.charge, answered.saved) == (0, 0, charge)
+            else:
+                assert own == []
+            assert sum(entry.charge for entry in own) <= sum(entry.cost for entry in own)
+
     async def _finish_all(self) -> None:
         """Every job can still end, and every reader receives the end."""
         while self._open:
@@ -222,6 +241,7 @@ class Requests(Interleavings):
             open_before = len(self._open)
             await self._check()
             assert len(self._open) < open_before, "a job is stuck"
+        await self._check_ledger()
         for job in self.jobs:
             row = self.ends[job.id]
             events = await asyncio.wait_for(self.streams[job.id], WITHIN_S)

@@ -11,6 +11,7 @@ from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.request import GenerateRequest, Sampling
 from tests.integration.api.jobs.test_coalescing import Coalescing, counted_tokens, finished, text_of
 from tests.integration.shared.postgres.test_state_machine import WITHIN_S
+from tests.support.ledger import dollars, ledger
 from tests.support.steered_engine import text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import EngineError
@@ -139,3 +140,37 @@ async def test_a_continuation_counts_what_it_adds_only(world: Coalescing) -> Non
     assert job.decisions.cache is not None
     assert (job.usage, job.decisions.cache.inherited) == (Usage(3, 0, 8), {"completion_tokens": 5})
     assert counted_tokens(world.workers[1]) == (3, 3)
+
+
+async def test_a_generation_that_was_handed_over_is_charged_once(world: Coalescing) -> None:
+    """Its jobs share the cost and the charge; the job that only waited for the answer pays nothing."""
+    worker = world.workers[0]
+    call, leader, (heir, other) = await world.lead(5, followers=2)
+    await world.service.cancel(leader.id, world.owner.project_id)
+    await worker.heartbeat.renew()
+    await world.tokens(worker, call, 2)
+    await world.finish(worker, call, "stop")
+    await world.until_status(other, JobStatus.COMPLETED)
+    (first,), (second,), (third,) = [await ledger(world.database, job.id) for job in (leader, heir, other)]
+    assert (first.input_fresh, first.output_text, first.outcome) == (3, 5, "cancelled")
+    assert (second.input_fresh, second.output_text, second.source) == (0, 3, "engine")
+    assert first.charge == first.cost == dollars(fresh=3, output=5)
+    assert second.charge == second.cost == dollars(output=3)
+    assert (third.outcome, third.cost, third.charge, third.saved) == ("answered", 0, 0, second.charge)
+
+
+async def test_a_released_follower_pays_for_what_is_generated_for_it(world: Coalescing) -> None:
+    """The beginning of its answer was generated for a leader that has failed, and so pays nothing."""
+    call, leader, (follower,) = await world.lead(5)
+    stream = world.stream(follower)
+    await world.until_read(follower.id, 2)
+    await world.fail(world.workers[0], call)
+    again = await world.deliver(world.workers[1], follower.id, 2)
+    assert again is not None
+    assert again.prior == text_of_tokens(5)
+    await world.finish(world.workers[1], again, "stop")
+    await finished(stream)
+    (failed,), (entry,) = [await ledger(world.database, job.id) for job in (leader, follower)]
+    assert (failed.cost, failed.charge) == (dollars(fresh=3, output=5), 0)
+    assert (entry.input_fresh, entry.output_text) == (3 + 5, 3)
+    assert entry.charge == dollars(fresh=3, output=3)

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import pytest
@@ -62,6 +63,7 @@ from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
 from tests.support.examples import LONG, example_count
 from tests.support.interleavings import Interleavings
+from tests.support.ledger import check_entries, dollars, set_price
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from tests.support.transcripts import transcript_of
@@ -89,6 +91,11 @@ LEASE_S = 600
 WITHIN_S = 10.0
 LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
+# Jobs with their entries of the ledger.
+_JOBS = """
+    SELECT jobs.*, ARRAY(SELECT to_json(e) FROM usage_events e WHERE e.job_id = jobs.id ORDER BY attempt) AS ledger
+    FROM jobs ORDER BY id
+"""
 ROUTED = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=(FALLBACK,)))
 
 SETTINGS = settings(
@@ -479,7 +486,7 @@ class World:
         """Check the invariants, after each step."""
         for worker in self.workers:
             assert worker.engine.calls.keys() <= worker.runs.keys(), "what was started in vain is aborted"
-        for row in await self._rows("SELECT * FROM jobs ORDER BY id"):
+        for row in await self._rows(_JOBS):
             history = [item["outcome"] for item in row.attempts]
             numbers = [item["number"] for item in row.attempts]
             running = JobStatus(row.status) in RUNNING
@@ -522,6 +529,7 @@ class World:
         if first is not row:
             assert first == row, "exactly one end"
             return
+        self._check_ledger(row)
         events = parse_archive(row.log)
         self._check_ascending(events)
         assert events[-1].type.value == row.status
@@ -538,6 +546,15 @@ class World:
             assert (row.status, deaths + engine_died) == ("failed", MAX_ATTEMPTS + row.exposures)
         else:
             assert deaths < MAX_ATTEMPTS + row.exposures or row.status == "cancelled"
+
+    def _check_ledger(self, row: Row[Any]) -> None:
+        """Each attempt has an entry with its tokens, and the last one the charge of what was delivered."""
+        check_entries(row.ledger, row.attempts)
+        cost, charge = (sum((Decimal(entry[name]) for entry in row.ledger), Decimal()) for name in ("cost", "charge"))
+        assert charge <= cost
+        tokens = row.usage["completion_tokens"]
+        is_charged = row.status != JobStatus.FAILED and bool(tokens)
+        assert charge == (dollars(fresh=3, output=tokens) if is_charged else 0)
 
     async def _check_log(self, row: Row[Any]) -> None:
         """Redis contains what the owner wrote, and nothing that an earlier owner wrote later."""
@@ -617,7 +634,11 @@ async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] =
     """A new world of a kind, in an empty database and Redis."""
     database = connect(database_url)
     async with database.begin() as connection:
-        await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys, projects CASCADE"))
+        await connection.execute(
+            text("TRUNCATE jobs, usage_events, prices, workers, idempotency_keys, api_keys, projects CASCADE")
+        )
+    for model in (MODEL, FALLBACK):
+        await set_price(database, model)
     owner = await make_owner(database, "test")
     redis = Redis.from_url(redis_url)
     await redis.flushdb()

@@ -29,6 +29,9 @@ def test_the_stored_usage_is_that_of_older_versions_unless_an_upstream_reports_m
     plain = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 3}
     assert Usage(0, 0, 3).stored() == plain
     assert Usage(0, 0, 3, 2, 1).stored() == plain | {"reasoning_tokens": 2, "cache_write_tokens": 1}
-    for usage in (Usage(1, 2, 3), Usage(1, 2, 3, 4, 5)):
+    for usage in (Usage(1, 2, 3), Usage(1, 2, 3, 4, 5), Usage(1, 2, 3, 4, 5, 2)):
         assert Usage.of(usage.stored()) == usage
+    assert Usage.of(Usage(1, 2, 3, 4, 5, 2, "flex").stored()) == Usage(1, 2, 3, 4, 5, 2), "a tier is not stored"
+    less = Usage(5, 4, 3, 2, 2, 1, "flex").without({"prompt_tokens": 2, "cached_tokens": 9})
+    assert less == Usage(3, 0, 3, 2, 2, 1, "flex")
     assert Usage.of(plain | {"novel": 1}) == Usage(0, 0, 3)

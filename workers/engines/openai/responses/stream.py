@@ -313,7 +313,7 @@ class ResponseParser(RunParser):
                 self._retrieved = output
                 self.progressed()
             return
-        self._usage.add(response.get("usage"))
+        self._usage.add(response.get("usage"), response.get("service_tier"))
         if status == "failed":
             self._fail(error_of(response.get("error") or ""))
             return

@@ -143,7 +143,7 @@ class StreamParser:
         if (error := chunk.get("error")) and not (choices and is_blank(error)):
             raise ReportedError(error_of(chunk if isinstance(error, str) else error))
         if usage := chunk.get("usage"):
-            self._usage.add(usage)
+            self._usage.add(usage, chunk.get("service_tier"))
         if not choices:
             if is_error(chunk) or (self._events.bare and is_error_document(chunk)):
                 raise ReportedError(error_of(chunk))

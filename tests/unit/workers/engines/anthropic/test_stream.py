@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain.events import CallDelta, Delta
-from shared.domain.job import Choice, ToolCall
+from shared.domain.job import Choice, ToolCall, Usage
 from tests.support.transcripts import choices_of
 from workers.engines.anthropic.stream import StreamParser
 from workers.engines.upstream.errors import ErrorBody
@@ -71,6 +71,14 @@ def parsed(stream: bytes) -> tuple[Choice, StreamParser]:
     parser = StreamParser()
     deltas = [*parser.feed(stream), *parser.end()]
     return choices_of(deltas)[0], parser
+
+
+def test_the_tokens_that_are_cached_for_an_hour_and_the_service_tier() -> None:
+    created = {"ephemeral_5m_input_tokens": 6, "ephemeral_1h_input_tokens": 4}
+    counts = {"input_tokens": 7, "cache_creation_input_tokens": 10, "cache_creation": created}
+    for tier, expected in (("priority", "priority"), ("standard", None)):
+        _, parser = parsed(start(**counts, service_tier=tier) + text_block(0, "x") + end(output_tokens=9))
+        assert parser.usage == Usage(17, 0, 9, 0, 10, 4, expected)
 
 
 @given(st.lists(st.integers(0, len(STREAM))))

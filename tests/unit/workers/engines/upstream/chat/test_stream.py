@@ -66,6 +66,26 @@ def test_reasoning_and_cached_tokens_of_the_usage(reported: dict[str, Any], usag
     assert parser.usage == usage
 
 
+@pytest.mark.parametrize(
+    ("reported", "tier"),
+    [
+        ("flex", "flex"),
+        ("priority", "priority"),
+        ("default", None),
+        ("auto", None),
+        (None, None),
+        ("\0", None),
+        (1, None),
+    ],
+)
+def test_the_service_tier_is_that_of_the_answer(reported: Any, tier: str | None) -> None:
+    parser = StreamParser(1)
+    list(parser.feed(frame({"delta": {"content": "x"}, "finish_reason": "stop"})))
+    usage = {"prompt_tokens": 7, "completion_tokens": 9}
+    list(parser.feed(frame({"delta": {}}, usage=usage, service_tier=reported)))
+    assert parser.usage == Usage(7, 0, 9, service_tier=tier)
+
+
 def test_one_read_becomes_one_delta() -> None:
     assert list(StreamParser(1).feed(STREAM)) == [Delta(0, "".join(TEXTS), (), "length", len(TEXTS))]
 

@@ -1,0 +1,37 @@
+"""Verification of the ledger: each attempt of an ended job has an entry with its tokens; output is charged once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+_ENTRIES = text("""
+    SELECT job_id, attempt, final, source, output_text + output_reasoning AS output,
+        coalesce((charged->>'output_text')::int, CASE WHEN charged IS NULL THEN output_text ELSE 0 END) AS charged
+    FROM usage_events WHERE correction = 0 ORDER BY job_id, attempt
+""")
+
+
+async def read_entries(database: AsyncEngine) -> dict[str, list[Any]]:
+    """The entries of each job: `attempt`, `final`, `source`, and its `output` tokens and those that are `charged`."""
+    entries: dict[str, list[Any]] = {}
+    async with database.connect() as connection:
+        for row in await connection.execute(_ENTRIES):
+            entries.setdefault(row.job_id, []).append(row)
+    return entries
+
+
+def differences(job: Mapping[str, Any], entries: Sequence[Any]) -> Iterator[str]:
+    """What is wrong about the entries of an ended job, which the API has described."""
+    expected = [(attempt["number"], attempt["tokens"]) for attempt in job["attempts"]]
+    found = [(entry.attempt, entry.output) for entry in entries]
+    if found != expected:
+        yield f"entries (attempt, output tokens) {found}, expected {expected}"
+    if [entry.final for entry in entries] != [False] * (len(entries) - 1) + [True] * bool(entries):
+        yield "not exactly the last entry is final"
+    delivered = 0 if job["status"] == "failed" else (job["usage"] or {}).get("completion_tokens", 0)
+    if (charged := sum(entry.charged for entry in entries)) != delivered:
+        yield f"{charged} output tokens are charged, {delivered} were delivered"
