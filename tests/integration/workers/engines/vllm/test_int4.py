@@ -1,24 +1,15 @@
-"""4-bit weights on a CPU: the packer's format as others read it, the kernel, and a model that is served."""
+"""4-bit weights on a CPU: the packer's format as others read it, and the kernel."""
 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import aclosing
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from launcher.quantize import checkpoint
-from launcher.quantize.formats import FourBits
 from launcher.quantize.packing import Rounded, quantize
-from shared.domain.events import Delta
-from shared.domain.request import GenerateRequest, Message, Sampling
-from tests.support.metrics import worker_metrics
-from tests.support.real_engine import SMOLLM2
-from workers.engines.factory import make_engine
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
@@ -102,24 +93,3 @@ async def test_layers_that_it_cannot_run_are_left_to_vllm() -> None:
         possible, reason = TorchInt4LinearKernel.can_implement(dataclasses.replace(good, **change))
         assert not possible
         assert reason
-
-
-async def test_a_packed_model_is_served(tmp_path: Path) -> None:
-    """One engine: the whole way from the checkpoint to an answer."""
-    assert SMOLLM2.folder is not None
-    report = checkpoint.write(checkpoint.read(SMOLLM2.folder), tmp_path / "packed", FourBits(64))
-    assert report.layers == 30 * 7
-    assert report.after < 0.4 * report.before
-    model = SMOLLM2.model_copy(update={"model": str(tmp_path / "packed")})
-    engine = make_engine(model, worker_metrics(model.name))
-    await engine.start()
-    try:
-        request = GenerateRequest(
-            messages=[Message(role="user", content="What is the capital of France?")],
-            sampling=Sampling(temperature=0, max_tokens=16),
-        )
-        async with aclosing(engine.generate("packed-1", request)) as items:
-            text = "".join([item.text async for item in items if isinstance(item, Delta)])
-        assert "Paris" in text
-    finally:
-        await engine.stop()
