@@ -9,9 +9,10 @@ from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import shared.postgres.usage_tables  # noqa: F401  # adds its tables to those of `Base`
 from shared.config.postgres_url import driver_arguments
 from shared.postgres.engine import DRIVER
-from shared.postgres.usage_tables import Base
+from shared.postgres.tables import Base
 
 # Two processes that start at the same time must not migrate at the same time.
 ADVISORY_LOCK = 7_431_987_102

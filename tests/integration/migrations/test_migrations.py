@@ -11,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+import shared.postgres.usage_tables  # noqa: F401  # adds its tables to those of `Base`
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore
 from shared.domain.answer_options import KeyOptions, TokenLimits
@@ -19,7 +20,7 @@ from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.schema_version import SchemaMismatch, check_schema
-from shared.postgres.usage_tables import Base
+from shared.postgres.tables import Base
 from tests.integration.api.cache.test_cached_answers import new_job
 from tests.support.database import migrate
 from tests.support.recorded_version import VERSIONS
