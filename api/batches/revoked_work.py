@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from sqlalchemy import and_, false, func, literal_column, select, true, union_all
+from sqlalchemy import ColumnElement, and_, false, func, literal_column, select, true, union_all
 
 from api.batches.batch import BatchStatus
 from api.batches.service import BatchService
@@ -28,7 +28,7 @@ MIN_INTERVAL_S = 0.2
 
 def _unfinished() -> Prepared:
     is_revoked = ApiKeyRow.revoked_at > func.now() - seconds(RECENT_S)
-    chunk = literal_column(str(CHUNK))
+    chunk: ColumnElement[int] = literal_column(str(CHUNK))
     jobs = (
         select(JobRow.id, JobRow.project_id, false().label("is_batch"))
         # The condition on the project selects the index of open jobs.

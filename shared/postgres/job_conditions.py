@@ -74,6 +74,6 @@ def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
     )
 
 
-def due(for_s: float = 0) -> ColumnElement[bool]:
+def due(for_s: Any = 0) -> ColumnElement[bool]:
     """Condition: the job is not deferred, or has been due again for this many seconds."""
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))

@@ -88,7 +88,7 @@ def _queued_before() -> Prepared:
     )
 
 
-def withheld_for(older_than_s: Any) -> Select[Any]:
+def withheld_for(older_than_s: Any) -> Select[str, datetime | None]:
     """Select the queued jobs that a worker has withheld as unreadable for so long, the oldest first."""
     return (
         select(JobRow.id, JobRow.unreadable_at)

@@ -97,11 +97,9 @@ def _unserved_models(is_paused: Callable[[ColumnElement[str]], ColumnElement[boo
 
 
 def _has_work() -> Prepared:
-    found = func.count()
-
-    def any_of(statement: Select[Any]) -> ColumnElement[bool]:
+    def any_of(statement: Any) -> ColumnElement[bool]:
         # All that a sweep would read: PostgreSQL may read a whole table if it expects to find one row soon.
-        count = select(found).select_from(statement.subquery()).scalar_subquery()
+        count = select(func.count()).select_from(statement.subquery()).scalar_subquery()
         return count > literal_column("0")
 
     unserved = _unserved_models(lambda model: model.in_(paused_models()))

@@ -97,7 +97,7 @@ def json_text(value: Any) -> str | None:
 
 
 # The years, months, weeks, days, hours and minutes of an interval; not parameters, which each execution would send.
-_NO_OTHER_UNITS = [literal_column("0")] * 6
+_NO_OTHER_UNITS: list[ColumnElement[int]] = [literal_column("0")] * 6
 
 
 def seconds(count: float | ColumnElement[float]) -> Any:
