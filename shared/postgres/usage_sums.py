@@ -100,7 +100,6 @@ def entry_values(entry: Any) -> dict[str, Any]:
 
 AMOUNTS = ("cost", "charge", "saved")
 KEYS = tuple(entry_keys(UsageEventRow, None))
-VALUES = tuple(entry_values(UsageEventRow))
 
 
 def _if(condition: Any) -> ColumnElement[int]:
@@ -123,6 +122,9 @@ def _unpriced_by_correction(entry: Any) -> ColumnElement[int]:
 
     complete = and_(*(or_(getattr(entry, name).is_not(None), had(name)) for name in ("cost", "charge")))
     return _if(and_(had("cost"), had("charge"))) - _if(complete)
+
+
+VALUES = tuple(entry_values(UsageEventRow))
 
 
 def _add_statement() -> Select[Any]:
