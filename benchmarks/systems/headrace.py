@@ -62,7 +62,9 @@ class Headrace(System):
 
     def delete_jobs(self) -> None:
         """Delete all jobs from PostgreSQL and Redis, so that every run starts from the same state."""
-        self.sql("TRUNCATE jobs, responses, idempotency_keys, usage_events, usage_sums, budget_reservations", "CHECKPOINT")
+        self.sql(
+            "TRUNCATE jobs, responses, idempotency_keys, usage_events, usage_sums, budget_reservations", "CHECKPOINT"
+        )
         with Redis.from_url(self.redis_url) as redis:
             for pattern in ("headrace*", redis_keys.log("*"), redis_keys.fence("*")):
                 if keys := list(redis.scan_iter(pattern, count=1000)):

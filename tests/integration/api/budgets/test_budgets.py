@@ -143,7 +143,8 @@ async def test_thresholds_are_logged_and_counted(
     workers: Workers,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    budget = await add_budget(database, owner, 2 * CHARGE, end_user="*", alert_at=(Decimal("0.5"), Decimal(1)))
+    thresholds = (Decimal("0.5"), Decimal(1))
+    budget = await add_budget(database, owner, 2 * CHARGE, end_user="*", hard=False, alert_at=thresholds)
     caplog.set_level(logging.WARNING, logger="api.budgets.budgets")
 
     async def spend() -> list[str]:

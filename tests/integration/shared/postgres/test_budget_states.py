@@ -61,11 +61,7 @@ class Books(Interleavings):
 
     async def _open(self) -> None:
         async with self.database.connect() as connection:  # an earlier example's
-            await connection.execute(
-                text(
-                    "TRUNCATE jobs, cached_answers, budgets, budget_windows, budget_reservations, usage_events, prices"
-                )
-            )
+            await connection.execute(text("TRUNCATE jobs, cached_answers, budgets, usage_events, prices CASCADE"))
         await set_price(self.database, output_text=1000)
         self.owner = await make_owner(self.database, f"p{next(_projects)}")
         self.budget = await add_budget(self.database, self.owner, 1)

@@ -43,7 +43,7 @@ def result(status: JobStatus = JobStatus.COMPLETED, output_tokens: int = 5, **ch
     """The result of a first attempt, which is charged for its output."""
     counts = Counts(output_text=output_tokens)
     entry = Entry(1, datetime.now(UTC), "m", status.value, counts, Source.ENGINE, final=True)
-    return replace(completed(LOG), status=status, cacheable=False, **{"entries": (entry,), **changes})
+    return replace(completed(LOG), status=status, **{"cacheable": False, "entries": (entry,), **changes})
 
 
 def new(owner: Owner, **changes: Any) -> NewJob:
@@ -137,7 +137,7 @@ async def test_every_window_must_have_room(store: JobStore, owner: Owner, databa
     assert not both.holds
     assert both.retry_after_s is not None
     assert error.retry_after_s is not None
-    assert both.retry_after_s >= error.retry_after_s
+    assert both.retry_after_s >= error.retry_after_s - 60  # on the last day of a month, both end at the same time
 
 
 @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])

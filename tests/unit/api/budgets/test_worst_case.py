@@ -21,7 +21,7 @@ from shared.postgres.budget_store import Price
 from tests.support.stack import write_models
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
-PROMPT = "one two three"  # of three tokens, by the simulated engine's words
+PROMPT = "one two three"  # of four tokens, as the simulated engine counts
 
 
 def price(model: str = "m", **changes: Any) -> Price:
@@ -34,7 +34,7 @@ def price(model: str = "m", **changes: Any) -> Price:
 def worst_case(tmp_path: Path) -> WorstCase:
     options = {"max_model_len": 100}
     models = [{"name": name, "engine": "simulated", "options": options} for name in ("m", "dear")]
-    models.append({"name": "relayed", "engine": "openai", "url": "http://x/v1", "model": "x"})
+    models.append({"name": "relayed", "engine": "openai", "model": "x", "options": {"base_url": "http://x/v1"}})
     registry = load_registry(write_models(tmp_path / "models.yaml", models))
     return WorstCase(registry, ContextWindow(registry))
 
@@ -54,39 +54,39 @@ def dollars(input_tokens: int, output_tokens: int, *, input_rate: Any = 2, outpu
     [
         ({"max_tokens": 20}, 20),
         ({"max_tokens": 20, "n": 3, "temperature": 1.0}, 60),
-        ({}, 97),  # what the prompt leaves of the context
-        ({"max_tokens": 99}, 97),
-        ({"n": 2, "temperature": 1.0}, 194),
+        ({}, 96),  # what the prompt leaves of the context
+        ({"max_tokens": 99}, 96),
+        ({"n": 2, "temperature": 1.0}, 192),
     ],
 )
 async def test_it_is_the_prompt_once_and_the_longest_output_of_each_choice(
     worst_case: WorstCase, sampling: dict[str, Any], output_tokens: int
 ) -> None:
-    assert await worst_case.of(new(**sampling), PriceList([price()])) == dollars(3, output_tokens)
+    assert await worst_case.of(new(**sampling), PriceList([price()])) == dollars(4, output_tokens)
 
 
 async def test_the_dearest_rates_count(worst_case: WorstCase) -> None:
     job = new(max_tokens=10)
     written = price(rates={"input_cache_write_5m": Decimal(3), "output_reasoning": Decimal(12)})
-    assert await worst_case.of(job, PriceList([written])) == dollars(3, 10, input_rate=3, output_rate=12)
+    assert await worst_case.of(job, PriceList([written])) == dollars(4, 10, input_rate=3, output_rate=12)
     flex, priority = (
         price(tier=tier, rates={"output_text": Decimal(rate)}) for tier, rate in (("flex", 1), ("priority", 20))
     )
     tiers = [price(), flex, priority]
-    assert await worst_case.of(job, PriceList(tiers)) == dollars(3, 10, output_rate=20)
+    assert await worst_case.of(job, PriceList(tiers)) == dollars(4, 10, output_rate=20)
     fallbacks = [price(), price("dear", rates={"output_text": Decimal(50)})]
-    assert await worst_case.of(job, PriceList(fallbacks)) == dollars(3, 10)
+    assert await worst_case.of(job, PriceList(fallbacks)) == dollars(4, 10)
     routed = new(max_tokens=10, fallbacks=("dear", "removed"))
-    assert await worst_case.of(routed, PriceList(fallbacks)) == dollars(3, 10, output_rate=50)
+    assert await worst_case.of(routed, PriceList(fallbacks)) == dollars(4, 10, output_rate=50)
 
 
 async def test_the_price_is_that_of_the_length_of_the_prompt_and_the_latest(worst_case: WorstCase) -> None:
     job = new(max_tokens=10)
-    long, longer = (price(from_input_tokens=tokens, rates={"output_text": Decimal(20)}) for tokens in (3, 4))
-    assert await worst_case.of(job, PriceList([price(), long])) == dollars(3, 10, output_rate=20)
-    assert await worst_case.of(job, PriceList([longer, price()])) == dollars(3, 10)
+    long, longer = (price(from_input_tokens=tokens, rates={"output_text": Decimal(20)}) for tokens in (4, 5))
+    assert await worst_case.of(job, PriceList([price(), long])) == dollars(4, 10, output_rate=20)
+    assert await worst_case.of(job, PriceList([longer, price()])) == dollars(4, 10)
     newer = price(valid_from=NOW + timedelta(days=1), rates={"output_text": Decimal(5)})
-    assert await worst_case.of(job, PriceList([long, newer])) == dollars(3, 10, output_rate=5)
+    assert await worst_case.of(job, PriceList([long, newer])) == dollars(4, 10, output_rate=5)
 
 
 @pytest.mark.parametrize("missing", ["input_fresh", "output_text"])
