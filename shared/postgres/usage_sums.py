@@ -59,7 +59,7 @@ _NEXT = _transaction(func.pg_snapshot_xmax)
 
 
 def _quarter_hour(moment: Any) -> ColumnElement[Any]:
-    origin = literal_column("'2000-01-01 00:00:00+00'::timestamptz")
+    origin: ColumnElement[Any] = literal_column("'2000-01-01 00:00:00+00'::timestamptz")
     found: ColumnElement[Any] = func.date_bin(literal_column("'15 minutes'::interval"), moment, origin)
     return found
 
@@ -97,11 +97,6 @@ def entry_values(entry: Any) -> dict[str, Any]:
     }
 
 
-AMOUNTS = ("cost", "charge", "saved")
-KEYS = tuple(entry_keys(UsageEventRow, None))
-VALUES = tuple(entry_values(UsageEventRow))
-
-
 def _if(condition: Any) -> ColumnElement[int]:
     return case((condition, _COUNT), else_=_NONE)
 
@@ -122,6 +117,11 @@ def _unpriced_by_correction(entry: Any) -> ColumnElement[int]:
 
     complete = and_(*(or_(getattr(entry, name).is_not(None), had(name)) for name in ("cost", "charge")))
     return _if(and_(had("cost"), had("charge"))) - _if(complete)
+
+
+AMOUNTS = ("cost", "charge", "saved")
+KEYS = tuple(entry_keys(UsageEventRow, None))
+VALUES = tuple(entry_values(UsageEventRow))
 
 
 def _add_statement() -> Select[Any]:
