@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import ColumnElement, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -87,15 +87,18 @@ class PriceStore(Store):
         if model is not None:
             rows = rows.where(PriceRow.model == model)
         if not history:
-            other = aliased(PriceRow)
-            rows = rows.where(
-                PriceRow.valid_from
-                == select(func.max(other.valid_from))
-                .where(other.model == PriceRow.model, other.tier == PriceRow.tier, other.valid_from <= func.now())
-                .scalar_subquery()
-            )
+            rows = rows.where(is_in_force())
         async with self._engine.connect() as connection:
             return await _price_lists(connection, rows)
+
+
+def is_in_force() -> ColumnElement[bool]:
+    """Whether a row of `prices` is of the list that is in force now for its model and tier."""
+    other = aliased(PriceRow)
+    latest = select(func.max(other.valid_from)).where(
+        other.model == PriceRow.model, other.tier == PriceRow.tier, other.valid_from <= func.now()
+    )
+    return PriceRow.valid_from == latest.scalar_subquery()
 
 
 async def _stored(connection: AsyncConnection, models: Sequence[str]) -> dict[str, dict[Tier, list[StoredPrice]]]:
