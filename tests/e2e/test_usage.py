@@ -68,7 +68,8 @@ _numbers = iter(range(1000))
 
 
 def price_of(usage: dict[str, Any]) -> Decimal:
-    return (usage["prompt_tokens"] * INPUT_PRICE + usage["completion_tokens"] * OUTPUT_PRICE) / 1_000_000
+    millionths: Decimal = usage["prompt_tokens"] * INPUT_PRICE + usage["completion_tokens"] * OUTPUT_PRICE
+    return millionths / 1_000_000
 
 
 async def roll_up(stack: Stack) -> None:
@@ -159,7 +160,7 @@ async def test_a_key_reads_the_usage_of_its_own_project(stack: Stack, client: ht
         ):  # fmt: skip
             report = (await client.get(path)).json()
             assert [(item[key], item["requests"]) for item in report["data"]] == [(name, 1)]
-        start = {"start_time": today() - 86400, "group_by": "project_id"}
+        start: dict[str, str | int] = {"start_time": today() - 86400, "group_by": "project_id"}
         page = (await client.get("/v1/organization/usage/completions", params=start)).json()
         assert {result["project_id"] for bucket in page["data"] for result in bucket["results"]} == {name}
         for path in (
@@ -218,7 +219,7 @@ async def test_cost_of_an_answer(client: httpx.AsyncClient) -> None:
         {"json": BODY | {"seed": 2, "usage": {"include": True}}},
         {"json": BODY | {"seed": 3}, "headers": {"x-headrace-include-cost": "true"}},
     ):
-        response = await client.post("/v1/chat/completions", **choice)  # type: ignore[arg-type]
+        response = await client.post("/v1/chat/completions", **choice)
         assert response.json()["usage"]["cost"] == float(expected)
     job = response.headers["x-headrace-job-id"]
     native = await client.get(f"/v1/jobs/{job}")
