@@ -20,7 +20,7 @@ COLUMNS = (
     BatchRow.endpoint,
     BatchRow.input_file_id,
     BatchRow.completion_window,
-    BatchRow.batch_metadata.label("batch_metadata"),
+    BatchRow.batch_metadata,
     BatchRow.output_expires_after_s,
     BatchRow.status,
     BatchRow.ending,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Delete, LargeBinary, Select, delete, func, literal_column, select, update
+from sqlalchemy import BigInteger, Delete, Integer, LargeBinary, Select, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.postgres.prepared import Prepared
@@ -61,7 +61,7 @@ _DELETE_EXPIRED = Prepared(
         select(CachedAnswerRow.key)
         .where(CachedAnswerRow.expires_at <= func.now())
         .order_by(CachedAnswerRow.expires_at)
-        .limit(literal_column(str(PORTION)))
+        .limit(bindparam("limit", type_=Integer))
         .with_for_update(skip_locked=True)
     ).returning(CachedAnswerRow.key)
 )
@@ -93,7 +93,7 @@ class CacheStore(Store):
 
     async def delete_expired(self) -> int:
         """Delete a portion of the expired entries. Returns their number."""
-        return len(await _DELETE_EXPIRED.run(self._engine, {}))
+        return len(await _DELETE_EXPIRED.run(self._engine, {"limit": PORTION}))
 
     async def excess(self, max_bytes: int) -> list[list[bytes]]:
         """The keys of the entries beyond `max_bytes`, those first that have not been used for longest, in portions."""

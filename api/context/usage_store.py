@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Text, bindparam, func, literal_column, select, true
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Integer, Text, bindparam, func, select, true
 
 from shared.domain.job import SUCCEEDED
 from shared.postgres.prepared import Prepared
@@ -47,21 +47,21 @@ def _read(each: Any, last: Any, *conditions: ColumnElement[bool]) -> Prepared:
     )
 
 
-def _last(conditions: Sequence[ColumnElement[bool]], order: Any, count: int) -> Any:
-    columns = select(*_COLUMNS).where(*conditions).order_by(order.desc())
-    return columns.limit(literal_column(str(count))).lateral("last")
+def _last(conditions: Sequence[ColumnElement[bool]], order: Any) -> Any:
+    last = select(*_COLUMNS).where(*conditions).order_by(order.desc())
+    return last.limit(bindparam("count", type_=Integer)).lateral("last")
 
 
 def _recent() -> Prepared:
     names = func.unnest(_MODELS).table_valued("model").render_derived()
     finished = (JobRow.model == names.c.model, JobRow.finished_at.is_not(None))
-    return _read(names, _last(finished, JobRow.finished_at, SAMPLE))
+    return _read(names, _last(finished, JobRow.finished_at))
 
 
 def _of_projects() -> Prepared:
     ids = bindparam("projects", type_=ARRAY(BigInteger))
     numbers = func.unnest(ids).table_valued("project_id").render_derived()
-    last = _last((JobRow.project_id == numbers.c.project_id,), JobRow.id, SEARCHED)
+    last = _last((JobRow.project_id == numbers.c.project_id,), JobRow.id)
     return _read(numbers, last, last.c.model == func.any(_MODELS))
 
 
@@ -77,7 +77,7 @@ class UsageStore(Store):
 
         One scan of the index `jobs_finished` per model, of at most `SAMPLE` rows.
         """
-        return _by_model(await _RECENT.run(self._engine, {"models": list(models)}))
+        return _by_model(await _RECENT.run(self._engine, {"models": list(models), "count": SAMPLE}))
 
     async def of_projects(self, models: Sequence[str], projects: Sequence[int]) -> Prompts:
         """The prompts of each project's last jobs of these models that succeeded, at most `SAMPLE` of a model.
@@ -86,7 +86,8 @@ class UsageStore(Store):
         """
         if not projects:
             return {}
-        rows = await _OF_PROJECTS.run(self._engine, {"models": list(models), "projects": list(projects)})
+        parameters = {"models": list(models), "projects": list(projects), "count": SEARCHED}
+        rows = await _OF_PROJECTS.run(self._engine, parameters)
         return {key: prompts[:SAMPLE] for key, prompts in _by_model(rows).items()}
 
 
