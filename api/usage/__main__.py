@@ -64,7 +64,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
 def _table(prices: Sequence[StoredPrice]) -> list[str]:
     """The lines of a table of prices, in dollars per million tokens."""
-    rows = [_HEADINGS]
+    rows: list[Sequence[str]] = [_HEADINGS]
     for price in prices:
         for start, rates in price.price_list.steps:
             amounts = [_plain(getattr(rates, name)) for name in RATES]

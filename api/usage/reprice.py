@@ -33,10 +33,11 @@ async def reprice(
 async def _portions(
     store: Repricing, since: datetime, *, model: str | None, dry_run: bool, portion: int
 ) -> AsyncIterator[Repriced]:
-    project: int | None = -1
-    while (project := await store.next_project(project)) is not None:
+    project = await store.next_project(-1)
+    while project is not None:
         position: Position | None = Position(project, since)
         while position is not None:
             done = await store.reprice(position, model=model, dry_run=dry_run, portion=portion)
             yield done
             position = done.position if done.checked == portion else None
+        project = await store.next_project(project)

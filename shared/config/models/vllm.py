@@ -16,6 +16,7 @@ from shared.config.models.adapters import Adapter
 from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
 from shared.config.models.capabilities import EVERYTHING, Capabilities
 from shared.config.models.operational import Operational
+from shared.config.models.prices import Price
 from shared.config.models.warm_prompts import MAX_WARM_PROMPTS, WarmPrompt
 from shared.domain.field_types import contradiction, without_effect
 from shared.domain.structure_size import StructureBounds
@@ -162,9 +163,9 @@ class VllmModel(Spec):
         """The same model with its dtype named: the fingerprint includes the dtype that a worker uses."""
         return self.model_copy(update={"options": {**self.options, "dtype": dtype}})
 
-    def as_adapter(self, name: str, description: str, adapter: Adapter) -> VllmModel:
+    def as_adapter(self, name: str, description: str, adapter: Adapter, price: list[Price] | None = None) -> VllmModel:
         """See `Spec.as_adapter`. An adapter's own chat template replaces that of its base."""
-        copy = super().as_adapter(name, description, adapter)
+        copy = super().as_adapter(name, description, adapter, price)
         copy.warm_prompts = []
         if (template := adapter.template) is not None:
             copy.chat = copy.chat.model_copy(update={"chat_template": str(template)})

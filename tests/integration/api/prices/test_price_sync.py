@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -28,7 +27,7 @@ JANUARY, MARCH = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=U
 
 def price(rate: str, valid_from: datetime | None = None, tier: Tier = "default", long: str | None = None) -> PriceList:
     """A price list with one rate for input, and another one for inputs of 100 tokens or more."""
-    steps = ((0, Rates(input_fresh=Decimal(rate), output_text=Decimal(1))),)
+    steps: tuple[tuple[int, Rates], ...] = ((0, Rates(input_fresh=Decimal(rate), output_text=Decimal(1))),)
     if long is not None:
         steps = (*steps, (100, Rates(input_fresh=Decimal(long), output_text=Decimal(1))))
     return PriceList(tier, steps, valid_from)
@@ -43,12 +42,12 @@ async def sync(database: AsyncEngine, *lists: PriceList) -> list[StoredPrice]:
     return added
 
 
-async def in_force(database: AsyncEngine) -> list[tuple[Tier, Sequence[Decimal | None]]]:
+async def in_force(database: AsyncEngine) -> list[Any]:
     prices = await PriceStore(database).prices()
     return [(one.price_list.tier, [rates.input_fresh for _, rates in one.price_list.steps]) for one in prices]
 
 
-async def history(database: AsyncEngine) -> list[tuple[datetime, Decimal | None]]:
+async def history(database: AsyncEngine) -> list[Any]:
     prices = await PriceStore(database).prices(model="m", history=True)
     return [(one.valid_from, one.price_list.steps[0][1].input_fresh) for one in prices]
 
@@ -141,7 +140,7 @@ async def test_a_price_of_an_operator_holds_until_the_declared_one_changes(datab
     await sync(database, price("1"))
     async with database.connect() as connection:
         values = {"model": "m", "input_fresh": 7, "output_text": 7, "source": ADMIN}
-        await connection.execute(PriceRow.__table__.insert().values(values))
+        await connection.execute(insert(PriceRow).values(values))
     assert await sync(database, price("1")) == []
     assert await in_force(database) == [("default", [7])]
     assert len(await sync(database, price("2"))) == 1

@@ -43,10 +43,10 @@ def rates_of(entry: dict[str, Any], tier: str, input_tokens: int, at: datetime =
 def dollars(entry: dict[str, Any], counts: dict[str, int], tier: str = "default") -> Decimal | None:
     """The cost of disjoint token counts; None if one of them has no rate."""
     found = rates_of(entry, tier, sum(count for name, count in counts.items() if name.startswith("input")))
-    amounts = [None if found is None else getattr(found, name) for name in counts]
-    if None in amounts:
+    if found is None:
         return None
-    return sum((rate * count for rate, count in zip(amounts, counts.values(), strict=True)), Decimal(0)) / 1_000_000
+    amounts = [None if (rate := getattr(found, name)) is None else rate * count for name, count in counts.items()]
+    return None if None in amounts else sum(filter(None, amounts), Decimal(0)) / 1_000_000
 
 
 ALL_CACHES = {
