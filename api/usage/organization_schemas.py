@@ -93,8 +93,8 @@ _COST: dict[str, Any] = {
 
 
 def _page_of(result: dict[str, Any]) -> ConfigDict:
-    bucket = {"object": "bucket", "start_time": 1793491200, "end_time": 1793577600, "results": [result]}
-    example = {"object": "page", "data": [bucket], "has_more": False, "next_page": None}
+    bucket: dict[str, Any] = {"object": "bucket", "start_time": 1793491200, "end_time": 1793577600, "results": [result]}
+    example: dict[str, Any] = {"object": "page", "data": [bucket], "has_more": False, "next_page": None}
     return ConfigDict(json_schema_extra={"examples": [example]})
 
 

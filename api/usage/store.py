@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Row, Select, Text, bindparam, exists, func, literal, select
+from sqlalchemy import ARRAY, BigInteger, Row, Select, Text, bindparam, cast, exists, func, literal, select
 from sqlalchemy.orm import aliased
 
 from api.usage.periods import Periods
@@ -164,4 +164,4 @@ def _all_projects() -> Any:
 
 
 def _array(values: Sequence[Any], kind: Any) -> Any:
-    return bindparam(None, list(values), type_=ARRAY(kind), unique=True)
+    return cast(bindparam(None, list(values), type_=ARRAY(kind), unique=True), ARRAY(kind))

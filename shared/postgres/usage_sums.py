@@ -60,7 +60,7 @@ _NEXT = _transaction(func.pg_snapshot_xmax)
 
 
 def _quarter_hour(moment: Any) -> ColumnElement[Any]:
-    origin = literal_column("'2000-01-01 00:00:00+00'::timestamptz")
+    origin: ColumnElement[Any] = literal_column("'2000-01-01 00:00:00+00'::timestamptz")
     found: ColumnElement[Any] = func.date_bin(literal_column("'15 minutes'::interval"), moment, origin)
     return found
 

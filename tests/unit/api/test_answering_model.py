@@ -49,7 +49,7 @@ Events = AsyncIterator[list[Event]]
 Stream = Callable[[Job, Events], AsyncIterator[bytes]]
 
 
-def openai(dialect: Dialect, **options: bool) -> Stream:
+def openai(dialect: Dialect, **options: Any) -> Stream:
     return lambda job, events: chunks.frames(dialect, [job], [events], **options)
 
 
