@@ -61,13 +61,11 @@ async def record_key(
     )
 
 
-async def insert_project(
-    connection: AsyncConnection, by: int | None, name: str, tier: str | None = None
-) -> Row[Any] | None:
+async def insert_project(connection: AsyncConnection, by: int | None, name: str, tier: str | None = None) -> Any:
     """Create a project; return its `PROJECT` columns, None if there is one with this name."""
     statement = insert(ProjectRow).values(name=name, tier=tier)
     statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name])
-    row = (await connection.execute(statement.returning(*PROJECT))).first()
+    row: Any = (await connection.execute(statement.returning(*PROJECT))).first()
     if row is None:
         return None
     created = {"name": name, "tier": tier}

@@ -200,7 +200,7 @@ class ApiKeyStore(Store):
             row = (await connection.execute(old)).first()
             if row is None:
                 return None
-            values = {
+            values: dict[Any, Any] = {
                 **{column: getattr(row, column.key) for column in copied},
                 ApiKeyRow.prefix: _public_prefix(key),
                 ApiKeyRow.sha256: digest(key),

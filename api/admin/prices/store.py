@@ -8,8 +8,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, select
 
+from shared.postgres.price_store import is_in_force
 from shared.postgres.store import Store
 from shared.postgres.usage_tables import TOKEN_COUNTS, PriceRow
 
@@ -39,14 +40,7 @@ class PriceListStore(Store):
         self, *, limit: int, after: int | None = None, model: str | None = None, history: bool = False
     ) -> list[Price]:
         """Return one page of prices, newest first: those in force, and with `history` all others too."""
-        series = (PriceRow.model, PriceRow.tier, PriceRow.from_input_tokens)
-        newest = (
-            select(PriceRow.id)
-            .distinct(*series)
-            .where(PriceRow.valid_from <= func.now())
-            .order_by(*series, PriceRow.valid_from.desc())
-        )
-        in_force = PriceRow.id.in_(newest)
+        in_force = is_in_force()
         statement = select(*PriceRow.__table__.columns, in_force.label("in_force")).order_by(PriceRow.id.desc())
         if not history:
             statement = statement.where(in_force)

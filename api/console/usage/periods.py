@@ -19,7 +19,7 @@ class Span(NamedTuple):
     """A time range: its length in words, the number of its buckets, and what they are called."""
 
     text: str
-    count: int
+    length: int
     bucket: str
 
 
@@ -43,11 +43,11 @@ def buckets_until(now: datetime, range_name: RangeName, zone: ZoneInfo) -> Bucke
     """The buckets of a range that ends with the hour or the day in which `now` is."""
     span = RANGES[range_name]
     if span.bucket == "hour":
-        first = (int(now.timestamp()) // _HOUR_S + 1 - span.count) * _HOUR_S
-        hours = Periods.of_width(first, span.count, _HOUR_S)
+        first = (int(now.timestamp()) // _HOUR_S + 1 - span.length) * _HOUR_S
+        hours = Periods.of_width(first, span.length, _HOUR_S)
         local = [start.astimezone(zone) for start in hours.starts]
         names = [f"{start:%Y-%m-%dT%H:%M}" for start in local]
         return Buckets(replace(hours, names=names), [f"{start:%-d %b, %H:%M}" for start in local])
     tomorrow = now.astimezone(zone).date() + timedelta(days=1)
-    days = Periods.days(tomorrow - timedelta(days=span.count), tomorrow, zone)
+    days = Periods.days(tomorrow - timedelta(days=span.length), tomorrow, zone)
     return Buckets(days, [f"{start.astimezone(zone):%-d %b}" for start in days.starts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -70,12 +71,14 @@ async def add_sums(database: AsyncEngine, key_name: str, model: str, user: str, 
 
 
 @pytest_asyncio.fixture
-async def sums(database: AsyncEngine, spender_key: str, operator_key: str) -> AsyncIterator[None]:
-    """Usage of the spender's project, and of the operator's."""
+async def sums(database: AsyncEngine, sim_stack: Stack, spender_key: str) -> AsyncIterator[None]:
+    """Usage of the spender's project, and of another one."""
+    name = f"payer-{uuid.uuid4().hex[:8]}"
+    create_key(sim_stack, name, "inference")
     of_user = {"fresh": 600, "read": 400, "cost": "1.5", "charge": "2.25", "saved": "0.5"}
     await add_sums(database, "spender", MODEL, USER, requests=3, **of_user)
     await add_sums(database, "spender", OTHER_MODEL, HOSTILE, requests=2, unpriced=2)
-    await add_sums(database, "operator", MODEL, "", cost="9.75", charge="8")
+    await add_sums(database, name, MODEL, "", cost="9.75", charge="8")
     yield
     await run(database, "DELETE FROM usage_sums WHERE model LIKE 'usage-_'")
 
@@ -85,7 +88,7 @@ def test_operators_see_all_usage_and_members_their_own(operator: httpx.Client, s
     seen, own = operator.get("usage?model=usage-a").text, spender.get("usage?range=24h").text
     for amount in ("$11.25", "$10.25", "$9.75", "$8.00", "$0.50"):
         assert amount in seen
-    assert ">operator<" in seen
+    assert ">payer-" in seen
     assert "Charged" in seen
     assert "$2.25" in own
     assert "$1.50" not in own, "members see what they are charged"

@@ -22,6 +22,7 @@ from api.limits.store import LimitStore
 from shared.config.models.loader import Registry, load_registry
 from shared.domain.errors import RateLimited, Unavailable
 from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, Usage
+from shared.domain.ledger import Run
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
@@ -94,7 +95,7 @@ class Process:
             first_token_at=datetime.now(UTC),
             finished_at=datetime.now(UTC),
             outcome=AttemptOutcome.COMPLETED,
-            tokens={1: usage.completion_tokens},
+            runs={1: Run(usage.completion_tokens)},
         )
         assert await worker.finish(claimed.id, claimed.attempt, result)
 

@@ -27,7 +27,7 @@ async def test_an_entry_has_what_the_change_has_given_another_value(database: As
     before = {"limit_usd": Decimal("10.50"), "period": "day", "end_user": None, "at": datetime(2026, 11, 1, tzinfo=UTC)}
     after = {**before, "limit_usd": Decimal("12"), "end_user": "*"}
     await write(database, "budget.change", "budget_3", project_id=owner.project_id, before=before, after=after)
-    (entry,) = await entries(database)
+    (entry,) = await entries(database, action="budget")
     assert (entry.key_id, entry.action, entry.object_id) == (7, "budget.change", "budget_3")
     assert entry.before == {"limit_usd": "10.50", "end_user": None}
     assert entry.after == {"limit_usd": "12", "end_user": "*"}
@@ -62,20 +62,22 @@ async def test_a_change_that_is_rolled_back_is_not_recorded(database: AsyncEngin
 
 
 async def test_the_log_is_read_in_pages_and_filtered(database: AsyncEngine, owner: Owner) -> None:
-    await write(database, "key.create", "key_1", project_id=owner.project_id)
-    await write(database, "key.revoke", "key_1", key_id=8)
-    await write(database, "keyring.create", "key_2", key_id=None)
+    newest = (await entries(database, limit=1))[0]
+    assert (newest.action, newest.key_id) == ("key.create", None), "of the owner's key, at the command line"
+    await write(database, "budget.create", "budget_1", project_id=owner.project_id)
+    await write(database, "budget.delete", "budget_1", key_id=8)
+    await write(database, "budgetary.create", "x", key_id=None)
     first = await entries(database, limit=2)
-    assert [entry.action for entry in first] == ["keyring.create", "key.revoke"], "newest first"
-    (last,) = await entries(database, after=first[-1].id)
-    assert last.action == "key.create"
+    assert [entry.action for entry in first] == ["budgetary.create", "budget.delete"], "newest first"
+    last = (await entries(database, after=first[-1].id))[0]
+    assert last.action == "budget.create"
 
     async def actions(**filters: Any) -> list[str]:
         return [entry.action for entry in await entries(database, **filters)]
 
-    assert await actions(action="key") == ["key.revoke", "key.create"], "a kind of object, not a beginning"
-    assert await actions(action="key.create") == ["key.create"]
-    assert await actions(key_id=8) == ["key.revoke"]
-    assert await actions(object_id="key_1") == ["key.revoke", "key.create"]
-    assert await actions(project=last.project) == ["key.create"]
+    assert await actions(action="budget") == ["budget.delete", "budget.create"], "a kind of object, not a beginning"
+    assert await actions(action="budget.create") == ["budget.create"]
+    assert await actions(key_id=8) == ["budget.delete"]
+    assert await actions(object_id="budget_1") == ["budget.delete", "budget.create"]
+    assert await actions(project=last.project) == ["budget.create", "key.create", "project.create"]
     assert await actions(project="nothing") == []

@@ -174,7 +174,7 @@ async def test_soft_windows_delay(windows: RateWindows, clock: Clock) -> None:
         assert outcome.taken
         assert outcome.wait_s is not None
         assert outcome.decisive == (0 if outcome.wait_s else None)
-        starts.append((clock.now + outcome.wait_s, 1))
+        starts.append((round(clock.now + outcome.wait_s, 3), 1))
         clock.now += 0.1
     assert most_in_a_minute(starts) == 10
     assert [at for at, _ in starts] == sorted(at for at, _ in starts)
