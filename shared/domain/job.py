@@ -163,7 +163,7 @@ class Usage:
 
     def without(self, counts: Mapping[str, int]) -> Usage:
         """Return the usage less these counts."""
-        left = {name: max(0, count - counts.get(name, 0)) for name, count in self._counts().items()}
+        left: dict[str, Any] = {name: max(0, count - counts.get(name, 0)) for name, count in self._counts().items()}
         return replace(self, **left)
 
     def _counts(self) -> dict[str, int]:

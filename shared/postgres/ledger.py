@@ -18,7 +18,6 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Integer,
-    Lateral,
     SmallInteger,
     Text,
     and_,
@@ -34,6 +33,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
+from sqlalchemy.sql.selectable import LateralFromClause
 
 from shared.domain.job import SUCCEEDED
 from shared.domain.ledger import ANSWERED, DEFAULT_TIER, GENERATE, Source
@@ -64,9 +64,8 @@ def amount(counts: Mapping[str, Any], price: Any) -> ColumnElement[Decimal]:
     columns of `price_at`, or those of `PriceRow`. NULL if a count that is not 0 has no rate, or if there is no price.
     Reasoning without a rate of its own costs as much as other output. Cached input has no such substitute.
     """
-    parts = [_part(count, _rate(price, name)) for name, count in counts.items()]
-    total: ColumnElement[Decimal] = reduce(operator.add, parts, _ZERO)
-    return total * _MILLIONTH
+    parts: list[ColumnElement[Any]] = [_part(count, _rate(price, name)) for name, count in counts.items()]
+    return reduce(operator.add, parts) * _MILLIONTH
 
 
 def _part(count: Any, rate: Any) -> ColumnElement[Any]:
@@ -78,7 +77,7 @@ def _rate(price: Any, name: str) -> Any:
     return func.coalesce(rate, price.output_text) if name == "output_reasoning" else rate
 
 
-def price_at(model: Any, tier: Any, moment: Any, input_tokens: Any) -> Lateral:
+def price_at(model: Any, tier: Any, moment: Any, input_tokens: Any) -> LateralFromClause:
     """The price of a model and a service tier that is in force at a time, for a request with so many input tokens.
 
     Of the prices that had come into force by then, it is one of the latest, and of these the one for the longest input.
@@ -94,7 +93,7 @@ def price_at(model: Any, tier: Any, moment: Any, input_tokens: Any) -> Lateral:
     )
 
 
-def price_of(entry: Any) -> Lateral:
+def price_of(entry: Any) -> LateralFromClause:
     """The price of an entry: that of its model and tier when it ended. `entry` is as in `own_counts`.
 
     Cost and charge have the same price. The length of the input is that which is charged, so that tokens which had to

@@ -27,7 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.postgres.tables import Base, Timestamp
+from shared.postgres.tables import Base as Base  # migrations read all tables through this module
+from shared.postgres.tables import Timestamp
 
 # The disjoint counts of a ledger row's tokens. `total_tokens` is their sum.
 TOKEN_COUNTS = (

@@ -148,6 +148,7 @@ async def test_a_generation_that_was_handed_over_is_charged_once(world: Coalesci
     call, leader, (heir, other) = await world.lead(5, followers=2)
     await world.service.cancel(leader.id, world.owner.project_id)
     await worker.heartbeat.renew()
+    await finished(world.stream(leader))
     await world.tokens(worker, call, 2)
     await world.finish(worker, call, "stop")
     await world.until_status(other, JobStatus.COMPLETED)

@@ -550,7 +550,7 @@ class World:
     def _check_ledger(self, row: Row[Any]) -> None:
         """Each attempt has an entry with its tokens, and the last one the charge of what was delivered."""
         check_entries(row.ledger, row.attempts)
-        cost, charge = (sum((Decimal(entry[name]) for entry in row.ledger), Decimal()) for name in ("cost", "charge"))
+        cost, charge = (sum(Decimal(str(entry[name])) for entry in row.ledger) for name in ("cost", "charge"))
         assert charge <= cost
         tokens = row.usage["completion_tokens"]
         is_charged = row.status != JobStatus.FAILED and bool(tokens)
