@@ -144,7 +144,7 @@ _VALUES = {
     JobRow.decisions: _NEW.decisions,
 }
 # A line neither leads nor follows a job with the same request. With a key, its answer is stored in the response cache.
-_QUEUED_VALUES = {**_VALUES, JobRow.entry_key: _NEW.cache_key}
+_QUEUED_VALUES: dict[Any, Any] = {**_VALUES, JobRow.entry_key: _NEW.cache_key}
 _SUBMIT = insert_queued(_NEW, _QUEUED_VALUES).returning(JobRow.id)
 
 

@@ -44,7 +44,7 @@ from shared.postgres.usage_tables import (
 
 # The reservations of ended jobs that one statement releases.
 RELEASE_LIMIT = 1000
-_ZERO = literal_column("0")
+_ZERO: Any = literal_column("0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,7 +443,7 @@ def _price(row: Row[Any]) -> Price:
     return Price(row.model, row.tier, row.from_input_tokens, row.valid_from, rates)
 
 
-def _budget(row: Row[Any]) -> Budget:
+def _budget(row: Any) -> Budget:
     return Budget(
         id=row.id,
         project_id=row.project_id,

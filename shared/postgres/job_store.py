@@ -176,14 +176,14 @@ class JobStore(JobRowStore):
             existing_id = await claim_key(connection, new.owner, idempotency, job_id)
             if existing_id is None:
                 prepared, parameters = insertion.of([record])
-                (inserted,) = in_order(await connection.execute(prepared.statement, parameters), [record])
-                if isinstance(inserted, Refused):
-                    assert inserted.error is not None, "it is the only job"
-                    raise inserted.error  # rolls back
-                if inserted is None:
+                (outcome,) = in_order(await connection.execute(prepared.statement, parameters), [record])
+                if isinstance(outcome, Refused):
+                    assert outcome.error is not None, "it is the only job"
+                    raise outcome.error  # rolls back
+                if outcome is None:
                     await connection.rollback()
                     return None
-                return created_job(job_id, new, inserted), True
+                return created_job(job_id, new, outcome), True
         return await self._job_of_key(existing_id), False
 
     async def cached_bytes(self, new: NewJob) -> int | None:

@@ -33,7 +33,7 @@ def price(model: str = "m", **changes: Any) -> Price:
 @pytest.fixture
 def worst_case(tmp_path: Path) -> WorstCase:
     options = {"max_model_len": 100}
-    models = [{"name": name, "engine": "simulated", "options": options} for name in ("m", "dear")]
+    models: list[dict[str, Any]] = [{"name": name, "engine": "simulated", "options": options} for name in ("m", "dear")]
     models.append({"name": "relayed", "engine": "openai", "model": "x", "options": {"base_url": "http://x/v1"}})
     registry = load_registry(write_models(tmp_path / "models.yaml", models))
     return WorstCase(registry, ContextWindow(registry))
