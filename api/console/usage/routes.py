@@ -71,7 +71,7 @@ class Conditions:
         return bool(self.project or self.model or self.user)
 
 
-def read_conditions(
+async def read_conditions(
     range_name: Range = DEFAULT_RANGE, project: Name = "", model: Name = "", user: Name = "", zone: Name = ""
 ) -> Conditions:
     """The conditions of a request."""
