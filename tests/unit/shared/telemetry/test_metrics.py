@@ -36,9 +36,9 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
-    "attention_backend", "code", "at", "dtype", "endpoint", "from", "kind", "method", "model", "outcome", "parameter",
-    "priority", "quantization", "reason", "result", "route", "rule", "scope", "source", "speculation", "start",
-    "state", "status", "strategy", "to", "unit", "write",
+    "attention_backend", "code", "at", "dtype", "endpoint", "from", "kind", "level", "method", "model", "outcome",
+    "parameter", "priority", "quantization", "reason", "result", "route", "rule", "scope", "source", "speculation",
+    "start", "state", "status", "strategy", "to", "unit", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"
