@@ -14,8 +14,13 @@ from cli.output import note, prepare_streams
 
 # In the order of `headrace --help`.
 COMMANDS = (
+<<<<<<< HEAD
     "up", "status", "submit", "jobs", "job", "cancel", "batch", "batches", "failed", "models", "workers", "usage",
     "projects", "keys", "limits", "prices", "audit", "bench",
+=======
+    "up", "status", "submit", "jobs", "job", "cancel", "batch", "batches", "failed", "models", "workers", "projects",
+    "keys", "limits", "bench",
+>>>>>>> limits
 )  # fmt: skip
 
 
