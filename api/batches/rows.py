@@ -1,15 +1,16 @@
-"""Conversion of batch rows, and the query that counts a batch's jobs."""
+"""Conversion of batch rows, the claim of a batch that is due, and the query that counts a batch's jobs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Double, Text, bindparam, func, literal_column, select, update
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position
 from shared.domain.job import SUCCEEDED, known_fields
-from shared.postgres.store import readable
+from shared.postgres.prepared import Prepared
+from shared.postgres.store import readable, seconds
 from shared.postgres.tables import BatchRow, JobRow
 
 COLUMNS = (
@@ -42,6 +43,26 @@ COLUMNS = (
     (BatchRow.expires_at <= func.clock_timestamp()).label("expired"),
 )
 
+_DUE = (
+    select(BatchRow.id)
+    .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
+    .order_by(BatchRow.due_at)
+    .limit(literal_column("1"))
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+CLAIM = Prepared(
+    update(BatchRow)
+    .where(BatchRow.id == _DUE)
+    .values(
+        {
+            BatchRow.driver: bindparam("new_driver", type_=Text),
+            BatchRow.due_at: func.clock_timestamp() + seconds(bindparam("lease_s", type_=Double)),
+        }
+    )
+    .returning(*COLUMNS)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -52,7 +73,7 @@ class Tally:
     failed: int
 
 
-def to_batch(row: Row[Any]) -> Batch:
+def to_batch(row: Any) -> Batch:
     """Convert a row of `COLUMNS`.
 
     Raises:
@@ -62,7 +83,7 @@ def to_batch(row: Row[Any]) -> Batch:
         return _batch(row)
 
 
-def _batch(row: Row[Any]) -> Batch:
+def _batch(row: Any) -> Batch:
     return Batch(
         id=row.id,
         project_id=row.project_id,

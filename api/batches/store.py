@@ -32,7 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
-from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
+from api.batches.rows import CLAIM, COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.decisions import NO_DECISIONS, Decisions
@@ -197,21 +197,8 @@ class BatchStore(JobRowStore):
 
     async def claim(self, driver: str, lease_s: float) -> Batch | None:
         """Lease a batch that is due to this driver. Returns None if none is due."""
-        due = (
-            select(BatchRow.id)
-            .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
-            .order_by(BatchRow.due_at)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        statement = (
-            update(BatchRow)
-            .where(BatchRow.id == due)
-            .values({BatchRow.driver: driver, BatchRow.due_at: func.clock_timestamp() + seconds(lease_s)})
-            .returning(*COLUMNS)
-        )
-        return await self._one(statement, to_batch)
+        rows = await CLAIM.run(self._engine, {"new_driver": driver, "lease_s": lease_s})
+        return to_batch(rows[0]) if rows else None
 
     async def reschedule(self, batch_id: str, driver: str, wait_s: float) -> bool:
         """Make a leased batch due in `wait_s` seconds. Returns False if another driver has leased it."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, LargeBinary, Select, delete, func, select, update
+from sqlalchemy import BigInteger, Delete, Integer, LargeBinary, Select, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, Store, seconds
 from shared.postgres.tables import CachedAnswerRow, ProjectRow, SecretRow
 
@@ -28,6 +29,44 @@ class CacheSize:
     bytes: int
 
 
+def _deletion(keys: Select[Any]) -> Delete:
+    """Delete the entries that a select with row locks returns."""
+    locked = keys.cte("locked")
+    return delete(CachedAnswerRow).where(CachedAnswerRow.key.in_(select(locked.c.key)))
+
+
+def _record_uses() -> Prepared:
+    locked = (
+        select(CachedAnswerRow.key, _USES.count.label("count"))
+        .where(CachedAnswerRow.key == _USES.key)
+        .order_by(CachedAnswerRow.key)
+        .with_for_update(of=CachedAnswerRow)
+        .cte("locked")
+    )
+    return Prepared(
+        update(CachedAnswerRow)
+        .where(CachedAnswerRow.key == locked.c.key)
+        .values(hits=CachedAnswerRow.hits + locked.c.count, used_at=func.now())
+    )
+
+
+_RECORD_USES = _record_uses()
+_SIZE = Prepared(
+    select(func.count().label("entries"), func.coalesce(func.sum(CachedAnswerRow.bytes), 0).label("bytes")).select_from(
+        CachedAnswerRow
+    )
+)
+_DELETE_EXPIRED = Prepared(
+    _deletion(
+        select(CachedAnswerRow.key)
+        .where(CachedAnswerRow.expires_at <= func.now())
+        .order_by(CachedAnswerRow.expires_at)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True)
+    ).returning(CachedAnswerRow.key)
+)
+
+
 class CacheStore(Store):
     """The entries of the response cache in PostgreSQL.
 
@@ -44,41 +83,17 @@ class CacheStore(Store):
 
     async def record_uses(self, counts: Mapping[bytes, int]) -> None:
         """Add hits to entries, by key."""
-        locked = (
-            select(CachedAnswerRow.key, _USES.count.label("count"))
-            .where(CachedAnswerRow.key == _USES.key)
-            .order_by(CachedAnswerRow.key)
-            .with_for_update(of=CachedAnswerRow)
-            .cte("locked")
-        )
-        statement = (
-            update(CachedAnswerRow)
-            .where(CachedAnswerRow.key == locked.c.key)
-            .values(hits=CachedAnswerRow.hits + locked.c.count, used_at=func.now())
-        )
         records = [{"key": key, "count": count} for key, count in counts.items()]
-        async with self._engine.connect() as connection:
-            await connection.execute(statement, _USES.parameters(records))
+        await _RECORD_USES.run(self._engine, _USES.parameters(records))
 
     async def size(self) -> CacheSize:
         """Count the entries and their bytes."""
-        statement = select(
-            func.count().label("entries"), func.coalesce(func.sum(CachedAnswerRow.bytes), 0).label("all")
-        )
-        row = await self._first(statement.select_from(CachedAnswerRow))
-        assert row is not None
-        return CacheSize(row.entries, int(row.all))
+        (row,) = await _SIZE.run(self._engine, {})
+        return CacheSize(row.entries, int(row.bytes))
 
     async def delete_expired(self) -> int:
         """Delete a portion of the expired entries. Returns their number."""
-        expired = (
-            select(CachedAnswerRow.key)
-            .where(CachedAnswerRow.expires_at <= func.now())
-            .order_by(CachedAnswerRow.expires_at)
-            .limit(PORTION)
-            .with_for_update(skip_locked=True)
-        )
-        return await self._deleted(expired)
+        return len(await _DELETE_EXPIRED.run(self._engine, {"limit": PORTION}))
 
     async def excess(self, max_bytes: int) -> list[list[bytes]]:
         """The keys of the entries beyond `max_bytes`, those first that have not been used for longest, in portions."""
@@ -119,7 +134,5 @@ class CacheStore(Store):
 
     async def _deleted(self, keys: Select[Any]) -> int:
         """Delete the entries that a select with row locks returns, and return their number."""
-        locked = keys.cte("locked")
-        statement = delete(CachedAnswerRow).where(CachedAnswerRow.key.in_(select(locked.c.key)))
         async with self._engine.connect() as connection:
-            return (await connection.execute(statement)).rowcount
+            return (await connection.execute(_deletion(keys))).rowcount

@@ -12,11 +12,21 @@ from api.keys.principal import Scope
 from api.keys.store import VALID_KEY_COLUMNS, ValidKey, digest, key_is_valid, read_valid_key
 from shared.domain.errors import UnreadableRow
 from shared.postgres.engine import transaction
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ConsoleSessionRow, ProjectRow
 
 SESSION_S = 12 * 3600.0
 LINK_S = 10 * 60.0
+
+
+_VALID = Prepared(
+    select(ConsoleSessionRow.sha256).where(
+        ConsoleSessionRow.sha256 == func.any(bindparam("sessions", type_=ARRAY(Text))),
+        ConsoleSessionRow.is_link.is_(False),
+        ConsoleSessionRow.expires_at > func.now(),
+    )
+)
 
 
 def link_path(token: str) -> str:
@@ -96,12 +106,7 @@ class SessionStore(Store):
 
     async def valid(self, sessions: Collection[str]) -> set[str]:
         """Those of these sessions, by the hashes of their tokens, that have not ended."""
-        statement = select(ConsoleSessionRow.sha256).where(
-            ConsoleSessionRow.sha256 == func.any(bindparam("sessions", list(sessions), type_=ARRAY(Text))),
-            ConsoleSessionRow.is_link.is_(False),
-            ConsoleSessionRow.expires_at > func.now(),
-        )
-        return set(await self._all(statement, lambda row: str(row.sha256)))
+        return {row.sha256 for row in await _VALID.run(self._engine, {"sessions": list(sessions)})}
 
     async def end(self, token: str) -> None:
         """Remove a session."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Select, Text, bindparam, func, select, true
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Integer, Text, bindparam, func, select, true
 
 from shared.domain.job import SUCCEEDED
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow
 
@@ -19,6 +20,7 @@ SEARCHED = 400
 # The bytes and tokens of prompts, newest first, by model and project.
 Prompts = dict[tuple[str, int], list[tuple[int, int]]]
 
+_MODELS = bindparam("models", type_=ARRAY(Text))
 _COLUMNS = (
     JobRow.model,
     JobRow.project_id,
@@ -29,6 +31,44 @@ _COLUMNS = (
 )
 
 
+def _read(each: Any, last: Any, *conditions: ColumnElement[bool]) -> Prepared:
+    """Read the jobs that a model ran for: not those that got another job's answer."""
+    return Prepared(
+        select(last.c.model, last.c.project_id, last.c.prompt_bytes, last.c.tokens)
+        .select_from(each)
+        .join(last, true())
+        .where(
+            last.c.status.in_(SUCCEEDED),
+            last.c.attempt > 0,
+            last.c.prompt_bytes > 0,
+            last.c.tokens > 0,
+            *conditions,
+        )
+    )
+
+
+def _last(conditions: Sequence[ColumnElement[bool]], order: Any) -> Any:
+    last = select(*_COLUMNS).where(*conditions).order_by(order.desc())
+    return last.limit(bindparam("count", type_=Integer)).lateral("last")
+
+
+def _recent() -> Prepared:
+    names = func.unnest(_MODELS).table_valued("model").render_derived()
+    finished = (JobRow.model == names.c.model, JobRow.finished_at.is_not(None))
+    return _read(names, _last(finished, JobRow.finished_at))
+
+
+def _of_projects() -> Prepared:
+    ids = bindparam("projects", type_=ARRAY(BigInteger))
+    numbers = func.unnest(ids).table_valued("project_id").render_derived()
+    last = _last((JobRow.project_id == numbers.c.project_id,), JobRow.id)
+    return _read(numbers, last, last.c.model == func.any(_MODELS))
+
+
+_RECENT = _recent()
+_OF_PROJECTS = _of_projects()
+
+
 class UsageStore(Store):
     """Reads recent usage from PostgreSQL."""
 
@@ -37,9 +77,7 @@ class UsageStore(Store):
 
         One scan of the index `jobs_finished` per model, of at most `SAMPLE` rows.
         """
-        names = func.unnest(bindparam("models", list(models), type_=ARRAY(Text))).table_valued("model").render_derived()
-        finished = (JobRow.model == names.c.model, JobRow.finished_at.is_not(None))
-        return await self._read(names, _last(finished, JobRow.finished_at, SAMPLE))
+        return _by_model(await _RECENT.run(self._engine, {"models": list(models), "count": SAMPLE}))
 
     async def of_projects(self, models: Sequence[str], projects: Sequence[int]) -> Prompts:
         """The prompts of each project's last jobs of these models that succeeded, at most `SAMPLE` of a model.
@@ -48,32 +86,13 @@ class UsageStore(Store):
         """
         if not projects:
             return {}
-        ids = bindparam("projects", list(projects), type_=ARRAY(BigInteger))
-        numbers = func.unnest(ids).table_valued("project_id").render_derived()
-        last = _last((JobRow.project_id == numbers.c.project_id,), JobRow.id, SEARCHED)
-        known = last.c.model == func.any(bindparam("models", list(models), type_=ARRAY(Text)))
-        return {key: prompts[:SAMPLE] for key, prompts in (await self._read(numbers, last, known)).items()}
-
-    async def _read(self, each: Any, last: Any, *conditions: ColumnElement[bool]) -> Prompts:
-        """Read the jobs that a model ran for: not those that got another job's answer."""
-        statement: Select[Any] = (
-            select(last.c.model, last.c.project_id, last.c.prompt_bytes, last.c.tokens)
-            .select_from(each)
-            .join(last, true())
-            .where(
-                last.c.status.in_(SUCCEEDED),
-                last.c.attempt > 0,
-                last.c.prompt_bytes > 0,
-                last.c.tokens > 0,
-                *conditions,
-            )
-        )
-        found: Prompts = {}
-        async with self._engine.connect() as connection:
-            for model, project_id, size, tokens in await connection.execute(statement):
-                found.setdefault((model, project_id), []).append((size, tokens))
-        return found
+        parameters = {"models": list(models), "projects": list(projects), "count": SEARCHED}
+        rows = await _OF_PROJECTS.run(self._engine, parameters)
+        return {key: prompts[:SAMPLE] for key, prompts in _by_model(rows).items()}
 
 
-def _last(conditions: Sequence[ColumnElement[bool]], order: Any, count: int) -> Any:
-    return select(*_COLUMNS).where(*conditions).order_by(order.desc()).limit(count).lateral("last")
+def _by_model(rows: Iterable[Any]) -> Prompts:
+    found: Prompts = {}
+    for row in rows:
+        found.setdefault((row.model, row.project_id), []).append((row.prompt_bytes, row.tokens))
+    return found

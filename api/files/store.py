@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
 )
@@ -28,6 +29,7 @@ from shared.domain.errors import FileInUse
 from shared.domain.ids import is_id, new_id, region_of
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, readable, seconds
 from shared.postgres.tables import BatchRow, FileRow
 
@@ -130,16 +132,7 @@ class FileStore(Store):
 
         The caller then deletes their blobs. No batch can be created from an expired file in the meantime.
         """
-        due = (
-            select(FileRow.id)
-            .where(FileRow.expires_at <= func.clock_timestamp(), ~_in_use(FileRow.id))
-            .limit(EXPIRE_LIMIT)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        async with self._engine.connect() as connection:
-            deleted = await connection.execute(delete(FileRow).where(FileRow.id.in_(due)).returning(FileRow.id))
-            return list(deleted.scalars())
+        return [row.id for row in await _EXPIRE.run(self._engine, {})]
 
     async def orphans(self, names: Sequence[str]) -> list[str]:
         """Return the file ids among these names that this region created and that have no row."""
@@ -196,3 +189,18 @@ def _file(row: Row[Any]) -> StoredFile:
             created_at=row.created_at,
             expires_at=row.expires_at,
         )
+
+
+_EXPIRE = Prepared(
+    delete(FileRow)
+    .where(
+        FileRow.id.in_(
+            select(FileRow.id)
+            .where(FileRow.expires_at <= func.clock_timestamp(), ~_in_use(FileRow.id))
+            .limit(literal_column(str(EXPIRE_LIMIT)))
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+    )
+    .returning(FileRow.id)
+)

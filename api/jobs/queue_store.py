@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -175,6 +176,27 @@ def _pace() -> Prepared:
     )
 
 
+@lru_cache(maxsize=16)
+def _orders(adapters: tuple[tuple[str, str], ...]) -> Prepared:
+    """`adapters`: the names of adapters, and the models whose queues their jobs lie on."""
+    queue: Any = JobRow.model
+    if adapters:
+        queue = case(dict(adapters), value=JobRow.model, else_=JobRow.model).label("model")
+    position = func.row_number().over(partition_by=queue, order_by=(JobRow.priority, JobRow.id)) - 1
+    waiting = (
+        select(queue, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
+        .where(IS_QUEUED, JobRow.follows.is_(None), _IN_QUEUE)
+        .subquery()
+    )
+    known = or_(waiting.c.position < EXACT, waiting.c.position % STEP == 0)
+    return Prepared(
+        select(waiting, ModelPauseRow.model.is_not(None).label("paused"))
+        .join_from(waiting, ModelPauseRow, ModelPauseRow.model == waiting.c.model, isouter=True)
+        .where(known)
+        .order_by(waiting.c.model, waiting.c.position)
+    )
+
+
 # Routes wait for these, or share their process's time with them.
 _POSITION = _position()
 _PACE = _pace()
@@ -219,34 +241,13 @@ class QueueStore(Store):
         queues = {self._queue_of(model): QueueOrder() for model in models}
         names = {name: queue for queue in queues for name in self._names_on(queue)}
         adapters = {name: queue for name, queue in names.items() if name != queue}
-        queue: Any = JobRow.model
-        if adapters:
-            queue = case(adapters, value=JobRow.model, else_=JobRow.model).label("model")
-        position = func.row_number().over(partition_by=queue, order_by=(JobRow.priority, JobRow.id)) - 1
-        waiting = (
-            select(queue, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
-            .where(
-                IS_QUEUED,
-                JobRow.follows.is_(None),
-                JobRow.model == func.any(bindparam("models", list(names), type_=ARRAY(Text))),
-            )
-            .subquery()
-        )
-        known = or_(waiting.c.position < EXACT, waiting.c.position % STEP == 0)
-        statement = (
-            select(waiting, ModelPauseRow.model.is_not(None).label("paused"))
-            .join_from(waiting, ModelPauseRow, ModelPauseRow.model == waiting.c.model, isouter=True)
-            .where(known)
-            .order_by(waiting.c.model, waiting.c.position)
-        )
-        async with self._engine.connect() as connection:
-            for model, priority, job_id, not_before, number, paused in await connection.execute(statement):
-                order = queues[model]
-                order.keys.append((priority, job_id))
-                order.positions.append(number)
-                order.paused = paused
-                if not_before is not None:
-                    order.not_before[job_id] = not_before
+        for row in await _orders(tuple(sorted(adapters.items()))).run(self._engine, {"models": list(names)}):
+            order = queues[row.model]
+            order.keys.append((row.priority, row.id))
+            order.positions.append(row.position)
+            order.paused = row.paused
+            if row.not_before is not None:
+                order.not_before[row.id] = row.not_before
         return {model: queues[self._queue_of(model)] for model in models}
 
     async def pace(self, model: str) -> ServiceRate:

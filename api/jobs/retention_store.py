@@ -4,14 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, ScalarSelect, Text, and_, delete, exists, func, literal, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    Integer,
+    ScalarSelect,
+    Text,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.domain.job import TERMINAL
 from shared.postgres.job_purge import IS_UNSHARED, MAY_BE_SHARED, delete_entries, purge_statement, release_statement
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.summary_deletion import WAS_DISCARDED
 from shared.postgres.tables import BatchRow, JobRow, ResponseRow, SummaryRow
+
+_LIMIT = bindparam("limit", type_=Integer)
+_LONG_AGO = func.now() - seconds(bindparam("older_than_s", type_=Double))
+
+
+def _ended() -> Prepared:
+    unfinished = exists().where(BatchRow.id == JobRow.batch_id, BatchRow.ended_at.is_(None))
+    is_kept = and_(JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), ~IS_UNSHARED)
+    return Prepared(
+        select(JobRow.id, and_(MAY_BE_SHARED, JobRow.deleted_at.is_(None)).label("may_be_shared"))
+        .where(JobRow.finished_at < _LONG_AGO, ~unfinished, ~is_kept)
+        .order_by(JobRow.finished_at)
+        .limit(_LIMIT)
+    )
+
+
+def _purge_discarded() -> Prepared:
+    discarded = (
+        select(JobRow.id)
+        .where(WAS_DISCARDED, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
+        .limit(_LIMIT)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return Prepared(purge_statement(JobRow.id.in_(discarded)))
+
+
+def _release_answers() -> Prepared:
+    kept = (
+        select(JobRow.id)
+        .where(JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), IS_UNSHARED)
+        .limit(_LIMIT)
+        .with_for_update(skip_locked=True, of=JobRow)
+        .scalar_subquery()
+    )
+    return Prepared(release_statement(JobRow.id.in_(kept)).returning(JobRow.id))
+
+
+def _delete_unused_summaries() -> Prepared:
+    key = (SummaryRow.project_id, SummaryRow.model, SummaryRow.sha256)
+    old = (
+        select(*key)
+        .where(SummaryRow.used_at < _LONG_AGO)
+        .order_by(SummaryRow.used_at)
+        .limit(_LIMIT)
+        .with_for_update(skip_locked=True)
+    )
+    return Prepared(delete(SummaryRow).where(tuple_(*key).in_(old)).returning(SummaryRow.sha256))
+
+
+def _purge_unstored() -> Prepared:
+    old = (
+        select(ResponseRow.job_id)
+        .join(JobRow, JobRow.id == ResponseRow.job_id)
+        .where(~ResponseRow.stored, JobRow.status.in_(TERMINAL), JobRow.finished_at < _LONG_AGO)
+        .limit(_LIMIT)
+        .with_for_update(skip_locked=True, of=JobRow)
+        .scalar_subquery()
+    )
+    return Prepared(purge_statement(JobRow.id.in_(old)))
+
+
+_ENDED = _ended()
+_PURGE_DISCARDED = _purge_discarded()
+_RELEASE_ANSWERS = _release_answers()
+_DELETE_UNUSED_SUMMARIES = _delete_unused_summaries()
+_PURGE_UNSTORED = _purge_unstored()
 
 
 class RetentionStore(Store):
@@ -24,16 +107,10 @@ class RetentionStore(Store):
         The jobs of an unfinished batch are kept, because its result files are written from them. A job whose answer the
         response cache may have given to others is purged first, so that no more get it, and deleted after those.
         """
-        unfinished = exists().where(BatchRow.id == JobRow.batch_id, BatchRow.ended_at.is_(None))
-        is_kept = and_(JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), ~IS_UNSHARED)
-        old = (
-            select(JobRow.id, and_(MAY_BE_SHARED, JobRow.deleted_at.is_(None)).label("may_be_shared"))
-            .where(JobRow.finished_at < func.now() - seconds(older_than_s), ~unfinished, ~is_kept)
-            .order_by(JobRow.finished_at)
-            .limit(limit)
-        )
+        due = await _ENDED.run(self._engine, {"older_than_s": older_than_s, "limit": limit})
+        if not due:
+            return 0
         async with self._engine.connect() as connection:
-            due = (await connection.execute(old)).all()
             shared = self._locked(row.id for row in due if row.may_be_shared)
             purged = (await connection.execute(purge_statement(JobRow.id.in_(shared)))).scalars().all()
             unshared = self._locked(
@@ -45,15 +122,7 @@ class RetentionStore(Store):
 
     async def purge_discarded(self, limit: int) -> int:
         """Purge the jobs of summaries that were deleted while they ran. Returns their number."""
-        discarded = (
-            select(JobRow.id)
-            .where(WAS_DISCARDED, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        async with self._engine.connect() as connection:
-            return len((await connection.execute(purge_statement(JobRow.id.in_(discarded)))).all())
+        return len(await _PURGE_DISCARDED.run(self._engine, {"limit": limit}))
 
     @staticmethod
     def _locked(job_ids: Iterable[str], *conditions: ColumnElement[bool]) -> ScalarSelect[str]:
@@ -63,45 +132,16 @@ class RetentionStore(Store):
 
     async def release_answers(self, limit: int) -> int:
         """Delete output and log of deleted jobs whose answers no other jobs have any more. Returns their number."""
-        kept = (
-            select(JobRow.id)
-            .where(JobRow.deleted_at.is_not(None), JobRow.log.is_not(None), IS_UNSHARED)
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=JobRow)
-            .scalar_subquery()
-        )
-        async with self._engine.connect() as connection:
-            return (await connection.execute(release_statement(JobRow.id.in_(kept)))).rowcount
+        return len(await _RELEASE_ANSWERS.run(self._engine, {"limit": limit}))
 
     async def delete_unused_summaries(self, older_than_s: float, limit: int) -> int:
         """Delete summaries of conversations that were last used more than `older_than_s` ago. Returns their number."""
-        key = (SummaryRow.project_id, SummaryRow.model, SummaryRow.sha256)
-        old = (
-            select(*key)
-            .where(SummaryRow.used_at < func.now() - seconds(older_than_s))
-            .order_by(SummaryRow.used_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        async with self._engine.connect() as connection:
-            return (await connection.execute(delete(SummaryRow).where(tuple_(*key).in_(old)))).rowcount
+        parameters = {"older_than_s": older_than_s, "limit": limit}
+        return len(await _DELETE_UNUSED_SUMMARIES.run(self._engine, parameters))
 
     async def purge_unstored(self, older_than_s: float, limit: int) -> int:
         """Purge input and output of responses with `store` false that ended more than `older_than_s` ago.
 
         Returns their number.
         """
-        old = (
-            select(ResponseRow.job_id)
-            .join(JobRow, JobRow.id == ResponseRow.job_id)
-            .where(
-                ~ResponseRow.stored,
-                JobRow.status.in_(TERMINAL),
-                JobRow.finished_at < func.now() - seconds(older_than_s),
-            )
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=JobRow)
-            .scalar_subquery()
-        )
-        async with self._engine.connect() as connection:
-            return len((await connection.execute(purge_statement(JobRow.id.in_(old)))).all())
+        return len(await _PURGE_UNSTORED.run(self._engine, {"older_than_s": older_than_s, "limit": limit}))

@@ -37,6 +37,7 @@ from shared.domain.errors import Conflict, UnreadableRow
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
 
@@ -211,28 +212,8 @@ class ApiKeyStore(Store):
         return found
 
     async def _find(self, digests: Sequence[str]) -> list[ValidKey | UnreadableRow | None]:
-        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), key_is_valid())
-        stale = (
-            select(ApiKeyRow.id)
-            .where(
-                *valid,
-                or_(
-                    ApiKeyRow.last_used_at.is_(None),
-                    ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
-                ),
-            )
-            .with_for_update(skip_locked=True, key_share=True)
-            .scalar_subquery()
-        )
-        used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
-        statement = (
-            select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
-            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
-            .where(*valid)
-            .add_cte(used.cte("used"))
-        )
-        async with self._engine.connect() as connection:
-            found = {row.sha256: read_valid_key(row) for row in await connection.execute(statement)}
+        rows = await _FIND.run(self._engine, {"digests": list(digests)})
+        found = {row.sha256: read_valid_key(row) for row in rows}
         return [found.get(sha256) for sha256 in digests]
 
     async def principal(self, owner: Owner) -> Principal:
@@ -254,10 +235,8 @@ class ApiKeyStore(Store):
 
     async def valid_scopes(self, key_ids: Iterable[int]) -> dict[int, frozenset[Scope]]:
         """Return the scopes of those keys that are neither revoked nor expired."""
-        ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
-        statement = select(ApiKeyRow.id, ApiKeyRow.scopes).where(ApiKeyRow.id == func.any(ids), key_is_valid())
-        async with self._engine.connect() as connection:
-            return {row.id: frozenset(_scopes(row)) for row in await connection.execute(statement)}
+        rows = await _VALID_SCOPES.run(self._engine, {"ids": list(key_ids)})
+        return {row.id: frozenset(_scopes(row)) for row in rows}
 
     async def all(self) -> Sequence[ApiKey]:
         """Return all keys, oldest first."""
@@ -418,6 +397,37 @@ def _listed() -> Any:
         .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
         .order_by(ApiKeyRow.id)
     )
+
+
+def _find() -> Prepared:
+    valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", type_=ARRAY(Text))), key_is_valid())
+    stale = (
+        select(ApiKeyRow.id)
+        .where(
+            *valid,
+            or_(
+                ApiKeyRow.last_used_at.is_(None),
+                ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
+            ),
+        )
+        .with_for_update(skip_locked=True, key_share=True)
+        .scalar_subquery()
+    )
+    used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
+    return Prepared(
+        select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
+        .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+        .where(*valid)
+        .add_cte(used.cte("used"))
+    )
+
+
+_FIND = _find()
+_VALID_SCOPES = Prepared(
+    select(ApiKeyRow.id, ApiKeyRow.scopes).where(
+        ApiKeyRow.id == func.any(bindparam("ids", type_=ARRAY(BigInteger))), key_is_valid()
+    )
+)
 
 
 def read_valid_key(row: Any) -> ValidKey | UnreadableRow:

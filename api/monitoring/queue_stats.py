@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, ModelPauseRow, WorkerRow
 from shared.telemetry.definitions.labels import priority_label
@@ -37,6 +38,34 @@ class QueueStats:
     paused: set[str] = field(default_factory=set)
 
 
+_JOBS = func.count().label("jobs")
+_QUEUED = Prepared(
+    select(
+        JobRow.model,
+        JobRow.priority,
+        _JOBS,
+        func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at)).label("oldest_s"),
+    )
+    .where(IS_QUEUED, JobRow.follows.is_(None))
+    .group_by(JobRow.model, JobRow.priority)
+)
+_RUNNING = Prepared(
+    select(JobRow.model, JobRow.priority, _JOBS).where(IS_RUNNING).group_by(JobRow.model, JobRow.priority)
+)
+_ALIVE = Prepared(
+    select(WorkerRow.model, WorkerRow.state, func.count().label("workers"))
+    .where(WorkerRow.lease_expires_at > func.clock_timestamp())
+    .group_by(WorkerRow.model, WorkerRow.state)
+)
+_UNREADABLE = Prepared(
+    select(JobRow.model, _JOBS).where(JobRow.unreadable_at.is_not(None), IS_QUEUED).group_by(JobRow.model)
+)
+_DEFERRED = Prepared(
+    select(JobRow.model, _JOBS).where(JobRow.not_before > func.clock_timestamp(), IS_QUEUED).group_by(JobRow.model)
+)
+_PAUSED = Prepared(select(ModelPauseRow.model))
+
+
 class QueueStatsStore(Store):
     """Reads the statistics. Each statement uses an index: of queued jobs, of running jobs, of workers."""
 
@@ -48,47 +77,20 @@ class QueueStatsStore(Store):
 
     async def read(self) -> QueueStats:
         """Read the current statistics."""
-        age = func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at))
-        queued = (
-            select(JobRow.model, JobRow.priority, func.count(), age)
-            .where(IS_QUEUED, JobRow.follows.is_(None))
-            .group_by(JobRow.model, JobRow.priority)
-        )
-        running = (
-            select(JobRow.model, JobRow.priority, func.count())
-            .where(IS_RUNNING)
-            .group_by(JobRow.model, JobRow.priority)
-        )
-        alive = (
-            select(WorkerRow.model, WorkerRow.state, func.count())
-            .where(WorkerRow.lease_expires_at > func.clock_timestamp())
-            .group_by(WorkerRow.model, WorkerRow.state)
-        )
-        unreadable = (
-            select(JobRow.model, func.count())
-            .where(JobRow.unreadable_at.is_not(None), IS_QUEUED)
-            .group_by(JobRow.model)
-        )
-        deferred = (
-            select(JobRow.model, func.count())
-            .where(JobRow.not_before > func.clock_timestamp(), IS_QUEUED)
-            .group_by(JobRow.model)
-        )
         fleet = QueueStats()
-        async with self._engine.connect() as connection:
-            for model, priority, count, oldest_s in await connection.execute(queued):
-                key = self._model_label(model), priority_label(priority)
-                fleet.waiting[key] += count
-                fleet.oldest[key] = max(fleet.oldest.get(key, 0.0), float(oldest_s))
-            for model, priority, count in await connection.execute(running):
-                fleet.running[self._model_label(model), priority_label(priority)] += count
-            for model, state, count in await connection.execute(alive):
-                fleet.workers[self._model_label(model), state] += count
-            for model, count in await connection.execute(unreadable):
-                fleet.unreadable[self._model_label(model)] += count
-            for model, count in await connection.execute(deferred):
-                fleet.deferred[self._model_label(model)] += count
-            fleet.paused.update((await connection.execute(select(ModelPauseRow.model))).scalars())
+        for row in await _QUEUED.run(self._engine, {}):
+            key = self._model_label(row.model), priority_label(row.priority)
+            fleet.waiting[key] += row.jobs
+            fleet.oldest[key] = max(fleet.oldest.get(key, 0.0), float(row.oldest_s))
+        for row in await _RUNNING.run(self._engine, {}):
+            fleet.running[self._model_label(row.model), priority_label(row.priority)] += row.jobs
+        for row in await _ALIVE.run(self._engine, {}):
+            fleet.workers[self._model_label(row.model), row.state] += row.workers
+        for row in await _UNREADABLE.run(self._engine, {}):
+            fleet.unreadable[self._model_label(row.model)] += row.jobs
+        for row in await _DEFERRED.run(self._engine, {}):
+            fleet.deferred[self._model_label(row.model)] += row.jobs
+        fleet.paused.update(row.model for row in await _PAUSED.run(self._engine, {}))
         return fleet
 
     def _model_label(self, model: str) -> str:

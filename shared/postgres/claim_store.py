@@ -8,10 +8,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Boolean, Text, bindparam, case, delete, exists, func, literal, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Double,
+    Text,
+    bindparam,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import aliased
 
 from shared.domain.errors import UnreadableRow
@@ -29,7 +44,7 @@ from shared.postgres.job_ends import EndStatements, result_record
 from shared.postgres.job_rows import COLUMNS, LOST, read_job
 from shared.postgres.prepared import Prepared
 from shared.postgres.rerouting import Move, ReroutingStore
-from shared.postgres.store import seconds
+from shared.postgres.store import json_text, seconds
 from shared.postgres.tables import JobRow, ModelPauseRow, ProjectRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
@@ -116,11 +131,47 @@ _FINISH = EndStatements(JobRow.worker == _OWNER, IS_RUNNING)
 _HAND_OVER = EndStatements(JobRow.worker == _OWNER, IS_RUNNING, claimant=_OWNER)
 
 
-# The columns of a worker that each heartbeat writes.
+# The columns of a worker that each heartbeat writes, besides its lease.
 _BEAT = (
-    "slots", "running", "state", "lease_expires_at", "breaker_since", "breaker_reason", "version", "options", "waiting",
-    "kv_cache_usage", "tokens_per_s", "last_error",
+    "slots", "running", "state", "breaker_since", "breaker_reason", "version", "options", "waiting", "kv_cache_usage",
+    "tokens_per_s", "last_error",
 )  # fmt: skip
+_LEASE_END = func.clock_timestamp() + seconds(bindparam("lease_s", type_=Double))
+
+
+def _new_value(name: str) -> Any:
+    kind = WorkerRow.__table__.c[name].type
+    if isinstance(kind, JSONB):
+        return cast(bindparam(f"new_{name}", type_=Text), JSONB)
+    return bindparam(f"new_{name}", type_=kind)
+
+
+def _heartbeat() -> Prepared:
+    renew = upsert(WorkerRow).values(
+        id=_OWNER,
+        lease_expires_at=_LEASE_END,
+        state_since=func.clock_timestamp(),
+        **{name: _new_value(name) for name in ("model", *_BEAT)},
+    )
+    changed = WorkerRow.state.is_distinct_from(renew.excluded.state)
+    renewed = renew.on_conflict_do_update(
+        index_elements=[WorkerRow.id],
+        set_={
+            **{name: renew.excluded[name] for name in ("lease_expires_at", *_BEAT)},
+            "state_since": case((changed, renew.excluded.state_since), else_=WorkerRow.state_since),
+        },
+    )
+    return Prepared(
+        renewed.returning(
+            WorkerRow.drain_requested_at.is_not(None).label("drain"),
+            exists().where(ModelPauseRow.model == WorkerRow.model).correlate(WorkerRow).label("paused"),
+        )
+    )
+
+
+_HEARTBEAT = _heartbeat()
+_RENEW_LEASE = Prepared(update(WorkerRow).where(WorkerRow.id == _OWNER).values(lease_expires_at=_LEASE_END))
+_LIST_CLAIMS = Prepared(select(JobRow.id, JobRow.attempt, JobRow.status).where(JobRow.worker == _OWNER, IS_RUNNING))
 
 
 class ClaimStore(ReroutingStore):
@@ -340,48 +391,34 @@ class ClaimStore(ReroutingStore):
         report: WorkerReport = NO_REPORT,
     ) -> HeartbeatReply:
         """Renew the lease and report on the worker; return its claims and its orders."""
-        expires = func.clock_timestamp() + seconds(lease_s)
-        renew = upsert(WorkerRow).values(
-            id=self._worker,
-            model=model,
-            slots=slots,
-            running=running,
-            state=state.value,
-            lease_expires_at=expires,
-            breaker_since=breaker and breaker.since,
-            breaker_reason=breaker and breaker.reason,
-            state_since=func.clock_timestamp(),
-            version=report.version,
-            options=report.options,
-            waiting=report.waiting,
-            kv_cache_usage=report.kv_cache_usage,
-            tokens_per_s=report.tokens_per_s,
-            last_error=report.last_error,
-        )
-        changed = WorkerRow.state.is_distinct_from(renew.excluded.state)
-        renewed = renew.on_conflict_do_update(
-            index_elements=[WorkerRow.id],
-            set_={
-                **{name: renew.excluded[name] for name in _BEAT},
-                "state_since": case((changed, renew.excluded.state_since), else_=WorkerRow.state_since),
-            },
-        ).returning(
-            WorkerRow.drain_requested_at.is_not(None).label("drain"),
-            exists().where(ModelPauseRow.model == WorkerRow.model).correlate(WorkerRow).label("paused"),
-        )
-        async with self._engine.connect() as connection:
-            orders = (await connection.execute(renewed)).one()
-            return HeartbeatReply(await self._list_claims(connection), orders.drain, orders.paused)
+        parameters = {
+            "owner": self._worker,
+            "lease_s": lease_s,
+            "new_model": model,
+            "new_slots": slots,
+            "new_running": running,
+            "new_state": state.value,
+            "new_breaker_since": breaker and breaker.since,
+            "new_breaker_reason": breaker and breaker.reason,
+            "new_version": report.version,
+            "new_options": json_text(report.options),
+            "new_waiting": report.waiting,
+            "new_kv_cache_usage": report.kv_cache_usage,
+            "new_tokens_per_s": report.tokens_per_s,
+            "new_last_error": report.last_error,
+        }
+        (orders,) = await _HEARTBEAT.run(self._engine, parameters)
+        # Read afterwards: a claim of this worker that was revoked before the lease was renewed must not be among them.
+        return HeartbeatReply(await self.list_claims(), orders.drain, orders.paused)
 
     async def renew_lease(self, lease_s: float) -> None:
         """Extend this worker's lease, if it has one: a lease that was ended stays ended."""
-        expires = func.clock_timestamp() + seconds(lease_s)
-        await self._changes(update(WorkerRow).where(WorkerRow.id == self._worker).values(lease_expires_at=expires))
+        await _RENEW_LEASE.run(self._engine, {"owner": self._worker, "lease_s": lease_s})
 
     async def list_claims(self) -> list[Claim]:
         """Return the running jobs that this worker owns."""
-        async with self._engine.connect() as connection:
-            return await self._list_claims(connection)
+        rows = await _LIST_CLAIMS.run(self._engine, {"owner": self._worker})
+        return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in rows]
 
     async def end_lease(self, *, drained: bool = False) -> None:
         """End this worker's lease immediately. The row of a worker that was `drained` is kept for operators."""
@@ -391,7 +428,3 @@ class ClaimStore(ReroutingStore):
         now = func.clock_timestamp()
         values = {"state": WorkerState.DRAINED.value, "state_since": now, "lease_expires_at": now, "running": 0}
         await self._changes(update(WorkerRow).where(WorkerRow.id == self._worker).values(values))
-
-    async def _list_claims(self, connection: AsyncConnection) -> list[Claim]:
-        claims = select(JobRow.id, JobRow.attempt, JobRow.status).where(JobRow.worker == self._worker, IS_RUNNING)
-        return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(claims)]

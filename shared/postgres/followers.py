@@ -19,7 +19,7 @@ priority. The process that ends a leader, the one that inserts a follower, and e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -368,11 +368,14 @@ def changed_rows(changed: CTE) -> Select[Any]:
     return select(*(changed.c[name] for name in CHANGE))
 
 
-def orphans(limit: int, without: Collection[str] = ()) -> Select[Any]:
-    """Select the groups of open followers that `settle_followers` ends or releases; not those in `without`."""
+def orphans(limit: int, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Select the groups of open followers that `settle_followers` ends or releases.
+
+    `conditions`: on the followers, as those whose groups are to be left out.
+    """
     groups = (
         select(JobRow.follows.label("id"), func.min(JobRow.priority).label("priority"))
-        .where(FOLLOWS, JobRow.follows.not_in(without))
+        .where(FOLLOWS, *conditions)
         .group_by(JobRow.follows)
         .subquery("groups")
     )
@@ -388,7 +391,7 @@ def orphans(limit: int, without: Collection[str] = ()) -> Select[Any]:
         select(groups.c.id)
         .join_from(groups, leader, true(), isouter=True)
         .where(func.coalesce(leader.c.leads, _FALSE).is_(_FALSE))
-        .limit(limit)
+        .limit(literal_column(str(limit), Integer))
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     CompoundSelect,
     Select,
+    Text,
     and_,
+    bindparam,
     case,
     func,
-    literal,
     literal_column,
     or_,
     select,
@@ -28,6 +30,14 @@ from shared.postgres.tables import JobRow, WorkerRow
 # could not use the partial indexes of queued and of running jobs.
 IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED.value}'")
 IS_RUNNING = JobRow.status.in_([literal_column(f"'{status.value}'") for status in RUNNING])
+
+_WITHOUT = bindparam("without", type_=ARRAY(Text))
+
+
+def is_kept(item_id: Any) -> ColumnElement[bool]:
+    """Condition: the id is not among those of the parameter `without`, an array."""
+    kept: ColumnElement[bool] = item_id != func.all(_WITHOUT)
+    return kept
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
@@ -48,7 +58,7 @@ def live_workers() -> Select[str]:
 def models_of_workers(*conditions: ColumnElement[bool]) -> CompoundSelect[str]:
     """The models that the workers under these conditions serve: their own, and its adapters, which they report."""
     adapters = WorkerRow.options[ADAPTERS]
-    reported = case((func.jsonb_typeof(adapters) == "object", adapters), else_=literal({}, JSONB))
+    reported = case((func.jsonb_typeof(adapters) == "object", adapters), else_=literal_column("'{}'::jsonb", JSONB))
     return union(
         select(WorkerRow.model.label("model")).where(*conditions),
         select(func.jsonb_object_keys(reported)).where(*conditions),
@@ -64,6 +74,6 @@ def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
     )
 
 
-def due(for_s: float = 0) -> ColumnElement[bool]:
+def due(for_s: Any = 0) -> ColumnElement[bool]:
     """Condition: the job is not deferred, or has been due again for this many seconds."""
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))

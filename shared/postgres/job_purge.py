@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, and_, case, delete, func, literal_column, or_, select, update
+from sqlalchemy import CTE, JSON, ColumnElement, and_, case, delete, func, literal_column, or_, select, update
 from sqlalchemy.orm import aliased
 
 from shared.domain.job import TERMINAL, JobStatus
 from shared.postgres.tables import CachedAnswerRow, JobRow, ResponseRow
+
+_EMPTY = literal_column("'{}'::json", JSON)
 
 
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
@@ -25,8 +27,8 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         update(JobRow)
         .where(*guards, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
         .values(
-            request={},
-            job_metadata={},
+            request=_EMPTY,
+            job_metadata=_EMPTY,
             output=case((MAY_BE_SHARED, JobRow.output)),
             log=case((MAY_BE_SHARED, JobRow.log)),
             error_message=None,

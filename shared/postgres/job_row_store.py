@@ -15,7 +15,7 @@ from shared.postgres.followers import FOLLOWS, PORTION_BYTES, Ended, FollowerCha
 from shared.postgres.job_ends import RESULTS, EndStatements, settle_statement
 from shared.postgres.job_rows import LOG, to_summary
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Store
+from shared.postgres.store import Store, build_readable
 from shared.postgres.tables import JobRow
 from shared.runtime.outages import is_database_outage
 
@@ -43,6 +43,10 @@ class JobRowStore(Store):
     async def _summaries(self, statement: Select[Any]) -> list[JobSummary]:
         """Build summaries from rows, without those that this version cannot read."""
         return await self._readable(statement, to_summary)
+
+    async def _read_summaries(self, statement: Prepared, **parameters: object) -> list[JobSummary]:
+        """As `_summaries`, with a statement that was compiled before."""
+        return build_readable(await statement.run(self._engine, parameters), to_summary)
 
     async def _end(
         self, statements: EndStatements, results: Sequence[dict[str, Any]], **values: object

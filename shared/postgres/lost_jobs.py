@@ -10,11 +10,12 @@ from typing import Any
 from sqlalchemy import (
     Boolean,
     ColumnElement,
-    Row,
+    Select,
     SmallInteger,
     Text,
     and_,
     func,
+    literal_column,
     or_,
     select,
     type_coerce,
@@ -32,6 +33,7 @@ from shared.postgres.job_conditions import IS_RUNNING, live_workers, overdue
 from shared.postgres.job_ends import EndStatements, result_record
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.job_rows import LOST, SUMMARY_COLUMNS
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records
 from shared.postgres.tables import JobRow
 
@@ -93,25 +95,35 @@ _JUDGED = Records("judged", id=Text, attempt=SmallInteger, charged=Boolean, susp
 _END_LOST = EndStatements(IS_RUNNING, JobRow.worker.endswith(LOST))
 
 
+def lost_jobs(*columns: Any) -> Select[Any]:
+    """Select the running jobs of dead workers, and those that workers have released."""
+    return select(*columns).where(_is_lost()).limit(literal_column(str(LOST_LIMIT)))
+
+
+def _is_lost() -> ColumnElement[bool]:
+    """Condition: the job is running, and its worker is dead or has released it."""
+    return and_(IS_RUNNING, JobRow.worker.not_in(live_workers()))
+
+
+_LOST = Prepared(
+    lost_jobs(
+        JobRow.id,
+        JobRow.attempt,
+        JobRow.worker,
+        JobRow.deaths,
+        JobRow.suspect,
+        JobRow.exposures,
+        or_(JobRow.status == JobStatus.CANCELLING.value, overdue()).label("ends"),
+    )
+)
+
+
 class LostJobStore(JobRowStore):
     """Reads lost jobs, and requeues or ends them."""
 
     async def lost(self) -> list[LostJob]:
         """Return the running jobs of dead workers, and those that workers have released."""
-        statement = (
-            select(
-                JobRow.id,
-                JobRow.attempt,
-                JobRow.worker,
-                JobRow.deaths,
-                JobRow.suspect,
-                JobRow.exposures,
-                or_(JobRow.status == JobStatus.CANCELLING.value, overdue()).label("ends"),
-            )
-            .where(_is_lost())
-            .limit(LOST_LIMIT)
-        )
-        return await self._all(statement, _lost_job)
+        return [_lost_job(row) for row in await _LOST.run(self._engine, {})]
 
     async def requeue_stalled(
         self, max_attempts: int, lost: Sequence[LostJob] | None = None, generated: Collection[str] = ()
@@ -217,10 +229,5 @@ class LostJobStore(JobRowStore):
         return await self._settled(job_id, ended)
 
 
-def _is_lost() -> ColumnElement[bool]:
-    """Condition: the job is running, and its worker is dead or has released it."""
-    return and_(IS_RUNNING, JobRow.worker.not_in(live_workers()))
-
-
-def _lost_job(row: Row[Any]) -> LostJob:
+def _lost_job(row: Any) -> LostJob:
     return LostJob(row.id, row.attempt, row.worker, row.deaths, row.suspect, row.exposures, row.ends)

@@ -8,15 +8,21 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
-    Row,
+    Double,
+    Integer,
+    Select,
+    SmallInteger,
+    Text,
+    bindparam,
+    column,
     func,
     literal_column,
     select,
     true,
     tuple_,
     type_coerce,
-    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -26,6 +32,7 @@ from shared.domain.errors import UnreadableRow
 from shared.domain.priorities import Hint
 from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING, due
 from shared.postgres.job_rows import COLUMNS, read_job
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, Timestamp, UpstreamCancellationRow
 
@@ -38,6 +45,70 @@ class Withheld:
     since: datetime
 
 
+def _released(*conditions: ColumnElement[bool]) -> Prepared:
+    """The next queued jobs of the models `models`, in the order of service. Jobs that a dispatcher withholds are not
+    among them: they have no message that could be lost.
+    """
+    limit = bindparam("limit", type_=Integer)
+    # An index has the order of each model's jobs, but not that of several models'.
+    names = func.unnest(bindparam("models", type_=ARRAY(Text)))
+    models = names.table_valued(column("model", Text)).render_derived(name="models")
+    of_one = (
+        select(JobRow.id, JobRow.model, JobRow.priority)
+        .where(IS_QUEUED, JobRow.model == models.c.model, JobRow.dispatched_at.is_not(None), *conditions)
+        .order_by(JobRow.priority, JobRow.id)
+        .limit(limit)
+        .lateral("of_one")
+    )
+    found = select(of_one).join_from(models, of_one, true())
+    return Prepared(found.order_by(of_one.c.priority, of_one.c.id).limit(limit))
+
+
+def _waiting() -> Prepared:
+    older_than_s = bindparam("older_than_s", type_=Double)
+    return _released(
+        JobRow.priority.between(
+            bindparam("most_urgent", type_=SmallInteger), bindparam("least_urgent", type_=SmallInteger)
+        ),
+        JobRow.created_at < func.now() - seconds(older_than_s),
+        due(older_than_s),
+    )
+
+
+def _queued_before() -> Prepared:
+    due_for_s = bindparam("due_for_s", type_=Double)
+    requeued_at = sql_cast(type_coerce(JobRow.attempts, JSONB)[-1]["ended_at"].astext, Timestamp)
+    long_ago = func.clock_timestamp() - seconds(due_for_s)
+    return _released(
+        JobRow.priority == bindparam("priority", type_=SmallInteger),
+        JobRow.id < bindparam("before", type_=Text),
+        JobRow.dispatched_at <= long_ago,
+        due(due_for_s),
+        func.coalesce(requeued_at <= long_ago, true()),
+    )
+
+
+def withheld_for(older_than_s: Any) -> Select[str, datetime | None]:
+    """Select the queued jobs that a worker has withheld as unreadable for so long, the oldest first."""
+    return (
+        select(JobRow.id, JobRow.unreadable_at)
+        .where(IS_QUEUED, JobRow.unreadable_at < func.now() - seconds(older_than_s))
+        .order_by(JobRow.unreadable_at, JobRow.id)
+    )
+
+
+_WAITING = _waiting()
+_QUEUED_BEFORE = _queued_before()
+_ALL_WITHHELD = withheld_for(bindparam("withheld_for_s", type_=Double)).limit(bindparam("limit", type_=Integer))
+_WITHHELD = Prepared(_ALL_WITHHELD)
+_WITHHELD_AFTER = Prepared(
+    _ALL_WITHHELD.where(
+        tuple_(JobRow.unreadable_at, JobRow.id)
+        > tuple_(bindparam("since", type_=Timestamp), bindparam("job", type_=Text))
+    )
+)
+
+
 class MessageStore(Store):
     """Reads queued jobs without a message, and releases those that were withheld."""
 
@@ -46,13 +117,11 @@ class MessageStore(Store):
 
         A deferred job is among them once it has been due for `older_than_s`: its worker sends its message by then.
         """
-        return await self._released(
-            models,
-            JobRow.priority.between(priorities[0], priorities[-1]),
-            JobRow.created_at < func.now() - seconds(older_than_s),
-            due(older_than_s),
-            limit=limit,
-        )
+        parameters = {
+            "models": list(models), "limit": limit, "older_than_s": older_than_s, "most_urgent": priorities[0],
+            "least_urgent": priorities[-1],
+        }  # fmt: skip
+        return [_hint(row) for row in await _WAITING.run(self._engine, parameters)]
 
     async def queued_before(
         self, models: Sequence[str], priority: int, before: str, *, due_for_s: float, limit: int
@@ -61,41 +130,10 @@ class MessageStore(Store):
 
         A job that was deferred, requeued or released later is among them once it has been due for `due_for_s`.
         """
-        requeued_at = sql_cast(type_coerce(JobRow.attempts, JSONB)[-1]["ended_at"].astext, Timestamp)
-        long_ago = func.clock_timestamp() - seconds(due_for_s)
-        return await self._released(
-            models,
-            JobRow.priority == priority,
-            JobRow.id < before,
-            JobRow.dispatched_at <= long_ago,
-            due(due_for_s),
-            func.coalesce(requeued_at <= long_ago, True),
-            limit=limit,
-        )
-
-    async def _released(self, models: Sequence[str], *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
-        """Return queued jobs of these models in the order of service. Jobs that a dispatcher withholds are not among
-        them: they have no message that could be lost."""
-
-        def of(model: str) -> Any:
-            return (
-                select(JobRow.id, JobRow.model, JobRow.priority)
-                .where(
-                    IS_QUEUED,
-                    JobRow.model == model,
-                    JobRow.dispatched_at.is_not(None),
-                    *conditions,
-                )
-                .order_by(JobRow.priority, JobRow.id)
-                .limit(limit)
-            )
-
-        if len(models) == 1:
-            return await self._all(of(models[0]), _hint)
-        # An index has the order of each model's jobs, but not that of several models'.
-        found = union_all(*(select(of(model).subquery()) for model in models)).subquery()
-        ordered = select(found).order_by(found.c.priority, found.c.id).limit(limit)
-        return await self._all(ordered, _hint)
+        parameters = {
+            "models": list(models), "limit": limit, "due_for_s": due_for_s, "priority": priority, "before": before,
+        }  # fmt: skip
+        return [_hint(row) for row in await _QUEUED_BEFORE.run(self._engine, parameters)]
 
     async def has_unfinished(self, model: str) -> bool:
         """Whether a model has jobs that run anywhere, or that are queued and can be read by this version, or requests
@@ -115,15 +153,12 @@ class MessageStore(Store):
 
     async def withheld(self, older_than_s: float, *, after: Withheld | None, limit: int) -> list[Withheld]:
         """Return the queued jobs that a worker withheld as unreadable, the oldest first: those after `after`."""
-        statement = (
-            select(JobRow.id, JobRow.unreadable_at)
-            .where(IS_QUEUED, JobRow.unreadable_at < func.now() - seconds(older_than_s))
-            .order_by(JobRow.unreadable_at, JobRow.id)
-            .limit(limit)
-        )
-        if after is not None:
-            statement = statement.where(tuple_(JobRow.unreadable_at, JobRow.id) > (after.since, after.job_id))
-        return await self._all(statement, lambda row: Withheld(row.id, row.unreadable_at))
+        if after is None:
+            rows = await _WITHHELD.run(self._engine, {"withheld_for_s": older_than_s, "limit": limit})
+        else:
+            parameters = {"withheld_for_s": older_than_s, "limit": limit, "since": after.since, "job": after.job_id}
+            rows = await _WITHHELD_AFTER.run(self._engine, parameters)
+        return [Withheld(row.id, row.unreadable_at) for row in rows]
 
     async def release_if_readable(self, job_id: str) -> Hint | None:
         """Release a withheld job to the queue if this version can read it."""
@@ -143,5 +178,5 @@ class MessageStore(Store):
         return await self._one(release, _hint)
 
 
-def _hint(row: Row[Any]) -> Hint:
+def _hint(row: Any) -> Hint:
     return Hint(row.id, row.model, row.priority)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     SmallInteger,
     Text,
     bindparam,
@@ -40,6 +40,7 @@ from shared.postgres.followers import (
 from shared.postgres.job_attempts import ended_attempt
 from shared.postgres.job_conditions import models_of_workers
 from shared.postgres.job_row_store import JobRowStore
+from shared.postgres.prepared import Prepared
 from shared.postgres.tables import JobRow, ModelPauseRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
 
@@ -62,11 +63,42 @@ class Move:
         return None if self.job.decisions.route is None else self.job.decisions.route.conversation
 
 
-def is_movable(to: Collection[str]) -> ColumnElement[bool]:
-    """Condition: one of these models may take over the job, which has no token that its row knows of."""
+def is_movable(to: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Condition: one of these models may take over the job, which has no token that its row knows of.
+
+    `to`: an array of texts.
+    """
     fallbacks: Any = JobRow.decisions["route"]["fallbacks"]
-    takes_over: ColumnElement[bool] = fallbacks.has_any(sql_cast(list(to), ARRAY(Text)))
+    takes_over: ColumnElement[bool] = fallbacks.has_any(to)
     return takes_over & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
+
+
+_IS_LIVE = WorkerRow.lease_expires_at > func.clock_timestamp()
+
+
+def served_models() -> CompoundSelect[str]:
+    """Select the models with a live worker whose engine has started."""
+    return models_of_workers(_IS_LIVE, WorkerRow.state != WorkerState.LOADING.value)
+
+
+def paused_models() -> CompoundSelect[Any]:
+    """Select the models whose queue is paused.
+
+    The queue of a paused model is also that of its adapters, which its workers report.
+    """
+    pauses = select(ModelPauseRow.model)
+    return union(pauses, select(models_of_workers(_IS_LIVE, WorkerRow.model.in_(pauses)).subquery()))
+
+
+def _availability() -> Prepared:
+    accepting = models_of_workers(
+        _IS_LIVE, WorkerRow.state == WorkerState.READY.value, WorkerRow.breaker_since.is_(None)
+    ).subquery()
+    found = union_all(select(accepting, false().label("paused")), select(paused_models().subquery(), true())).subquery()
+    return Prepared(select(found.c.model, found.c.paused))
+
+
+_AVAILABILITY = _availability()
 
 
 class ReroutingStore(JobRowStore):
@@ -74,17 +106,9 @@ class ReroutingStore(JobRowStore):
 
     async def availability(self) -> Availability:
         """The models that have a worker which accepts jobs, and those whose queues are paused."""
-        is_live = WorkerRow.lease_expires_at > func.clock_timestamp()
-        accepting = models_of_workers(
-            is_live, WorkerRow.state == WorkerState.READY.value, WorkerRow.breaker_since.is_(None)
-        ).subquery()
-        # The queue of a paused model is also that of its adapters, which its workers report.
-        pauses = select(ModelPauseRow.model)
-        waiting = union(pauses, select(models_of_workers(is_live, WorkerRow.model.in_(pauses)).subquery())).subquery()
-        found = union_all(select(accepting, false().label("paused")), select(waiting, true())).subquery()
-        rows = await self._all(select(found.c.model, found.c.paused), lambda row: (str(row.model), bool(row.paused)))
-        paused = frozenset(model for model, is_paused in rows if is_paused)
-        return Availability(frozenset(model for model, _ in rows) - paused, paused)
+        rows = await _AVAILABILITY.run(self._engine, {})
+        paused = frozenset(row.model for row in rows if row.paused)
+        return Availability(frozenset(row.model for row in rows) - paused, paused)
 
     async def _reroute(self, move: Move, *guards: ColumnElement[bool]) -> list[FollowerChange] | None:
         """Move a job if the guards hold and it has not changed since it was read; None if not.
@@ -122,7 +146,7 @@ class ReroutingStore(JobRowStore):
                 JobRow.attempt == job.attempt,
                 JobRow.model == job.model,
                 JobRow.status.in_([JobStatus.QUEUED.value, JobStatus.IN_PROGRESS.value]),
-                is_movable([move.to]),
+                is_movable(sql_cast([move.to], ARRAY(Text))),
                 *guards,
             )
             .values(values)

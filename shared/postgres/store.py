@@ -22,6 +22,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal_column,
     select,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -88,9 +89,13 @@ def json_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
+# The years, months, weeks, days, hours and minutes of an interval; not parameters, which each execution would send.
+_NO_OTHER_UNITS: list[ColumnElement[int]] = [literal_column("0")] * 6
+
+
 def seconds(count: float | ColumnElement[float]) -> Any:
     """An SQL interval of `count` seconds."""
-    return func.make_interval(0, 0, 0, 0, 0, 0, count)
+    return func.make_interval(*_NO_OTHER_UNITS, count)
 
 
 @contextmanager
@@ -143,7 +148,7 @@ class Store:
 
     async def _readable(self, statement: Any, build: Callable[[Row[Any]], T]) -> list[T]:
         """As `_all`, without the rows that this version cannot read: one row must not fail the others."""
-        return _build_readable(await self._all(statement, lambda row: row), build)
+        return build_readable(await self._all(statement, lambda row: row), build)
 
     async def _page(
         self,
@@ -166,13 +171,14 @@ class Store:
             if after is not None:
                 query = ordered.where(item_id > after if ascending else item_id < after)
             rows = await self._all(query, lambda row: row)
-            page += _build_readable(rows, build)
+            page += build_readable(rows, build)
             if len(rows) < limit or len(page) >= limit:
                 return page[:limit]
             after = rows[-1].id
 
 
-def _build_readable(rows: Sequence[Row[Any]], build: Callable[[Row[Any]], T]) -> list[T]:
+def build_readable(rows: Sequence[Any], build: Callable[[Any], T]) -> list[T]:
+    """Build a value from each row that this version can read; the others are logged."""
     values = []
     for row in rows:
         try:

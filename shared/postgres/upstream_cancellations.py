@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
-from sqlalchemy import delete, func, insert, literal_column, select, update
+from sqlalchemy import Text, bindparam, delete, func, insert, literal_column, select, update
 
 from shared.domain.events import UpstreamState
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import UpstreamCancellationRow
 
@@ -30,6 +32,30 @@ class Cancellation:
     state: UpstreamState
 
 
+@lru_cache(maxsize=16)
+def _due(limit: int, *, of_job: bool) -> Prepared:
+    row = UpstreamCancellationRow
+    # An index can be searched for `now()`, but not for `clock_timestamp()`, which changes during the search. The
+    # limit is a literal, so that a generic plan does not expect a tenth of all rows.
+    due = select(row.id).where(row.model == bindparam("model", type_=Text), row.due_at <= func.now())
+    due = due.order_by(row.due_at).limit(literal_column(str(limit)))
+    if of_job:
+        due = due.where(row.job_id == bindparam("job", type_=Text))
+    first, longest = RETRY_S
+    return Prepared(
+        update(row)
+        .where(row.id.in_(due.with_for_update(skip_locked=True)))
+        .values(
+            {
+                row.tries: row.tries + 1,
+                row.due_at: func.clock_timestamp()
+                + seconds(func.least(longest, first * func.power(2.0, func.least(row.tries, 10)))),
+            }
+        )
+        .returning(row.id, row.job_id, row.model, row.state)
+    )
+
+
 class UpstreamCancellations(Store):
     """The requests that workers of their model are to cancel. Those of jobs that end are added by `end_statement`."""
 
@@ -45,27 +71,9 @@ class UpstreamCancellations(Store):
 
         `job_id`: only those of this job.
         """
-        row = UpstreamCancellationRow
-        # An index can be searched for `now()`, but not for `clock_timestamp()`, which changes during the search. The
-        # limit is a literal, so that a generic plan does not expect a tenth of all rows.
-        due = select(row.id).where(row.model == model, row.due_at <= func.now()).order_by(row.due_at)
-        due = due.limit(literal_column(str(limit)))
-        if job_id is not None:
-            due = due.where(row.job_id == job_id)
-        first, longest = RETRY_S
-        statement = (
-            update(row)
-            .where(row.id.in_(due.with_for_update(skip_locked=True)))
-            .values(
-                {
-                    row.tries: row.tries + 1,
-                    row.due_at: func.clock_timestamp()
-                    + seconds(func.least(longest, first * func.power(2.0, func.least(row.tries, 10)))),
-                }
-            )
-            .returning(row.id, row.job_id, row.model, row.state)
-        )
-        return await self._all(statement, _cancellation)
+        parameters = {"model": model} | ({} if job_id is None else {"job": job_id})
+        rows = await _due(limit, of_job=job_id is not None).run(self._engine, parameters)
+        return [_cancellation(row) for row in rows]
 
     async def remove(self, ids: Sequence[int]) -> None:
         """Remove requests that were cancelled."""

@@ -90,6 +90,19 @@ class Sweeper:
         Without `recover`, no job is taken from a worker. A sweeper that has just started, or whose last sweep failed
         or was slow, cannot distinguish a dead worker from one that could not renew its lease in the same outage.
         """
+        requeued = 0
+        # One query is all that a process needs while there is nothing to do, as nearly always.
+        if await self._store.has_work(recover=recover, withheld_for_s=WITHHELD_S):
+            requeued = await self._do_work(recover=recover)
+        else:
+            self._last_withheld = None
+        if time.monotonic() - self._cleaned_up_at >= CLEAN_UP_INTERVAL_S:
+            await self._clean_up()
+            self._cleaned_up_at = time.monotonic()
+        return requeued
+
+    async def _do_work(self, *, recover: bool) -> int:
+        """Do all that there is to do. Returns the number of jobs that were requeued."""
         requeued = await self._recover() if recover else 0
         for job in await self._store.overdue(without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
@@ -101,9 +114,6 @@ class Sweeper:
             await self._fallbacks.move_stranded()
         await self._orphaned_followers.settle()
         await self._release_unreadable()
-        if time.monotonic() - self._cleaned_up_at >= CLEAN_UP_INTERVAL_S:
-            await self._clean_up()
-            self._cleaned_up_at = time.monotonic()
         return requeued
 
     async def _clean_up(self) -> None:

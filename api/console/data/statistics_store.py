@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from api.console.data.job_counts import counted
 from shared.postgres.engine import transaction
+from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobStatisticsRow, PastPauseRow
 
@@ -18,6 +19,7 @@ _LOCK = 0x6872_0001
 # The model of the row that says that a minute was counted.
 MARK = ""
 _EMPTY = cast(literal("{}", Text), JSONB)
+_LAST_MINUTE = Prepared(select(func.max(JobStatisticsRow.minute).label("minute")))
 
 
 class StatisticsStore(Store):
@@ -25,8 +27,8 @@ class StatisticsStore(Store):
 
     async def counted_until(self) -> datetime | None:
         """The end of the last minute that was counted."""
-        row = await self._first(select(func.max(JobStatisticsRow.minute)))
-        last: datetime | None = row[0] if row is not None else None
+        (row,) = await _LAST_MINUTE.run(self._engine, {})
+        last: datetime | None = row.minute
         return None if last is None else last + timedelta(minutes=1)
 
     async def count(self, start: datetime, end: datetime) -> bool:

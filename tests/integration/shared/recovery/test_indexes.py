@@ -152,6 +152,10 @@ CALLS: dict[str, tuple[Call, set[str]]] = {
         recovery(lambda store: store.waiting(["m"], limit=10, older_than_s=1, priorities=range(5))),
         {"jobs_queued"},
     ),
+    "waiting on several names": (
+        recovery(lambda store: store.waiting(["m", "n"], limit=10, older_than_s=1, priorities=range(5))),
+        {"jobs_queued"},
+    ),
     "deferred": (recovery(lambda store: store.deferred_for("m", 60, limit=10, without=["job_1"])), {"jobs_deferred"}),
     "movable": (recovery(lambda store: store.movable("m", 10, ["n"], without=["job_1"])), {"jobs_queued"}),
     "abandoned": (recovery(lambda store: store.abandon_cancellations(3600)), {"upstream_cancellations_created"}),
@@ -178,9 +182,24 @@ async def test_a_periodic_query_uses_indexes(database: AsyncEngine, owner: Owner
     call, indexes = CALLS[name]
     scans = await scans_of(database, owner, call, generic=generic)
     # The leader of each job is looked up by an index.
-    scans = [line for line in scans if "Subquery Scan" not in line and "using jobs_led" not in line]
+    other = ("Subquery Scan", "Function Scan", "using jobs_led")
+    scans = [line for line in scans if not any(one in line for one in other)]
     assert {index for index in indexes for line in scans if index in line} == indexes, scans
     assert len(scans) == len(indexes), scans
+
+
+@pytest.mark.parametrize("generic", [False, True])
+async def test_the_query_of_each_sweep_uses_the_indexes_of_all_that_it_looks_for(
+    database: AsyncEngine, owner: Owner, generic: bool
+) -> None:
+    call = recovery(lambda store: store.has_work(recover=True, withheld_for_s=10))
+    scans = await scans_of(database, owner, call, generic=generic)
+    assert [line for line in scans if "Seq Scan" in line] == []
+    used = {found[1] for line in scans if (found := re.search(r"(?:using|Bitmap Index Scan on) (\w+)", line))}
+    assert used == {
+        "jobs_running", "jobs_start_before", "jobs_finish_before", "jobs_pkey", "jobs_led", "jobs_following",
+        "jobs_unreadable", "jobs_queued",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("generic", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -117,9 +118,6 @@ async def test_old_rows_are_deleted_once_a_minute(clock: Clock) -> None:
     for _ in range(61):
         await sweeper.sweep(recover=False)
         clock.now += 2
-    assert [store.calls.count(name) for name in ("overdue", "delete_idempotency_keys", "delete_dead_workers")] == [
-        61,
-        3,
-        3,
-    ]
-    assert store.calls.count("abandon_cancellations") == 3
+    assert Counter(store.calls) == {
+        "has_work": 61, "delete_idempotency_keys": 3, "delete_dead_workers": 3, "abandon_cancellations": 3,
+    }, "one query in each sweep is enough to find that there is nothing to do"  # fmt: skip
