@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.postgres.engine import connect
+from shared.postgres.price_store import PriceStore
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.support.database import drop_database
@@ -22,6 +24,7 @@ from tests.support.waiting import eventually, eventually_sync
 
 SLOTS = 4
 TOKENS = 60
+PRICE = {"input": 1, "output": 2}
 
 
 def model(name: str, **fields: object) -> dict[str, object]:
@@ -31,7 +34,7 @@ def model(name: str, **fields: object) -> dict[str, object]:
 
 @pytest.fixture
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = make_stack(servers, tmp_path_factory, "reload", [model("kept"), model("removed")])
+    stack = make_stack(servers, tmp_path_factory, "reload", [model("kept", price=PRICE), model("removed")])
     stack.environment["HEADRACE_REMOVED_GRACE_S"] = "1"
     try:
         yield stack
@@ -74,6 +77,16 @@ async def count(stack: Stack, role: str, result: str) -> float:
     return (await samples(stack, role)).get(("headrace_models_reloads_total", result), 0.0)
 
 
+async def prices(stack: Stack, name: str, inputs: list[int]) -> bool:
+    """Whether these are the prices of a model's input, from the first one on."""
+    engine = connect(stack.environment["DATABASE_URL"], pool_size=1)
+    try:
+        found = await PriceStore(engine).prices(model=name, history=True)
+    finally:
+        await engine.dispose()
+    return [one.price_list.steps[0][1].input_fresh for one in found] == inputs
+
+
 async def check_invalid_file(stack: Stack, client: httpx.AsyncClient, worker: str) -> None:
     """It changes nothing, and the logs of all processes say why."""
     before, path = await names(client), stack.environment["HEADRACE_MODELS"]
@@ -106,7 +119,11 @@ async def test_reload_under_load(stack: Stack) -> None:
 
         await eventually(all_slots_busy, "both workers are full")
         options = {"ttft_ms": 5, "itl_ms": 20, "default_tokens": TOKENS, "max_model_len": 100}
-        changed = {"slots": 2 * SLOTS, "description": "changed", "modalities": ["image"], "options": options}
+        price = {"input": 3, "output": 2}
+        changed = {
+            "slots": 2 * SLOTS, "description": "changed", "modalities": ["image"], "options": options, "price": price,
+        }  # fmt: skip
+        await eventually(lambda: prices(stack, "kept", [1]), "the price of the start is in the database")
         replace_models(stack, [model("kept", **changed), model("new")])
         send_hup(stack, times=2)
 
@@ -114,6 +131,7 @@ async def test_reload_under_load(stack: Stack) -> None:
             return await names(client) == ["kept", "new"] and await count(stack, "worker", "applied") >= 2
 
         await eventually(reloaded, "all processes have reloaded")
+        await eventually(lambda: prices(stack, "kept", [1, 3]), "the other price is in the database")
         assert (await client.get("/readyz")).json()["checks"]["model new"] == "added, no worker yet"
         assert (await client.get("/readyz")).status_code == 200
         response = await submit(client, "removed")
