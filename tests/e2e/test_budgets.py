@@ -126,7 +126,7 @@ async def test_background_jobs_are_held_until_the_next_window(client: httpx.Asyn
     assert 0 <= (not_before - resets_at).total_seconds() < 5
     later = await client.post("/v1/jobs", json=JOB)
     assert (datetime.fromisoformat(later.json()["not_before"]) - resets_at).days == 1, "the next day is used up too"
-    for body, headers in ((JOB, {"Prefer": "wait=5"}), (JOB, {"X-Finish-Within": "60"})):
+    for body, headers in ((JOB, {"Prefer": "wait=5"}), (JOB, {"Cancel-After": "60s"})):
         refused = await client.post("/v1/jobs", json=body, headers=headers)
         assert refused.status_code == 429, "a client waits, or the deadline is before that"
         assert int(refused.headers["retry-after"]) >= 1

@@ -262,8 +262,8 @@ PREPARED = {
     "end of a leader": claim_store._FINISH.keyed,
     "followers": job_row_store._SETTLE,
     "a follower": job_row_store._SETTLE_FOLLOWER,
-    "lead": new_jobs.LEAD._plain,
-    "follow": new_jobs.JOIN._plain,
+    "lead": new_jobs.LEAD._statements[False, False],
+    "follow": new_jobs.JOIN._statements[False, False],
 }
 
 
