@@ -33,6 +33,7 @@ _TITLES = {
     "savings": "Savings",
     "workers": "Workers and queues",
     "keys": "Keys and projects",
+    "limits": "Limits",
     "health": "Health",
     "console": "Console links",
 }

@@ -46,7 +46,7 @@ ERRORS = _errors(
     on_401="The API key is missing or invalid.",
     on_404="The model does not exist.",
     on_413="The body is too large.",
-    on_429="A quota of the project is used up; retry after `Retry-After` seconds.",
+    on_429="A rate limit or a quota is used up; retry after `Retry-After` seconds.",
     on_503="A service is unavailable; retry after `Retry-After` seconds.",
 )
 FAILED = _errors(

@@ -85,7 +85,7 @@ _RETRY = headers("Retry-After")
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request is invalid; `param` names the field."},
     401: {"model": ErrorResponse, "description": "The API key is missing or invalid."},
-    429: {"model": ErrorResponse, "description": "A quota of the project is used up.", **_RETRY},
+    429: {"model": ErrorResponse, "description": "A rate limit or a quota is used up.", **_RETRY},
     503: {
         "model": ErrorResponse,
         "description": "A service is unavailable; retry after `Retry-After` seconds.",

@@ -76,7 +76,7 @@ class Settlement:
             sqlalchemy.exc.SQLAlchemyError, OSError: the database is unavailable.
         """
         now = time.monotonic()
-        found = []
+        found: list[tuple[float, int, float, str, Taken]] = []
         while self._due and len(found) < MAX_LOOKUPS and (everything or self._due[0][0] <= now):
             found.append(heapq.heappop(self._due))
         if found:

@@ -197,13 +197,17 @@ def _audited(row: Row[Any]) -> dict[str, Any]:
 
 def _stored(row: Row[Any]) -> StoredLimit:
     return StoredLimit(
-        row.id,
-        row.project_id,
-        row.project,
-        row.key_id,
-        row.end_user,
-        row.model,
-        *(getattr(row, measure) for measure in Measure),
+        number=row.id,
+        project_id=row.project_id,
+        project=row.project,
+        key_id=row.key_id,
+        end_user=row.end_user,
+        model=row.model,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        concurrent_jobs=row.concurrent_jobs,
+        queued_jobs=row.queued_jobs,
+        open_streams=row.open_streams,
         mode=row.mode,
         created_at=row.created_at,
     )

@@ -21,7 +21,7 @@
 -- further, the window continues from its latest second: its clock is shifted by the difference.
 --
 -- A soft window takes an amount that does not fit now in the first second in which it fits.
-local WINDOW = 60
+local WINDOW, FIRST_SECONDS = 60, 4
 local time = redis.call('TIME')
 local second, micros = tonumber(time[1]), tonumber(time[2])
 if ARGV[1] ~= '' then
@@ -74,24 +74,22 @@ for i, key in ipairs(KEYS) do
   if amount > limit then
     wait = -1
   elseif sum + amount > limit then
-    -- The first second by whose end enough has left the window.
-    local all, excess = redis.call('HGETALL', key), sum + amount - limit
-    local amounts, seconds = {}, {}
-    for n = 1, #all, 2 do
-      local name = tonumber(all[n])
-      if name then
-        amounts[name] = tonumber(all[n + 1])
-        seconds[#seconds + 1] = name
+    -- The first second by whose end enough has left the window. Most often, it is one of the oldest.
+    local excess, start, count = sum + amount - limit, from, FIRST_SECONDS
+    while wait == 0 and start <= last do
+      local names = {}
+      for past = start, math.min(start + count - 1, last) do names[#names + 1] = text(past) end
+      for n, value in ipairs(redis.call('HMGET', key, unpack(names))) do
+        excess = excess - number(value)
+        if excess <= 0 then
+          wait = (start + n + WINDOW - now + behind) * 1000 - math.floor(micros / 1000)
+          break
+        end
       end
+      start, count = start + count, 4 * count
     end
-    table.sort(seconds)
-    for _, past in ipairs(seconds) do
-      excess = excess - amounts[past]
-      if excess <= 0 then
-        wait = (past + WINDOW + 1 - now + behind) * 1000 - math.floor(micros / 1000)
-        break
-      end
-    end
+    -- Never, unless seconds of the hash were deleted.
+    if wait == 0 then wait = (WINDOW + 1) * 1000 end
   end
   if soft and wait >= 0 and wait <= longest * 1000 then
     if wait > soft_wait then soft_wait, soft_by = wait, i end

