@@ -98,6 +98,10 @@ def entry_values(entry: Any) -> dict[str, Any]:
     }
 
 
+AMOUNTS = ("cost", "charge", "saved")
+KEYS = tuple(entry_keys(UsageEventRow, None))
+
+
 def _if(condition: Any) -> ColumnElement[int]:
     return case((condition, _COUNT), else_=_NONE)
 
@@ -120,8 +124,6 @@ def _unpriced_by_correction(entry: Any) -> ColumnElement[int]:
     return _if(and_(had("cost"), had("charge"))) - _if(complete)
 
 
-AMOUNTS = ("cost", "charge", "saved")
-KEYS = tuple(entry_keys(UsageEventRow, None))
 VALUES = tuple(entry_values(UsageEventRow))
 
 

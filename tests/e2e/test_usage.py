@@ -24,12 +24,15 @@ from tests.e2e.conftest import make_stack
 from tests.e2e.test_batches import create_batch, jsonl, line, results, wait_for_status
 from tests.e2e.test_jobs import wait_for_end
 from tests.e2e.test_projects import bearer, create_key
+from tests.e2e.test_response_cache import STOP
 from tests.support.database import drop_database
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
 INPUT_PRICE, OUTPUT_PRICE = Decimal(2), Decimal(8)
 MESSAGES = [{"role": "user", "content": "Name three rivers."}]
+# What the answers end with, so that the response cache keeps them.
+COMPLETE: dict[str, Any] = {"stop": STOP, "max_tokens": 200}
 BODY = {"model": "priced", "messages": MESSAGES, "max_tokens": 5}
 
 
@@ -176,8 +179,8 @@ async def test_a_key_reads_the_usage_of_its_own_project(stack: Stack, client: ht
 
 
 async def test_report_as_json_and_csv(stack: Stack, client: httpx.AsyncClient) -> None:
-    usages = [await used(client, "one", user="ann"), await used(client, "two", user="bob")]
-    saved = await used(client, "one", user="ann")  # the response cache has the answer
+    usages = [await used(client, "one", user="ann", **COMPLETE), await used(client, "two", user="bob")]
+    saved = await used(client, "one", user="ann", **COMPLETE)  # the response cache has the answer
     await roll_up(stack)
     params = {"group_by": ["day", "user"], "time_zone": "Asia/Kolkata"}
     report = (await client.get("/v1/usage", params=params)).json()
@@ -225,7 +228,10 @@ async def test_cost_of_an_answer(client: httpx.AsyncClient) -> None:
     native = await client.get(f"/v1/jobs/{job}")
     assert native.json()["usage"]["cost"] == float(expected)
     assert Decimal(native.headers["x-headrace-cost"]) == expected
-    cached = await client.post("/v1/chat/completions", json=BODY | {"seed": 2, "usage": {"include": True}})
+    complete = BODY | COMPLETE | {"seed": 4, "usage": {"include": True}}
+    first = await client.post("/v1/chat/completions", json=complete)
+    assert first.json()["usage"]["cost"] == float(price_of(first.json()["usage"]))
+    cached = await client.post("/v1/chat/completions", json=complete)
     assert (cached.headers["x-headrace-cache"], cached.json()["usage"]["cost"]) == ("HIT", 0.0)
     both = {"model": "priced", "prompt": ["a b c", "d e f g"], "max_tokens": 3, "usage": {"include": True}}
     usage = (await client.post("/v1/completions", json=both)).json()["usage"]
@@ -317,7 +323,7 @@ async def test_estimate(client: httpx.AsyncClient) -> None:
         ("/v1/usage?start=2026-01-02&end=2026-01-02", "end"),
         ("/v1/usage?start=2020-01-01&end=2026-01-01", "start"),
         ("/v1/usage?group_by=day&group_by=month", "group_by"),
-        ("/v1/usage?group_by=colour", "group_by"),
+        ("/v1/usage?group_by=colour", "group_by[0]"),
         ("/v1/usage?limit=1001", "limit"),
         ("/v1/usage?page=2", "page"),
         ("/v1/usage?key=12", "key"),
@@ -331,7 +337,7 @@ async def test_estimate(client: httpx.AsyncClient) -> None:
         ("/v1/organization/costs?start_time=1&limit=181", "limit"),
         ("/v1/organization/costs?start_time=5&end_time=5", "end_time"),
         ("/v1/organization/costs?start_time=1&end_time=9&page=page_86400", "page"),
-        ("/v1/organization/usage/completions?start_time=1&group_by[]=line_item", "group_by[]"),
+        ("/v1/organization/usage/completions?start_time=1&group_by[]=line_item", "group_by[][0]"),
         ("/v1/organization/usage/completions?start_time=1&bucket_width=1m&limit=1441", "limit"),
         ("/v1/organization/usage/completions?start_time=1&api_key_ids[]=x", "api_key_ids"),
     ],
