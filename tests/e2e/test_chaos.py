@@ -25,7 +25,7 @@ async def test_each_fault_once(tmp_path: Path) -> None:
     assert result.readers > 10
     assert result.early_starts > 10
     assert not result.verdict.exhausted
-    assert result.verdict.ledger_tokens["engine"] > result.verdict.ledger_tokens["estimate"] > 0
+    assert result.verdict.ledger_tokens["engine"] > 0
 
 
 @pytest.mark.long
