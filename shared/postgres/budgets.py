@@ -219,18 +219,21 @@ def _error(row: Any) -> BudgetExceeded:
     )
 
 
+def _any_of(values: Select[Any]) -> Any:
+    return func.any(func.array(values.scalar_subquery()))
+
+
 def lock_windows(jobs: Select[Any]) -> ColumnElement[bool]:
     """A condition that is always true, and locks the windows in which these jobs have reserved when it is evaluated.
 
     `jobs` selects their ids. The condition must be one of the query that finds the rows to lock, so that these are
     locked after the windows.
     """
-    reserved = select(BudgetReservationRow.window_id).where(BudgetReservationRow.job_id.in_(jobs))
-    # Most installations have no budgets. This does not read the jobs then.
-    exist = select(BudgetReservationRow.job_id).limit(literal_column("1")).exists()
+    # By arrays, so that PostgreSQL looks up each id in an index, whatever it knows of the size of the tables.
+    reserved = select(BudgetReservationRow.window_id).where(BudgetReservationRow.job_id == _any_of(jobs))
     locked = (
         select(BudgetWindowRow.id)
-        .where(exist, BudgetWindowRow.id.in_(reserved))
+        .where(BudgetWindowRow.id == _any_of(reserved))
         .order_by(BudgetWindowRow.id)
         .with_for_update(key_share=True)
         .cte("windows_locked")
@@ -248,7 +251,7 @@ def release_reservations(ended: CTE, charges: CTE) -> CTE:
     """
     released = (
         delete(BudgetReservationRow)
-        .where(BudgetReservationRow.job_id == ended.c.id)
+        .where(BudgetReservationRow.job_id == _any_of(select(ended.c.id)))
         .returning(BudgetReservationRow.job_id, BudgetReservationRow.window_id, BudgetReservationRow.amount)
         .cte("released")
     )
@@ -263,7 +266,7 @@ def move_to_spent(settled: CTE) -> CTE:
     sums = _sums(settled, amount=settled.c.amount, spent=settled.c.spent).subquery("sums")
     return (
         update(BudgetWindowRow)
-        .where(BudgetWindowRow.id == sums.c.window_id)
+        .where(BudgetWindowRow.id == sums.c.window_id, BudgetWindowRow.id == _any_of(select(settled.c.window_id)))
         .values(
             {
                 BudgetWindowRow.reserved: BudgetWindowRow.reserved - sums.c.amount,
