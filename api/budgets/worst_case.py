@@ -15,7 +15,8 @@ from shared.config.models.loader import Registry
 from shared.domain.budgets import MONEY
 from shared.domain.ledger import DEFAULT_TIER
 from shared.domain.new_job import NewJob
-from shared.postgres.budget_store import Price
+from shared.domain.prices import PriceList, Rates
+from shared.postgres.price_store import StoredPrice
 
 _MILLION = Decimal(1_000_000)
 # Input tokens that are written to a provider's cache cost more than others.
@@ -39,21 +40,22 @@ class Unbounded(Exception):
         self.model = model
 
 
-class PriceList:
-    """The prices in force, by model."""
+class PricesInForce:
+    """The price lists in force, by model."""
 
-    def __init__(self, prices: Iterable[Price] = ()) -> None:
-        self._prices: dict[str, list[Price]] = {}
+    def __init__(self, prices: Iterable[StoredPrice] = ()) -> None:
+        self._lists: dict[str, list[PriceList]] = {}
         for price in prices:
-            self._prices.setdefault(price.model, []).append(price)
+            self._lists.setdefault(price.model, []).append(price.price_list)
 
-    def of(self, model: str, input_tokens: int) -> list[Price]:
-        """The prices of a model's requests with so many input tokens, as the ledger finds them: that of the default
+    def of(self, model: str, input_tokens: int) -> list[Rates]:
+        """The rates of a model's requests with so many input tokens, as the ledger finds them: those of the default
         tier first, and those of the others, in one of which the request may be served."""
-        found: dict[str, Price] = {}
-        for price in sorted(self._prices.get(model, ()), key=lambda one: (one.valid_from, one.from_input_tokens)):
-            if price.from_input_tokens <= input_tokens:
-                found[price.tier] = price
+        found: dict[str, Rates] = {}
+        for price_list in self._lists.get(model, ()):
+            for from_input_tokens, rates in price_list.steps:
+                if from_input_tokens <= input_tokens:
+                    found[price_list.tier] = rates
         default = found.pop(DEFAULT_TIER, None)
         return [] if default is None else [default, *found.values()]
 
@@ -65,7 +67,7 @@ class WorstCase:
         self._registry = registry
         self._context = context
 
-    async def of(self, new: NewJob, prices: PriceList) -> Decimal:
+    async def of(self, new: NewJob, prices: PricesInForce) -> Decimal:
         """What a job could cost at most, in dollars: the dearest of the models that may serve it.
 
         Raises:
@@ -77,7 +79,7 @@ class WorstCase:
         fallbacks = tuple(model for model in fallbacks if model in self._registry)
         return max([await self._of_model(model, new, prices) for model in (new.model, *fallbacks)])
 
-    async def _of_model(self, model: str, new: NewJob, prices: PriceList) -> Decimal:
+    async def _of_model(self, model: str, new: NewJob, prices: PricesInForce) -> Decimal:
         # Admission has counted the prompt with this limit, if that was needed.
         limit = self._context.length(model)
         tokens = await self._context.measure(model, new.request, limit, new.owner.project_id)
@@ -95,8 +97,9 @@ class WorstCase:
         return MONEY.divide(cost, _MILLION)
 
 
-def _dearest(prices: Sequence[Price], names: Sequence[str]) -> Decimal | None:
+def _dearest(found: Sequence[Rates], names: Sequence[str]) -> Decimal | None:
     """The highest of these rates; None if the default tier has none for the first of them, that of most tokens."""
-    if not prices or prices[0].rates.get(names[0]) is None:
+    if not found or getattr(found[0], names[0]) is None:
         return None
-    return max(rate for price in prices for name in names if (rate := price.rates.get(name)) is not None)
+    dearest: Decimal = max(rate for rates in found for name in names if (rate := getattr(rates, name)) is not None)
+    return dearest
