@@ -91,6 +91,11 @@ class PriceStore(Store):
         async with self._engine.connect() as connection:
             return await _price_lists(connection, rows)
 
+    async def in_force(self, models: Collection[str]) -> list[StoredPrice]:
+        """The price lists of these models that are in force now."""
+        async with self._engine.connect() as connection:
+            return await prices_in_force(connection, models)
+
 
 def is_in_force() -> ColumnElement[bool]:
     """Whether a row of `prices` is of the list that is in force now for its model and tier."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from api.budgets.worst_case import PricesInForce, Unbounded, Unpriced, WorstCase
+from api.budgets.worst_case import PricesInForce, Unbounded, Unpriced, WorstCase, dearest
 from api.context.window import ContextWindow
 from shared.config.models.loader import load_registry
 from shared.domain.decisions import Decisions, RouteDecision
@@ -113,3 +113,18 @@ async def test_output_without_a_bound_has_no_worst_case(worst_case: WorstCase) -
     with pytest.raises(Unbounded):
         await worst_case.of(new("relayed"), prices)
     assert await worst_case.of(new("relayed", max_tokens=10), prices) > dollars(0, 10)
+
+
+async def test_what_is_not_known_is_not_free(worst_case: WorstCase) -> None:
+    unbounded = await worst_case.of_model("relayed", new("relayed"), PricesInForce([price("relayed")]))
+    assert unbounded.input_cost is not None
+    assert (unbounded.output, unbounded.output_cost, unbounded.cost) == (None, None, None)
+    job = new(max_tokens=10)
+    unpriced = await worst_case.of_model("m", job, PricesInForce([price(output_text=None)]))
+    assert (unpriced.input_cost, unpriced.output_cost, unpriced.cost) == (dollars(4, 0), None, None)
+    assert (unpriced.prompt.number, unpriced.output) == (4, 10)
+    known = await worst_case.of_model("m", job, PricesInForce([price()]))
+    assert (known.input_cost, known.output_cost, known.cost) == (dollars(4, 0), dollars(0, 10), dollars(4, 10))
+    dear = await worst_case.of_model("dear", job, PricesInForce([price("dear", output_text=Decimal(11))]))
+    assert dearest([known, dear]) is dear
+    assert dearest([dear, unpriced, known]) is unpriced
