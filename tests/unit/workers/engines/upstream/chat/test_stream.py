@@ -73,6 +73,7 @@ def test_reasoning_and_cached_tokens_of_the_usage(reported: dict[str, Any], usag
         ("priority", "priority"),
         ("default", None),
         ("auto", None),
+        ("on_demand", None),
         (None, None),
         ("\0", None),
         (1, None),
