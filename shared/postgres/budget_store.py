@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -28,9 +29,11 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.budgets import EACH_END_USER, BudgetScope, OnExceed, Period, Window
+from shared.domain.job import JobStatus
 from shared.postgres.audit_store import record
 from shared.postgres.budgets import move_to_spent
 from shared.postgres.engine import transaction
+from shared.postgres.job_conditions import HAS_RUN
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow, Timestamp
 from shared.postgres.usage_tables import (
@@ -45,6 +48,7 @@ from shared.postgres.usage_tables import (
 # The reservations of ended jobs that one statement releases.
 RELEASE_LIMIT = 1000
 _ZERO: Any = literal_column("0")
+_FAILED = literal_column(f"'{JobStatus.FAILED.value}'", Text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +263,14 @@ class BudgetStore(Store):
         """Release what jobs have reserved that have ended or do not exist. Returns the number of reservations.
 
         The statement that ends a job releases what it has reserved, unless a process of an older version ran it. Then
-        the job counts as what the ledger has charged it.
+        the job counts as what the ledger has charged it; if that is not known, as what it has reserved, unless it has
+        failed or never run.
         """
         row = BudgetReservationRow
+        # NULL if the job does not exist.
+        is_charged = and_(HAS_RUN, JobRow.status != _FAILED)
         stale = (
-            select(row.job_id, row.window_id)
+            select(row.job_id, row.window_id, is_charged.label("is_charged"))
             .outerjoin(JobRow, JobRow.id == row.job_id)
             .where(or_(JobRow.id.is_(None), JobRow.finished_at.is_not(None)))
             .limit(RELEASE_LIMIT)
@@ -288,9 +295,12 @@ class BudgetStore(Store):
         )
         entry = UsageEventRow
         final = and_(entry.job_id == released.c.job_id, entry.final, entry.correction == _ZERO)
+        unknown = case((stale.c.is_charged, released.c.amount), else_=_ZERO)
+        of_job = and_(stale.c.job_id == released.c.job_id, stale.c.window_id == released.c.window_id)
         settled = (
-            select(released.c.window_id, released.c.amount, func.coalesce(entry.charge, _ZERO).label("spent"))
-            .join_from(released, entry, final, isouter=True)
+            select(released.c.window_id, released.c.amount, func.coalesce(entry.charge, unknown).label("spent"))
+            .join_from(released, stale, of_job)
+            .outerjoin(entry, final)
             .cte("settled")
         )
         statement = select(func.count()).select_from(released).add_cte(move_to_spent(settled))

@@ -269,18 +269,26 @@ async def test_a_budget_that_was_deleted_limits_nothing(
     assert await windows(database) == []
 
 
+@asynccontextmanager
+async def ended_by_an_older_version(database: AsyncEngine) -> AsyncIterator[None]:
+    """Jobs that end within the block keep their reservations."""
+    async with database.begin() as connection:
+        kept = (await connection.execute(text("DELETE FROM budget_reservations RETURNING *"))).mappings().all()
+    yield
+    async with database.begin() as connection:
+        statement = text("INSERT INTO budget_reservations VALUES (:job_id, :window_id, :amount)")
+        await connection.execute(statement, [dict(row) for row in kept])
+
+
 async def test_reservations_that_an_older_version_has_left_are_released(
     store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
     await set_price(database)
     budget = await add_budget(database, owner, 1)
     ended, removed, waiting = [await submit(store, database, owner, budget, "0.3") for _ in range(3)]
+    async with ended_by_an_older_version(database):
+        await finish(workers("w"), ended)
     async with database.begin() as connection:
-        kept = (await connection.execute(text("DELETE FROM budget_reservations RETURNING *"))).mappings().all()
-    await finish(workers("w"), ended)
-    async with database.begin() as connection:
-        statement = text("INSERT INTO budget_reservations VALUES (:job_id, :window_id, :amount)")
-        await connection.execute(statement, [dict(row) for row in kept])
         await connection.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": removed.id})
     budgets = BudgetStore(database)
     assert await budgets.release_ended() == 2
@@ -288,6 +296,28 @@ async def test_reservations_that_an_older_version_has_left_are_released(
     (window,) = await windows(database)
     assert (window.reserved, window.spent) == (Decimal("0.3"), CHARGE)
     assert [row.job_id for row in await reservations(database)] == [waiting.id]
+
+
+@pytest.mark.parametrize(
+    ("ending", "spent"),
+    [
+        ({}, "0.3"),  # the model has no price
+        ({"entries": ()}, "0.3"),
+        ({"entries": (), "status": JobStatus.FAILED}, "0"),
+        ({"entries": (), "status": JobStatus.CANCELLED, "attempts": ()}, "0"),  # it was only deferred
+    ],
+)
+async def test_a_charge_that_an_older_version_has_not_recorded(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, ending: dict[str, Any], spent: str
+) -> None:
+    """What was reserved counts as spent, unless the job is charged nothing whatever it has used."""
+    budget = await add_budget(database, owner, 1)
+    job = await submit(store, database, owner, budget, "0.3")
+    async with ended_by_an_older_version(database):
+        await finish(workers("w"), job, **ending)
+    assert await BudgetStore(database).release_ended() == 1
+    (window,) = await windows(database)
+    assert (window.reserved, window.spent) == (0, Decimal(spent))
 
 
 async def test_each_threshold_is_reported_once_in_a_window(
