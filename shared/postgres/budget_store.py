@@ -403,14 +403,14 @@ class BudgetStore(Store):
     async def delete(self, budget_id: int, *, by: int | None = None) -> bool:
         """Delete a budget with its windows, and what jobs have reserved in them. False: there is no such budget."""
         async with transaction(self._engine) as connection:
+            # In the order of `change`: the budget, then its windows.
+            await connection.execute(select(BudgetRow.id).where(BudgetRow.id == budget_id).with_for_update())
             budget = (await connection.execute(_BUDGETS.where(BudgetRow.id == budget_id))).first()
             if budget is None:
                 return False
             windows = select(BudgetWindowRow.id).where(BudgetWindowRow.budget_id == budget_id)
             await connection.execute(windows.order_by(BudgetWindowRow.id).with_for_update())
-            deleted = await connection.execute(delete(BudgetRow).where(BudgetRow.id == budget_id))
-            if not deleted.rowcount:
-                return False
+            await connection.execute(delete(BudgetRow).where(BudgetRow.id == budget_id))
             await record(
                 connection,
                 key_id=by,

@@ -25,7 +25,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
 from shared.postgres.budget_store import Budget, BudgetStore
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.engine import connect
+from shared.postgres.engine import connect, transaction
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
@@ -33,6 +33,7 @@ from tests.integration.api.cache.test_cached_answers import LOG, answer, complet
 from tests.integration.api.cache.test_cached_answers import run as run_cached
 from tests.support.budgets import add_budget, check_books, reservation, reservations, windows
 from tests.support.ledger import set_price
+from tests.support.waiting import eventually
 
 # A job of 5 output tokens is charged this, at the price of `set_price`.
 CHARGE = Decimal("0.00005")
@@ -267,6 +268,26 @@ async def test_a_budget_that_was_deleted_limits_nothing(
     await finish(workers("w"), job)
     assert await reservations(database) == []
     assert await windows(database) == []
+
+
+async def test_the_change_and_the_deletion_of_a_budget_do_not_deadlock(
+    store: JobStore, owner: Owner, database: AsyncEngine
+) -> None:
+    """A change locks the budget, then its windows. So the deletion waits for the budget, with no window locked."""
+    budget = await add_budget(database, owner, 1)
+    await submit(store, database, owner, budget, 1)
+
+    async def waits() -> bool:
+        query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with database.connect() as connection:
+            return bool(await connection.scalar(text(query)))
+
+    async with transaction(database) as changing:
+        await changing.execute(text("SELECT 1 FROM budgets FOR NO KEY UPDATE"))
+        deletion = asyncio.create_task(BudgetStore(database).delete(budget.id))
+        await eventually(waits, "the deletion waits")
+        await changing.execute(text("SELECT 1 FROM budget_windows FOR NO KEY UPDATE NOWAIT"))
+    assert await deletion
 
 
 @asynccontextmanager
