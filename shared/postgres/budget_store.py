@@ -32,7 +32,7 @@ from shared.domain.budgets import EACH_END_USER, BudgetScope, OnExceed, Period, 
 from shared.domain.job import JobStatus
 from shared.postgres.audit_store import record
 from shared.postgres.budgets import move_to_spent
-from shared.postgres.engine import transaction
+from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_conditions import HAS_RUN
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow, Timestamp
@@ -227,9 +227,8 @@ class BudgetStore(Store):
     async def _take_alert(self, window_id: int) -> Alert | None:
         async with transaction(self._engine) as connection:
             window = BudgetWindowRow
-            locked = select(window.budget_id, window.end_user, window.spent, window.alerted).where(
-                window.id == window_id
-            )
+            columns = (window.budget_id, window.end_user, window.spent, window.alerted)
+            locked = select(*columns, limit_idle()).where(window.id == window_id)
             row = (await connection.execute(locked.with_for_update(key_share=True))).first()
             if row is None:
                 return None
@@ -376,7 +375,7 @@ class BudgetStore(Store):
         """Change the columns of a budget, and report its thresholds again. False: there is no such budget."""
         async with transaction(self._engine) as connection:
             columns = [getattr(BudgetRow, name) for name in changes]
-            locked = select(BudgetRow.project_id, *columns).where(BudgetRow.id == budget_id)
+            locked = select(BudgetRow.project_id, *columns, limit_idle()).where(BudgetRow.id == budget_id)
             row = (await connection.execute(locked.with_for_update(key_share=True))).first()
             if row is None:
                 return False
@@ -404,7 +403,8 @@ class BudgetStore(Store):
         """Delete a budget with its windows, and what jobs have reserved in them. False: there is no such budget."""
         async with transaction(self._engine) as connection:
             # In the order of `change`: the budget, then its windows.
-            await connection.execute(select(BudgetRow.id).where(BudgetRow.id == budget_id).with_for_update())
+            locked = select(BudgetRow.id, limit_idle()).where(BudgetRow.id == budget_id)
+            await connection.execute(locked.with_for_update())
             budget = (await connection.execute(_BUDGETS.where(BudgetRow.id == budget_id))).first()
             if budget is None:
                 return False

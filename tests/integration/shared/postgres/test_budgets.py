@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.budgets import OnExceed, Period
@@ -23,6 +25,7 @@ from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
+from shared.postgres import budget_store, engine
 from shared.postgres.budget_store import Budget, BudgetStore
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect, transaction
@@ -268,6 +271,27 @@ async def test_a_budget_that_was_deleted_limits_nothing(
     await finish(workers("w"), job)
     assert await reservations(database) == []
     assert await windows(database) == []
+
+
+@pytest.mark.parametrize("action", ["change", "delete"])
+async def test_an_operators_process_that_hangs_holds_up_jobs_only_for_a_while(
+    store: JobStore, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(engine, "MAX_IDLE_MS", 100)
+    budget = await add_budget(database, owner, 1)
+    wanted = new(owner, reservations=(await reservation(database, budget, "0.1"),))
+
+    async def hang(*_arguments: Any, **_options: Any) -> None:
+        await store.insert(wanted)
+
+    monkeypatch.setattr(budget_store, "record", hang)
+    budgets = BudgetStore(database)
+    with contextlib.suppress(DBAPIError):  # the server closes the connection
+        await (budgets.delete(budget.id) if action == "delete" else budgets.change(budget.id, {"limit_usd": 2}))
+    assert len(await reservations(database)) == 1
+    found = await budgets.get(budget.id)
+    assert found is not None
+    assert found.limit_usd == 1, "it was rolled back"
 
 
 async def test_the_change_and_the_deletion_of_a_budget_do_not_deadlock(
