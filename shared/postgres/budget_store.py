@@ -20,6 +20,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    not_,
     or_,
     select,
     true,
@@ -372,7 +373,10 @@ class BudgetStore(Store):
         return created
 
     async def change(self, budget_id: int, changes: Mapping[str, Any], *, by: int | None = None) -> bool:
-        """Change the columns of a budget, and report its thresholds again. False: there is no such budget."""
+        """Change the columns of a budget, and report its thresholds again in windows that have not ended.
+
+        False: there is no such budget.
+        """
         async with transaction(self._engine) as connection:
             columns = [getattr(BudgetRow, name) for name in changes]
             locked = select(BudgetRow.project_id, *columns, limit_idle()).where(BudgetRow.id == budget_id)
@@ -383,10 +387,13 @@ class BudgetStore(Store):
             if before == changes:
                 return True
             if {"limit_usd", "alert_at"} & changes.keys():
-                windows = select(BudgetWindowRow.id).where(BudgetWindowRow.budget_id == budget_id)
-                await connection.execute(windows.order_by(BudgetWindowRow.id).with_for_update(key_share=True))
-                reset = update(BudgetWindowRow).where(BudgetWindowRow.budget_id == budget_id)
-                await connection.execute(reset.values(alerted=0))
+                window = BudgetWindowRow
+                # A budget per end user may have any number of windows that have ended.
+                has_ended = and_(window.ends_at.is_not(None), window.ends_at <= func.now())
+                current = and_(window.budget_id == budget_id, not_(has_ended))
+                windows = select(window.id).where(current).order_by(window.id)
+                await connection.execute(windows.with_for_update(key_share=True))
+                await connection.execute(update(window).where(current).values(alerted=0))
             await connection.execute(update(BudgetRow).where(BudgetRow.id == budget_id).values(dict(changes)))
             await record(
                 connection,

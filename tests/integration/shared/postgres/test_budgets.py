@@ -390,6 +390,25 @@ async def test_each_threshold_is_reported_once_in_a_window(
     assert await spend() == [thresholds[:1]], "the thresholds of the new limit are reported"
 
 
+async def test_a_change_leaves_ended_windows_alone(store: JobStore, owner: Owner, database: AsyncEngine) -> None:
+    for period in (Period.DAY, Period.TOTAL):
+        budget = await add_budget(database, owner, 1, period=period)
+        await submit(store, database, owner, budget, "0.1")
+    async with database.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO budget_windows (budget_id, end_user, starts_at, ends_at)"
+                " SELECT budget_id, 'earlier', starts_at - interval '1 day', starts_at FROM budget_windows"
+                " WHERE ends_at IS NOT NULL"
+            )
+        )
+        await connection.execute(text("UPDATE budget_windows SET alerted = 0.8"))
+    for budget in await BudgetStore(database).page(limit=9):
+        assert await BudgetStore(database).change(budget.id, {"limit_usd": Decimal(2)})
+    alerted = {(window.end_user, window.ends_at is None): window.alerted for window in await windows(database)}
+    assert alerted == {("", False): 0, ("", True): 0, ("earlier", False): Decimal("0.8")}
+
+
 async def test_a_lower_limit_holds_for_the_current_window(store: JobStore, owner: Owner, database: AsyncEngine) -> None:
     budget = await add_budget(database, owner, 1)
     await submit(store, database, owner, budget, "0.5")
