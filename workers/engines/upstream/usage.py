@@ -7,8 +7,8 @@ from typing import Any
 
 from shared.domain.job import Usage
 
-# The columns that hold counts are 32 bits wide.
-MAX_COUNT = (1 << 31) - 1
+# The columns that hold counts are 32 bits wide, also that of the sum of a prompt and its completion.
+MAX_COUNT = 1_000_000_000
 _PROMPT = ("prompt_tokens", "input_tokens")
 _COMPLETION = ("completion_tokens", "output_tokens")
 _CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
