@@ -14,10 +14,12 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
     literal_column,
+    not_,
     or_,
     select,
     true,
@@ -26,9 +28,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.budgets import EACH_END_USER, BudgetScope, OnExceed, Period, Window
+from shared.domain.job import JobStatus
 from shared.postgres.audit_store import record
 from shared.postgres.budgets import move_to_spent
-from shared.postgres.engine import transaction
+from shared.postgres.engine import limit_idle, transaction
+from shared.postgres.job_conditions import HAS_RUN
 from shared.postgres.price_store import StoredPrice, prices_in_force
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow, Timestamp
@@ -37,6 +41,7 @@ from shared.postgres.usage_tables import BudgetReservationRow, BudgetRow, Budget
 # The reservations of ended jobs that one statement releases.
 RELEASE_LIMIT = 1000
 _ZERO: Any = literal_column("0")
+_FAILED = literal_column(f"'{JobStatus.FAILED.value}'", Text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +209,8 @@ class BudgetStore(Store):
     async def _take_alert(self, window_id: int) -> Alert | None:
         async with transaction(self._engine) as connection:
             window = BudgetWindowRow
-            locked = select(window.budget_id, window.end_user, window.spent, window.alerted).where(
-                window.id == window_id
-            )
+            columns = (window.budget_id, window.end_user, window.spent, window.alerted)
+            locked = select(*columns, limit_idle()).where(window.id == window_id)
             row = (await connection.execute(locked.with_for_update(key_share=True))).first()
             if row is None:
                 return None
@@ -240,11 +244,14 @@ class BudgetStore(Store):
         """Release what jobs have reserved that have ended or do not exist. Returns the number of reservations.
 
         The statement that ends a job releases what it has reserved, unless a process of an older version ran it. Then
-        the job counts as what the ledger has charged it.
+        the job counts as what the ledger has charged it; if that is not known, as what it has reserved, unless it has
+        failed or never run.
         """
         row = BudgetReservationRow
+        # NULL if the job does not exist.
+        is_charged = and_(HAS_RUN, JobRow.status != _FAILED)
         stale = (
-            select(row.job_id, row.window_id)
+            select(row.job_id, row.window_id, is_charged.label("is_charged"))
             .outerjoin(JobRow, JobRow.id == row.job_id)
             .where(or_(JobRow.id.is_(None), JobRow.finished_at.is_not(None)))
             .limit(RELEASE_LIMIT)
@@ -269,9 +276,12 @@ class BudgetStore(Store):
         )
         entry = UsageEventRow
         final = and_(entry.job_id == released.c.job_id, entry.final, entry.correction == _ZERO)
+        unknown = case((stale.c.is_charged, released.c.amount), else_=_ZERO)
+        of_job = and_(stale.c.job_id == released.c.job_id, stale.c.window_id == released.c.window_id)
         settled = (
-            select(released.c.window_id, released.c.amount, func.coalesce(entry.charge, _ZERO).label("spent"))
-            .join_from(released, entry, final, isouter=True)
+            select(released.c.window_id, released.c.amount, func.coalesce(entry.charge, unknown).label("spent"))
+            .join_from(released, stale, of_job)
+            .outerjoin(entry, final)
             .cte("settled")
         )
         statement = select(func.count()).select_from(released).add_cte(move_to_spent(settled))
@@ -344,10 +354,13 @@ class BudgetStore(Store):
         return created
 
     async def change(self, budget_id: int, changes: Mapping[str, Any], *, by: int | None = None) -> bool:
-        """Change the columns of a budget, and report its thresholds again. False: there is no such budget."""
+        """Change the columns of a budget, and report its thresholds again in windows that have not ended.
+
+        False: there is no such budget.
+        """
         async with transaction(self._engine) as connection:
             columns = [getattr(BudgetRow, name) for name in changes]
-            locked = select(BudgetRow.project_id, *columns).where(BudgetRow.id == budget_id)
+            locked = select(BudgetRow.project_id, *columns, limit_idle()).where(BudgetRow.id == budget_id)
             row = (await connection.execute(locked.with_for_update(key_share=True))).first()
             if row is None:
                 return False
@@ -355,10 +368,13 @@ class BudgetStore(Store):
             if before == changes:
                 return True
             if {"limit_usd", "alert_at"} & changes.keys():
-                windows = select(BudgetWindowRow.id).where(BudgetWindowRow.budget_id == budget_id)
-                await connection.execute(windows.order_by(BudgetWindowRow.id).with_for_update(key_share=True))
-                reset = update(BudgetWindowRow).where(BudgetWindowRow.budget_id == budget_id)
-                await connection.execute(reset.values(alerted=0))
+                window = BudgetWindowRow
+                # A budget per end user may have any number of windows that have ended.
+                has_ended = and_(window.ends_at.is_not(None), window.ends_at <= func.now())
+                current = and_(window.budget_id == budget_id, not_(has_ended))
+                windows = select(window.id).where(current).order_by(window.id)
+                await connection.execute(windows.with_for_update(key_share=True))
+                await connection.execute(update(window).where(current).values(alerted=0))
             await connection.execute(update(BudgetRow).where(BudgetRow.id == budget_id).values(dict(changes)))
             await record(
                 connection,
@@ -374,14 +390,15 @@ class BudgetStore(Store):
     async def delete(self, budget_id: int, *, by: int | None = None) -> bool:
         """Delete a budget with its windows, and what jobs have reserved in them. False: there is no such budget."""
         async with transaction(self._engine) as connection:
+            # In the order of `change`: the budget, then its windows.
+            locked = select(BudgetRow.id, limit_idle()).where(BudgetRow.id == budget_id)
+            await connection.execute(locked.with_for_update())
             budget = (await connection.execute(_BUDGETS.where(BudgetRow.id == budget_id))).first()
             if budget is None:
                 return False
             windows = select(BudgetWindowRow.id).where(BudgetWindowRow.budget_id == budget_id)
             await connection.execute(windows.order_by(BudgetWindowRow.id).with_for_update())
-            deleted = await connection.execute(delete(BudgetRow).where(BudgetRow.id == budget_id))
-            if not deleted.rowcount:
-                return False
+            await connection.execute(delete(BudgetRow).where(BudgetRow.id == budget_id))
             await record(
                 connection,
                 key_id=by,

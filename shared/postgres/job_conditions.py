@@ -30,6 +30,8 @@ from shared.postgres.tables import JobRow, WorkerRow
 # could not use the partial indexes of queued and of running jobs.
 IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED.value}'")
 IS_RUNNING = JobRow.status.in_([literal_column(f"'{status.value}'") for status in RUNNING])
+# Condition on ended jobs. The number of an attempt says less: one that was only deferred has not run either.
+HAS_RUN = JobRow.attempts != literal_column("'[]'::jsonb", JSONB)
 
 _WITHOUT = bindparam("without", type_=ARRAY(Text))
 
