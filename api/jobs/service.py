@@ -195,8 +195,11 @@ class JobService:
         raise refusal
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float) -> tuple[Job, bool]:
-        """Commit a job that the response cache had no answer for: it runs, or follows a job with the same request."""
-        if new.cache_key is not None:
+        """Commit a job that the response cache had no answer for: it runs, or follows a job with the same request.
+
+        One that a limit delays does neither lead nor follow: jobs that no limit delays would wait for it.
+        """
+        if new.cache_key is not None and new.delay_s is None:
             for _ in range(COALESCE_TRIES):
                 if (coalesced := await self._store.coalesce(new, idempotency, looked_up_at=looked_up_at)) is not None:
                     return coalesced
