@@ -39,7 +39,7 @@ class TokenEstimator:
 
     def estimate(self, new: NewJob) -> TokenEstimate:
         """Estimate a job's tokens: those of the prompt as it was counted for a route, otherwise by its size, and
-        max_tokens for each choice."""
+        max_tokens for each choice, or what the prompt leaves of the context."""
         request, decisions = new.request, new.decisions
         prompt = decisions.estimated_tokens
         if prompt is None and decisions.route is not None:
@@ -52,6 +52,8 @@ class TokenEstimator:
         most = sampling.max_tokens
         if most is None and spec is not None:
             most = spec.default_max_tokens
-        if most is None:
-            return TokenEstimate(prompt, ASSUMED_OUTPUT * sampling.n, bounded=False)
-        return TokenEstimate(prompt, most * sampling.n)
+        is_assumed = most is None
+        most = ASSUMED_OUTPUT if most is None else most
+        if (length := self._window.length(new.model)) is not None:
+            most = min(most, max(0, length - prompt))
+        return TokenEstimate(prompt, most * sampling.n, bounded=not is_assumed)

@@ -168,6 +168,17 @@ async def test_a_request_that_never_fits(process: Process) -> None:
     assert await process.left(Measure.TOKENS) == 0
 
 
+@pytest.mark.parametrize(("max_tokens", "choices", "output"), [(8000, 1, 8000), (8192, 1, 8092), (8100, 2, 2 * 8092)])
+async def test_no_more_output_is_taken_than_the_context_has_room_for(
+    process: Process, max_tokens: int, choices: int, output: int
+) -> None:
+    process.limits(tokens_per_minute=100_000)
+    new = job(process.owner)
+    sampling = Sampling(max_tokens=max_tokens, n=choices)
+    await process.limiter.take(replace(new, request=new.request.model_copy(update={"sampling": sampling})))
+    assert await process.left(Measure.TOKENS) == 100_000 - 100 - output
+
+
 async def test_the_headers_have_the_tightest_limits(process: Process) -> None:
     owner = process.owner
     process.book.replace(
