@@ -137,7 +137,7 @@ class RateLimiter:
             Part(window.key, state.second, window.amount, rule.measure)
             for rule, window, state in zip(rules, windows, outcome.states, strict=True)
         ]
-        return Taken(parts, outcome.wait_s or None, tokens.bounded)
+        return Taken(parts, outcome.wait_s or None, tokens.counted and tokens.bounded)
 
     async def _call(self, windows: Sequence[Window]) -> Outcome | None:
         """Take the amounts; None if Redis is unavailable and requests are allowed then."""
