@@ -50,23 +50,32 @@ class UsageService:
             batch=batch,
         )
 
-    async def report(self, selection: UsageSelection, period: str | None = None) -> Report:
-        """All rows of a selection. `period`: what its periods are called.
+    async def report(
+        self, selection: UsageSelection, period: str | None = None, *, reader: Principal | None = None
+    ) -> Report:
+        """All rows of a selection. `period`: what its periods are called. `reader`: only to administrators does the
+        report show the cost.
 
         Raises:
             InvalidRequest: there are too many rows.
         """
         async with self._one_at_a_time:
             rows = await self._store.all_rows(selection)
-        return await self._named(selection, rows, period)
+        return await self._named(selection, rows, period, reader)
 
     async def page(
-        self, selection: UsageSelection, period: str | None, *, limit: int, offset: int
+        self,
+        selection: UsageSelection,
+        period: str | None,
+        *,
+        limit: int,
+        offset: int,
+        reader: Principal | None = None,
     ) -> tuple[Report, bool]:
-        """`limit` rows of a selection after the first `offset`, and whether there are more."""
+        """`limit` rows of a selection after the first `offset`, and whether there are more; `reader` as in `report`."""
         async with self._one_at_a_time:
             rows = await self._store.rows(selection, limit=limit, offset=offset)
-        return await self._named(selection, rows[:limit], period), len(rows) > limit
+        return await self._named(selection, rows[:limit], period, reader), len(rows) > limit
 
     async def own_or_named_project(self, principal: Principal, name: str | None) -> tuple[int, str]:
         """The id and the name of a project: by default that of the principal; raises as `filters`."""
@@ -82,9 +91,12 @@ class UsageService:
             return False
         return await self._store.is_complete(project_id, end)
 
-    async def _named(self, selection: UsageSelection, rows: Sequence[Any], period: str | None) -> Report:
+    async def _named(
+        self, selection: UsageSelection, rows: Sequence[Any], period: str | None, reader: Principal | None
+    ) -> Report:
         ids = {row.project_id for row in rows} if Dimension.PROJECT in selection.group_by else set()
-        return Report(selection, rows, await self._store.project_names(ids), period)
+        shows_cost = reader is not None and Scope.ADMIN in reader.scopes
+        return Report(selection, rows, await self._store.project_names(ids), period, shows_cost)
 
     async def _project_ids(self, principal: Principal, names: Sequence[str], param: str) -> Collection[int] | None:
         """The ids of projects; None: all."""

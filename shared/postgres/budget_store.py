@@ -1,4 +1,4 @@
-"""SQL about budgets, their windows, and the prices by which jobs reserve."""
+"""SQL about budgets and their windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    Row,
     Text,
     and_,
     bindparam,
@@ -24,23 +23,16 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.budgets import EACH_END_USER, BudgetScope, OnExceed, Period, Window
 from shared.postgres.audit_store import record
 from shared.postgres.budgets import move_to_spent
 from shared.postgres.engine import transaction
+from shared.postgres.price_store import StoredPrice, prices_in_force
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow, Timestamp
-from shared.postgres.usage_tables import (
-    TOKEN_COUNTS,
-    BudgetReservationRow,
-    BudgetRow,
-    BudgetWindowRow,
-    PriceRow,
-    UsageEventRow,
-)
+from shared.postgres.usage_tables import BudgetReservationRow, BudgetRow, BudgetWindowRow, UsageEventRow
 
 # The reservations of ended jobs that one statement releases.
 RELEASE_LIMIT = 1000
@@ -100,22 +92,11 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """A price in force: the rates by the names of `TOKEN_COUNTS`, for requests with at least so many input tokens."""
-
-    model: str
-    tier: str
-    from_input_tokens: int
-    valid_from: datetime
-    rates: Mapping[str, Decimal | None]
-
-
-@dataclass(frozen=True, slots=True)
 class Rules:
     """All budgets and, if there are any, the prices in force, at the time `now` of the database."""
 
     budgets: Sequence[Budget]
-    prices: Sequence[Price]
+    prices: Sequence[StoredPrice]
     now: datetime
 
 
@@ -165,7 +146,7 @@ class BudgetStore(Store):
             now = await connection.scalar(select(func.clock_timestamp()))
             assert now is not None
             budgets = [_budget(row) for row in await connection.execute(_BUDGETS.order_by(BudgetRow.id))]
-            prices = [_price(row) for row in await connection.execute(_prices_in_force())] if budgets else []
+            prices = await prices_in_force(connection) if budgets else []
         return Rules(budgets, prices, now)
 
     async def window_ids(self, keys: Collection[WindowKey]) -> dict[WindowKey, int]:
@@ -424,23 +405,6 @@ def _record(key: WindowKey) -> dict[str, Any]:
         "starts_at": key.window.starts_at,
         "ends_at": key.window.ends_at,
     }
-
-
-def _prices_in_force() -> Any:
-    row = PriceRow
-    of_step = (row.model, row.tier, row.from_input_tokens)
-    rates = (getattr(row, name) for name in TOKEN_COUNTS)
-    return (
-        select(*of_step, row.valid_from, *rates)
-        .ext(distinct_on(*of_step))
-        .where(row.valid_from <= func.now())
-        .order_by(*of_step, row.valid_from.desc())
-    )
-
-
-def _price(row: Row[Any]) -> Price:
-    rates = {name: getattr(row, name) for name in TOKEN_COUNTS}
-    return Price(row.model, row.tier, row.from_input_tokens, row.valid_from, rates)
 
 
 def _budget(row: Any) -> Budget:
