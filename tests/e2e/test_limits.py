@@ -155,6 +155,7 @@ async def test_every_way_to_create_work_is_limited(stack: Stack, admin: httpx.As
             ("/v1/responses", {"model": "sim", "input": "x", "background": True}),
             ("/v1/messages", {"model": "sim", "messages": HELLO, "max_tokens": 2}),
             ("/v1/messages/count_tokens", {"model": "sim", "messages": HELLO}),
+            ("/v1/usage/estimate", JOB),
             (f"/v1/jobs/{ended.json()['id']}/replay", None),
         ):
             response = await client.post(path, json=body)
