@@ -151,7 +151,7 @@ async def test_every_way_to_create_work_is_limited(stack: Stack, admin: httpx.As
             ("/v1/jobs", JOB),
             ("/v1/chat/completions", {"model": "sim", "messages": HELLO}),
             ("/v1/chat/completions", {"model": "sim", "messages": HELLO, "stream": True}),
-            ("/v1/completions", {"model": "sim", "prompt": ["a", "b"]}),
+            ("/v1/completions", {"model": "sim", "prompt": ["a"]}),
             ("/v1/responses", {"model": "sim", "input": "x", "background": True}),
             ("/v1/messages", {"model": "sim", "messages": HELLO, "max_tokens": 2}),
             ("/v1/messages/count_tokens", {"model": "sim", "messages": HELLO}),
