@@ -125,6 +125,15 @@ class Admission:
         if self._limiter is not None:
             await self._limiter.take_request(owner, model)
 
+    def check_requests(self, owner: Owner, model: str, number: int) -> None:
+        """Check that the rate limits allow so many requests at the same time; nothing is taken.
+
+        Raises:
+            RateLimited: a limit never does.
+        """
+        if self._limiter is not None:
+            self._limiter.check_requests(owner, model, number)
+
     async def reserve(self, new: NewJob) -> Reservation:
         """Reserve a part of the quotas for an admitted job, until the caller has stored it.
 

@@ -84,6 +84,7 @@ async def estimate_cost(
     try:
         with counting_once(principal.project_id):
             new = await admission.recheck(principal, new)
+            await admission.take_request(new.owner, new.model)
             models = worst_case.models(new)
             prices = PricesInForce(await price_store.in_force(models))
             costs = [await worst_case.of_model(model, new, prices) for model in models]

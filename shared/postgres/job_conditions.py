@@ -79,3 +79,8 @@ def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
 def due(for_s: Any = 0) -> ColumnElement[bool]:
     """Condition: the job is not deferred, or has been due again for this many seconds."""
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))
+
+
+def not_held() -> ColumnElement[bool]:
+    """Condition: no soft limit and no budget lets the job start only later. It may wait for a busy upstream."""
+    return or_(due(), JobRow.deferred_since.is_not(None))

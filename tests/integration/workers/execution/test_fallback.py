@@ -390,7 +390,10 @@ async def test_a_job_that_moves_starts_no_earlier_than_its_submit_allows(models:
     """A soft limit or a budget has put it off. A wait for the former model's upstream ends."""
     put_off = await models.submit("b", delay_s=100)
     assert put_off.not_before is not None
+    await models.fallbacks.move_waiting("a")
+    assert (await models.read(put_off)).model == "a", "the upstream may be available by then"
     assert await models.fallbacks.move(put_off, FallbackReason.MODEL_REMOVED)
+    assert models.sent == [], "it cannot be claimed yet"
     moved = await models.read(put_off)
     assert (moved.model, moved.not_before) == ("b", put_off.not_before)
     assert await models.workers["b"].store.claim(moved.id) is None
