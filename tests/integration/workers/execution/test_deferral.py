@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import text
@@ -253,7 +254,7 @@ async def test_deadlines_and_cancels_end_a_deferred_job(
     assert (await read(store, late)).status is JobStatus.EXPIRED, "it has not been started"
     assert await terminator.end(await read(store, cancelled), JobStatus.CANCELLED, CANCELLED)
     ended = await read(store, cancelled)
-    assert (ended.status, ended.charge) == (JobStatus.CANCELLED, 0), "it has cost nothing, which is known"
+    assert (ended.status, ended.charge) == (JobStatus.CANCELLED, Decimal(0)), "it has cost nothing, which is known"
 
 
 async def test_a_job_that_is_being_cancelled_is_not_deferred(worker: Worker, store: JobStore, job: Job) -> None:
