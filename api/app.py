@@ -88,7 +88,9 @@ class Application(FastAPI):
 
         async def description(request: Request) -> JSONResponse:
             async with building:
-                described: dict[str, Any] = self.openapi_schema or await asyncio.to_thread(self.openapi)
+                described = self.openapi_schema
+                if described is None:
+                    described = await asyncio.to_thread(self.openapi)
             root_path = request.scope.get("root_path", "").rstrip("/")
             servers = [{"url": root_path}] if root_path else []
             return JSONResponse({**described, "servers": servers} if servers else described)
