@@ -168,10 +168,26 @@ async def test_minutes_are_a_range_of_an_index(database: AsyncEngine, filters: U
     assert "Seq Scan on usage_events" not in plan
 
 
-async def test_a_project_is_a_range_of_an_index(database: AsyncEngine) -> None:
-    plan = await explain(database, usage_statement(by_day("UTC", filters=UsageFilters(project_ids={1}))))
-    assert "usage_sums_project" in plan
+SUMS_OF_A_MONTH = """
+INSERT INTO usage_sums
+SELECT timestamptz '2025-11-01Z' + n * interval '15 minutes', project, 2, 'ann', 'generate', 'm', 'm', 'default', false,
+    1, 0, 1, 100, 0, 0, 0, 10, 0, 1, 1, 0, 0
+FROM generate_series(0, 2879, 4) AS n, generate_series(1, 10) AS project
+"""
+
+
+async def test_reports_are_a_range_of_an_index(database: AsyncEngine) -> None:
+    """Those of a project read the index only: in the table, its rows are far apart."""
+    async with database.connect() as connection:
+        for statement in (SUMS_OF_A_MONTH, "VACUUM ANALYZE usage_sums"):
+            await connection.execute(text(statement))
+    users = by_day("UTC", Dimension.USER, filters=UsageFilters(project_ids={1}))
+    plan = await explain(database, usage_statement(users))
+    assert "Index Only Scan using usage_sums_pkey" in plan
     assert "starts_at >=" in plan
+    plan = await explain(database, usage_statement(by_day("UTC", Dimension.USER)))
+    assert "Index Cond: ((starts_at >=" in plan
+    assert "Filter:" not in plan
 
 
 async def explain(database: AsyncEngine, statement: Any) -> str:
