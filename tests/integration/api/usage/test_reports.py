@@ -20,6 +20,7 @@ from api.usage.service import UsageService
 from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection, usage_statement
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.owner import Owner
+from shared.postgres.engine import connect
 from shared.postgres.usage_sums import UsageSums
 from tests.support.database import make_owner
 from tests.support.usage_entries import NOON, entry, write
@@ -168,6 +169,10 @@ async def test_minutes_are_a_range_of_an_index(database: AsyncEngine, filters: U
     assert "Seq Scan on usage_events" not in plan
 
 
+PLANS = """
+SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements
+WHERE statement LIKE '%usage_sums%' AND statement NOT LIKE '%pg_prepared_statements%'
+"""
 SUMS_OF_A_MONTH = """
 INSERT INTO usage_sums
 SELECT timestamptz '2025-11-01Z' + n * interval '15 minutes', project, 2, 'ann', 'generate', 'm', 'm', 'default', false,
@@ -188,6 +193,20 @@ async def test_reports_are_a_range_of_an_index(database: AsyncEngine) -> None:
     plan = await explain(database, usage_statement(by_day("UTC", Dimension.USER)))
     assert "Index Cond: ((starts_at >=" in plan
     assert "Filter:" not in plan
+
+
+async def test_each_report_is_planned_for_its_own_times(database_url: str) -> None:
+    """Not from the sixth execution on for any: PostgreSQL takes ten times as long then."""
+    engine = connect(database_url, pool_size=1)
+    try:
+        for limit in (10, 10_000):
+            for _ in range(8):
+                await UsageReportStore(engine).rows(by_day("UTC", Dimension.USER), limit=limit)
+        async with engine.connect() as connection:
+            plans = await connection.execute(text(PLANS))
+        assert plans.one() == (0, 16)
+    finally:
+        await engine.dispose()
 
 
 async def explain(database: AsyncEngine, statement: Any) -> str:
