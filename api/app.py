@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from api.admin.audit import routes as audit
@@ -76,6 +78,23 @@ class Application(FastAPI):
         described = super().openapi()
         described["components"]["headers"] = HEADERS
         return described
+
+    def setup(self) -> None:
+        """Add the route of the description. FastAPI's own builds it on the event loop, which takes a second or more."""
+        url, self.openapi_url = self.openapi_url, None
+        super().setup()
+        self.openapi_url = url
+        building = asyncio.Lock()
+
+        async def description(request: Request) -> JSONResponse:
+            async with building:
+                described: dict[str, Any] = self.openapi_schema or await asyncio.to_thread(self.openapi)
+            root_path = request.scope.get("root_path", "").rstrip("/")
+            servers = [{"url": root_path}] if root_path else []
+            return JSONResponse({**described, "servers": servers} if servers else described)
+
+        if url:
+            self.add_route(url, description, include_in_schema=False)
 
     def build_middleware_stack(self) -> ASGIApp:
         return allow_origins(super().build_middleware_stack(), self.state.cors_origins)

@@ -23,6 +23,7 @@ from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.budgets.budgets import Budgets
+from api.budgets.worst_case import WorstCase
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
@@ -63,7 +64,6 @@ from api.http.dependencies import Resources
 from api.http.members import MemberReader
 from api.jobs.actions import JobActions
 from api.jobs.admission import Admission
-from api.jobs.cost_store import CostStore
 from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
@@ -260,7 +260,8 @@ async def open_resources(
         overview_store = OverviewStore(database, registry.queue_of)
         if settings.console == "on":
             supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
-        price_sync = PriceSync(registry, PriceStore(database))
+        price_store = PriceStore(database)
+        price_sync = PriceSync(registry, price_store)
         supervisor.start("price_sync", price_sync.run())
         supervisor.start("usage_roll_up", UsageRollUp(UsageSums(database), metrics).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
@@ -360,7 +361,8 @@ async def open_resources(
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
-        resources.add(CostStore, CostStore(database))
+        resources.add(WorstCase, WorstCase(registry, context_window))
+        resources.add(PriceStore, price_store)
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys))
         resources.add(BudgetService, BudgetService(budget_store, keys, budgets))

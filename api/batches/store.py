@@ -45,7 +45,7 @@ from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.budgets import RESERVATIONS, Reserving, refusals, reservation_records
-from shared.postgres.engine import transaction
+from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_inserts import insert_answered, insert_queued
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.job_rows import CHARGE, LOG, SUMMARY_COLUMNS, read_job, to_summary
@@ -281,6 +281,7 @@ class BatchStore(JobRowStore):
                     BatchRow.submitted: BatchRow.submitted + requests,
                 }
             )
+            .returning(limit_idle())  # others wait for the windows of budgets and the keys of the response cache
         )
         records: list[dict[str, Any]] = [
             {
@@ -303,7 +304,7 @@ class BatchStore(JobRowStore):
         # In an order that all statements with several entries of the cache follow.
         keyed = sorted((item for item in records if item["cache_key"] is not None), key=lambda item: item["cache_key"])
         async with transaction(self._engine) as connection:
-            if not (await connection.execute(advance)).rowcount:
+            if (await connection.execute(advance)).first() is None:
                 return None
             common = {"key": batch.key_id, "expires_at": batch.expires_at, "batch": batch.id}
             rows = (await connection.execute(_ANSWER, {**_NEW.parameters(keyed), **common})).all() if keyed else []

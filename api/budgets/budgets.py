@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-from api.budgets.worst_case import PriceList, Unbounded, Unpriced, WorstCase
+from api.budgets.worst_case import PricesInForce, Unbounded, Unpriced, WorstCase
 from api.context.window import ContextWindow
 from shared.config.models.loader import Registry
 from shared.domain.budgets import WindowReservation, dollars, window_at
@@ -50,7 +50,7 @@ class Budgets:
         self._worst_case = WorstCase(registry, context)
         self._metrics = metrics
         self._of_projects: dict[int, list[Budget]] = {}
-        self._prices = PriceList()
+        self._prices = PricesInForce()
         # The time of the database, and of the monotonic clock, when the budgets were read.
         self._read_at: tuple[datetime, float] | None = None
         self._reading: asyncio.Task[Rules] | None = None
@@ -88,7 +88,7 @@ class Budgets:
         self._of_projects = {}
         for budget in rules.budgets:
             self._of_projects.setdefault(budget.project_id, []).append(budget)
-        self._prices = PriceList(rules.prices)
+        self._prices = PricesInForce(rules.prices)
         self._read_at = rules.now, time.monotonic()
 
     @property

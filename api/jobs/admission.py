@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
 
 from api.budgets.budgets import Budgets
 from api.context.count_memo import counting_once
 from api.context.limits import TokenLimiter
-from api.context.most_output import most_output_tokens
 from api.context.shortening import Shortening
 from api.context.summaries import SummaryJobs
 from api.context.window import ContextWindow, PromptTokens
@@ -30,16 +28,6 @@ from shared.telemetry.metrics import Metrics
 
 # Steps of at most about a millisecond between two turns of the event loop.
 STEPS_PER_TURN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class MostTokens:
-    """The model that would run a job, its prompt's tokens, and the most output tokens of all of its choices together;
-    None if nothing limits these."""
-
-    model: str
-    prompt: PromptTokens
-    output: int | None
 
 
 class Admission:
@@ -137,6 +125,15 @@ class Admission:
         if self._limiter is not None:
             await self._limiter.take_request(owner, model)
 
+    def check_requests(self, owner: Owner, model: str, number: int) -> None:
+        """Check that the rate limits allow so many requests at the same time; nothing is taken.
+
+        Raises:
+            RateLimited: a limit never does.
+        """
+        if self._limiter is not None:
+            self._limiter.check_requests(owner, model, number)
+
     async def reserve(self, new: NewJob) -> Reservation:
         """Reserve a part of the quotas for an admitted job, until the caller has stored it.
 
@@ -151,23 +148,16 @@ class Admission:
     async def recheck(self, principal: Principal, new: NewJob) -> NewJob:
         """Run the checks of a job without side effects: of a rejected one, to report the reason, or of one that is not
         submitted. Returns it as it would be admitted; raises as `admit`."""
-        new = replace(new, model=await self.model_of(principal, new))
+        new = await self._preview(principal, new)
         new = self._token_limiter.limit_output(principal, new, counted=False)
         new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
+        if self._router is not None:
+            new = await self._router.without_unfit(principal, new)
         if self._budgets is not None:
             await self._budgets.check(new)
         return new
-
-    async def most_tokens(self, principal: Principal, new: NewJob) -> MostTokens:
-        """The most tokens that a job could have if it was submitted now. Raises as `admit`."""
-        principal.require(Scope.INFERENCE)
-        with counting_once(principal.project_id):
-            new = await self.recheck(principal, new)
-            prompt = await self._context.measure(new.model, new.request, project_id=principal.project_id)
-        spec, length = self._registry[new.model], self._context.length(new.model)
-        return MostTokens(new.model, prompt, most_output_tokens(spec, new.request, length=length, prompt=prompt))
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Check a request against its model, without side effects; raises as `admit`."""
@@ -201,10 +191,13 @@ class Admission:
         Raises:
             NotFound: the key may not be used for it.
         """
+        return (await self._preview(principal, new)).model
+
+    async def _preview(self, principal: Principal, new: NewJob) -> NewJob:
+        """The job with the model that would run it, and the fallbacks of its route; raises as `model_of`."""
         self._require_allowed(principal, new)
         with counting_once(principal.project_id):
-            chosen = await self._router.model_of(principal, new) if self._router is not None else None
-        return chosen or new.model
+            return await self._router.preview(principal, new) if self._router is not None else new
 
     def _require_allowed(self, principal: Principal, new: NewJob) -> None:
         if new.kind is None:  # otherwise a request that was allowed needs the job, maybe of a model that a route chose

@@ -7,20 +7,24 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.budgets.worst_case import PricesInForce, WorstCase, dearest
+from api.context.count_memo import counting_once
 from api.http.dependencies import resource
 from api.http.json_body import CurrentBodyWork, JsonRoute
-from api.http.money import dollars, total_of
+from api.http.money import dollars
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, READ
 from api.http.submit_headers import Submission
-from api.jobs.cost_store import CostStore, MostCost
 from api.jobs.dependencies import CurrentAdmission
 from api.jobs.route_query import RouteRequest
 from api.keys.auth import CurrentPrincipal
+from api.keys.principal import Scope
 from shared.domain.errors import InvalidRequest
+from shared.postgres.price_store import PriceStore
 
 router = APIRouter(prefix="/v1/usage/estimate", tags=["usage"], route_class=JsonRoute)
 
-Costs = Annotated[CostStore, Depends(resource(CostStore))]
+CurrentWorstCase = Annotated[WorstCase, Depends(resource(WorstCase))]
+Prices = Annotated[PriceStore, Depends(resource(PriceStore))]
 
 
 class EstimateRequest(RouteRequest):
@@ -41,7 +45,11 @@ class EstimateRequest(RouteRequest):
 
 
 class CostEstimate(BaseModel):
-    """What a request would cost at most. Amounts are in US dollars, and null if there is no price or no limit."""
+    """What a request would cost at most, which is what its job would reserve in budgets.
+
+    Amounts are in US dollars, and null if there is no price or no limit. They are those of the model that could cost
+    most: `model`, or one that its route may move the job to.
+    """
 
     object: Literal["usage.estimate"] = "usage.estimate"
     requested_model: str
@@ -51,7 +59,9 @@ class CostEstimate(BaseModel):
     max_output_tokens: int | None = Field(
         description="Of all choices together: by `max_tokens`, the model's limit and its context."
     )
-    max_input_cost: float | None = Field(description="As if nothing was in the provider's prompt cache yet.")
+    max_input_cost: float | None = Field(
+        description="In the most expensive service tier, as if nothing was in the provider's prompt cache yet."
+    )
     max_output_cost: float | None
     max_cost: float | None
     currency: Literal["usd"] = "usd"
@@ -62,26 +72,32 @@ async def estimate_cost(
     body: EstimateRequest,
     principal: CurrentPrincipal,
     admission: CurrentAdmission,
-    costs: Costs,
+    worst_case: CurrentWorstCase,
+    price_store: Prices,
     submission: Submission,
     work: CurrentBodyWork,
 ) -> CostEstimate:
-    """Estimate what a request would cost at most, at the prices of the default service tier, without running it."""
+    """Estimate what a request would cost at most, without running it."""
     principal = principal.acting_for(body.user)
+    principal.require(Scope.INFERENCE)
     new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     try:
-        most = await admission.most_tokens(principal, new)
+        with counting_once(principal.project_id):
+            new = await admission.recheck(principal, new)
+            await admission.take_request(new.owner, new.model)
+            models = worst_case.models(new)
+            prices = PricesInForce(await price_store.in_force(models))
+            costs = [await worst_case.of_model(model, new, prices) for model in models]
     except InvalidRequest as error:
         raise body.rename_param(error) from None
-    found = await costs.most(most.model, most.prompt.number, most.output or 0)
-    cost = found if most.output is not None else MostCost(found.input, None)
+    chosen, most = costs[0], dearest(costs)
     return CostEstimate(
         requested_model=body.model,
-        model=most.model,
-        input_tokens=most.prompt.number,
-        tokens_estimated=most.prompt.estimated,
-        max_output_tokens=most.output,
-        max_input_cost=dollars(cost.input),
-        max_output_cost=dollars(cost.output),
-        max_cost=dollars(total_of((cost.input, cost.output))),
+        model=chosen.model,
+        input_tokens=chosen.prompt.number,
+        tokens_estimated=chosen.prompt.estimated,
+        max_output_tokens=chosen.output,
+        max_input_cost=dollars(most.input_cost),
+        max_output_cost=dollars(most.output_cost),
+        max_cost=dollars(most.cost),
     )

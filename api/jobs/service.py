@@ -17,6 +17,7 @@ from api.http.lookup import own_or_404
 from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.keys.principal import Principal
+from api.limits.limiter import Taken
 from api.limits.settlement import Settlement
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
@@ -24,6 +25,7 @@ from shared.domain.errors import BudgetExceeded, Conflict, HeadraceError, Invali
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.new_job import Idempotency, NewJob
+from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import JobStore
@@ -83,13 +85,20 @@ class JobService:
         self.traces = traces
 
     async def submit(
-        self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None, *, background: bool = False
+        self,
+        principal: Principal,
+        new: NewJob,
+        idempotency: Idempotency | None = None,
+        *,
+        background: bool = False,
+        taken: list[Taken] | None = None,
     ) -> tuple[Job, bool]:
         """Admit a job, commit it, and send the workers a hint. When this returns, the job is durable.
 
         A job that the response cache answers has ended by then, and is returned with its output. One whose answer an
         open job is to get follows that job. The second value is False if an earlier call with this idempotency key
         created the job. `background`: no client waits for the job, so a budget may hold it until its next window.
+        `taken` gets what the job has taken from the rate limits if this call has created it.
 
         Raises:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
@@ -103,7 +112,7 @@ class JobService:
             if request_context is not new.request_context:
                 new = replace(new, request_context=request_context)
             try:
-                return await self._create_within_limits(new, idempotency, background=background)
+                return await self._create_within_limits(new, idempotency, background=background, kept=taken)
             except QuotaExceeded:
                 # A retry receives the job of the first call, which may be what has used up the quota.
                 existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
@@ -112,7 +121,7 @@ class JobService:
                 return existing, False
 
     async def _create_within_limits(
-        self, new: NewJob, idempotency: Idempotency | None, *, background: bool
+        self, new: NewJob, idempotency: Idempotency | None, *, background: bool, kept: list[Taken] | None
     ) -> tuple[Job, bool]:
         """Take what a job needs from the rate limits, and commit it; raises as `submit`."""
         taken = await self._admission.take_rates(new)
@@ -126,9 +135,21 @@ class JobService:
             raise
         if created:
             self._settlement.job_created(job, taken)
+            if kept is not None:
+                kept.append(taken)
         else:
             self._settlement.give_back(taken)
         return job, created
+
+    def check_requests(self, owner: Owner, model: str, number: int) -> None:
+        """Check that the rate limits allow so many requests at the same time; raises as `Admission.check_requests`."""
+        self._admission.check_requests(owner, model, number)
+
+    def give_back_requests(self, taken: Sequence[Taken]) -> None:
+        """Return to the rate limits the requests of jobs whose call has failed."""
+        if self._settlement is not None:
+            for one in taken:
+                self._settlement.give_back_requests(one)
 
     async def _create(self, new: NewJob, idempotency: Idempotency | None, *, background: bool) -> tuple[Job, bool]:
         """Commit an admitted job; raises as `submit`."""
@@ -195,8 +216,11 @@ class JobService:
         raise refusal
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float) -> tuple[Job, bool]:
-        """Commit a job that the response cache had no answer for: it runs, or follows a job with the same request."""
-        if new.cache_key is not None:
+        """Commit a job that the response cache had no answer for: it runs, or follows a job with the same request.
+
+        One that a limit delays does neither lead nor follow: jobs that no limit delays would wait for it.
+        """
+        if new.cache_key is not None and new.delay_s is None:
             for _ in range(COALESCE_TRIES):
                 if (coalesced := await self._store.coalesce(new, idempotency, looked_up_at=looked_up_at)) is not None:
                     return coalesced

@@ -84,6 +84,7 @@ async def rotate(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     if new_id is None:
         return _not_valid(arguments.id)
     _show(key, new_id)
+    print(f"Limits and budgets of {arguments.id} do not apply to it; create them for it.", file=sys.stderr)
     return 0
 
 
@@ -236,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_priority_floor(create_key, default=DEFAULT_PRIORITY_FLOOR)
     add_option_arguments(create_key)
 
-    rotate_key = actions.add_parser("rotate", help="create a successor of a key, and let the old key expire")
+    rotate_key = actions.add_parser(
+        "rotate", help="create a successor of a key, without its limits and budgets, and let the old key expire"
+    )
     _add_id(rotate_key)
     rotate_key.add_argument(
         "--overlap",

@@ -15,10 +15,14 @@ ASSUMED_OUTPUT = 1000
 
 @dataclass(frozen=True, slots=True)
 class TokenEstimate:
-    """The tokens of the prompt and of the output. `bounded`: the output cannot be longer."""
+    """The tokens of the prompt and of the output.
+
+    `counted`: those of the prompt are no estimate. `bounded`: the output cannot be longer.
+    """
 
     prompt: int
     output: int
+    counted: bool = True
     bounded: bool = True
 
     @property
@@ -39,19 +43,23 @@ class TokenEstimator:
 
     def estimate(self, new: NewJob) -> TokenEstimate:
         """Estimate a job's tokens: those of the prompt as it was counted for a route, otherwise by its size, and
-        max_tokens for each choice."""
+        max_tokens for each choice, or what the prompt leaves of the context."""
         request, decisions = new.request, new.decisions
-        prompt = decisions.estimated_tokens
+        is_counted = isinstance(request.prompt, list)
+        prompt = len(request.prompt) if isinstance(request.prompt, list) else decisions.estimated_tokens
+        # A route counts a prompt only as far as its rules need it.
         if prompt is None and decisions.route is not None:
             prompt = decisions.route.input_tokens
         if prompt is None:
             prompt = self._window.estimate(new.model, request, new.owner.project_id).number
         if request.prompt_only:
-            return TokenEstimate(prompt, 0)
+            return TokenEstimate(prompt, 0, is_counted)
         sampling, spec = request.sampling, self._registry.models.get(new.model)
         most = sampling.max_tokens
         if most is None and spec is not None:
             most = spec.default_max_tokens
-        if most is None:
-            return TokenEstimate(prompt, ASSUMED_OUTPUT * sampling.n, bounded=False)
-        return TokenEstimate(prompt, most * sampling.n)
+        is_assumed = most is None
+        most = ASSUMED_OUTPUT if most is None else most
+        if (length := self._window.length(new.model)) is not None:
+            most = min(most, max(0, length - prompt))
+        return TokenEstimate(prompt, most * sampling.n, is_counted, bounded=not is_assumed)

@@ -63,6 +63,12 @@ class Taken:
         """The corrections that return everything."""
         return [Correction(part.key, part.second, -part.amount) for part in self.parts]
 
+    def returned_requests(self) -> list[Correction]:
+        """The corrections that return the requests."""
+        return [
+            Correction(part.key, part.second, -part.amount) for part in self.parts if part.measure is Measure.REQUESTS
+        ]
+
     def settled(self, tokens: int) -> list[Correction]:
         """The corrections after a job that has used so many tokens."""
         return [
@@ -117,6 +123,17 @@ class RateLimiter:
         if rules := self._book.rules(owner, model, (Measure.REQUESTS,)):
             await self._take(rules, NO_TOKENS)
 
+    def check_requests(self, owner: Owner, model: str, number: int) -> None:
+        """Check that the limits allow so many requests at the same time. Nothing is taken.
+
+        Raises:
+            RateLimited: a limit never does.
+        """
+        for rule in self._book.rules(owner, model, (Measure.REQUESTS,)):
+            if number > rule.value and not rule.soft:
+                self._metrics.rate_limited.labels(UNITS[rule.measure], rule.scope.kind, "refused").inc()
+                raise RateLimited(_too_large(rule, number, "Send fewer prompts at a time."), wait_s=None)
+
     async def _take(self, rules: Sequence[Rule], tokens: TokenEstimate, *, of_batch: bool = False) -> Taken:
         windows = [_window(rule, tokens, of_batch=of_batch) for rule in rules]
         outcome = await self._call(windows)
@@ -137,7 +154,7 @@ class RateLimiter:
             Part(window.key, state.second, window.amount, rule.measure)
             for rule, window, state in zip(rules, windows, outcome.states, strict=True)
         ]
-        return Taken(parts, outcome.wait_s or None, tokens.bounded)
+        return Taken(parts, outcome.wait_s or None, tokens.counted and tokens.bounded)
 
     async def _call(self, windows: Sequence[Window]) -> Outcome | None:
         """Take the amounts; None if Redis is unavailable and requests are allowed then."""
@@ -215,10 +232,16 @@ def _tighter(one: LeftOfLimit | None, other: LeftOfLimit) -> LeftOfLimit:
 def _message(rule: Rule, window: Window, outcome: Outcome) -> str:
     """Which limit was reached, of whom, and when the request can succeed."""
     assert outcome.decisive is not None
-    unit = UNITS[rule.measure]
-    limit = f"{rule.value} {unit} a minute of {rule.scope} ({rule.name})"
     if outcome.wait_s is None:
-        return f"Request too large: it needs {window.amount} {unit}, and the limit is {limit}. Request less output."
+        return _too_large(rule, window.amount, "Request less output.")
     used = max(0, rule.value - outcome.states[outcome.decisive].remaining)
     needed = "" if rule.measure is Measure.REQUESTS else f", requested {window.amount}"
-    return f"Rate limit reached: {limit}. Used {used}{needed}. Try again in {outcome.wait_s:.3f} s."
+    return f"Rate limit reached: {_named(rule)}. Used {used}{needed}. Try again in {outcome.wait_s:.3f} s."
+
+
+def _too_large(rule: Rule, amount: int, advice: str) -> str:
+    return f"Request too large: it needs {amount} {UNITS[rule.measure]}, and the limit is {_named(rule)}. {advice}"
+
+
+def _named(rule: Rule) -> str:
+    return f"{rule.value} {UNITS[rule.measure]} a minute of {rule.scope} ({rule.name})"

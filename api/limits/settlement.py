@@ -65,6 +65,10 @@ class Settlement:
         """Return what was taken for a job that was not created."""
         self._corrections += taken.returned()
 
+    def give_back_requests(self, taken: Taken) -> None:
+        """Return the request of a job that was created for a call which failed. Its tokens are settled at its end."""
+        self._corrections += taken.returned_requests()
+
     async def run(self) -> None:
         """Settle the jobs that have ended, until cancelled."""
         await run_periodically(self.settle, "settling rate limits", interval_s=INTERVAL_S)

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING, not_held
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, ModelPauseRow, WorkerRow
@@ -23,7 +23,8 @@ Key = tuple[str, str]
 class QueueStats:
     """Jobs by model and priority (metric labels), workers by model and state. `oldest`: seconds since submit.
 
-    The model is that of the queue: the jobs of an adapter count for its base.
+    The model is that of the queue: the jobs of an adapter count for its base. Jobs that a soft limit or a budget lets
+    start only later wait from then on.
 
     `unreadable`: by model, the waiting jobs that are withheld because a worker's version cannot read them; `deferred`:
     those that wait because their upstream was busy. `paused`: the models whose queues are paused.
@@ -39,14 +40,15 @@ class QueueStats:
 
 
 _JOBS = func.count().label("jobs")
+_WAITS_SINCE = func.greatest(JobRow.created_at, case((JobRow.deferred_since.is_(None), JobRow.not_before)))
 _QUEUED = Prepared(
     select(
         JobRow.model,
         JobRow.priority,
         _JOBS,
-        func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at)).label("oldest_s"),
+        func.extract("epoch", func.clock_timestamp() - func.min(_WAITS_SINCE)).label("oldest_s"),
     )
-    .where(IS_QUEUED, JobRow.follows.is_(None))
+    .where(IS_QUEUED, JobRow.follows.is_(None), not_held())
     .group_by(JobRow.model, JobRow.priority)
 )
 _RUNNING = Prepared(

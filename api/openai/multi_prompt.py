@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from api.jobs.disconnect import JOBS_AT_ONCE, cancel_abandoned
 from api.jobs.service import JobService
 from api.keys.principal import Principal
+from api.limits.limiter import Taken
+from shared.domain.errors import RateLimited
 from shared.domain.job import Job
 from shared.domain.new_job import Idempotency, NewJob
 from shared.runtime.aio import map_limited
@@ -19,13 +21,17 @@ async def submit_all(
     """Submit the jobs of one call. Returns them in order, and False if an earlier call with this key created them.
 
     Raises:
-        HeadraceError: a job was rejected; those already created are cancelled.
+        HeadraceError: a job was rejected; those already created are cancelled, and give back their requests to the rate
+            limits.
     """
+    owner, model, taken = requests[0].owner, requests[0].model, list[Taken]()
+    if idempotency is None:  # otherwise the call may have been repeated, which takes none
+        jobs.check_requests(owner, model, len(requests))
 
     async def submit(index: int) -> tuple[Job, bool] | Exception:
         key = None if idempotency is None else _derive_key(idempotency, index)
         try:
-            return await jobs.submit(principal, requests[index], key)
+            return await jobs.submit(principal, requests[index], key, taken=taken)
         except Exception as error:
             return error
 
@@ -33,7 +39,10 @@ async def submit_all(
     results = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
     for outcome in outcomes:
         if isinstance(outcome, Exception):
+            jobs.give_back_requests(taken)
             await cancel_abandoned(jobs, [job for job, created in results if created])
+            if isinstance(outcome, RateLimited):
+                jobs.check_requests(owner, model, len(requests))
             raise outcome
     return [job for job, _ in results], results[0][1]
 

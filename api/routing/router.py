@@ -116,18 +116,9 @@ class Router:
         Returns `new` without the fallbacks that its prompt is too long for, and with what is to be remembered, under
         the names of the request that the client sent and of `new`, whose conversation may have been shortened.
         """
+        new = await self.without_unfit(principal, new)
         decision = new.decisions.route
         assert decision is not None
-        fallbacks = tuple(
-            [
-                name
-                for name in decision.fallbacks
-                if await self._candidates.refusal(name, principal, new, shortens=False) is None
-            ]
-        )
-        if fallbacks != decision.fallbacks:
-            decision = decision.model_copy(update={"fallbacks": fallbacks})
-            new = replace(new, decisions=new.decisions.model_copy(update={"route": decision}))
         if decision.conversation is not None:
             names = routed.names
             if new.request.messages is not routed.job.request.messages:
@@ -137,15 +128,38 @@ class Router:
             new = replace(new, note=note)
         return new
 
+    async def without_unfit(self, principal: Principal, new: NewJob) -> NewJob:
+        """A job without the fallbacks that cannot serve it; its conversation is not shortened again for them."""
+        decision = new.decisions.route
+        if decision is None:
+            return new
+        fallbacks = tuple(
+            [
+                name
+                for name in decision.fallbacks
+                if await self._candidates.refusal(name, principal, new, shortens=False) is None
+            ]
+        )
+        if fallbacks == decision.fallbacks:
+            return new
+        decision = decision.model_copy(update={"fallbacks": fallbacks})
+        return replace(new, decisions=new.decisions.model_copy(update={"route": decision}))
+
     async def remember(self, note: ConversationNote) -> None:
         """Remember the model of a settled job, which is about to be stored."""
         known = KnownModel(note.model, note.floor)
         await self._conversations.remember(note.conversation, note.names, known, note.ttl_s, levels=note.levels)
 
-    async def model_of(self, principal: Principal, new: NewJob) -> str | None:
-        """The model that a route would choose for a job; None if it names a model. Nothing is remembered or counted."""
+    async def preview(self, principal: Principal, new: NewJob) -> NewJob:
+        """A job with the model that its route would choose, and the fallbacks; unchanged if it names a model. Nothing
+        is remembered or counted."""
         found = await self._considered(principal, new)
-        return None if found is None else found[1].model
+        if found is None:
+            return new
+        request, choice, _ = found
+        decision = RouteDecision(route=request.route.name, rule=choice.rule, fallbacks=choice.fallbacks)
+        decisions = new.decisions.model_copy(update={"route": decision})
+        return replace(new, model=choice.model, decisions=decisions)
 
     async def explain(self, principal: Principal, new: NewJob) -> Explanation | None:
         """How a request would be routed; None if it names a model. Nothing is remembered or counted."""

@@ -40,12 +40,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The rows of a selection, and the names of their projects by id. `period`: what its periods are, such as `day`."""
+    """The rows of a selection, and the names of their projects by id.
+
+    `period`: what its periods are, such as `day`. `shows_cost`: whether JSON and CSV have the cost, which is what the
+    operator pays.
+    """
 
     selection: UsageSelection
     rows: Sequence[Any]
     project_names: Mapping[int, str]
     period: str | None = None
+    shows_cost: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -80,7 +85,34 @@ class Report:
 
     def items(self) -> Mapped[Any, dict[str, Any]]:
         """The rows as JSON objects, which are made when they are read."""
-        return Mapped(self.rows, lambda row: {**self.groups(row), **json_sums(row)})
+        return Mapped(self.rows, lambda row: {**self.groups(row), **self.json_sums(row)})
+
+    def sums(self, row: Any) -> dict[str, Any]:
+        """The values of `SUMS` of a row, with exact amounts."""
+        total_input, total_output = input_tokens(row), output_tokens(row)
+        values = (
+            row.requests,
+            row.cached_requests,
+            row.attempts,
+            total_input,
+            row.input_cache_read,
+            cache_writes(row),
+            total_output,
+            row.output_reasoning,
+            total_input + total_output,
+            _share(row.input_cache_read, total_input),
+            _share(row.cached_requests, row.requests),
+            known(row, "cost") if self.shows_cost else None,
+            known(row, "charge"),
+            row.saved,
+            row.unpriced,
+        )
+        return dict(zip(SUMS, values, strict=True))
+
+    def json_sums(self, row: Any) -> dict[str, Any]:
+        """The same for JSON."""
+        found = self.sums(row)
+        return {**found, **{name: dollars(found[name]) for name in ("cost", "charge", "saved")}}
 
     def csv(self) -> bytes:
         """The rows as CSV, with a header. Amounts are exact."""
@@ -89,7 +121,7 @@ class Report:
         writer.writerow([*self.columns, *SUMS])
         for row in self.rows:
             cells = [_cell(value) for value in self.groups(row).values()]
-            writer.writerow([*cells, *map(_number, sums(row).values())])
+            writer.writerow([*cells, *map(_number, self.sums(row).values())])
         return file.getvalue().encode()
 
 
@@ -115,35 +147,6 @@ def known(row: Any, name: str) -> Decimal | None:
     """An amount of a row: the sum of what has a price; None if nothing has."""
     amount: Decimal = getattr(row, name)
     return None if row.unpriced and not amount else amount
-
-
-def sums(row: Any) -> dict[str, Any]:
-    """The values of `SUMS`, with exact amounts."""
-    total_input, total_output = input_tokens(row), output_tokens(row)
-    values = (
-        row.requests,
-        row.cached_requests,
-        row.attempts,
-        total_input,
-        row.input_cache_read,
-        cache_writes(row),
-        total_output,
-        row.output_reasoning,
-        total_input + total_output,
-        _share(row.input_cache_read, total_input),
-        _share(row.cached_requests, row.requests),
-        known(row, "cost"),
-        known(row, "charge"),
-        row.saved,
-        row.unpriced,
-    )
-    return dict(zip(SUMS, values, strict=True))
-
-
-def json_sums(row: Any) -> dict[str, Any]:
-    """The same for JSON."""
-    found = sums(row)
-    return {**found, **{name: dollars(found[name]) for name in ("cost", "charge", "saved")}}
 
 
 def _share(part: int, whole: int) -> float | None:

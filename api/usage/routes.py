@@ -16,7 +16,7 @@ from api.http.large_json import JsonBody, json_response
 from api.keys.auth import AnyPrincipal
 from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, TimeZone
 from api.usage.periods import Periods, days_of, month_of, zone_of
-from api.usage.report import Report, json_sums
+from api.usage.report import Report
 from api.usage.schemas import UsageReport, UsageStatement
 from api.usage.store import Dimension, UsageFilters, UsageSelection
 from shared.domain.errors import InvalidRequest
@@ -88,9 +88,9 @@ async def get_usage(
     )
     selection, period = _selection(groups, first, after, zone, filters)
     if _wants_csv(request, format):
-        return await _csv(await usage.report(selection, period), "usage.csv")
+        return await _csv(await usage.report(selection, period, reader=principal), "usage.csv")
     offset = _offset(page)
-    report, has_more = await usage.page(selection, period, limit=limit, offset=offset)
+    report, has_more = await usage.page(selection, period, limit=limit, offset=offset, reader=principal)
     head = {
         "object": "usage",
         "start": str(first),
@@ -127,7 +127,7 @@ async def get_statement(
     # Read before the sums, so that a statement which says that it is complete is.
     complete = await usage.is_complete(project_id, periods.end)
     lines = await usage.report(
-        UsageSelection(periods, filters, (Dimension.MODEL, Dimension.SERVICE_TIER, Dimension.BATCH))
+        UsageSelection(periods, filters, (Dimension.MODEL, Dimension.SERVICE_TIER, Dimension.BATCH)), reader=principal
     )
     if _wants_csv(request, format):
         return await _csv(lines, f"statement-{month}.csv")
@@ -159,7 +159,7 @@ def _statement(project: str, month: str, time_zone: str, complete: bool, lines: 
         "end": f"{periods.end:%Y-%m-%dT%H:%M:%SZ}",
         "complete": complete,
         "currency": "usd",
-        "total": json_sums(lines.total()),
+        "total": lines.json_sums(lines.total()),
         "lines": lines.items(),
     }
 

@@ -26,7 +26,10 @@ class UsageSums(BaseModel):
     total_tokens: int
     cached_input_share: float | None = Field(description="From 0 to 1; null without input tokens.")
     cached_request_share: float | None = Field(description="From 0 to 1; null without requests.")
-    cost: float | None = Field(description="What all attempts have cost. Null if nothing has a price.")
+    cost: float | None = Field(
+        description="What all attempts have cost the operator. Null for keys without the scope `admin`, and if nothing"
+        " has a price."
+    )
     charge: float | None = Field(description="What is charged for: the tokens that were delivered, once.")
     saved: float = Field(description="What the answers of other jobs would have been charged if a model had run.")
     unpriced: int = Field(description="Attempts without a price: the amounts do not include them.")

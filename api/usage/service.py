@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, parse_id
 from api.usage.report import Report
 from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection
-from shared.domain.errors import Forbidden, InvalidRequest
+from shared.domain.errors import Forbidden, InvalidRequest, Unavailable
 from shared.domain.owner import end_user_name
+
+# Reports that are read at the same time, and how long others wait for that.
+AT_ONCE = 2
+LONGEST_WAIT_S = 10.0
 
 
 class UsageService:
-    """Reads reports, one at a time, so that they take no connections from submits."""
+    """Reads reports, few at a time, so that they take no connections from submits.
+
+    Those of a project are read one after the other, so that it does not delay those of others for long.
+    """
 
     def __init__(self, store: UsageReportStore, keys: ApiKeyStore) -> None:
         self._store = store
         self._keys = keys
-        self._one_at_a_time = asyncio.Lock()
+        self._room = asyncio.Semaphore(AT_ONCE)
+        # Of projects with a report, by their ids; of reports about several projects, under None.
+        self._locks = WeakValueDictionary[int | None, asyncio.Lock]()
 
     async def filters(
         self,
@@ -50,23 +61,33 @@ class UsageService:
             batch=batch,
         )
 
-    async def report(self, selection: UsageSelection, period: str | None = None) -> Report:
-        """All rows of a selection. `period`: what its periods are called.
+    async def report(
+        self, selection: UsageSelection, period: str | None = None, *, reader: Principal | None = None
+    ) -> Report:
+        """All rows of a selection. `period`: what its periods are called. `reader`: only to administrators does the
+        report show the cost.
 
         Raises:
             InvalidRequest: there are too many rows.
+            Unavailable: other reports take too long.
         """
-        async with self._one_at_a_time:
+        async with self._turn(selection):
             rows = await self._store.all_rows(selection)
-        return await self._named(selection, rows, period)
+        return await self._named(selection, rows, period, reader)
 
     async def page(
-        self, selection: UsageSelection, period: str | None, *, limit: int, offset: int
+        self,
+        selection: UsageSelection,
+        period: str | None,
+        *,
+        limit: int,
+        offset: int,
+        reader: Principal | None = None,
     ) -> tuple[Report, bool]:
-        """`limit` rows of a selection after the first `offset`, and whether there are more."""
-        async with self._one_at_a_time:
+        """`limit` rows of a selection after the first `offset`, and whether there are more; as `report`."""
+        async with self._turn(selection):
             rows = await self._store.rows(selection, limit=limit, offset=offset)
-        return await self._named(selection, rows[:limit], period), len(rows) > limit
+        return await self._named(selection, rows[:limit], period, reader), len(rows) > limit
 
     async def own_or_named_project(self, principal: Principal, name: str | None) -> tuple[int, str]:
         """The id and the name of a project: by default that of the principal; raises as `filters`."""
@@ -82,9 +103,26 @@ class UsageService:
             return False
         return await self._store.is_complete(project_id, end)
 
-    async def _named(self, selection: UsageSelection, rows: Sequence[Any], period: str | None) -> Report:
+    @asynccontextmanager
+    async def _turn(self, selection: UsageSelection) -> AsyncIterator[None]:
+        projects = selection.filters.project_ids
+        whose = next(iter(projects)) if projects is not None and len(projects) == 1 else None
+        lock = self._locks.setdefault(whose, asyncio.Lock())
+        async with AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(LONGEST_WAIT_S):
+                    await turn.enter_async_context(lock)
+                    await turn.enter_async_context(self._room)
+            except TimeoutError:
+                raise Unavailable("Other reports of usage take too long; try again.") from None
+            yield
+
+    async def _named(
+        self, selection: UsageSelection, rows: Sequence[Any], period: str | None, reader: Principal | None
+    ) -> Report:
         ids = {row.project_id for row in rows} if Dimension.PROJECT in selection.group_by else set()
-        return Report(selection, rows, await self._store.project_names(ids), period)
+        shows_cost = reader is not None and Scope.ADMIN in reader.scopes
+        return Report(selection, rows, await self._store.project_names(ids), period, shows_cost)
 
     async def _project_ids(self, principal: Principal, names: Sequence[str], param: str) -> Collection[int] | None:
         """The ids of projects; None: all."""

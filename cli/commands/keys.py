@@ -104,7 +104,10 @@ def rotate(
     expires: Expires = None,
     as_json: Json = False,
 ) -> None:
-    """Create the successor of a key, with the same rights, and print it once."""
+    """Create the successor of a key, with the same rights, and print it once.
+
+    Limits and budgets of the old key do not apply to it: create them for it.
+    """
     body = {"overlap_s": seconds_of(overlap, "--overlap")}
     if expires is not None:
         body["expires_in_s"] = seconds_of(expires, "--expires")

@@ -73,13 +73,15 @@ async def build_result(
     upstream: UpstreamState | None = None,
     revision: str | None = None,
     handed_over: bool = False,
+    prompt_estimate: int = 0,
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
     The event loop runs other tasks meanwhile. `outcome` is that of the running attempt, and `runs` are what is known of
     each. `source`: who reported the usage to the last of them. `upstream` is the upstream's request that generated the
     output, `revision` that of the model. `handed_over`: the generation continues for another job, to which the prompt
-    counts if it is not known yet.
+    counts if it is not known yet. `prompt_estimate`: the tokens of the prompt, if neither the usage, the log nor
+    admission has them.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -110,7 +112,7 @@ async def build_result(
             status=status,
             source=source,
             runs=runs,
-            estimate=0 if handed_over else job.decisions.estimated_tokens or 0,
+            estimate=0 if handed_over else job.decisions.estimated_tokens or prompt_estimate,
         ),
     )
     return result, last

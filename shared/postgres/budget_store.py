@@ -1,4 +1,4 @@
-"""SQL about budgets, their windows, and the prices by which jobs reserve."""
+"""SQL about budgets and their windows."""
 
 from __future__ import annotations
 
@@ -11,40 +11,37 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    Row,
     Text,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
     literal_column,
+    not_,
     or_,
     select,
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.budgets import EACH_END_USER, BudgetScope, OnExceed, Period, Window
+from shared.domain.job import JobStatus
 from shared.postgres.audit_store import record
 from shared.postgres.budgets import move_to_spent
-from shared.postgres.engine import transaction
+from shared.postgres.engine import limit_idle, transaction
+from shared.postgres.job_conditions import HAS_RUN
+from shared.postgres.price_store import StoredPrice, prices_in_force
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow, Timestamp
-from shared.postgres.usage_tables import (
-    TOKEN_COUNTS,
-    BudgetReservationRow,
-    BudgetRow,
-    BudgetWindowRow,
-    PriceRow,
-    UsageEventRow,
-)
+from shared.postgres.usage_tables import BudgetReservationRow, BudgetRow, BudgetWindowRow, UsageEventRow
 
 # The reservations of ended jobs that one statement releases.
 RELEASE_LIMIT = 1000
 _ZERO: Any = literal_column("0")
+_FAILED = literal_column(f"'{JobStatus.FAILED.value}'", Text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +97,11 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """A price in force: the rates by the names of `TOKEN_COUNTS`, for requests with at least so many input tokens."""
-
-    model: str
-    tier: str
-    from_input_tokens: int
-    valid_from: datetime
-    rates: Mapping[str, Decimal | None]
-
-
-@dataclass(frozen=True, slots=True)
 class Rules:
     """All budgets and, if there are any, the prices in force, at the time `now` of the database."""
 
     budgets: Sequence[Budget]
-    prices: Sequence[Price]
+    prices: Sequence[StoredPrice]
     now: datetime
 
 
@@ -165,7 +151,7 @@ class BudgetStore(Store):
             now = await connection.scalar(select(func.clock_timestamp()))
             assert now is not None
             budgets = [_budget(row) for row in await connection.execute(_BUDGETS.order_by(BudgetRow.id))]
-            prices = [_price(row) for row in await connection.execute(_prices_in_force())] if budgets else []
+            prices = await prices_in_force(connection) if budgets else []
         return Rules(budgets, prices, now)
 
     async def window_ids(self, keys: Collection[WindowKey]) -> dict[WindowKey, int]:
@@ -223,9 +209,8 @@ class BudgetStore(Store):
     async def _take_alert(self, window_id: int) -> Alert | None:
         async with transaction(self._engine) as connection:
             window = BudgetWindowRow
-            locked = select(window.budget_id, window.end_user, window.spent, window.alerted).where(
-                window.id == window_id
-            )
+            columns = (window.budget_id, window.end_user, window.spent, window.alerted)
+            locked = select(*columns, limit_idle()).where(window.id == window_id)
             row = (await connection.execute(locked.with_for_update(key_share=True))).first()
             if row is None:
                 return None
@@ -259,11 +244,14 @@ class BudgetStore(Store):
         """Release what jobs have reserved that have ended or do not exist. Returns the number of reservations.
 
         The statement that ends a job releases what it has reserved, unless a process of an older version ran it. Then
-        the job counts as what the ledger has charged it.
+        the job counts as what the ledger has charged it; if that is not known, as what it has reserved, unless it has
+        failed or never run.
         """
         row = BudgetReservationRow
+        # NULL if the job does not exist.
+        is_charged = and_(HAS_RUN, JobRow.status != _FAILED)
         stale = (
-            select(row.job_id, row.window_id)
+            select(row.job_id, row.window_id, is_charged.label("is_charged"))
             .outerjoin(JobRow, JobRow.id == row.job_id)
             .where(or_(JobRow.id.is_(None), JobRow.finished_at.is_not(None)))
             .limit(RELEASE_LIMIT)
@@ -288,9 +276,12 @@ class BudgetStore(Store):
         )
         entry = UsageEventRow
         final = and_(entry.job_id == released.c.job_id, entry.final, entry.correction == _ZERO)
+        unknown = case((stale.c.is_charged, released.c.amount), else_=_ZERO)
+        of_job = and_(stale.c.job_id == released.c.job_id, stale.c.window_id == released.c.window_id)
         settled = (
-            select(released.c.window_id, released.c.amount, func.coalesce(entry.charge, _ZERO).label("spent"))
-            .join_from(released, entry, final, isouter=True)
+            select(released.c.window_id, released.c.amount, func.coalesce(entry.charge, unknown).label("spent"))
+            .join_from(released, stale, of_job)
+            .outerjoin(entry, final)
             .cte("settled")
         )
         statement = select(func.count()).select_from(released).add_cte(move_to_spent(settled))
@@ -363,10 +354,13 @@ class BudgetStore(Store):
         return created
 
     async def change(self, budget_id: int, changes: Mapping[str, Any], *, by: int | None = None) -> bool:
-        """Change the columns of a budget, and report its thresholds again. False: there is no such budget."""
+        """Change the columns of a budget, and report its thresholds again in windows that have not ended.
+
+        False: there is no such budget.
+        """
         async with transaction(self._engine) as connection:
             columns = [getattr(BudgetRow, name) for name in changes]
-            locked = select(BudgetRow.project_id, *columns).where(BudgetRow.id == budget_id)
+            locked = select(BudgetRow.project_id, *columns, limit_idle()).where(BudgetRow.id == budget_id)
             row = (await connection.execute(locked.with_for_update(key_share=True))).first()
             if row is None:
                 return False
@@ -374,10 +368,13 @@ class BudgetStore(Store):
             if before == changes:
                 return True
             if {"limit_usd", "alert_at"} & changes.keys():
-                windows = select(BudgetWindowRow.id).where(BudgetWindowRow.budget_id == budget_id)
-                await connection.execute(windows.order_by(BudgetWindowRow.id).with_for_update(key_share=True))
-                reset = update(BudgetWindowRow).where(BudgetWindowRow.budget_id == budget_id)
-                await connection.execute(reset.values(alerted=0))
+                window = BudgetWindowRow
+                # A budget per end user may have any number of windows that have ended.
+                has_ended = and_(window.ends_at.is_not(None), window.ends_at <= func.now())
+                current = and_(window.budget_id == budget_id, not_(has_ended))
+                windows = select(window.id).where(current).order_by(window.id)
+                await connection.execute(windows.with_for_update(key_share=True))
+                await connection.execute(update(window).where(current).values(alerted=0))
             await connection.execute(update(BudgetRow).where(BudgetRow.id == budget_id).values(dict(changes)))
             await record(
                 connection,
@@ -393,14 +390,15 @@ class BudgetStore(Store):
     async def delete(self, budget_id: int, *, by: int | None = None) -> bool:
         """Delete a budget with its windows, and what jobs have reserved in them. False: there is no such budget."""
         async with transaction(self._engine) as connection:
+            # In the order of `change`: the budget, then its windows.
+            locked = select(BudgetRow.id, limit_idle()).where(BudgetRow.id == budget_id)
+            await connection.execute(locked.with_for_update())
             budget = (await connection.execute(_BUDGETS.where(BudgetRow.id == budget_id))).first()
             if budget is None:
                 return False
             windows = select(BudgetWindowRow.id).where(BudgetWindowRow.budget_id == budget_id)
             await connection.execute(windows.order_by(BudgetWindowRow.id).with_for_update())
-            deleted = await connection.execute(delete(BudgetRow).where(BudgetRow.id == budget_id))
-            if not deleted.rowcount:
-                return False
+            await connection.execute(delete(BudgetRow).where(BudgetRow.id == budget_id))
             await record(
                 connection,
                 key_id=by,
@@ -424,23 +422,6 @@ def _record(key: WindowKey) -> dict[str, Any]:
         "starts_at": key.window.starts_at,
         "ends_at": key.window.ends_at,
     }
-
-
-def _prices_in_force() -> Any:
-    row = PriceRow
-    of_step = (row.model, row.tier, row.from_input_tokens)
-    rates = (getattr(row, name) for name in TOKEN_COUNTS)
-    return (
-        select(*of_step, row.valid_from, *rates)
-        .ext(distinct_on(*of_step))
-        .where(row.valid_from <= func.now())
-        .order_by(*of_step, row.valid_from.desc())
-    )
-
-
-def _price(row: Row[Any]) -> Price:
-    rates = {name: getattr(row, name) for name in TOKEN_COUNTS}
-    return Price(row.model, row.tier, row.from_input_tokens, row.valid_from, rates)
 
 
 def _budget(row: Any) -> Budget:

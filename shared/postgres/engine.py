@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from sqlalchemy import event
+from sqlalchemy import ColumnElement, event, func, true
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -17,6 +17,8 @@ from shared.runtime.outages import is_wrong_server
 
 # Without an address: the driver gets the URL, because SQLAlchemy's URLs lack most of libpq's parameters.
 DRIVER = "postgresql+asyncpg://"
+# How long a transaction with locks that others wait for may wait for this process.
+MAX_IDLE_MS = 10_000
 _POOL_STATE = "headrace_pool_state"
 
 
@@ -86,3 +88,11 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         await connection.execution_options(isolation_level="READ COMMITTED")
         async with connection.begin():
             yield connection
+
+
+def limit_idle() -> ColumnElement[Any]:
+    """A column of the statement by which a transaction locks what others may wait for.
+
+    If this process hangs afterwards, for `MAX_IDLE_MS` within the transaction, the server rolls it back.
+    """
+    return func.set_config("idle_in_transaction_session_timeout", f"{MAX_IDLE_MS}", true())

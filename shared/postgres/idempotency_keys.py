@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, true
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.domain.errors import KeyReused
 from shared.domain.new_job import Idempotency
 from shared.domain.owner import Owner
+from shared.postgres.engine import limit_idle
 from shared.postgres.tables import IdempotencyKeyRow
-
-# How long a transaction that has claimed an idempotency key may wait for this process.
-_MAX_IDLE_MS = 10_000
 
 
 async def claim_key(connection: AsyncConnection, owner: Owner, idempotency: Idempotency, job_id: str) -> str | None:
@@ -27,8 +25,7 @@ async def claim_key(connection: AsyncConnection, owner: Owner, idempotency: Idem
             job_id=job_id,
         )
         .on_conflict_do_nothing()
-        # Others may wait for it, whole batches if the job leads: if this process hangs, the server rolls it back.
-        .returning(func.set_config("idle_in_transaction_session_timeout", f"{_MAX_IDLE_MS}", true()))
+        .returning(limit_idle())  # others may wait for it, whole batches if the job leads
     )
     if (await connection.execute(claim)).first() is not None:
         return None

@@ -30,6 +30,8 @@ from shared.postgres.tables import JobRow, WorkerRow
 # could not use the partial indexes of queued and of running jobs.
 IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED.value}'")
 IS_RUNNING = JobRow.status.in_([literal_column(f"'{status.value}'") for status in RUNNING])
+# Condition on ended jobs. The number of an attempt says less: one that was only deferred has not run either.
+HAS_RUN = JobRow.attempts != literal_column("'[]'::jsonb", JSONB)
 
 _WITHOUT = bindparam("without", type_=ARRAY(Text))
 
@@ -77,3 +79,8 @@ def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
 def due(for_s: Any = 0) -> ColumnElement[bool]:
     """Condition: the job is not deferred, or has been due again for this many seconds."""
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))
+
+
+def not_held() -> ColumnElement[bool]:
+    """Condition: no soft limit and no budget lets the job start only later. It may wait for a busy upstream."""
+    return or_(due(), JobRow.deferred_since.is_not(None))

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Double, Text, and_, case, func, literal_column, null, select
+from sqlalchemy import BigInteger, Double, Text, and_, case, func, literal_column, not_, null, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import aliased
 
@@ -16,6 +16,7 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.postgres.followers import LEADER
+from shared.postgres.job_conditions import HAS_RUN
 from shared.postgres.store import readable
 from shared.postgres.tables import JobRow
 from shared.postgres.usage_tables import UsageEventRow
@@ -123,7 +124,7 @@ _CHARGED = (
     .correlate(JobRow)
     .scalar_subquery()
 )
-_NEVER_RAN = and_(JobRow.attempt == literal_column("0"), JobRow.finished_at.is_not(None))
+_NEVER_RAN = and_(not_(HAS_RUN), JobRow.finished_at.is_not(None))
 # What the ledger has charged for an ended job, with corrections. NULL if a part of it has no price. A job that has
 # never run has no entry.
 CHARGE = func.coalesce(_CHARGED, case((_NEVER_RAN, literal_column("0")))).label("charge")

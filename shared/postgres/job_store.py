@@ -146,8 +146,8 @@ class JobStore(JobRowStore):
     async def coalesce(
         self, new: NewJob, idempotency: Idempotency | None = None, *, looked_up_at: float | None = None
     ) -> tuple[Job, bool] | None:
-        """As `insert`, for a job with a cache key: it leads the later ones with the key, or follows an open job that
-        has it.
+        """As `insert`, for a job with a cache key and without a delay: it leads the later ones with the key, or follows
+        an open job that has it.
 
         It does neither if an open job leads that it is not to follow, because it is more urgent or its request demands
         a new answer. None: nothing was written; the leader has ended meanwhile, and the cache may have its answer.

@@ -101,8 +101,6 @@ _VALUES = {
     JobRow.kind: _NEW.kind,
     JobRow.decisions: _NEW.decisions,
 }
-_NOT_BEFORE = func.now() + seconds(_NEW.delay_s)
-_QUEUED_VALUES = {**_VALUES, JobRow.not_before: _NOT_BEFORE}
 _RESPONSES = Records(
     "response", job_id=Text, request_params=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
 )
@@ -219,10 +217,10 @@ _FOLLOWS = and_(
     ~_NEW.demands_new,
     or_(_LEADER.status != literal_column(f"'{JobStatus.QUEUED.value}'"), _LEADER.priority <= _NEW.priority),
 )
-# A job that neither leads nor follows. Without a key, it stores no answer either.
-INSERT = Insertion({**_QUEUED_VALUES, JobRow.entry_key: _NEW.cache_key})
+# A job that neither leads nor follows. Without a key, it stores no answer either. Only such a job may be delayed.
+INSERT = Insertion({**_VALUES, JobRow.not_before: func.now() + seconds(_NEW.delay_s), JobRow.entry_key: _NEW.cache_key})
 # Of several open jobs with the same key, one leads. The others are not inserted.
-LEAD = Insertion({**_QUEUED_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead, leaves_out_leaders=True)
+LEAD = Insertion({**_VALUES, JobRow.cache_key: _NEW.cache_key}, _may_lead, leaves_out_leaders=True)
 # The others follow it, or run beside it.
 JOIN = Insertion(
     {
@@ -231,7 +229,6 @@ JOIN = Insertion(
         JobRow.entry_key: case((~_FOLLOWS, _NEW.cache_key)),
         JobRow.follows: case((_FOLLOWS, group_of(_LEADER))),
         JobRow.dispatched_at: case((~_FOLLOWS, func.now())),
-        JobRow.not_before: case((~_FOLLOWS, _NOT_BEFORE)),
         JobRow.decisions: case(
             (_FOLLOWS, with_cache_decision(_NEW.decisions, outcome=COALESCED, source=_LEADER.id)),
             else_=_NEW.decisions,

@@ -6,7 +6,7 @@ list with the latest `valid_from` is in force.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -91,6 +91,11 @@ class PriceStore(Store):
         async with self._engine.connect() as connection:
             return await _price_lists(connection, rows)
 
+    async def in_force(self, models: Collection[str]) -> list[StoredPrice]:
+        """The price lists of these models that are in force now."""
+        async with self._engine.connect() as connection:
+            return await prices_in_force(connection, models)
+
 
 def is_in_force() -> ColumnElement[bool]:
     """Whether a row of `prices` is of the list that is in force now for its model and tier."""
@@ -99,6 +104,14 @@ def is_in_force() -> ColumnElement[bool]:
         other.model == PriceRow.model, other.tier == PriceRow.tier, other.valid_from <= func.now()
     )
     return PriceRow.valid_from == latest.scalar_subquery()
+
+
+async def prices_in_force(connection: AsyncConnection, models: Collection[str] | None = None) -> list[StoredPrice]:
+    """The price lists that are in force now, of these models or of all."""
+    rows = select(PriceRow).where(is_in_force())
+    if models is not None:
+        rows = rows.where(PriceRow.model.in_(models))
+    return await _price_lists(connection, rows)
 
 
 async def _stored(connection: AsyncConnection, models: Sequence[str]) -> dict[str, dict[Tier, list[StoredPrice]]]:

@@ -29,7 +29,7 @@ from shared.domain.fallback import Availability
 from shared.domain.job import JobStatus, JobSummary
 from shared.domain.result import JobResult
 from shared.postgres.followers import Ended, FollowerChange, leader_of, orphans, with_cache_decision
-from shared.postgres.job_conditions import IS_QUEUED, is_kept, overdue
+from shared.postgres.job_conditions import IS_QUEUED, is_kept, not_held, overdue
 from shared.postgres.job_ends import EndStatements, result_record
 from shared.postgres.job_rows import LOST, SUMMARY_COLUMNS
 from shared.postgres.lost_jobs import LostJobStore, lost_jobs
@@ -136,7 +136,7 @@ _STRANDED = Prepared(
 )
 _MOVABLE = Prepared(
     select(*SUMMARY_COLUMNS)
-    .where(IS_QUEUED, JobRow.model == _MODEL, is_kept(JobRow.id), is_movable(_AVAILABLE), _HAS_NO_BEGINNING)
+    .where(IS_QUEUED, JobRow.model == _MODEL, is_kept(JobRow.id), not_held(), is_movable(_AVAILABLE), _HAS_NO_BEGINNING)
     .order_by(JobRow.priority, JobRow.id)
     .limit(_LIMIT)
 )
@@ -215,7 +215,7 @@ class RecoveryStore(LostJobStore, MessageStore, ReroutingStore):
     async def movable(
         self, model: str, limit: int, available: Collection[str], *, without: Collection[str] = ()
     ) -> list[JobSummary]:
-        """Return the next queued jobs of a model that can move to an available one.
+        """Return the next queued jobs of a model that can move to an available one, and could start now.
 
         `without` are the ids of jobs to leave out.
         """

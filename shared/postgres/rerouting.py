@@ -131,7 +131,8 @@ class ReroutingStore(JobRowStore):
             JobRow.deaths: 0,
             JobRow.exposures: 0,
             JobRow.suspect: true() if move.reason is FallbackReason.ATTEMPTS_EXHAUSTED else JobRow.suspect,
-            JobRow.not_before: None,
+            # The time until which its submit has put it off counts for each model, that of a busy upstream does not.
+            JobRow.not_before: case((JobRow.deferred_since.is_(None), JobRow.not_before)),
             JobRow.deferred_since: None,
             JobRow.cache_key: None,
             JobRow.entry_key: None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
@@ -57,7 +58,8 @@ class Fallbacks:
                 await self._move(job, next_model(job, models, or_wait=False), FallbackReason.UPSTREAM_BUSY)
 
     async def move(self, job: JobSummary, reason: FallbackReason) -> bool:
-        """Move a job that would fail otherwise, and that is queued or whose worker is dead; send the hint.
+        """Move a job that would fail otherwise, and that is queued or whose worker is dead; send the hint, unless
+        a limit or a budget lets it start only later.
 
         False: it stays, because it has no fallback, or may have output, or has changed since it was read.
 
@@ -93,6 +95,8 @@ class Fallbacks:
             "job=%s model=%s attempt=%d worker=%s request=%s moved to model %s: %s",
             job.id, job.model, job.attempt, job.worker, job.request_context.request_id, to, reason.value,
         )  # fmt: skip
-        self._send(to_front(Hint(job.id, to, job.priority)))
+        if job.not_before is None or job.deferred_since is not None or job.not_before <= datetime.now(UTC):
+            self._send(to_front(Hint(job.id, to, job.priority)))
+        # Otherwise no worker can claim it yet. Once one can, those of the model find its row.
         await self._conversations.move(move.conversation, to)
         return True

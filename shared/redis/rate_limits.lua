@@ -125,6 +125,9 @@ for _, w in ipairs(windows) do
     else
       redis.call('HSET', w.key, unpack(values))
     end
+  elseif w.moved then
+    -- Otherwise the time of a full window, which nothing is taken from, would not go on.
+    redis.call('HSET', w.key, 'shift', text(w.shift))
   end
   local reset = 0
   if w.sum > 0 then reset = (w.last + WINDOW + 1 - w.now + w.behind) * 1000 - math.floor(micros / 1000) end

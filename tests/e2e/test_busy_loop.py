@@ -63,7 +63,9 @@ async def attempts_after_blocking(stack: Stack, client: httpx.AsyncClient) -> li
         assert done["status"] == "incomplete"
         events = await follow(client, job["id"])
         assert text_of(events) == done["output_text"]
-        assert "job.restarted" not in [item.event for item in events]
+        names = [item.event for item in events]
+        # A loop that gets stuck before it has written to the log leaves nothing that could be shown twice.
+        assert "job.restarted" not in names[names.index("job.delta") :]
         outcomes.append([attempt["outcome"] for attempt in done["attempts"]])
     return outcomes
 

@@ -151,10 +151,11 @@ async def test_every_way_to_create_work_is_limited(stack: Stack, admin: httpx.As
             ("/v1/jobs", JOB),
             ("/v1/chat/completions", {"model": "sim", "messages": HELLO}),
             ("/v1/chat/completions", {"model": "sim", "messages": HELLO, "stream": True}),
-            ("/v1/completions", {"model": "sim", "prompt": ["a", "b"]}),
+            ("/v1/completions", {"model": "sim", "prompt": ["a"]}),
             ("/v1/responses", {"model": "sim", "input": "x", "background": True}),
             ("/v1/messages", {"model": "sim", "messages": HELLO, "max_tokens": 2}),
             ("/v1/messages/count_tokens", {"model": "sim", "messages": HELLO}),
+            ("/v1/usage/estimate", JOB),
             (f"/v1/jobs/{ended.json()['id']}/replay", None),
         ):
             response = await client.post(path, json=body)
@@ -167,6 +168,28 @@ async def test_every_way_to_create_work_is_limited(stack: Stack, admin: httpx.As
         limit = await create_limit(admin, project="ways", requests_per_minute=3)
         await client.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "first"})
         await eventually(lambda: _left_is(admin, limit, "requests", 2), "the retry's request is given back")
+
+
+async def test_a_call_with_several_prompts_takes_all_of_its_requests_or_none(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    async with bearer(stack, create_key(stack, "prompts")) as client:
+        limit = await create_limit(admin, project="prompts", requests_per_minute=4)
+
+        async def complete(prompts: int, **headers: str) -> httpx.Response:
+            return await client.post("/v1/completions", json=JOB | {"prompt": ["the mill"] * prompts}, headers=headers)
+
+        never = await complete(5)
+        assert (never.status_code, never.headers["x-should-retry"]) == (429, "false")
+        assert "it needs 5 requests, and the limit is 4 requests a minute" in never.json()["error"]["message"]
+        assert await left(admin, limit, "requests") == 4
+        assert (await complete(2)).status_code == 200
+        refused = await complete(3)
+        assert (refused.status_code, "retry-after" in refused.headers) == (429, True)
+        await eventually(lambda: _left_is(admin, limit, "requests", 2), "its requests are given back")
+        assert (await complete(5, **{"Idempotency-Key": "five"})).headers["x-should-retry"] == "false"
+        await eventually(lambda: _left_is(admin, limit, "requests", 2), "its requests are given back")
+        assert (await complete(2)).status_code == 200
 
 
 async def _left_is(admin: httpx.AsyncClient, limit: dict[str, Any], unit: str, expected: int) -> bool:

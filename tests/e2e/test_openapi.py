@@ -45,14 +45,17 @@ async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) ->
     async with bearer(vllm_stack, admin) as client:
         body = {"project": "examples", "key_id": key.split()[0], "open_streams": 100}
         limit: str = (await client.post("/v1/admin/limits", json=body)).json()["id"]
+        budgeted = {"project": "examples", "period": "month", "limit_usd": 100, "hard": False}
+        budget: str = (await client.post("/v1/admin/budgets", json=budgeted)).json()["id"]
 
     async def run(method: str, path: str, example: dict[str, Any]) -> None:
         if path == "/v1/batches":
             example = {**example, "input_file_id": await create_file(vllm)}
-        if path == "/v1/admin/limits":
+        if path in ("/v1/admin/limits", "/v1/admin/budgets"):
             example = {**example, "project": "examples"}
         headers = {"Authorization": f"Bearer {admin}"} if path.startswith("/v1/admin/") else {}
         url = path.replace("{key_id}", key.split()[0]).replace("{name}", "examples").replace("{limit_id}", limit)
+        url = url.replace("{budget_id}", budget)
         response = await vllm.request(method, url, json=example, headers=headers)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
         responses = document["paths"][path][method]["responses"]

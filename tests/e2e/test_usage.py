@@ -176,6 +176,12 @@ async def test_a_key_reads_the_usage_of_its_own_project(stack: Stack, client: ht
     async with bearer(stack, create_key(stack, f"{name}-admin", "--scope", "admin")) as admin:
         report = (await admin.get("/v1/usage", params={"group_by": "project"})).json()
         assert {name, f"{name}-other"} <= {item["project"] for item in report["data"]}
+        # What the operator pays is none of the project's business.
+        month = {"month": f"{datetime.now(UTC):%Y-%m}", "project": name}
+        statements = [(await one.get("/v1/usage/statement", params=month)).json() for one in (admin, client)]
+        assert [one["total"]["cost"] is None for one in statements] == [False, True]
+        assert [one["lines"][0]["cost"] is None for one in statements] == [False, True]
+        assert statements[0]["total"]["charge"] == statements[1]["total"]["charge"]
 
 
 async def test_report_as_json_and_csv(stack: Stack, client: httpx.AsyncClient) -> None:

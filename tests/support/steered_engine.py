@@ -32,11 +32,14 @@ def text_of_tokens(count: int) -> str:
 class Call:
     """One request in the engine."""
 
-    def __init__(self, job_id: str, attempt: int, request: GenerateRequest, prior: Prior) -> None:
+    def __init__(
+        self, job_id: str, attempt: int, request: GenerateRequest, prior: Prior, prompt: PromptInfo | None
+    ) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.request = request
         self.upstream = prior.upstream
+        self._prompt = prompt
         self.prior = "".join(delta.text for delta in prior.deltas if delta.index == 0)
         self.generated = sum(len(delta.token_ids) for delta in prior.deltas if delta.index == 0)
         self.ended = asyncio.Event()
@@ -76,7 +79,8 @@ class Call:
         self._steps.put_nowait(error)
 
     async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted | RunEnded | UpstreamState, None]:
-        yield PromptInfo(3)
+        if self._prompt is not None:
+            yield self._prompt
         reason: str | None = None
         while reason is None:
             step = await self._steps.get()
@@ -103,6 +107,8 @@ class SteeredEngine:
     def __init__(self, slots: int = 64) -> None:
         self.slots = slots
         self.fingerprint = "fp_steered"
+        # None: as of an upstream, which reports the usage at the end only.
+        self.prompt: PromptInfo | None = PromptInfo(3)
         self.adapter_fingerprints: dict[str, str] = {}
         self.several_choices = Resume.RESTART
         self.cancelled: list[UpstreamState] = []
@@ -149,7 +155,7 @@ class SteeredEngine:
             yield Restarted()
             prior = NO_PRIOR
         job_id, _, attempt = request_id.rpartition("-")
-        call = Call(job_id, int(attempt), request, prior)
+        call = Call(job_id, int(attempt), request, prior, self.prompt)
         self.calls[job_id, call.attempt] = call
         if (awaited := self._awaited.pop(job_id, None)) is not None and not awaited.done():
             awaited.set_result(call)

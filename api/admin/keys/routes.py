@@ -82,7 +82,10 @@ async def change_key(key_id: str, body: ApiKeyUpdate, principal: AdminPrincipal,
     responses={**ADMIN_ERRORS, **NOT_FOUND, **_conflict("The key is not valid any more."), 200: READ},
 )
 async def rotate_key(key_id: str, body: ApiKeyRotate, principal: AdminPrincipal, keys: Keys) -> ApiKeyCreated:
-    """Create the successor of a key, with the same rights. The old key expires after the overlap."""
+    """Create the successor of a key, with the same rights. The old key expires after the overlap.
+
+    Limits and budgets of the old key do not apply to the new one: create them for it.
+    """
     return _with_secret(*await keys.rotate(principal, key_id, body))
 
 

@@ -129,7 +129,7 @@ async def export(viewer: CurrentViewer, conditions: CurrentConditions, usage: Us
     groups = (Dimension.PROJECT, Dimension.USER, Dimension.MODEL, Dimension.KEY)
     filters = await _filters(usage, viewer, conditions)
     selection = UsageSelection(buckets.periods, filters, groups, by_period=True)
-    report = await usage.report(selection, RANGES[conditions.range].bucket)
+    report = await usage.report(selection, RANGES[conditions.range].bucket, reader=viewer.principal)
     content = await off_loop(ROW_BYTES * len(report.rows), report.csv)
     headers = {"Content-Disposition": f'attachment; filename="usage-{conditions.range}.csv"'}
     return Response(content, headers=headers, media_type="text/csv; charset=utf-8")

@@ -125,7 +125,11 @@ class JobMetrics:
         # Jobs: state, from the rows. Each API process reports all of it, so it is aggregated by `max`, not by `sum`.
 
         self.jobs_waiting = new.scraped(
-            "headrace_jobs_waiting", "Queued jobs.", (MODEL, PRIORITY), API, aggregation=Aggregation.MAX
+            "headrace_jobs_waiting",
+            "Queued jobs, except those that a soft limit or a budget lets start only later.",
+            (MODEL, PRIORITY),
+            API,
+            aggregation=Aggregation.MAX,
         )
         self.jobs_unreadable = new.scraped(
             "headrace_jobs_unreadable",
@@ -157,7 +161,7 @@ class JobMetrics:
         )
         self.queue_oldest_age = new.scraped(
             "headrace_queue_oldest_age_seconds",
-            "Time since submit of the oldest queued job; 0 if none.",
+            "Time since submit of the oldest waiting job, or since a limit or budget let it start; 0 if none.",
             (MODEL, PRIORITY),
             API,
             aggregation=Aggregation.MAX,

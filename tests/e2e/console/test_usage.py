@@ -115,13 +115,15 @@ def test_usage_is_narrowed(operator: httpx.Client, spender: httpx.Client) -> Non
 
 
 @pytest.mark.usefixtures("sums")
-def test_usage_as_a_file(spender: httpx.Client) -> None:
+def test_usage_as_a_file(operator: httpx.Client, spender: httpx.Client) -> None:
     response = spender.get("usage/export?range=7d")
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     rows = list(csv.DictReader(io.StringIO(response.text)))
     assert {row["project"] for row in rows} == {"spender"}
     (ann,) = [row for row in rows if row["user"] == USER]
-    assert (ann["model"], ann["requests"], ann["charge"]) == (MODEL, "3", "2.25")
+    assert (ann["model"], ann["requests"], ann["charge"], ann["cost"]) == (MODEL, "3", "2.25", "")
+    of_operator = operator.get("usage/export", params={"range": "7d", "project": "spender", "user": USER})
+    assert [row["cost"] for row in csv.DictReader(io.StringIO(of_operator.text))] == ["1.5"]
     assert f"'{HOSTILE}" in {row["user"] for row in rows}, "no formula"
 
 

@@ -164,6 +164,8 @@ def test_dashboards_show_why_jobs_wait_for_an_upstream() -> None:
         "summary_",
         "token_",
         "usage_",
+        "budget_",
+        "rate_limit",
         "warm",
     ],
 )

@@ -14,6 +14,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Usage
 from workers.engines.base import UpstreamError
 from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.usage import MAX_COUNT
 
 PATH = "messages/count_tokens"
 MAX_BYTES = 64 << 10
@@ -45,10 +46,11 @@ class CountParser:
         if self.done:
             return
         try:
-            self.usage = Usage(int(orjson.loads(self._content)["input_tokens"]))
+            count = int(orjson.loads(self._content)["input_tokens"])
         except (ValueError, TypeError, KeyError):
             self._fail()
             return
+        self.usage = Usage(min(max(0, count), MAX_COUNT))
         self.begun = self.done = self.finished = True
         yield Delta(0, finish_reason="length")
 

@@ -30,7 +30,7 @@ class UsageReader:
         for name in _NAMES:
             self._counts[name] = count_of(usage.get(name)) or self._counts[name]
         if isinstance(parts := usage.get("cache_creation"), dict):
-            written = sum(map(count_of, parts.values()))
+            written = min(MAX_COUNT, sum(map(count_of, parts.values())))
             self._counts[_FOR_AN_HOUR] = count_of(parts.get(_FOR_AN_HOUR)) or self._counts[_FOR_AN_HOUR]
             self._counts["cache_creation_input_tokens"] = max(written, self._counts["cache_creation_input_tokens"])
         self._tier = tier_of(usage.get("service_tier")) or self._tier

@@ -20,11 +20,10 @@ from workers.engines.triton.stop_strings import StopStrings
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import DONE, EventReader
 from workers.engines.upstream.stream_errors import STREAM_ERRORS, ReportedError, stream_failure
+from workers.engines.upstream.usage import MAX_COUNT
 
 # The most characters of a delta: they are counted in one step of the event loop, in about 2 ms.
 PIECE = 4096
-# The columns that hold counts are 32 bits wide.
-MAX_COUNT = (1 << 31) - 1
 # The finish reasons of vLLM and TensorRT-LLM, which are texts. Any other ends the answer with an error.
 FINISH_REASONS = {"stop": "stop", "length": "length"}
 UNFINISHED = ("None", "null", "")
@@ -159,7 +158,7 @@ class StreamParser:
         convention = self._convention
         if input_tokens := _count(event, convention.input_tokens):
             self._prompt_tokens = max(0, input_tokens - self._emitted)
-        self._reported += _count(event, convention.output_tokens)
+        self._reported = min(MAX_COUNT, self._reported + _count(event, convention.output_tokens))
         if convention.finish_reason is not None and (reason := event.get(convention.finish_reason)) is not None:
             self._finish(_first(reason), _first(event.get("stop_reason")))
 

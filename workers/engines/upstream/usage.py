@@ -7,13 +7,13 @@ from typing import Any
 
 from shared.domain.job import Usage
 
-# The columns that hold counts are 32 bits wide.
-MAX_COUNT = (1 << 31) - 1
+# The columns that hold counts are 32 bits wide, also that of the sum of a prompt and its completion.
+MAX_COUNT = 1_000_000_000
 _PROMPT = ("prompt_tokens", "input_tokens")
 _COMPLETION = ("completion_tokens", "output_tokens")
 _CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
-# The default tier is "standard" at Anthropic, and "auto" at providers that repeat the request's.
-_DEFAULT_TIERS = ("default", "standard", "auto")
+# The default tier is "standard" at Anthropic, "on_demand" at Groq, and "auto" at providers that repeat the request's.
+_DEFAULT_TIERS = ("default", "standard", "on_demand", "auto")
 _TIER = re.compile(r"[a-z0-9_.-]{1,40}")
 _WRITTEN = ("cache_write_tokens", "cache_creation_input_tokens")
 

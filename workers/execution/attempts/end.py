@@ -10,10 +10,12 @@ from shared.domain.conversation import Conversation
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Event, UpstreamState
 from shared.domain.job import AttemptOutcome, Failure, JobStatus
+from shared.domain.ledger import Source
 from shared.domain.result import CANCELLED, LATE, JobResult, build_result, cannot_continue
 from shared.postgres.followers import Ended
 from shared.recovery.followers import report_changes
 from workers.engines.base import CannotContinue, EngineError
+from workers.engines.upstream.estimated_tokens import estimated_tokens
 from workers.execution.attempts.abandoned_requests import cancel_upstreams
 from workers.execution.attempts.context import InterruptReason
 from workers.execution.attempts.retry import retry
@@ -91,6 +93,8 @@ def job_result(
 
     `handed_over` is as in `build_result`.
     """
+    # An upstream reports the usage last: of a request that was cut, nobody has counted the prompt.
+    unreported = state.source is Source.ESTIMATE
     return build_result(
         state.job,
         log.events,
@@ -107,6 +111,7 @@ def job_result(
         upstream=upstream,
         revision=state.revision,
         handed_over=handed_over,
+        prompt_estimate=estimated_tokens(state.job.request) if unreported else 0,
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.batches.batch import Batch, BatchStatus
 from shared.domain.budgets import Period
@@ -61,6 +62,23 @@ async def test_lines_wait_until_there_is_room(world: World, database: AsyncEngin
     batch = await world.advance(batch, BatchStatus.COMPLETED)
     assert (batch.completed, batch.failed) == (3, 1)
     assert await reservations(database) == []
+
+
+async def test_a_batch_driver_that_hangs_holds_up_other_jobs_only_for_a_while(
+    world: World, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has locked the windows of budgets."""
+    limits: list[str] = []
+    rollback = AsyncConnection.rollback
+
+    async def observed(connection: AsyncConnection) -> None:
+        limits.append(await connection.scalar(text("SHOW idle_in_transaction_session_timeout")))
+        await rollback(connection)
+
+    monkeypatch.setattr(AsyncConnection, "rollback", observed)
+    await add_budget(database, world.owner, LINE_USD, period=Period.TOTAL)
+    await world.step(await begun(world, limited("one"), limited("two")))
+    assert limits == ["10s"], "there was no room for both"
 
 
 async def test_the_rest_of_a_batch_that_expires_is_reported(world: World, database: AsyncEngine) -> None:

@@ -114,6 +114,22 @@ async def test_a_new_price_is_found_at_once(budgets: Budgets, database: AsyncEng
     assert len((await budgets.plan(unpriced)).reservations) == 1
 
 
+async def test_jobs_reserve_at_the_prices_in_force(budgets: Budgets, database: AsyncEngine, owner: Owner) -> None:
+    """A later list replaces all steps of the one before it. That of the future does not hold yet."""
+    await add_budget(database, owner, 1)
+    amounts: list[Decimal] = []
+    added: list[tuple[int, dict[str, Any]]] = [
+        (50, {"from_input_tokens": 1}),
+        (20, {"valid_from": text("now()")}),
+        (90, {"valid_from": text("now() + interval '1 day'")}),
+    ]
+    for rate, more in added:
+        await set_price(database, input_fresh=0, output_text=rate, **more)
+        await budgets.reload()
+        amounts += [one.amount for one in (await budgets.plan(new(owner))).reservations]
+    assert amounts == [5 * AMOUNT, 2 * AMOUNT, 2 * AMOUNT]
+
+
 async def test_a_soft_budget_admits_what_has_no_price(budgets: Budgets, database: AsyncEngine, owner: Owner) -> None:
     await add_budget(database, owner, 1, hard=False)
     (planned,) = (await budgets.plan(new(owner, model="unpriced"))).reservations

@@ -26,7 +26,7 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.response import ResponseFacts
 from shared.domain.result import JobResult
-from shared.postgres import idempotency_keys, job_store, new_jobs
+from shared.postgres import engine, idempotency_keys, job_store, new_jobs
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import MAX_WEIGHT
 from shared.postgres.job_store import JobStore
@@ -349,7 +349,7 @@ async def test_a_process_that_hangs_holds_up_others_only_for_a_while(
     store: JobStore, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has claimed an idempotency key and inserted a leader, which others with the same cache key wait for."""
-    monkeypatch.setattr(idempotency_keys, "_MAX_IDLE_MS", 100)
+    monkeypatch.setattr(engine, "MAX_IDLE_MS", 100)
     prepared, parameters = new_jobs.LEAD.of([new_jobs.new_record("job_hanging", new_job(owner))])
     with contextlib.suppress(DBAPIError):  # the server closes the connection
         async with transaction(database) as hanging:

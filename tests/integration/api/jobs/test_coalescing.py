@@ -368,6 +368,22 @@ async def test_a_job_follows_none_that_it_would_wait_for_longer(world: Coalescin
     assert (await world.ask(priority=1)).follows == leader.id, "it runs"
 
 
+async def test_no_job_waits_for_one_that_a_limit_delays(world: Coalescing) -> None:
+    """As with a soft limit of the first one's key, which the others' do not have."""
+    delayed = await world.ask(delay_s=100)
+    assert delayed.not_before is not None
+    assert await world.key_of(delayed) is None
+    leader, follower = [await world.ask() for _ in range(2)]
+    assert (leader.follows, follower.follows) == (None, leader.id)
+    assert (await world.ask(delay_s=100)).follows is None
+    assert await world.workers[0].deliver(delayed.id) is None
+    call = await world.deliver(world.workers[0], leader.id)
+    assert call is not None
+    await world.finish(world.workers[0], call, "stop")
+    await world.until_status(follower, JobStatus.COMPLETED)
+    assert (await world.read(delayed)).not_before == delayed.not_before
+
+
 NEW_ANSWER = replace(ANSWER, cache_control=CacheControl(no_cache=True))
 
 

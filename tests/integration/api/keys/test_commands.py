@@ -309,6 +309,7 @@ async def test_rotation_overlaps(keys: Keys, database: AsyncEngine) -> None:
     rotated = keys("rotate", key_id(keys, old), "--overlap", "1h")
     assert rotated.returncode == 0
     assert "shown once" in rotated.stderr
+    assert "Limits and budgets of" in rotated.stderr
     new = rotated.stdout.strip()
     before, after = await principal(database, old), await principal(database, new)
     assert (after.project_id, after.scopes) == (before.project_id, before.scopes)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.context.window import ContextWindow
 from api.http.rate_limits import RATE_LIMIT_STATUS, RateLimitStatus
 from api.limits import limiter as module
+from api.limits import settlement as settlement_module
 from api.limits.estimate import ASSUMED_OUTPUT, TokenEstimator
 from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.limits.rules import Allowance, Limit, LimitBook, Measure, Mode
@@ -168,6 +169,17 @@ async def test_a_request_that_never_fits(process: Process) -> None:
     assert await process.left(Measure.TOKENS) == 0
 
 
+@pytest.mark.parametrize(("max_tokens", "choices", "output"), [(8000, 1, 8000), (8192, 1, 8092), (8100, 2, 2 * 8092)])
+async def test_no_more_output_is_taken_than_the_context_has_room_for(
+    process: Process, max_tokens: int, choices: int, output: int
+) -> None:
+    process.limits(tokens_per_minute=100_000)
+    new = job(process.owner)
+    sampling = Sampling(max_tokens=max_tokens, n=choices)
+    await process.limiter.take(replace(new, request=new.request.model_copy(update={"sampling": sampling})))
+    assert await process.left(Measure.TOKENS) == 100_000 - 100 - output
+
+
 async def test_the_headers_have_the_tightest_limits(process: Process) -> None:
     owner = process.owner
     process.book.replace(
@@ -219,6 +231,23 @@ async def test_output_beyond_what_was_assumed_counts(process: Process) -> None:
     process.clock[0] += 600
     await process.settlement.settle(everything=True)
     assert await process.left(Measure.TOKENS) == 10_000 - (8100 - 100 - ASSUMED_OUTPUT)
+
+
+async def test_a_prompt_beyond_its_estimate_counts_however_long_the_job_takes(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement_module, "WINDOW_S", -1)  # what was taken has left the window
+    process.limits(tokens_per_minute=10_000)
+    estimated = await process.submit(job(process.owner, 50))
+    request = GenerateRequest(prompt=list(range(80)), sampling=Sampling(max_tokens=50))
+    counted = await process.submit(replace(job(process.owner), request=request))
+    await process.settlement.settle(everything=True)
+    assert [job_id for *_, job_id, _ in process.settlement._due] == [estimated.id]
+    process.clock[0] += 600
+    for submitted in (estimated, counted):
+        await process.finish(submitted, Usage(prompt_tokens=400, completion_tokens=20))
+    await process.settlement.settle(everything=True)
+    assert await process.left(Measure.TOKENS) == 10_000 - (400 + 20 - 100 - 50)
 
 
 async def test_what_was_taken_for_no_job_is_given_back(process: Process) -> None:

@@ -65,6 +65,27 @@ async def test_jobs_are_counted_by_model_and_priority_band(
     assert fleet.workers == {("busy", "ready"): 1, ("busy", "draining"): 1}
 
 
+async def test_jobs_that_a_limit_or_a_budget_holds_do_not_wait_yet(
+    database: AsyncEngine, store: JobStore, owner: Owner, metrics: Metrics
+) -> None:
+    """Otherwise they would start workers that have nothing to do. Jobs of a busy upstream wait."""
+
+    async def after(change: str) -> QueueStats:
+        async with database.begin() as connection:
+            await connection.execute(text(change))
+        return await QueueStatsStore(database, metrics).read()
+
+    request = GenerateRequest(prompt="x")
+    await store.insert(NewJob(owner=owner, model="busy", priority=4, request=request, delay_s=100))
+    held = await after("UPDATE jobs SET created_at = now() - interval '1 day'")
+    assert (held.waiting, held.oldest) == ({}, {})
+    deferred = await after("UPDATE jobs SET deferred_since = now()")
+    assert (deferred.waiting["busy", "3-5"], deferred.oldest["busy", "3-5"] > 80_000) == (1, True)
+    due = await after("UPDATE jobs SET deferred_since = NULL, not_before = now() - interval '90 s'")
+    assert due.waiting["busy", "3-5"] == 1
+    assert 90 <= due.oldest["busy", "3-5"] < 150
+
+
 def samples(queue_metrics: QueueMetrics) -> dict[tuple[str, ...], float]:
     return {
         (sample.name, *sample.labels.values()): sample.value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
@@ -28,6 +30,7 @@ from tests.support.usage_entries import NOON, entry, write
 ALL = UsageFilters()
 DAY = date(2025, 11, 20)
 WEEK = (DAY - timedelta(days=3), DAY + timedelta(days=4))
+ADMIN = Principal(1, 1, frozenset({Scope.ADMIN}))
 
 
 def service(database: AsyncEngine) -> UsageService:
@@ -83,7 +86,7 @@ async def test_what_a_row_shows(database: AsyncEngine, owner: Owner) -> None:
     )  # fmt: skip
     periods = Periods.whole(*WEEK, ZoneInfo("UTC"))
     groups = (Dimension.PROJECT, Dimension.KEY, Dimension.USER, Dimension.BATCH)
-    report = await service(database).report(UsageSelection(periods, ALL, groups))
+    report = await service(database).report(UsageSelection(periods, ALL, groups), reader=ADMIN)
     assert report.items() == [
         {
             "project": "test", "key": f"key_{key}", "user": "=1+1", "batch": False, "requests": 2,
@@ -104,10 +107,23 @@ async def test_what_has_no_price_does_not_cost_nothing(database: AsyncEngine) ->
     await summed(
         database, [entry(model="a", cost=None, charge=None), entry(model="b", cost=None, charge=None), entry(model="b")]
     )
-    report = await service(database).report(by_day("UTC", Dimension.MODEL), "day")
+    report = await service(database).report(by_day("UTC", Dimension.MODEL), "day", reader=ADMIN)
     assert [(item["model"], item["cost"], item["charge"], item["unpriced"]) for item in report.items()] == [
         ("a", None, None, 1), ("b", 1.0, 1.0, 1),
     ]  # fmt: skip
+
+
+async def test_only_administrators_see_the_cost(database: AsyncEngine) -> None:
+    await summed(database, [entry(cost=Decimal("0.75"))])
+    usage, selection = service(database), by_day("UTC", Dimension.MODEL)
+    member = replace(ADMIN, scopes=frozenset({Scope.INFERENCE}))
+    for reader, cost, cell in ((ADMIN, 0.75, "0.75"), (member, None, ""), (None, None, "")):
+        page, _ = await usage.page(selection, "day", limit=9, offset=0, reader=reader)
+        for report in (await usage.report(selection, "day", reader=reader), page):
+            for item in (*report.items(), report.json_sums(report.total())):
+                assert (item["cost"], item["charge"]) == (cost, 1.0)
+            (line,) = csv.DictReader(report.csv().decode().splitlines())
+            assert (line["cost"], line["charge"]) == (cell, "1")
 
 
 async def test_filters(database: AsyncEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.budgets import OnExceed, Period
@@ -23,9 +25,10 @@ from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
+from shared.postgres import budget_store, engine
 from shared.postgres.budget_store import Budget, BudgetStore
 from shared.postgres.claim_store import ClaimStore
-from shared.postgres.engine import connect
+from shared.postgres.engine import connect, transaction
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
@@ -33,6 +36,7 @@ from tests.integration.api.cache.test_cached_answers import LOG, answer, complet
 from tests.integration.api.cache.test_cached_answers import run as run_cached
 from tests.support.budgets import add_budget, check_books, reservation, reservations, windows
 from tests.support.ledger import set_price
+from tests.support.waiting import eventually
 
 # A job of 5 output tokens is charged this, at the price of `set_price`.
 CHARGE = Decimal("0.00005")
@@ -269,18 +273,67 @@ async def test_a_budget_that_was_deleted_limits_nothing(
     assert await windows(database) == []
 
 
+@pytest.mark.parametrize("action", ["change", "delete"])
+async def test_an_operators_process_that_hangs_holds_up_jobs_only_for_a_while(
+    store: JobStore, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(engine, "MAX_IDLE_MS", 100)
+    budget = await add_budget(database, owner, 1)
+    wanted = new(owner, reservations=(await reservation(database, budget, "0.1"),))
+
+    async def hang(*_arguments: Any, **_options: Any) -> None:
+        await store.insert(wanted)
+
+    monkeypatch.setattr(budget_store, "record", hang)
+    budgets = BudgetStore(database)
+    with contextlib.suppress(DBAPIError):  # the server closes the connection
+        await (budgets.delete(budget.id) if action == "delete" else budgets.change(budget.id, {"limit_usd": 2}))
+    assert len(await reservations(database)) == 1
+    found = await budgets.get(budget.id)
+    assert found is not None
+    assert found.limit_usd == 1, "it was rolled back"
+
+
+async def test_the_change_and_the_deletion_of_a_budget_do_not_deadlock(
+    store: JobStore, owner: Owner, database: AsyncEngine
+) -> None:
+    """A change locks the budget, then its windows. So the deletion waits for the budget, with no window locked."""
+    budget = await add_budget(database, owner, 1)
+    await submit(store, database, owner, budget, 1)
+
+    async def waits() -> bool:
+        query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with database.connect() as connection:
+            return bool(await connection.scalar(text(query)))
+
+    async with transaction(database) as changing:
+        await changing.execute(text("SELECT 1 FROM budgets FOR NO KEY UPDATE"))
+        deletion = asyncio.create_task(BudgetStore(database).delete(budget.id))
+        await eventually(waits, "the deletion waits")
+        await changing.execute(text("SELECT 1 FROM budget_windows FOR NO KEY UPDATE NOWAIT"))
+    assert await deletion
+
+
+@asynccontextmanager
+async def ended_by_an_older_version(database: AsyncEngine) -> AsyncIterator[None]:
+    """Jobs that end within the block keep their reservations."""
+    async with database.begin() as connection:
+        kept = (await connection.execute(text("DELETE FROM budget_reservations RETURNING *"))).mappings().all()
+    yield
+    async with database.begin() as connection:
+        statement = text("INSERT INTO budget_reservations VALUES (:job_id, :window_id, :amount)")
+        await connection.execute(statement, [dict(row) for row in kept])
+
+
 async def test_reservations_that_an_older_version_has_left_are_released(
     store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
     await set_price(database)
     budget = await add_budget(database, owner, 1)
     ended, removed, waiting = [await submit(store, database, owner, budget, "0.3") for _ in range(3)]
+    async with ended_by_an_older_version(database):
+        await finish(workers("w"), ended)
     async with database.begin() as connection:
-        kept = (await connection.execute(text("DELETE FROM budget_reservations RETURNING *"))).mappings().all()
-    await finish(workers("w"), ended)
-    async with database.begin() as connection:
-        statement = text("INSERT INTO budget_reservations VALUES (:job_id, :window_id, :amount)")
-        await connection.execute(statement, [dict(row) for row in kept])
         await connection.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": removed.id})
     budgets = BudgetStore(database)
     assert await budgets.release_ended() == 2
@@ -288,6 +341,28 @@ async def test_reservations_that_an_older_version_has_left_are_released(
     (window,) = await windows(database)
     assert (window.reserved, window.spent) == (Decimal("0.3"), CHARGE)
     assert [row.job_id for row in await reservations(database)] == [waiting.id]
+
+
+@pytest.mark.parametrize(
+    ("ending", "spent"),
+    [
+        ({}, "0.3"),  # the model has no price
+        ({"entries": ()}, "0.3"),
+        ({"entries": (), "status": JobStatus.FAILED}, "0"),
+        ({"entries": (), "status": JobStatus.CANCELLED, "attempts": ()}, "0"),  # it was only deferred
+    ],
+)
+async def test_a_charge_that_an_older_version_has_not_recorded(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, ending: dict[str, Any], spent: str
+) -> None:
+    """What was reserved counts as spent, unless the job is charged nothing whatever it has used."""
+    budget = await add_budget(database, owner, 1)
+    job = await submit(store, database, owner, budget, "0.3")
+    async with ended_by_an_older_version(database):
+        await finish(workers("w"), job, **ending)
+    assert await BudgetStore(database).release_ended() == 1
+    (window,) = await windows(database)
+    assert (window.reserved, window.spent) == (0, Decimal(spent))
 
 
 async def test_each_threshold_is_reported_once_in_a_window(
@@ -313,6 +388,25 @@ async def test_each_threshold_is_reported_once_in_a_window(
     assert await spend() == [thresholds[1:]]
     await budgets.change(budget.id, {"limit_usd": 10 * CHARGE})
     assert await spend() == [thresholds[:1]], "the thresholds of the new limit are reported"
+
+
+async def test_a_change_leaves_ended_windows_alone(store: JobStore, owner: Owner, database: AsyncEngine) -> None:
+    for period in (Period.DAY, Period.TOTAL):
+        budget = await add_budget(database, owner, 1, period=period)
+        await submit(store, database, owner, budget, "0.1")
+    async with database.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO budget_windows (budget_id, end_user, starts_at, ends_at)"
+                " SELECT budget_id, 'earlier', starts_at - interval '1 day', starts_at FROM budget_windows"
+                " WHERE ends_at IS NOT NULL"
+            )
+        )
+        await connection.execute(text("UPDATE budget_windows SET alerted = 0.8"))
+    for budget in await BudgetStore(database).page(limit=9):
+        assert await BudgetStore(database).change(budget.id, {"limit_usd": Decimal(2)})
+    alerted = {(window.end_user, window.ends_at is None): window.alerted for window in await windows(database)}
+    assert alerted == {("", False): 0, ("", True): 0, ("earlier", False): Decimal("0.8")}
 
 
 async def test_a_lower_limit_holds_for_the_current_window(store: JobStore, owner: Owner, database: AsyncEngine) -> None:

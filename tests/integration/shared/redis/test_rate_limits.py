@@ -166,6 +166,21 @@ async def test_a_clock_that_is_set_back(windows: RateWindows, clock: Clock, back
     assert (await take(windows, 10)).taken
 
 
+@pytest.mark.parametrize("back_s", [30, 61, 3600])
+async def test_the_time_of_a_full_window_goes_on_after_the_clock_was_set_back(
+    windows: RateWindows, clock: Clock, back_s: int
+) -> None:
+    assert (await take(windows, 10)).taken
+    clock.now -= back_s
+    refused = await take(windows, 1)
+    assert not refused.taken
+    assert refused.wait_s is not None
+    clock.now += refused.wait_s - 0.002
+    assert not (await take(windows, 1)).taken
+    clock.now += 0.002
+    assert (await take(windows, 10)).taken
+
+
 async def test_soft_windows_delay(windows: RateWindows, clock: Clock) -> None:
     """Requests start one after the other, so that the limit holds for their starts."""
     starts: list[tuple[float, int]] = []

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import text
@@ -252,7 +253,8 @@ async def test_deadlines_and_cancels_end_a_deferred_job(
     await sweeper.sweep()
     assert (await read(store, late)).status is JobStatus.EXPIRED, "it has not been started"
     assert await terminator.end(await read(store, cancelled), JobStatus.CANCELLED, CANCELLED)
-    assert (await read(store, cancelled)).status is JobStatus.CANCELLED
+    ended = await read(store, cancelled)
+    assert (ended.status, ended.charge) == (JobStatus.CANCELLED, Decimal(0)), "it has cost nothing, which is known"
 
 
 async def test_a_job_that_is_being_cancelled_is_not_deferred(worker: Worker, store: JobStore, job: Job) -> None:

@@ -90,6 +90,7 @@ class Models:
         *fallbacks: str,
         request: GenerateRequest | None = None,
         start_within_s: float | None = None,
+        delay_s: float | None = None,
         priority: int = 3,
     ) -> Job:
         new = NewJob(
@@ -98,6 +99,7 @@ class Models:
             priority,
             request or GenerateRequest(prompt="x"),
             start_within_s=start_within_s,
+            delay_s=delay_s,
             requested_model="auto",
             decisions=Decisions(
                 route=RouteDecision(route="auto", rule="short", fallbacks=fallbacks, conversation="conv"),
@@ -382,6 +384,31 @@ async def test_a_job_whose_upstream_is_busy_waits_if_no_other_model_is_available
     moved = await models.read(job)
     assert moved.model == "b", "it would fail otherwise"
     assert [attempt.model for attempt in moved.attempts] == ["a", "c"]
+
+
+async def test_a_job_that_moves_starts_no_earlier_than_its_submit_allows(models: Models, database: AsyncEngine) -> None:
+    """A soft limit or a budget has put it off. A wait for the former model's upstream ends."""
+    put_off = await models.submit("b", delay_s=100)
+    assert put_off.not_before is not None
+    await models.fallbacks.move_waiting("a")
+    assert (await models.read(put_off)).model == "a", "the upstream may be available by then"
+    assert await models.fallbacks.move(put_off, FallbackReason.MODEL_REMOVED)
+    assert models.sent == [], "it cannot be claimed yet"
+    moved = await models.read(put_off)
+    assert (moved.model, moved.not_before) == ("b", put_off.not_before)
+    assert await models.workers["b"].store.claim(moved.id) is None
+    await execute(database, "UPDATE jobs SET not_before = now()")
+    await models.complete("b", moved)
+
+    await models.serve("a")
+    waiting = await models.submit("b")
+    assert await models.fail("a", waiting, busy()) is None
+    assert (await models.read(waiting)).not_before is not None
+    await models.events(waiting)
+    await models.serve("a", "b")
+    await models.fallbacks.move_waiting("a")
+    moved = await models.read(waiting)
+    assert (moved.model, moved.not_before, moved.deferred_since) == ("b", None, None)
 
 
 async def test_an_upstream_that_runs_the_request_is_not_left_for_a_moment_of_silence(models: Models) -> None:

@@ -11,7 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.events import UpstreamState
 from shared.domain.job import Job, JobStatus
+from shared.domain.new_job import NewJob
+from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
@@ -141,6 +145,21 @@ async def test_a_cancelled_job_is_charged_for_what_it_delivered(
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.CANCELLED
     (row,) = await ledger(database)
     assert (row.outcome, row.charge) == ("cancelled", dollars(fresh=3, output=2) if count else 0)
+
+
+async def test_an_upstreams_request_that_is_cut_is_charged_for_its_prompt(
+    worker: Worker, store: JobStore, owner: Owner, database: AsyncEngine
+) -> None:
+    """Its usage would have come at the end. Otherwise clients could stay below their budgets by disconnecting."""
+    worker.engine.prompt = None
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x" * 400)))
+    run, call = await worker.start(job)
+    await call.tokens(2)
+    worker.runner.stop(job.id, InterruptReason.CANCELLED)
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.CANCELLED
+    (row,) = await ledger(database)
+    assert (row.input_fresh, row.output_text, row.source) == (101, 2, "estimate")
+    assert row.charge == row.cost == dollars(fresh=101, output=2)
 
 
 async def test_a_job_that_is_cancelled_between_two_attempts_is_charged_for_what_it_delivered(

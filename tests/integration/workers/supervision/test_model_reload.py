@@ -216,6 +216,7 @@ CHANGED: dict[str, Any] = {
     "cache": {"ttl": 60},
     "context": {"strategy": "sliding_window"},
     "token_limits": {"max_output": 9},
+    "price": {"input": 1, "output": 2},
 }
 CHANGED_OPTIONS: dict[str, Any] = {
     "endpoints": [{"api_key_env": "KEY_A", "weight": 2}, {"api_key_env": "KEY_B", "weight": 9, "name": "b"}],

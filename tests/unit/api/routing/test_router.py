@@ -448,6 +448,11 @@ routes:
     routing = Routing(tmp_path, file)
     assert await routing.decided(chat("word " * 900)) == ("big", (), ())
     assert await routing.decided(chat("word " * 90)) == ("big", (), ("tiny",))
+    admission = Admission(routing.registry, routing.window, router=routing.router)
+    for words, fallbacks in ((900, ()), (90, ("tiny",))):  # as a job that is not submitted would have them
+        job = await admission.recheck(Principal.of(OWNER), NewJob(OWNER, "auto", 3, chat("word " * words)))
+        assert job.decisions.route is not None
+        assert (job.model, job.decisions.route.fallbacks) == ("big", fallbacks)
     routing.queues.stop("big")
     assert await routing.decided(chat("word " * 900)) == ("tiny", ("big",), ())
 
@@ -480,9 +485,10 @@ routes:
 
 async def test_the_model_of_a_route_is_found_without_counting(fallbacks: Routing) -> None:
     new = NewJob(OWNER, "auto", 3, chat("x" * 300))
-    assert await fallbacks.router.model_of(Principal.of(OWNER), new) == "small"
+    assert (await fallbacks.router.preview(Principal.of(OWNER), new)).model == "small"
     assert fallbacks.counted == []
-    assert await fallbacks.router.model_of(Principal.of(OWNER), replace(new, model="small")) is None
+    named = replace(new, model="small")
+    assert await fallbacks.router.preview(Principal.of(OWNER), named) is named
 
 
 async def test_a_decision_by_estimated_tokens_says_so(tmp_path: Path) -> None:

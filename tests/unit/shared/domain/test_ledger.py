@@ -316,8 +316,8 @@ async def test_the_result_of_a_job_has_its_entries() -> None:
 
 async def test_the_prompt_of_a_generation_that_goes_on_for_another_job_is_not_estimated() -> None:
     events = [started(1), deltas(1, 2)]
-    job = replace(JOB, attempts=(attempt(1, "cancelled"),), decisions=Decisions(estimated_tokens=50))
-    for handed_over, prompt in ((False, 50), (True, 0)):
+    for handed_over, admitted, prompt in ((False, 50, 50), (False, None, 40), (True, 50, 0), (True, None, 0)):
+        job = replace(JOB, attempts=(attempt(1, "cancelled"),), decisions=Decisions(estimated_tokens=admitted))
         result, _ = await build_result(
             job,
             events,
@@ -331,6 +331,7 @@ async def test_the_prompt_of_a_generation_that_goes_on_for_another_job_is_not_es
             outcome=AttemptOutcome.CANCELLED,
             runs=transcript_of(events).runs,
             handed_over=handed_over,
+            prompt_estimate=40,
         )
         (entry,) = result.entries
         assert charged(entry) == Counts(prompt, output_text=2)

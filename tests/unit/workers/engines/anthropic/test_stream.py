@@ -6,6 +6,7 @@ The streams follow https://platform.claude.com/docs/en/build-with-claude/streami
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import orjson
@@ -17,7 +18,9 @@ from shared.domain.events import CallDelta, Delta
 from shared.domain.job import Choice, ToolCall, Usage
 from tests.support.transcripts import choices_of
 from workers.engines.anthropic.stream import StreamParser
+from workers.engines.anthropic.token_count import CountParser
 from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.usage import MAX_COUNT
 
 TEXTS = ["Müh", "le", " 🌊", "\n\nevent: message_stop\n", "水車"]
 
@@ -122,6 +125,22 @@ def test_the_last_usage_counts_but_not_its_zeros() -> None:
     _, parser = parsed(stream + frame("message_stop"))
     assert parser.usage is not None
     assert (parser.usage.prompt_tokens, parser.usage.cached_tokens, parser.usage.completion_tokens) == (10, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("reported", "counted"), [(7, 7), (-1, 0), (1 << 31, MAX_COUNT), (1 << 70, MAX_COUNT), ("x", None)]
+)
+def test_the_count_of_a_prompt_is_bounded(reported: Any, counted: int | None) -> None:
+    parser = CountParser()
+    list(parser.feed(b'{"input_tokens":%b}' % json.dumps(reported).encode()))
+    assert len(list(parser.end())) == (counted is not None)
+    assert parser.usage == (None if counted is None else Usage(counted))
+
+
+def test_the_parts_of_a_cache_creation_are_bounded() -> None:
+    created = dict.fromkeys(("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens", "x"), MAX_COUNT)
+    _, parser = parsed(start(cache_creation=created) + text_block(0, "x") + end(output_tokens=9))
+    assert parser.usage == Usage(MAX_COUNT, 0, 9, 0, MAX_COUNT, MAX_COUNT)
 
 
 @pytest.mark.parametrize("usage", [None, 7, {"input_tokens": -1}, {"input_tokens": "many"}, {"output_tokens": 1 << 40}])

@@ -16,6 +16,7 @@ from workers.engines.triton.output_counter import OutputCounter
 from workers.engines.triton.stop_strings import StopStrings
 from workers.engines.triton.stream import PIECE, StreamParser
 from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.usage import MAX_COUNT
 
 
 def parser(backend: Backend, **options: Any) -> StreamParser:
@@ -185,6 +186,13 @@ def test_numbers_that_are_none_do_not_count(count: Any) -> None:
     stream = parser("vllm")
     read(stream, events({"text_output": "a", "num_input_tokens": count, "num_output_tokens": count}))
     assert stream.usage is None
+
+
+def test_the_sum_of_the_counts_of_all_events_is_bounded() -> None:
+    stream = parser("vllm")
+    counts = [{"text_output": "a", "num_output_tokens": count} for count in (MAX_COUNT, 1)]
+    read(stream, events(*counts))
+    assert stream.usage == Usage(0, 0, MAX_COUNT)
 
 
 def test_the_end_that_proxies_add_is_skipped() -> None:

@@ -16,6 +16,7 @@ from shared.domain.job import Usage
 from tests.support.transcripts import transcript_of
 from workers.engines.upstream.chat.stream import StreamParser
 from workers.engines.upstream.error_body import parse_error
+from workers.engines.upstream.usage import MAX_COUNT
 
 TEXTS = ["Müh", "le", " 🌊", "\n\ndata: [DONE]", " ", "水車"]
 
@@ -66,6 +67,15 @@ def test_reasoning_and_cached_tokens_of_the_usage(reported: dict[str, Any], usag
     assert parser.usage == usage
 
 
+@pytest.mark.parametrize("reported", [MAX_COUNT, MAX_COUNT + 1, (1 << 31) - 1])
+def test_counts_that_no_column_can_hold_the_sum_of_do_not_count(reported: int) -> None:
+    parser = StreamParser(1)
+    list(parser.feed(frame({"delta": {"content": "x"}, "finish_reason": "stop"})))
+    list(parser.feed(frame({"delta": {}}, usage={"prompt_tokens": reported, "completion_tokens": reported})))
+    assert parser.usage == (Usage(MAX_COUNT, 0, MAX_COUNT) if reported == MAX_COUNT else None)
+    assert 2 * MAX_COUNT < 1 << 31
+
+
 @pytest.mark.parametrize(
     ("reported", "tier"),
     [
@@ -73,6 +83,7 @@ def test_reasoning_and_cached_tokens_of_the_usage(reported: dict[str, Any], usag
         ("priority", "priority"),
         ("default", None),
         ("auto", None),
+        ("on_demand", None),
         (None, None),
         ("\0", None),
         (1, None),
