@@ -20,6 +20,7 @@ from api.usage.report import Report, cache_writes, input_tokens, known, output_t
 from api.usage.service import UsageService
 from api.usage.store import Dimension, UsageFilters, UsageSelection
 from shared.domain.errors import InvalidRequest
+from shared.runtime.chunked_json import Mapped
 
 # Seconds from 1970 to the end of 9998: dates have their own limits.
 LAST_TIME = 253_370_764_800
@@ -206,19 +207,22 @@ def _buckets(
     result_of: Callable[[Any, Mapping[str, Any]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """All buckets, also those without usage."""
-    results: list[list[dict[str, Any]]] = [[] for _ in range(window.count)]
+    rows: list[list[Any]] = [[] for _ in range(window.count)]
     for row in report.rows:
-        found = {group: report.value(row, DIMENSIONS[group]) for group in groups}
-        results[row.period].append(result_of(row, found))
+        rows[row.period].append(row)
+
+    def result(row: Any) -> dict[str, Any]:
+        return result_of(row, {group: report.value(row, DIMENSIONS[group]) for group in groups})
+
     width = window.width.seconds
     return [
         {
             "object": "bucket",
             "start_time": window.start + number * width,
             "end_time": window.start + (number + 1) * width,
-            "results": found,
+            "results": Mapped(found, result),
         }
-        for number, found in enumerate(results)
+        for number, found in enumerate(rows)
     ]
 
 

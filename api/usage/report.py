@@ -14,6 +14,7 @@ from api.http.money import decimal_text, dollars
 from api.keys.store import format_id
 from api.usage.store import COLUMNS, Dimension, UsageSelection
 from shared.postgres.usage_sums import VALUES
+from shared.runtime.chunked_json import Mapped
 
 # What a row shows beside its groups.
 SUMS = (
@@ -82,9 +83,9 @@ class Report:
         """The sum of all rows, as a row without groups."""
         return SimpleNamespace(**{name: sum(getattr(row, name) for row in self.rows) for name in VALUES})
 
-    def items(self) -> list[dict[str, Any]]:
-        """The rows as JSON objects."""
-        return [{**self.groups(row), **self.json_sums(row)} for row in self.rows]
+    def items(self) -> Mapped[Any, dict[str, Any]]:
+        """The rows as JSON objects, which are made when they are read."""
+        return Mapped(self.rows, lambda row: {**self.groups(row), **self.json_sums(row)})
 
     def sums(self, row: Any) -> dict[str, Any]:
         """The values of `SUMS` of a row, with exact amounts."""

@@ -1,6 +1,7 @@
 """Reports of usage over the sums of ten million entries of the ledger, and how fast entries are added to the sums.
 
-Each row of the sums stands for the requests of one end user within a quarter of an hour, of which there are ten.
+Each row of the sums stands for the requests of one end user within a quarter of an hour, of which there are ten. The
+rows are in the order of time, as they are written, and those of the last day are not yet vacuumed.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _PROJECTS = f"INSERT INTO projects (name) SELECT 'project ' || n FROM generate_s
 _SUMS = f"""
 INSERT INTO usage_sums
 SELECT
-    date_bin('15 minutes', now() - random() * interval '{DAYS} days', '2000-01-01Z'),
+    date_bin('15 minutes', now() - interval '{DAYS} days' * (1 - n / {{rows}}::float8), '2000-01-01Z'),
     (SELECT min(id) FROM projects WHERE name LIKE 'project %') + n % {PROJECTS}, n % {PROJECTS},
-    'user ' || n / {PROJECTS} % {USERS}, 'generate', 'auto', 'model ' || (random() * 3)::int, 'default', false,
+    'user ' || floor(random() * {USERS}), 'generate', 'auto', 'model ' || floor(random() * 4), 'default', false,
     {ENTRIES}, 0, {ENTRIES}, 9000, 3000, 0, 0, 2000, 0, 0.0123, 0.0119, 0, 0
 FROM generate_series({{first}}, {{last}}) AS n
 ON CONFLICT DO NOTHING
@@ -58,13 +59,20 @@ def run(bench: Bench) -> None:
     with headrace(bench.folder, [ORPHAN]) as system:
         entries = bench.pick(10_000_000, 100_000)
         bench.say(f"generating the sums of {entries:,} entries")
-        rows = range(1, entries // ENTRIES, SUMS_CHUNK)
-        chunks = [_SUMS.format(first=first, last=first + SUMS_CHUNK - 1) for first in rows]
-        system.sql(_PROJECTS, *chunks, "VACUUM ANALYZE usage_sums", "CHECKPOINT")
+        rows = entries // ENTRIES
+        last_day = rows - rows // DAYS + 1
+        before, after = _sums(range(1, last_day), rows), _sums(range(last_day, rows + 1), rows)
+        system.sql(_PROJECTS, *before, "VACUUM ANALYZE usage_sums", *after, "CHECKPOINT")
         for _ in bench.repeats():
             _reports(bench, system, entries)
         for repeat in bench.repeats():
             asyncio.run(_roll_up(bench, system, repeat))
+
+
+def _sums(numbers: range, rows: int) -> list[str]:
+    """The statements that write the rows of these numbers, of `rows` rows in all."""
+    chunks = [numbers[first : first + SUMS_CHUNK] for first in range(0, len(numbers), SUMS_CHUNK)]
+    return [_SUMS.format(first=chunk[0], last=chunk[-1], rows=rows) for chunk in chunks]
 
 
 def _reports(bench: Bench, system: Headrace, entries: int) -> None:

@@ -113,11 +113,15 @@ STATEMENTS = (
         charge numeric NOT NULL,
         saved numeric NOT NULL,
         unpriced bigint NOT NULL,
-        PRIMARY KEY (starts_at, project_id, key_id, end_user, kind, requested_model, model, service_tier, batch)
+        PRIMARY KEY (project_id, starts_at, key_id, end_user, kind, requested_model, model, service_tier, batch)
+            INCLUDE (
+                requests, cached_requests, attempts, input_fresh, input_cache_read, input_cache_write_5m,
+                input_cache_write_1h, output_text, output_reasoning, cost, charge, saved, unpriced
+            )
     )
     """,
     """
-    CREATE INDEX IF NOT EXISTS usage_sums_project ON usage_sums (project_id, starts_at)
+    CREATE INDEX IF NOT EXISTS usage_sums_time ON usage_sums (starts_at)
     """,
     """
     CREATE TABLE IF NOT EXISTS usage_watermark (

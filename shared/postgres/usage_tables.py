@@ -19,6 +19,7 @@ from sqlalchemy import (
     Index,
     Integer,
     Numeric,
+    PrimaryKeyConstraint,
     SmallInteger,
     Text,
     func,
@@ -129,23 +130,38 @@ class UsageEventRow(Base):
     )
 
 
+_SUM_KEYS = (
+    "project_id",
+    "starts_at",
+    "key_id",
+    "end_user",
+    "kind",
+    "requested_model",
+    "model",
+    "service_tier",
+    "batch",
+)
+_SUM_VALUES = ("requests", "cached_requests", "attempts", *TOKEN_COUNTS, "cost", "charge", "saved", "unpriced")
+
+
 class UsageSumRow(Base):
     """The sums of the ledger's entries that ended within a quarter of an hour and agree in the other columns.
 
-    Empty strings stand for NULL, so that the columns can be a key.
+    Empty strings stand for NULL, so that the columns can be a key. In the table, rows of the same time lie together, so
+    those of a project are far apart. Its reports read the key's index only, where they lie together with their values.
     """
 
     __tablename__ = "usage_sums"
 
-    starts_at: Mapped[datetime] = mapped_column(Timestamp, primary_key=True)
-    project_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    key_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    end_user: Mapped[str] = mapped_column(Text, primary_key=True)
-    kind: Mapped[str] = mapped_column(Text, primary_key=True)
-    requested_model: Mapped[str] = mapped_column(Text, primary_key=True)
-    model: Mapped[str] = mapped_column(Text, primary_key=True)
-    service_tier: Mapped[str] = mapped_column(Text, primary_key=True)
-    batch: Mapped[bool] = mapped_column(primary_key=True)
+    starts_at: Mapped[datetime] = mapped_column(Timestamp)
+    project_id: Mapped[int] = mapped_column(BigInteger)
+    key_id: Mapped[int] = mapped_column(BigInteger)
+    end_user: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    requested_model: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    service_tier: Mapped[str] = mapped_column(Text)
+    batch: Mapped[bool]
     # Jobs (final entries), jobs that were answered without an attempt, and all attempts.
     requests: Mapped[int] = mapped_column(BigInteger)
     cached_requests: Mapped[int] = mapped_column(BigInteger)
@@ -162,7 +178,10 @@ class UsageSumRow(Base):
     saved: Mapped[Decimal] = mapped_column(Numeric)
     unpriced: Mapped[int] = mapped_column(BigInteger)
 
-    __table_args__ = (Index("usage_sums_project", "project_id", "starts_at"),)
+    __table_args__ = (
+        PrimaryKeyConstraint(*_SUM_KEYS, postgresql_include=_SUM_VALUES),
+        Index("usage_sums_time", "starts_at"),
+    )
 
 
 class UsageWatermarkRow(Base):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, desc
+from sqlalchemy import desc
 
 from api.usage.store import UsageReportStore, UsageSelection, usage_statement
 
@@ -12,7 +12,7 @@ from api.usage.store import UsageReportStore, UsageSelection, usage_statement
 class TopUsageStore(UsageReportStore):
     """Reads which projects, end users or keys used most."""
 
-    async def top(self, selection: UsageSelection, limit: int) -> list[Row[Any]]:
+    async def top(self, selection: UsageSelection, limit: int) -> list[Any]:
         """The rows of a report with the greatest charges, and of those without one the most requests."""
         statement = usage_statement(selection).order_by(None).order_by(desc("charge"), desc("requests")).limit(limit)
-        return await self._all(statement, lambda row: row)
+        return await self._read(statement, limit)

@@ -22,6 +22,7 @@ from api.usage.service import UsageService
 from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection, usage_statement
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.owner import Owner
+from shared.postgres.engine import connect
 from shared.postgres.usage_sums import UsageSums
 from tests.support.database import make_owner
 from tests.support.usage_entries import NOON, entry, write
@@ -184,10 +185,44 @@ async def test_minutes_are_a_range_of_an_index(database: AsyncEngine, filters: U
     assert "Seq Scan on usage_events" not in plan
 
 
-async def test_a_project_is_a_range_of_an_index(database: AsyncEngine) -> None:
-    plan = await explain(database, usage_statement(by_day("UTC", filters=UsageFilters(project_ids={1}))))
-    assert "usage_sums_project" in plan
+PLANS = """
+SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements
+WHERE statement LIKE '%usage_sums%' AND statement NOT LIKE '%pg_prepared_statements%'
+"""
+SUMS_OF_A_MONTH = """
+INSERT INTO usage_sums
+SELECT timestamptz '2025-11-01Z' + n * interval '15 minutes', project, 2, 'ann', 'generate', 'm', 'm', 'default', false,
+    1, 0, 1, 100, 0, 0, 0, 10, 0, 1, 1, 0, 0
+FROM generate_series(0, 2879, 4) AS n, generate_series(1, 10) AS project
+"""
+
+
+async def test_reports_are_a_range_of_an_index(database: AsyncEngine) -> None:
+    """Those of a project read the index only: in the table, its rows are far apart."""
+    async with database.connect() as connection:
+        for statement in (SUMS_OF_A_MONTH, "VACUUM ANALYZE usage_sums"):
+            await connection.execute(text(statement))
+    users = by_day("UTC", Dimension.USER, filters=UsageFilters(project_ids={1}))
+    plan = await explain(database, usage_statement(users))
+    assert "Index Only Scan using usage_sums_pkey" in plan
     assert "starts_at >=" in plan
+    plan = await explain(database, usage_statement(by_day("UTC", Dimension.USER)))
+    assert "Index Cond: ((starts_at >=" in plan
+    assert "Filter:" not in plan
+
+
+async def test_each_report_is_planned_for_its_own_times(database_url: str) -> None:
+    """Not from the sixth execution on for any: PostgreSQL takes ten times as long then."""
+    engine = connect(database_url, pool_size=1)
+    try:
+        for limit in (10, 10_000):
+            for _ in range(8):
+                await UsageReportStore(engine).rows(by_day("UTC", Dimension.USER), limit=limit)
+        async with engine.connect() as connection:
+            plans = await connection.execute(text(PLANS))
+        assert plans.one() == (0, 16)
+    finally:
+        await engine.dispose()
 
 
 async def explain(database: AsyncEngine, statement: Any) -> str:

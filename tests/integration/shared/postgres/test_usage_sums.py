@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from datetime import timedelta
 from decimal import Decimal
+from random import Random
+from string import ascii_letters
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,8 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.usage.roll_up import UsageRollUp
+from shared.domain.field_types import MAX_MODEL_NAME
+from shared.domain.owner import MAX_END_USER
 from shared.postgres.engine import connect, transaction
 from shared.postgres.usage_sums import Added, UsageSums
 from shared.postgres.usage_tables import UsageSumRow
@@ -71,6 +75,22 @@ async def test_entries_are_summed_by_quarter_hour_and_columns(database: AsyncEng
     assert (first.input_fresh, first.output_text) == (200, 13)
     assert (first.cost, first.charge, first.saved, first.unpriced) == (Decimal("3.5"), Decimal(1), Decimal("0.75"), 0)
     assert (found[later, "", "m", False].input_cache_read, found[later, "", "m", False].output_reasoning) == (40, 5)
+
+
+async def test_the_longest_names_are_summed(database: AsyncEngine) -> None:
+    """They fit into the index: an entry that did not would stop the sums."""
+    names = Random(7)
+    user = "".join(chr(names.randrange(0x10000, 0x10FFFF)) for _ in range(MAX_END_USER))
+    requested, served = ("".join(names.choices(ascii_letters, k=MAX_MODEL_NAME)) for _ in range(2))
+    amount = Decimal("999999999999999999.123456789012345678")
+    await write(
+        database,
+        [entry(end_user=user, requested_model=requested, model=served, service_tier="priority", kind="count_tokens",
+               batch_id="batch_1", cost=amount, charge=amount, saved=amount)],
+    )  # fmt: skip
+    await add_all(UsageSums(database))
+    row = await only_row(database)
+    assert (row.end_user, row.requested_model, row.model, row.cost) == (user, requested, served, amount)
 
 
 async def test_nothing_is_added_twice(database: AsyncEngine) -> None:
