@@ -205,7 +205,7 @@ class ApiKeyList(PageView[ApiKeyView]):
 class ProjectCreate(BaseModel):
     """A project to create."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "shop", "tier": "free"}]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "newsletter", "tier": "free"}]})
 
     name: Name
     tier: Tier | None = Field(None, description="A class of service, for the rules of routes.")
