@@ -27,7 +27,7 @@ class Period(StrEnum):
 
 
 class OnExceed(StrEnum):
-    """What becomes of a job that a hard budget has no room for."""
+    """How a hard budget treats a job that would exceed it."""
 
     REJECT = "reject"
     # Background jobs wait for the next window; others are rejected.

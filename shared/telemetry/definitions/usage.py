@@ -26,7 +26,7 @@ class UsageMetrics:
         )
         self.usage_sums_age = new.gauge(
             "headrace_usage_sums_age_seconds",
-            "Age of the sums of usage: all entries of the ledger that were there so long ago are in them.",
+            "Age of the sums that reports are read from: entries of the ledger that are older are in the sums.",
             (),
             API,
             aggregation=Aggregation.MAX,
