@@ -9,7 +9,10 @@ from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-import shared.postgres.usage_tables  # noqa: F401  # adds its tables to those of `Base`
+import shared.postgres.quality_tables  # adds its tables to those of `Base`
+import shared.postgres.request_log_tables
+import shared.postgres.usage_tables
+import shared.postgres.webhook_tables  # noqa: F401
 from shared.config.postgres_url import driver_arguments
 from shared.postgres.engine import DRIVER
 from shared.postgres.tables import Base

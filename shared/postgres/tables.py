@@ -42,6 +42,10 @@ class ProjectRow(Base):
     tier: Mapped[str | None] = mapped_column(Text)
     # Keeps engines' prefix caches of projects apart, so that no project can time another's prompts.
     salt: Mapped[str] = mapped_column(Text, server_default=text("(gen_random_uuid())::text"))
+    # `shared.domain.project_options.ProjectOptions`.
+    options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
+    # Signs the webhooks that requests name themselves.
+    webhook_secret: Mapped[str | None] = mapped_column(Text)
 
 
 class ApiKeyRow(Base):
@@ -225,6 +229,11 @@ class JobRow(Base):
     # The job that the response cache has answered this one with: it has the output and the log.
     answered_by: Mapped[str | None] = mapped_column(Text(collation="C"))
 
+    # How much of it the request log keeps (`shared.domain.log_level`); NULL: its metadata.
+    log_level: Mapped[str | None] = mapped_column(Text)
+    # The webhook that the request names: `{"url": ..., "events": [...]}`.
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+
     # The line of a batch's input file that this job runs; unique, so that no line runs twice.
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     batch_line: Mapped[int | None]
@@ -277,6 +286,12 @@ class JobRow(Base):
         ),
         Index("jobs_led", "leads", "lead_number", unique=True, postgresql_where=text("leads IS NOT NULL")),
         Index("jobs_answered_by", "answered_by", postgresql_where=text("answered_by IS NOT NULL")),
+        # Jobs whose content is deleted soon after their end.
+        Index(
+            "jobs_unlogged",
+            "finished_at",
+            postgresql_where=text("log_level = 'none' AND finished_at IS NOT NULL AND deleted_at IS NULL"),
+        ),
         # Jobs without an answer, or with a part of one: few among many that an operator looks for.
         Index(
             "jobs_unsuccessful",
