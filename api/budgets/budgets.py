@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from api.budgets.worst_case import PricesInForce, Unbounded, Unpriced, WorstCase
 from api.context.window import ContextWindow
 from shared.config.models.loader import Registry
-from shared.domain.budgets import WindowReservation, dollars, window_at
+from shared.domain.budgets import OnExceed, WindowReservation, dollars, window_at
 from shared.domain.errors import BudgetExceeded, InvalidRequest
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
@@ -127,14 +127,25 @@ class Budgets:
         if not budgets:
             return Decimal(0)
         amount = await self._amount(new, is_hard=any(budget.hard for budget in budgets))
-        for budget in budgets:
-            if budget.hard and amount > budget.limit_usd:
-                raise BudgetExceeded(
-                    f"This request could cost up to {dollars(amount)}, more than the whole budget"
-                    f" {format_id(budget.id)} of {dollars(budget.limit_usd)}; lower its max_tokens.",
-                    scope=budget.scope,
-                )
+        exceeded = [budget for budget in budgets if budget.hard and amount > budget.limit_usd]
+        if exceeded:
+            budget = min(exceeded, key=lambda one: one.limit_usd)
+            raise BudgetExceeded(
+                f"This request could cost up to {dollars(amount)}, more than the whole budget"
+                f" {format_id(budget.id)} of {dollars(budget.limit_usd)}; lower its max_tokens.",
+                scope=budget.scope,
+                downgrades=all(one.on_exceed is OnExceed.DOWNGRADE for one in exceeded),
+                amount=amount,
+                room=budget.limit_usd,
+            )
         return amount
+
+    async def most_cost(self, new: NewJob) -> Decimal | None:
+        """What a job could cost at most, in dollars; None if it is not known."""
+        try:
+            return await self._worst_case.of(new, self._prices)
+        except (Unpriced, Unbounded):
+            return None
 
     async def held(self, new: NewJob, error: BudgetExceeded) -> NewJob | None:
         """The job, to be started when the windows that have no room for it have ended, and what it reserves in the next

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 COALESCE_TRIES = 3
 # How many of the next windows of its budgets a background job may wait for.
 HOLD_TRIES = 3
+# How many cheaper models a job may try: others may use up the room of the one that was chosen.
+DOWNGRADE_TRIES = 3
 TIMER_FACTOR, TIMER_S = 1.001, 0.05
 
 
@@ -102,10 +104,40 @@ class JobService:
 
         Raises:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
-            BudgetExceeded: a hard budget has no room for the job.
+            BudgetExceeded: a hard budget has no room for the job, nor for one with a cheaper model, if it allows that.
             KeyReused: the idempotency key was used with a different request.
         """
-        new = await self._admission.admit(principal, new, self)
+        try:
+            admitted = await self._admission.admit(principal, new, self)
+            return await self._submit_admitted(principal, admitted, idempotency, background=background, taken=taken)
+        except BudgetExceeded as error:
+            refusal = error
+        tries = DOWNGRADE_TRIES
+        while refusal.downgrades and tries:
+            tries -= 1
+            try:
+                admitted = await self._admission.downgrade(principal, new, refusal, self)
+                job, created = await self._submit_admitted(
+                    principal, admitted, idempotency, background=background, taken=taken
+                )
+            except BudgetExceeded as error:
+                refusal = error
+            else:
+                self._metrics.budget_downgraded_jobs.inc(created)
+                return job, created
+        self._metrics.budget_rejections.labels(refusal.scope.value).inc()
+        raise refusal
+
+    async def _submit_admitted(
+        self,
+        principal: Principal,
+        new: NewJob,
+        idempotency: Idempotency | None,
+        *,
+        background: bool,
+        taken: list[Taken] | None,
+    ) -> tuple[Job, bool]:
+        """Commit an admitted job; raises as `submit`."""
         if self._cache is not None:
             new = await self._cache.admit(principal, new)
         with self.traces.submitting(new.model) as request_context:
@@ -212,7 +244,6 @@ class JobService:
             else:
                 self._metrics.budget_held_jobs.inc()
                 return created
-        self._metrics.budget_rejections.labels(refusal.scope.value).inc()
         raise refusal
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float) -> tuple[Job, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import StrEnum
 
 from shared.domain.budgets import BudgetScope
@@ -142,13 +143,30 @@ class BudgetExceeded(HeadraceError):
         scope: BudgetScope = BudgetScope.PROJECT,
         retry_after_s: int | None = None,
         holds: bool = False,
+        downgrades: bool = False,
+        amount: Decimal = Decimal(0),
+        room: Decimal = Decimal(0),
     ) -> None:
         """`retry_after_s`: when the last of the windows ends that have no room; None if waiting does not help.
-        `holds`: a background job may wait for that."""
+        `holds`: a background job may wait for that. `downgrades`: a cheaper model of its route may run the job.
+        `amount`: what the job could cost at most, and `room`: what the windows have left, in dollars."""
         super().__init__(message)
         self.scope = scope
         self.retry_after_s = retry_after_s
         self.holds = holds
+        self.downgrades = downgrades
+        self.amount = amount
+        self.room = room
+
+    def without_cheaper(self, reason: str) -> BudgetExceeded:
+        """The error if no cheaper model runs the job; `reason` is a sentence that says why."""
+        return BudgetExceeded(
+            f"{self.message} {reason}",
+            scope=self.scope,
+            retry_after_s=self.retry_after_s,
+            amount=self.amount,
+            room=self.room,
+        )
 
 
 class RateLimited(QuotaExceeded):

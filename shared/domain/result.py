@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, UpstreamState, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
 from shared.domain.ledger import Entry, Run, Source, build_entries
-from shared.domain.transcript import encode_output, fingerprint_by_attempt
+from shared.domain.transcript import encode_output, fingerprint_by_attempt, reported_fingerprints
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -90,7 +90,7 @@ async def build_result(
     }
     if failure is not None:
         payload["error"] = failure.payload()
-    fingerprints = fingerprint_by_attempt(events)
+    fingerprints = fingerprint_by_attempt(events, job.begins_with)
     last = event(seq, EventType(status.value), payload)
     attempts = tuple(_ended(attempt, finished_at, outcome, runs, fingerprints) for attempt in job.attempts)
     result = JobResult(
@@ -103,7 +103,7 @@ async def build_result(
         attempts=attempts,
         log=await archive([*events, last]),
         upstream=None if status.succeeded else upstream,
-        cacheable=failure is None and _is_cacheable(job, events, status, output, set(fingerprints.values()), revision),
+        cacheable=failure is None and _is_cacheable(job, events, status, output, revision),
         leads=job.may_lead,
         entries=build_entries(
             job,
@@ -127,7 +127,6 @@ def _is_cacheable(
     events: Sequence[Event],
     status: JobStatus,
     output: Sequence[Choice],
-    fingerprints: Set[str | None],
     revision: str | None,
 ) -> bool:
     """Whether the response cache may give the answer to other requests.
@@ -144,7 +143,7 @@ def _is_cacheable(
         and all(choice.finish_reason in _CACHEABLE_ENDS for choice in output)
         # An empty answer is most often a failure that the upstream does not report as one.
         and all(choice.tool_calls or (choice.text and not choice.text.isspace()) for choice in output)
-        and len(fingerprints) == 1
+        and len(reported_fingerprints(events)) == 1
         and not any(item.type is EventType.RESTARTED for item in events)
     )
 
