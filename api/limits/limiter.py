@@ -6,7 +6,6 @@ Requests count when they are admitted. Tokens are reserved by an estimate, and c
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from shared.domain.errors import RateLimited, Unavailable
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.redis.rate_limits import Correction, Outcome, RateWindows, Window
+from shared.runtime.aio import timeout_of_others
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class RateLimiter:
         """Take the amounts; None if Redis is unavailable and requests are allowed then."""
         if (started_at := time.monotonic()) >= self._retry_at:
             try:
-                async with asyncio.timeout(TIMEOUT_S):
+                async with timeout_of_others(TIMEOUT_S):
                     outcome = await self._windows.take(windows)
             except (RedisError, OSError) as error:  # TimeoutError is an OSError
                 self._retry_at = time.monotonic() + PAUSE_S
@@ -194,7 +194,7 @@ class RateLimiter:
     async def settle(self, corrections: Sequence[Correction]) -> bool:
         """Apply corrections; False if Redis is unavailable: what was taken then counts until it leaves the windows."""
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with timeout_of_others(TIMEOUT_S):
                 await self._windows.settle(corrections)
         except (RedisError, OSError) as error:
             logger.warning("rate limits cannot be corrected: %s", error or type(error).__name__)

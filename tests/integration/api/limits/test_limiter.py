@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +32,7 @@ from shared.domain.request import GenerateRequest, Sampling
 from shared.domain.result import build_result
 from shared.postgres.job_store import JobStore
 from shared.redis.connection import connect_redis
-from shared.redis.rate_limits import Outcome, RateWindows, Window
+from shared.redis.rate_limits import Correction, Outcome, RateWindows, Window
 from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
@@ -312,6 +314,24 @@ async def test_without_redis(
     assert process.count("rate_limits_unavailable", "allowed" if setting == "allow" else "refused") == 3
     assert not await process.limiter.settle([])
     await redis.aclose()
+
+
+async def test_limits_hold_while_the_event_loop_is_blocked(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer of Redis is there when the loop runs again, after the timeout."""
+    await process.limiter.take_request(process.owner, "sim")  # connect, and load the script
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.02)
+    process.limits(requests_per_minute=2)
+    for taken in (True, True, False):
+        # Called once the request has been sent.
+        asyncio.get_running_loop().call_later(0.001, time.sleep, 0.1)
+        if taken:
+            assert (await process.limiter.take(job(process.owner))).parts
+        else:
+            with pytest.raises(RateLimited):
+                await process.limiter.take(job(process.owner))
+    asyncio.get_running_loop().call_later(0.001, time.sleep, 0.1)
+    assert await process.limiter.settle([Correction("k", 1, 1)])
+    assert process.count("rate_limits_unavailable", "allowed") == 0
 
 
 async def test_a_redis_that_hangs_delays_requests_once(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
