@@ -18,6 +18,8 @@ from shared.domain.job import SUCCEEDED, Attempt, AttemptOutcome, JobStatus, Job
 # The `kind` of jobs that clients submit, and of those that only count the tokens of a prompt.
 GENERATE = "generate"
 COUNT_TOKENS = "count_tokens"
+# The `kind` of entries about what no job has asked for: prefixes that a worker computes to fill its prompt cache.
+WARM_UP = "warm_up"
 # The outcome of the entry of a job that has the answer of another one.
 ANSWERED = "answered"
 # The service tier of requests that were served in no other one.
