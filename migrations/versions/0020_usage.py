@@ -172,6 +172,9 @@ STATEMENTS = (
     CREATE UNIQUE INDEX IF NOT EXISTS budget_windows_of ON budget_windows (budget_id, end_user, starts_at)
     """,
     """
+    CREATE INDEX IF NOT EXISTS budget_windows_ended ON budget_windows (ends_at)
+    """,
+    """
     CREATE TABLE IF NOT EXISTS budget_reservations (
         job_id text COLLATE "C" NOT NULL,
         window_id bigint NOT NULL,

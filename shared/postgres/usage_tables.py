@@ -245,6 +245,7 @@ class BudgetWindowRow(Base):
     __table_args__ = (
         CheckConstraint("reserved >= 0", name="budget_windows_reserved"),
         Index("budget_windows_of", "budget_id", "end_user", "starts_at", unique=True),
+        Index("budget_windows_ended", "ends_at"),
     )
 
 
