@@ -65,6 +65,7 @@ STATEMENTS = (
         output_reasoning integer NOT NULL,
         total_tokens integer NOT NULL,
         charged jsonb,
+        counted jsonb,
         source text NOT NULL,
         price_id bigint,
         cost numeric,

@@ -74,6 +74,7 @@ async def build_result(
     revision: str | None = None,
     handed_over: bool = False,
     prompt_estimate: int = 0,
+    counted: Mapping[str, int] | None = None,
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
@@ -81,7 +82,7 @@ async def build_result(
     each. `source`: who reported the usage to the last of them. `upstream` is the upstream's request that generated the
     output, `revision` that of the model. `handed_over`: the generation continues for another job, to which the prompt
     counts if it is not known yet. `prompt_estimate`: the tokens of the prompt, if neither the usage, the log nor
-    admission has them.
+    admission has them. `counted`: as in `shared.domain.ledger.Entry`.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -113,6 +114,7 @@ async def build_result(
             source=source,
             runs=runs,
             estimate=0 if handed_over else job.decisions.estimated_tokens or prompt_estimate,
+            counted=counted,
         ),
     )
     return result, last
