@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -23,7 +24,7 @@ from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.routing.candidates import CostLimit
 from api.routing.router import Explanation, Routed, Router
 from shared.config.models.loader import ModelSpec, Registry
-from shared.domain.errors import BudgetExceeded
+from shared.domain.errors import BudgetExceeded, RateLimited
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -162,6 +163,10 @@ class Admission:
         """
         if self._limiter is not None:
             self._limiter.check_requests(owner, model, number)
+
+    async def refused_together(self, refused: Sequence[RateLimited], taken: Sequence[Taken]) -> RateLimited:
+        """The error of several jobs that are accepted all or none; see `RateLimiter.together`."""
+        return await self._limiter.together(refused, taken) if self._limiter is not None else refused[0]
 
     async def reserve(self, new: NewJob) -> Reservation:
         """Reserve a part of the quotas for an admitted job, until the caller has stored it.

@@ -21,7 +21,7 @@ from api.limits.limiter import Taken
 from api.limits.settlement import Settlement
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.domain.errors import BudgetExceeded, Conflict, HeadraceError, InvalidRequest, QuotaExceeded
+from shared.domain.errors import BudgetExceeded, Conflict, HeadraceError, InvalidRequest, QuotaExceeded, RateLimited
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.new_job import Idempotency, NewJob
@@ -176,6 +176,10 @@ class JobService:
     def check_requests(self, owner: Owner, model: str, number: int) -> None:
         """Check that the rate limits allow so many requests at the same time; raises as `Admission.check_requests`."""
         self._admission.check_requests(owner, model, number)
+
+    async def refused_together(self, refused: Sequence[RateLimited], taken: Sequence[Taken]) -> RateLimited:
+        """The error of several jobs of one call, of which some were refused; the others have `taken` their part."""
+        return await self._admission.refused_together(refused, taken)
 
     def give_back_requests(self, taken: Sequence[Taken]) -> None:
         """Return to the rate limits the requests of jobs whose call has failed."""

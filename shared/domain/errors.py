@@ -172,10 +172,20 @@ class BudgetExceeded(HeadraceError):
 class RateLimited(QuotaExceeded):
     """A rate limit is reached."""
 
-    def __init__(self, message: str | None = None, *, wait_s: float | None) -> None:
-        """`wait_s`: after so many seconds the request would be accepted; None if it never is."""
+    def __init__(
+        self, reason: str, *, wait_s: float | None, asked: Mapping[str, tuple[int, int]] | None = None
+    ) -> None:
+        """`wait_s`: after so many seconds the request would be accepted; None if it never is. `asked`: by the keys of
+        the windows, what it needs of them and their limits."""
+        message = reason if wait_s is None else f"{reason} Try again in {wait_s:.3f} s."
         super().__init__(message, retry_after_s=1 if wait_s is None else math.ceil(wait_s))
+        self.reason = reason
         self.wait_s = wait_s
+        self.asked = asked or {}
+
+    def with_wait(self, wait_s: float | None) -> RateLimited:
+        """The error of a request that would be accepted after another time."""
+        return RateLimited(self.reason, wait_s=wait_s, asked=self.asked)
 
 
 class UpstreamFailed(HeadraceError):
