@@ -91,7 +91,11 @@ class Router:
             return None
         request, refused, names = found
         choice = await self._chooser.cheaper(request, refused, limit)
-        return None if choice is None else self._routed(request, choice, names, downgraded_from=refused.model)
+        if choice is None:
+            return None
+        # It may be the same one, without the fallbacks, which cost more.
+        first = None if choice.model == refused.model else refused.model
+        return self._routed(request, choice, names, downgraded_from=first)
 
     def names_route(self, model: str) -> bool:
         """Whether the model that a request names is a route."""

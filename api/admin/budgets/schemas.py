@@ -48,7 +48,10 @@ class BudgetCreate(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "examples": [{"project": "shop", "period": "month", "time_zone": "Europe/Berlin", "limit_usd": 100}]
+            "examples": [
+                {"project": "shop", "period": "month", "time_zone": "Europe/Berlin", "limit_usd": 100},
+                {"project": "shop", "period": "day", "limit_usd": 5, "on_exceed": "downgrade"},
+            ]
         },
     )
 

@@ -68,6 +68,13 @@ async def test_no_dearer_model_takes_over(routing: Routing) -> None:
     assert (routing.model, decision.fallbacks) == ("small", ())
 
 
+async def test_the_same_model_may_remain_without_the_fallbacks_that_cost_more(routing: Routing) -> None:
+    assert await routing.decided(chat(SIMPLE)) == ("small", (), ("middle",))
+    decision = await routing.downgrade(chat(SIMPLE), COSTS, below=5, room=3)
+    assert decision is not None
+    assert (routing.model, decision.rule, decision.fallbacks, decision.downgraded_from) == ("small", "budget", (), None)
+
+
 async def test_a_model_that_cannot_serve_the_request_or_has_no_price_is_not_chosen(routing: Routing) -> None:
     assert await routing.downgrade(chat([IMAGE]), COSTS, below=20, room=20) is None
     await routing.downgrade(chat(COMPLEX), {**COSTS, "middle": None}, below=10, room=9)
