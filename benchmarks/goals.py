@@ -153,6 +153,13 @@ def _usage() -> Iterator[Goal]:
         yield Goal(f"{what} p95, 10,000,000 entries of the ledger", key, 150, False, "ms")
 
 
+def _limits() -> Iterator[Goal]:
+    key = Key("limits", "headrace", "accepted in any 60 s, of the limit")
+    yield Goal("requests of 8 processes that a rate limit accepts in any 60 s, of the limit", key, 1, False, "x")
+    key = Key("limits", "headrace", "script p99, 4 windows")
+    yield Goal("script of the rate limits in Redis, p99, 4 windows", key, 100, False, "µs")
+
+
 GOALS = (
     *_vllm((16, 64, 256)),
     Goal(
@@ -228,6 +235,7 @@ GOALS = (
     *_console_tabs(),
     *_search_indexes(),
     *_usage(),
+    *_limits(),
     *_loops(),
     Goal(
         "p99 of a stream's steps beside heavy requests, relative to the stream alone",

@@ -66,6 +66,8 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
             happened=happened,
             accepted=len(load.accepted),
             refused=load.refused,
+            retried=load.retried,
+            disconnected=load.disconnected,
             readers=len(readers),
             resumes=sum(max(0, reader.resumes - 1) for reader in readers),
             restarts=sum(event.event == "job.restarted" for reader in readers for event in reader.seen),

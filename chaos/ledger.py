@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.domain.events import EventType, parse_archive
+from workers.engines.simulated.engine import WORDS
+
+# A token of the simulated engine. No token is the beginning of another one that others complete.
+_TOKEN = re.compile("|".join(re.escape(word) for word in sorted(WORDS, key=len, reverse=True)))
+_LOGS = text("SELECT id, log FROM jobs WHERE log IS NOT NULL")
 _ENTRIES = text("""
     SELECT job_id, attempt, final, source, output_text + output_reasoning AS output,
         coalesce((charged->>'output_text')::int, CASE WHEN charged IS NULL THEN output_text ELSE 0 END) AS charged
@@ -22,6 +29,23 @@ async def read_entries(database: AsyncEngine) -> dict[str, list[Any]]:
         for row in await connection.execute(_ENTRIES):
             entries.setdefault(row.job_id, []).append(row)
     return entries
+
+
+class Logged(NamedTuple):
+    """How many tokens the event log of an ended job has, discarded ones included. `whole`: Redis has not lost it."""
+
+    job_id: str
+    tokens: int
+    whole: bool
+
+
+async def logged_tokens(database: AsyncEngine) -> AsyncIterator[Logged]:
+    """Counts the tokens of all logs in their texts, whatever the processes have counted."""
+    async with database.connect() as connection:
+        async for row in await connection.stream(_LOGS):
+            events = parse_archive(row.log)
+            deltas = (event.payload()["text"] for event in events if event.type is EventType.DELTA)
+            yield Logged(row.id, sum(len(_TOKEN.findall(delta)) for delta in deltas), events[0].seq == 1)
 
 
 def differences(job: Mapping[str, Any], entries: Sequence[Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from chaos.cluster import SUBMIT_TIMEOUT, Cluster
 from chaos.readers import Reader
+from chaos.sse import read_events
 from chaos.work import Work
 
 SUBMITTERS = 12
 POLL_S = 0.2
+# After how many events at most a stream is left.
+LEFT_AFTER = 60
 RETRY_S = 0.2
 _OUTSTANDING = text("SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress', 'cancelling')")
 
@@ -47,6 +51,8 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepted: list[Accepted] = []
         self.refused = 0
+        self.retried = 0
+        self.disconnected = 0
         self.problems: list[str] = []
 
     @property
@@ -95,22 +101,38 @@ class Load:
             self._number += 1
             self._in_flight += 1
             work = self._rng.choice(self._works)
-            job_id = await self._submit(work, self._number)
+            number, key = self._number, None
+            if self._rng.random() < self._cluster.plan.retries:
+                key = f"{self._cluster.plan.seed}-{number}"
+            job_id = await self._submit(work, number, key)
             self._in_flight -= 1
             if job_id is not None:
                 self._accept(Accepted(job_id, work))
+                if key is not None:
+                    self._spawn(self._repeat(work, number, key, job_id))
 
-    async def _submit(self, work: Work, number: int) -> str | None:
+    async def _repeat(self, work: Work, number: int, key: str, job_id: str) -> None:
+        """Submit a request again that was accepted: its job is returned."""
+        repeated = await self._submit(work, number, key)
+        if repeated is not None:
+            self.retried += 1
+            if repeated != job_id:
+                self.problems.append(f"a retry of {job_id} with its idempotency key returned {repeated}")
+
+    async def _submit(self, work: Work, number: int, key: str | None) -> str | None:
         """Retry a submit until it is accepted. Returns the job id, or None if the load was stopped first."""
         clients = self._cluster.clients
+        headers = {} if key is None else {"Idempotency-Key": key}
         api = self._rng.randrange(len(clients))
         while not self._stopped:
             try:
-                response = await clients[api].post("/v1/jobs", json=work.body(number), timeout=SUBMIT_TIMEOUT)
+                response = await clients[api].post(
+                    "/v1/jobs", json=work.body(number), headers=headers, timeout=SUBMIT_TIMEOUT
+                )
             except (httpx.HTTPError, OSError):
                 pass
             else:
-                if response.status_code == 202:
+                if response.status_code == 202 or (key is not None and response.status_code == 200):
                     return str(response.json()["id"])
                 if response.status_code != 503:
                     self.problems.append(f"submit returned {response.status_code} {response.text}")
@@ -125,8 +147,24 @@ class Load:
         if self._rng.random() < plan.readers:
             item.reader = Reader(item.job_id, self._cluster.clients, self._rng)
             self._spawn(item.reader.run())
+        if self._rng.random() < plan.disconnects:
+            self._spawn(self._leave(item.job_id, self._rng.randint(1, LEFT_AFTER)))
         if self._rng.random() < plan.cancels:
             self._spawn(self._cancel(item, self._rng.uniform(0, plan.tokens[1] * plan.itl_ms / 1000)))
+
+    async def _leave(self, job_id: str, after: int) -> None:
+        """Read the first events of a job's stream, and disconnect."""
+        client = self._rng.choice(self._cluster.clients)
+        try:
+            url = f"/v1/jobs/{job_id}/stream"
+            async with client.stream("GET", url) as response, aclosing(read_events(response)) as events:
+                async for _ in events:
+                    after -= 1
+                    if not after:
+                        self.disconnected += 1
+                        return
+        except (httpx.HTTPError, OSError, ValueError):
+            pass  # a fault was faster
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

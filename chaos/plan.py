@@ -27,6 +27,9 @@ class Plan:
     tokens: tuple[int, int] = (60, 240)
     readers: float = 0.2
     cancels: float = 0.03
+    # The share of submits that are repeated with their idempotency key, and of jobs whose stream is left in the middle.
+    retries: float = 0.1
+    disconnects: float = 0.3
     stops: float = 0.05
     # The share of requests with a prompt of 1 MB, or with 16 choices and their log probabilities.
     heavy: float = 0.02

@@ -31,9 +31,12 @@ def table(result: Result) -> str:
         ("jobs by status", ", ".join(f"{count} {status}" for status, count in verdict.statuses().items())),
         ("SSE readers", f"{result.readers}, {result.resumes} resumes, {result.restarts} restarts"),
     ]
+    lines.append(("clients", f"{result.retried} submits repeated, {result.disconnected} streams left in the middle"))
     lines += [(promise.value, str(verdict.count(promise))) for promise in Promise]
     tokens = ", ".join(f"{count} {source}" for source, count in sorted(verdict.ledger_tokens.items()))
     lines.append(("output tokens in the ledger", tokens))
+    difference = f"{verdict.log_tokens} in the event logs, difference {verdict.ledger_of_logs - verdict.log_tokens}"
+    lines.append(("  of jobs with a whole log", f"{difference}; {verdict.lost_logs} logs were lost with Redis"))
     lines.append(("attempts exhausted", str(verdict.exhausted)))
     lines.append(("workers restarted by their watchdog", str(result.self_restarts)))
     lines.append(("failed starts during outages", str(result.failed_starts)))

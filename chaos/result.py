@@ -19,6 +19,8 @@ class Result:
     happened: list[Happened]
     accepted: int
     refused: int
+    retried: int
+    disconnected: int
     readers: int
     resumes: int
     restarts: int

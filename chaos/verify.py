@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from chaos.cluster import Cluster
-from chaos.ledger import differences, read_entries
+from chaos.ledger import differences, logged_tokens, read_entries
 from chaos.load import Accepted, Load
 from chaos.readers import TERMINAL, Reader
 from chaos.sse import Sse, read_events, text_of
@@ -47,13 +47,18 @@ class Violation:
 class Verdict:
     """The violations found. `exhausted` counts jobs that failed correctly after too many worker deaths.
 
-    `ledger_tokens` are the output tokens in the ledger, by the source of the entries.
+    `ledger_tokens` are the output tokens in the ledger, by the source of the entries. `log_tokens` are those in the
+    event logs of jobs whose texts show how many they are, and `ledger_of_logs` those of the same jobs in the ledger;
+    without `lost_logs`, the jobs whose log was lost with Redis: its end cannot have more tokens than the ledger.
     """
 
     broken: list[Violation]
     jobs: dict[str, dict[str, Any]]
     exhausted: int = 0
     ledger_tokens: Counter[str] = field(default_factory=Counter)
+    log_tokens: int = 0
+    lost_logs: int = 0
+    ledger_of_logs: int = 0
 
     def count(self, promise: Promise) -> int:
         return sum(item.promise is promise for item in self.broken)
@@ -80,18 +85,31 @@ async def verify(cluster: Cluster, load: Load) -> Verdict:
     for job_id, job in verdict.jobs.items():
         if job_id not in accepted and f"job.{job['status']}" not in TERMINAL:
             verdict.broken.append(Violation(Promise.LOST, job_id, f"not acknowledged, but still {job['status']}"))
-    await _check_ledger(verdict, cluster)
+    await _check_ledger(verdict, cluster, {item.job_id for item in load.accepted if item.work.stop is None})
     verdict.broken += [Violation(Promise.ANSWER, None, what) for what in load.problems]
     verdict.broken += [Violation(Promise.PROCESS, None, what) for what in cluster.processes.unexpected_exits]
     return verdict
 
 
-async def _check_ledger(verdict: Verdict, cluster: Cluster) -> None:
+async def _check_ledger(verdict: Verdict, cluster: Cluster, countable: Set[str]) -> None:
+    """Check the entries of all jobs. `countable`: the jobs whose texts end with a whole token."""
     entries = await read_entries(cluster.observer)
     for job_id, job in verdict.jobs.items():
         if f"job.{job['status']}" in TERMINAL:
             found = differences(job, entries.get(job_id, []))
             verdict.broken += [Violation(Promise.LEDGER, job_id, what) for what in found]
+    async for log in logged_tokens(cluster.observer):
+        if log.job_id not in countable:
+            continue
+        in_ledger = sum(entry.output for entry in entries.get(log.job_id, []))
+        if log.whole:
+            verdict.log_tokens += log.tokens
+            verdict.ledger_of_logs += in_ledger
+        else:
+            verdict.lost_logs += 1
+        if in_ledger < log.tokens or (log.whole and in_ledger > log.tokens):
+            what = f"{in_ledger} output tokens in the ledger, {log.tokens} in the event log"
+            verdict.broken.append(Violation(Promise.LEDGER, log.job_id, what))
     for entry in (entry for of_job in entries.values() for entry in of_job):
         verdict.ledger_tokens[entry.source] += entry.output
 

@@ -22,6 +22,7 @@ from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.prefix_store import PrefixStore
+from shared.postgres.warm_up_store import WarmUpStore
 from shared.recovery.recovery import build_recovery
 from shared.recovery.terminator import JobTerminator
 from shared.redis.carried_requests import CarriedRequests
@@ -169,7 +170,13 @@ class WorkerRuntime:
         )
         warm_up = None
         if isinstance(model, VllmModel):
-            warm_up = WarmUp(model, lambda: cast(PrefixEngine, current.engine), PrefixStore(database), metrics)
+            warm_up = WarmUp(
+                model,
+                lambda: cast(PrefixEngine, current.engine),
+                PrefixStore(database),
+                WarmUpStore(database),
+                metrics,
+            )
         warms_up = warm_up is not None and warm_up.needed
         state = WorkerState.WARMING if warms_up else WorkerState.READY
         tokens = [metrics.generated_tokens.labels(metrics.model_label(name)) for name in model.served_names]

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from api.budgets.worst_case import PricesInForce, Unbounded, Unpriced, WorstCase
 from api.context.window import ContextWindow
 from shared.config.models.loader import Registry
-from shared.domain.budgets import WindowReservation, dollars, window_at
+from shared.domain.budgets import OnExceed, WindowReservation, dollars, window_at
 from shared.domain.errors import BudgetExceeded, InvalidRequest
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
@@ -30,8 +30,13 @@ logger = logging.getLogger(__name__)
 
 # How often budgets and prices are read, and thresholds are checked.
 RELOAD_S = 5.0
-# How often reservations are looked for that an older version has left.
+# How often reservations are looked for that an older version has left, and windows that ended long ago.
 RELEASE_S = 60.0
+# Windows are deleted so long after their end, in portions, of which so many follow each other at most.
+KEPT_S = 35 * 86400.0
+PORTION = 500
+PORTIONS = 20
+PAUSE_S = 0.1
 # A model without a price is looked up again before its request is refused, but not more often than this.
 MIN_RELOAD_S = 1.0
 # How long the thresholds of a window are checked at least after a job was to reserve in it.
@@ -64,7 +69,8 @@ class Budgets:
         await run_periodically(self.upkeep, "budgets", interval_s=RELOAD_S, jitter=0.2, immediately=True)
 
     async def upkeep(self) -> None:
-        """Read the budgets again, report thresholds, and release what an older version has left reserved."""
+        """Read the budgets again, report thresholds, release what an older version has left reserved, and delete
+        windows that ended long ago."""
         if self._read_at is None:
             self._watched |= dict.fromkeys(await self._store.reserved_windows(), time.monotonic())
         await self.reload()
@@ -72,6 +78,7 @@ class Budgets:
         if self._of_projects and time.monotonic() - self._released_at >= RELEASE_S:
             self._released_at = time.monotonic()
             await self._release_ended()
+            await self._delete_past()
 
     async def reload(self) -> None:
         """Read the budgets and prices. Concurrent callers share one reading."""
@@ -127,14 +134,25 @@ class Budgets:
         if not budgets:
             return Decimal(0)
         amount = await self._amount(new, is_hard=any(budget.hard for budget in budgets))
-        for budget in budgets:
-            if budget.hard and amount > budget.limit_usd:
-                raise BudgetExceeded(
-                    f"This request could cost up to {dollars(amount)}, more than the whole budget"
-                    f" {format_id(budget.id)} of {dollars(budget.limit_usd)}; lower its max_tokens.",
-                    scope=budget.scope,
-                )
+        exceeded = [budget for budget in budgets if budget.hard and amount > budget.limit_usd]
+        if exceeded:
+            budget = min(exceeded, key=lambda one: one.limit_usd)
+            raise BudgetExceeded(
+                f"This request could cost up to {dollars(amount)}, more than the whole budget"
+                f" {format_id(budget.id)} of {dollars(budget.limit_usd)}; lower its max_tokens.",
+                scope=budget.scope,
+                downgrades=all(one.on_exceed is OnExceed.DOWNGRADE for one in exceeded),
+                amount=amount,
+                room=budget.limit_usd,
+            )
         return amount
+
+    async def most_cost(self, new: NewJob) -> Decimal | None:
+        """What a job could cost at most, in dollars; None if it is not known."""
+        try:
+            return await self._worst_case.of(new, self._prices)
+        except (Unpriced, Unbounded):
+            return None
 
     async def held(self, new: NewJob, error: BudgetExceeded) -> NewJob | None:
         """The job, to be started when the windows that have no room for it have ended, and what it reserves in the next
@@ -216,6 +234,12 @@ class Budgets:
         # A job is inserted some time after it was planned.
         since = time.monotonic() - WATCH_S
         self._watched = {one: at for one, at in self._watched.items() if one in busy or at > since}
+
+    async def _delete_past(self) -> None:
+        for _ in range(PORTIONS):
+            if await self._store.delete_past(KEPT_S, PORTION) < PORTION:
+                break
+            await asyncio.sleep(PAUSE_S)
 
     async def _release_ended(self) -> None:
         if released := await self._store.release_ended():

@@ -18,7 +18,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "x-headrace-job-id": {"description": "The job of the request.", "schema": {"type": "string"}},
     "x-headrace-route": {
-        "description": "The route that chose the model, the rule that applied, and the complexity if it decided.",
+        "description": "The route that chose the model, the rule that applied, the complexity if it decided, and, as"
+        " `downgraded_from`, the model that it chose first, if a budget had no room for that one.",
         "schema": {"type": "string"},
         "example": "auto; rule=complexity; score=0.12",
     },

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+from functools import partial
 
 from api.budgets.budgets import Budgets
 from api.context.count_memo import counting_once
@@ -17,9 +21,10 @@ from api.jobs.quotas import NO_RESERVATION, JobQuotas, Reservation
 from api.keys.allowed_models import require_allowed
 from api.keys.principal import Principal, Scope
 from api.limits.limiter import NOTHING, RateLimiter, Taken
-from api.routing.router import Explanation, Router
+from api.routing.candidates import CostLimit
+from api.routing.router import Explanation, Routed, Router
 from shared.config.models.loader import ModelSpec, Registry
-from shared.domain.errors import BudgetExceeded
+from shared.domain.errors import BudgetExceeded, RateLimited
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -83,8 +88,11 @@ class Admission:
 
     async def _admitted(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None) -> NewJob:
         routed = await self._router.route(principal, new) if self._router is not None else None
-        if routed is not None:
-            new = routed.job
+        return await self._checked(principal, new if routed is None else routed.job, routed, jobs)
+
+    async def _checked(
+        self, principal: Principal, new: NewJob, routed: Routed | None, jobs: SummaryJobs | None
+    ) -> NewJob:
         new = self._token_limiter.limit_output(principal, new)
         new = await self._shortening.shorten(principal, new, jobs)
         new = await self._token_limiter.check_input(principal, new)
@@ -94,6 +102,28 @@ class Admission:
         if self._budgets is not None:
             new = await self._budgets.plan(new)
         return new
+
+    async def downgrade(
+        self, principal: Principal, new: NewJob, refusal: BudgetExceeded, jobs: SummaryJobs | None = None
+    ) -> NewJob:
+        """As `admit`, with a model that costs less: for a job that budgets have refused that choose cheaper models.
+
+        Raises:
+            BudgetExceeded: its route has none, or it names a model; or as `admit`.
+        """
+        if self._router is None or not self._router.names_route(new.model):
+            raise refusal.without_cheaper("A route could choose a cheaper model, but the request names a model.")
+        with counting_once(principal.project_id):
+            limit = CostLimit(refusal.amount, refusal.room, partial(self._most_cost, principal, new))
+            routed = await self._router.downgrade(principal, new, limit)
+            if routed is None:
+                raise refusal.without_cheaper(f"No cheaper model of the route `{new.model}` can run it instead.")
+            return await self._checked(principal, routed.job, routed, jobs)
+
+    async def _most_cost(self, principal: Principal, new: NewJob, model: str) -> Decimal | None:
+        """What a job could cost at most with a model that can serve it; None if it is not known."""
+        limited = self._token_limiter.limit_output(principal, replace(new, model=model), counted=False)
+        return await self._budgets.most_cost(limited) if self._budgets is not None else None
 
     async def hold(self, new: NewJob, error: BudgetExceeded) -> NewJob | None:
         """The job as it can be stored now, to be started when the budgets that have no room for it have it again. None:
@@ -133,6 +163,10 @@ class Admission:
         """
         if self._limiter is not None:
             self._limiter.check_requests(owner, model, number)
+
+    async def refused_together(self, refused: Sequence[RateLimited], taken: Sequence[Taken]) -> RateLimited:
+        """The error of several jobs that are accepted all or none; see `RateLimiter.together`."""
+        return await self._limiter.together(refused, taken) if self._limiter is not None else refused[0]
 
     async def reserve(self, new: NewJob) -> Reservation:
         """Reserve a part of the quotas for an admitted job, until the caller has stored it.

@@ -21,7 +21,7 @@ from api.limits.limiter import Taken
 from api.limits.settlement import Settlement
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.domain.errors import BudgetExceeded, Conflict, HeadraceError, InvalidRequest, QuotaExceeded
+from shared.domain.errors import BudgetExceeded, Conflict, HeadraceError, InvalidRequest, QuotaExceeded, RateLimited
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.new_job import Idempotency, NewJob
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 COALESCE_TRIES = 3
 # How many of the next windows of its budgets a background job may wait for.
 HOLD_TRIES = 3
+# How many cheaper models a job may try: others may use up the room of the one that was chosen.
+DOWNGRADE_TRIES = 3
 TIMER_FACTOR, TIMER_S = 1.001, 0.05
 
 
@@ -102,10 +104,40 @@ class JobService:
 
         Raises:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
-            BudgetExceeded: a hard budget has no room for the job.
+            BudgetExceeded: a hard budget has no room for the job, nor for one with a cheaper model, if it allows that.
             KeyReused: the idempotency key was used with a different request.
         """
-        new = await self._admission.admit(principal, new, self)
+        try:
+            admitted = await self._admission.admit(principal, new, self)
+            return await self._submit_admitted(principal, admitted, idempotency, background=background, taken=taken)
+        except BudgetExceeded as error:
+            refusal = error
+        tries = DOWNGRADE_TRIES
+        while refusal.downgrades and tries:
+            tries -= 1
+            try:
+                admitted = await self._admission.downgrade(principal, new, refusal, self)
+                job, created = await self._submit_admitted(
+                    principal, admitted, idempotency, background=background, taken=taken
+                )
+            except BudgetExceeded as error:
+                refusal = error
+            else:
+                self._metrics.budget_downgraded_jobs.inc(created)
+                return job, created
+        self._metrics.budget_rejections.labels(refusal.scope.value).inc()
+        raise refusal
+
+    async def _submit_admitted(
+        self,
+        principal: Principal,
+        new: NewJob,
+        idempotency: Idempotency | None,
+        *,
+        background: bool,
+        taken: list[Taken] | None,
+    ) -> tuple[Job, bool]:
+        """Commit an admitted job; raises as `submit`."""
         if self._cache is not None:
             new = await self._cache.admit(principal, new)
         with self.traces.submitting(new.model) as request_context:
@@ -144,6 +176,10 @@ class JobService:
     def check_requests(self, owner: Owner, model: str, number: int) -> None:
         """Check that the rate limits allow so many requests at the same time; raises as `Admission.check_requests`."""
         self._admission.check_requests(owner, model, number)
+
+    async def refused_together(self, refused: Sequence[RateLimited], taken: Sequence[Taken]) -> RateLimited:
+        """The error of several jobs of one call, of which some were refused; the others have `taken` their part."""
+        return await self._admission.refused_together(refused, taken)
 
     def give_back_requests(self, taken: Sequence[Taken]) -> None:
         """Return to the rate limits the requests of jobs whose call has failed."""
@@ -212,7 +248,6 @@ class JobService:
             else:
                 self._metrics.budget_held_jobs.inc()
                 return created
-        self._metrics.budget_rejections.labels(refusal.scope.value).inc()
         raise refusal
 
     async def _insert(self, new: NewJob, idempotency: Idempotency | None, looked_up_at: float) -> tuple[Job, bool]:

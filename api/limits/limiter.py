@@ -6,9 +6,9 @@ Requests count when they are admitted. Tokens are reserved by an estimate, and c
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +22,7 @@ from shared.domain.errors import RateLimited, Unavailable
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.redis.rate_limits import Correction, Outcome, RateWindows, Window
+from shared.runtime.aio import timeout_of_others
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,34 @@ class RateLimiter:
         needs_tokens = any(rule.measure is Measure.TOKENS for rule in rules)
         return await self._take(rules, self._estimator.estimate(new) if needs_tokens else NO_TOKENS, of_batch=of_batch)
 
+    async def together(self, refused: Sequence[RateLimited], taken: Sequence[Taken]) -> RateLimited:
+        """The error of several requests that are accepted all or none: its wait is that for all of them.
+
+        Those that were not refused have `taken` their part, which they return afterwards.
+        """
+        first, limits, own = refused[0], dict[str, int](), Counter[str]()
+        for one in taken:
+            own.update({part.key: part.amount for part in one.parts})
+        amounts = own.copy()
+        for error in refused:
+            amounts.update({key: amount for key, (amount, _) in error.asked.items()})
+            limits |= {key: limit for key, (_, limit) in error.asked.items()}
+        if any(error.wait_s is None for error in refused) or any(amounts[key] > limit for key, limit in limits.items()):
+            return first.with_wait(None)
+        # What they have taken themselves is the newest in the windows, and is there no more when they are sent again.
+        windows = [Window(key, amounts[key], limit + own[key]) for key, limit in limits.items()]
+        try:
+            outcome = await self._call(windows)
+        except Unavailable:
+            return first
+        if outcome is None or outcome.wait_s is None:
+            return first
+        if outcome.taken:  # there is room by now
+            states = zip(windows, outcome.states, strict=True)
+            await self.settle([Correction(window.key, state.second, -window.amount) for window, state in states])
+            return first
+        return first.with_wait(outcome.wait_s)
+
     async def take_request(self, owner: Owner, model: str) -> None:
         """Take a request that runs no job, such as one that counts tokens; raises as `take`."""
         if rules := self._book.rules(owner, model, (Measure.REQUESTS,)):
@@ -146,7 +175,8 @@ class RateLimiter:
             rule = rules[outcome.decisive]
             if not of_batch:
                 self._metrics.rate_limited.labels(UNITS[rule.measure], rule.scope.kind, "refused").inc()
-            raise RateLimited(_message(rule, windows[outcome.decisive], outcome), wait_s=outcome.wait_s)
+            asked = {window.key: (window.amount, window.limit) for window in windows}
+            raise RateLimited(_message(rule, windows[outcome.decisive], outcome), wait_s=outcome.wait_s, asked=asked)
         if outcome.wait_s and outcome.decisive is not None:
             rule = rules[outcome.decisive]
             self._metrics.rate_limited.labels(UNITS[rule.measure], rule.scope.kind, "delayed").inc()
@@ -160,7 +190,7 @@ class RateLimiter:
         """Take the amounts; None if Redis is unavailable and requests are allowed then."""
         if (started_at := time.monotonic()) >= self._retry_at:
             try:
-                async with asyncio.timeout(TIMEOUT_S):
+                async with timeout_of_others(TIMEOUT_S):
                     outcome = await self._windows.take(windows)
             except (RedisError, OSError) as error:  # TimeoutError is an OSError
                 self._retry_at = time.monotonic() + PAUSE_S
@@ -194,7 +224,7 @@ class RateLimiter:
     async def settle(self, corrections: Sequence[Correction]) -> bool:
         """Apply corrections; False if Redis is unavailable: what was taken then counts until it leaves the windows."""
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with timeout_of_others(TIMEOUT_S):
                 await self._windows.settle(corrections)
         except (RedisError, OSError) as error:
             logger.warning("rate limits cannot be corrected: %s", error or type(error).__name__)
@@ -230,13 +260,13 @@ def _tighter(one: LeftOfLimit | None, other: LeftOfLimit) -> LeftOfLimit:
 
 
 def _message(rule: Rule, window: Window, outcome: Outcome) -> str:
-    """Which limit was reached, of whom, and when the request can succeed."""
+    """Which limit was reached, and of whom."""
     assert outcome.decisive is not None
     if outcome.wait_s is None:
         return _too_large(rule, window.amount, "Request less output.")
     used = max(0, rule.value - outcome.states[outcome.decisive].remaining)
     needed = "" if rule.measure is Measure.REQUESTS else f", requested {window.amount}"
-    return f"Rate limit reached: {_named(rule)}. Used {used}{needed}. Try again in {outcome.wait_s:.3f} s."
+    return f"Rate limit reached: {_named(rule)}. Used {used}{needed}."
 
 
 def _too_large(rule: Rule, amount: int, advice: str) -> str:

@@ -37,13 +37,17 @@ async def submit_all(
 
     outcomes = await map_limited(submit, range(len(requests)), JOBS_AT_ONCE)
     results = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            jobs.give_back_requests(taken)
-            await cancel_abandoned(jobs, [job for job, created in results if created])
-            if isinstance(outcome, RateLimited):
-                jobs.check_requests(owner, model, len(requests))
-            raise outcome
+    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    if errors:
+        error = errors[0]
+        if isinstance(error, RateLimited):
+            # The wait of one of them is not that of all: when they are sent again, each takes its part again.
+            error = await jobs.refused_together([one for one in errors if isinstance(one, RateLimited)], taken)
+        jobs.give_back_requests(taken)
+        await cancel_abandoned(jobs, [job for job, created in results if created])
+        if isinstance(error, RateLimited):
+            jobs.check_requests(owner, model, len(requests))
+        raise error
     return [job for job, _ in results], results[0][1]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 from api.context.window import PromptTokens
@@ -18,6 +20,19 @@ class Refusal:
 
     reason: SkipReason
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CostLimit:
+    """What a request may cost at most, in dollars, because budgets have no room for more.
+
+    `below`: a model has to cost less. `room`: what the budgets have left. `cost`: what the request could cost at most
+    with a model; None if it is not known.
+    """
+
+    below: Decimal
+    room: Decimal
+    cost: Callable[[str], Awaitable[Decimal | None]]
 
 
 class Candidates(Protocol):

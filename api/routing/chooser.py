@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 
-from api.routing.candidates import Candidates, Refusal
+from api.routing.candidates import Candidates, CostLimit, Refusal
 from api.routing.complexity import Complexity, level
 from api.routing.conditions import holds
 from api.routing.routed_request import Choice, RoutedRequest
 from shared.config.models.loader import Registry
-from shared.config.models.routes import COMPLEXITY, CONVERSATION, OTHERWISE, Route, Rule
+from shared.config.models.routes import BUDGET, COMPLEXITY, CONVERSATION, OTHERWISE, Route, Rule
 from shared.telemetry.definitions.labels import SkipReason
 
 # If no model can serve a request, the reason that the client can act on most easily comes first.
@@ -37,18 +38,47 @@ class Chooser:
             return await self._serve(request, replace(choice, model=kept, rule=CONVERSATION), rule, displaced=choice)
         return await self._serve(request, choice, rule)
 
+    async def cheaper(self, request: RoutedRequest, choice: Choice, limit: CostLimit) -> Choice | None:
+        """The model for a request instead of the chosen one, which costs too much: of the route's levels, or of all its
+        models if it has none.
+
+        It is the dearest one within the limit that can serve the request, or the cheapest if all cost more than there
+        is room for: then the budgets say when there will be. None if no model costs less, or if the conversation is
+        bound to its model.
+        """
+        history, route = request.history, request.route
+        if request.known is not None and history.in_tool_loop:
+            return None
+        costs: dict[str, Decimal] = {}
+        for name in route.models or route.candidates:
+            if history.provider is not None and not self._reads(name, history.provider):
+                continue
+            if await self.refusal(request, name) is not None:
+                continue
+            if (cost := await limit.cost(name)) is not None and cost < limit.below:
+                costs[name] = cost
+        if not costs:
+            return None
+        # Of models that cost the same, the highest level comes first.
+        cheapest_first = sorted(costs, key=costs.__getitem__)
+        affordable = [name for name in reversed(cheapest_first) if costs[name] <= limit.room] or cheapest_first[:1]
+        model = await self._first(request, affordable) or affordable[0]
+        others = [name for name in route.fallbacks_of(model) if name in costs and costs[name] <= costs[model]]
+        fallbacks = () if request.new.request.names_tokens else tuple(others)
+        return replace(choice, model=model, rule=BUDGET, fallbacks=fallbacks)
+
+    def _reads(self, name: str, provider: str) -> bool:
+        """Whether a model can read the opaque parts of a provider."""
+        models = self._registry.models
+        return name in models and models[name].provider == provider
+
     async def _of_provider(self, request: RoutedRequest, provider: str) -> Choice | None:
         """The model for a conversation with opaque parts of a provider; None if none is known that reads them."""
-        models = self._registry.models
-
-        def reads(name: str) -> bool:
-            return name in models and models[name].provider == provider
-
-        readers = [name for name in request.route.candidates if reads(name)]
+        readers = [name for name in request.route.candidates if self._reads(name, provider)]
         known = request.known.model if request.known is not None else ""
         # A model that a reload has removed from the route keeps its tool loops, and the conversations that no other
         # model of the route can read.
-        if reads(known) and (known in readers or request.history.in_tool_loop or not readers):
+        if self._reads(known, provider) and (known in readers or request.history.in_tool_loop or not readers):
             return Choice(known, CONVERSATION)
         if not readers:
             return None

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from api.context.window import PromptTokens
 from api.keys.principal import Principal
-from api.routing.candidates import Candidates, Refusal
+from api.routing.candidates import Candidates, CostLimit, Refusal
 from api.routing.chooser import Chooser
 from api.routing.complexity import Complexity, Mode
 from api.routing.conversations import Conversations
@@ -82,10 +82,29 @@ class Router:
         if new.kind is not None:  # such as a summary, whose model the operator names
             return None
         found = await self._considered(principal, new)
-        if found is None:
+        return None if found is None else self._routed(*found)
+
+    async def downgrade(self, principal: Principal, new: NewJob, limit: CostLimit) -> Routed | None:
+        """Choose a model that costs less for a job that names a route, because budgets have no room for the one that
+        `route` has chosen. None if the job names a model, or no other model can run it for less."""
+        if new.kind is not None or (found := await self._considered(principal, new)) is None:
             return None
-        request, choice, names = found
-        route, known = request.route, request.known
+        request, refused, names = found
+        choice = await self._chooser.cheaper(request, refused, limit)
+        if choice is None:
+            return None
+        # It may be the same one, without the fallbacks, which cost more.
+        first = None if choice.model == refused.model else refused.model
+        return self._routed(request, choice, names, downgraded_from=first)
+
+    def names_route(self, model: str) -> bool:
+        """Whether the model that a request names is a route."""
+        return self._registry.route(model) is not None
+
+    def _routed(
+        self, request: RoutedRequest, choice: Choice, names: tuple[str, ...], *, downgraded_from: str | None = None
+    ) -> Routed:
+        new, route, known = request.new, request.route, request.known
         self._count(request, choice)
         remembers = bool(names) and (route.sticky_s > 0 or request.history.has_tools)
         tokens = request.facts.measured
@@ -99,6 +118,7 @@ class Router:
             conversation=secrets.token_hex(16) if remembers else None,
             input_tokens=None if tokens is None else tokens.number,
             tokens_estimated=tokens is not None and tokens.estimated,
+            downgraded_from=downgraded_from,
         )
         job = replace(
             new,

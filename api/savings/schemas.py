@@ -197,7 +197,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 _NOT_REPORTED = "No model reports cached tokens."
-_UNCACHED_BASELINE = (
+UNCACHED_BASELINE = (
     "None of the route's models reports cached tokens, so `baseline` is one without a prompt cache. What the route has"
     " saved may be less than `saved`."
 )
@@ -256,7 +256,7 @@ def _route(found: RouteSavings) -> RouteSavingsView:
         models=_models(found.models),
         baseline=baseline,
         saved=saved,
-        note=_UNCACHED_BASELINE if is_uncached else None,
+        note=UNCACHED_BASELINE if is_uncached else None,
     )
 
 

@@ -44,6 +44,7 @@ class Exceeding(StrEnum):
 
     REJECT = "reject"
     HOLD = "hold"
+    DOWNGRADE = "downgrade"
 
 
 BudgetId = Annotated[str, typer.Argument(metavar="ID", help="The budget's id, such as budget_3.")]
@@ -53,7 +54,10 @@ Hard = Annotated[
 ]
 OnExceed = Annotated[
     Exceeding | None,
-    typer.Option(metavar="ACTION", help="For jobs without room: reject, or hold: background jobs wait."),
+    typer.Option(
+        metavar="ACTION",
+        help="For jobs without room: reject; hold: background jobs wait; downgrade: routes choose a cheaper model.",
+    ),
 ]
 AlertAt = Annotated[
     list[float] | None,

@@ -16,6 +16,7 @@ usage = typer.Typer(cls=ListGroup, help="Show what was used, and what it cost.",
 
 PAGE = 1000
 NONE = "There was no usage."
+NOTHING_SAVED = "Nothing was saved."
 SUM_COLUMNS = (
     Column("REQUESTS", right=True, drop=3),
     Column("INPUT", right=True, drop=4),
@@ -26,6 +27,13 @@ SUM_COLUMNS = (
     Column("SAVED", right=True, drop=6),
 )
 LINE_COLUMNS = (Column("MODEL"), Column("TIER", drop=7), Column("BATCH", drop=8), *SUM_COLUMNS)
+SAVINGS_COLUMNS = (
+    Column("BY"),
+    Column("INSTEAD OF", drop=1),
+    Column("REQUESTS", right=True, drop=2),
+    Column("INPUT", right=True),
+    Column("OUTPUT", right=True),
+)
 
 Project = Annotated[str | None, typer.Option("--project", metavar="NAME", help="The project; needs an admin key.")]
 TimeZone = Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Where days and months begin.")]
@@ -104,6 +112,36 @@ def statement(
     _note_unpriced(found["total"]["unpriced"])
     if not found["complete"]:
         note(f"The statement of {found['project']} for {found['month']} is not complete yet.", style="yellow")
+
+
+@usage.command()
+def savings(
+    context: typer.Context,
+    days: Annotated[int, typer.Option(min=1, max=90, metavar="N", help="The last days up to now.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Show what routes and caches have saved in the key's project, in tokens."""
+    with connect(context) as client:
+        found = client.get(path("savings"), params={"days": days})
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        _saved(f"route {one['route']}", (one["baseline"] or {}).get("model"), one["saved"]) for one in found["routes"]
+    ]
+    for name, title in (("response_cache", "response cache"), ("coalescing", "identical requests")):
+        if found[name]["requests"]:
+            rows.append(_saved(title, None, found[name]))
+    if cached := found["prompt_cache"]["cached_tokens"]:
+        rows.append(["prompt caches", "-", "-", count(cached), "-"])
+    print_table(SAVINGS_COLUMNS, rows, empty=NOTHING_SAVED)
+    for note_of in sorted({one["note"] for one in found["routes"] if one["note"]}):
+        note(note_of, style="dim")
+
+
+def _saved(by: str, instead_of: str | None, saved: dict[str, Any] | None) -> list[str]:
+    numbers = ("requests", "prompt_tokens", "completion_tokens")
+    return [by, instead_of or "-", *(count(None if saved is None else saved[name]) for name in numbers)]
 
 
 def _items(client: Client, params: dict[str, Any], limit: int | None) -> tuple[list[dict[str, Any]], bool]:

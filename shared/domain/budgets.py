@@ -32,6 +32,8 @@ class OnExceed(StrEnum):
     REJECT = "reject"
     # Background jobs wait for the next window; others are rejected.
     HOLD = "hold"
+    # A job of a route gets a cheaper model of that route; one without is rejected.
+    DOWNGRADE = "downgrade"
 
 
 class BudgetScope(StrEnum):

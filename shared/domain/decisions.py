@@ -21,7 +21,8 @@ class RouteDecision(_Decision):
     `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left`
     are those of `tried` that the job was queued for before it moved to the next one. `conversation` identifies the
     request in its conversation, whose later requests are not answered by a cheaper model. `input_tokens` are those that
-    rules compared; a prompt that is longer than all rules say has at least so many.
+    rules compared; a prompt that is longer than all rules say has at least so many. `downgraded_from` is the model that
+    the route chose first, and that a budget had no room for.
     """
 
     route: str
@@ -34,6 +35,9 @@ class RouteDecision(_Decision):
     conversation: str | None = None
     input_tokens: int | None = None
     tokens_estimated: bool = Field(False, description="Whether `input_tokens` is an estimate.")
+    downgraded_from: str | None = Field(
+        None, description="The model that the route chose first, if a budget had no room for it."
+    )
 
     def moved(self, model: str, to: str) -> RouteDecision:
         """The decision after a job of `model` has moved to the fallback `to`."""
@@ -158,7 +162,8 @@ class Decisions(_Decision):
         headers = {}
         if (route := self.route) is not None:
             score = "" if route.score is None else f"; score={route.score:.2f}"
-            headers["x-headrace-route"] = f"{route.route}; rule={route.rule}{score}"
+            instead = "" if route.downgraded_from is None else f"; downgraded_from={route.downgraded_from}"
+            headers["x-headrace-route"] = f"{route.route}; rule={route.rule}{score}{instead}"
         if (cache := self.cache) is not None:
             headers["x-headrace-cache"] = cache.outcome
             if cache.age_s is not None:

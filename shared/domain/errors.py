@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import StrEnum
 
 from shared.domain.budgets import BudgetScope
@@ -142,22 +143,49 @@ class BudgetExceeded(HeadraceError):
         scope: BudgetScope = BudgetScope.PROJECT,
         retry_after_s: int | None = None,
         holds: bool = False,
+        downgrades: bool = False,
+        amount: Decimal = Decimal(0),
+        room: Decimal = Decimal(0),
     ) -> None:
         """`retry_after_s`: when the last of the windows ends that have no room; None if waiting does not help.
-        `holds`: a background job may wait for that."""
+        `holds`: a background job may wait for that. `downgrades`: a cheaper model of its route may run the job.
+        `amount`: what the job could cost at most, and `room`: what the windows have left, in dollars."""
         super().__init__(message)
         self.scope = scope
         self.retry_after_s = retry_after_s
         self.holds = holds
+        self.downgrades = downgrades
+        self.amount = amount
+        self.room = room
+
+    def without_cheaper(self, reason: str) -> BudgetExceeded:
+        """The error if no cheaper model runs the job; `reason` is a sentence that says why."""
+        return BudgetExceeded(
+            f"{self.message} {reason}",
+            scope=self.scope,
+            retry_after_s=self.retry_after_s,
+            amount=self.amount,
+            room=self.room,
+        )
 
 
 class RateLimited(QuotaExceeded):
     """A rate limit is reached."""
 
-    def __init__(self, message: str | None = None, *, wait_s: float | None) -> None:
-        """`wait_s`: after so many seconds the request would be accepted; None if it never is."""
+    def __init__(
+        self, reason: str, *, wait_s: float | None, asked: Mapping[str, tuple[int, int]] | None = None
+    ) -> None:
+        """`wait_s`: after so many seconds the request would be accepted; None if it never is. `asked`: by the keys of
+        the windows, what it needs of them and their limits."""
+        message = reason if wait_s is None else f"{reason} Try again in {wait_s:.3f} s."
         super().__init__(message, retry_after_s=1 if wait_s is None else math.ceil(wait_s))
+        self.reason = reason
         self.wait_s = wait_s
+        self.asked = asked or {}
+
+    def with_wait(self, wait_s: float | None) -> RateLimited:
+        """The error of a request that would be accepted after another time."""
+        return RateLimited(self.reason, wait_s=wait_s, asked=self.asked)
 
 
 class UpstreamFailed(HeadraceError):

@@ -18,6 +18,8 @@ from shared.domain.job import SUCCEEDED, Attempt, AttemptOutcome, JobStatus, Job
 # The `kind` of jobs that clients submit, and of those that only count the tokens of a prompt.
 GENERATE = "generate"
 COUNT_TOKENS = "count_tokens"
+# The `kind` of entries about what no job has asked for: prefixes that a worker computes to fill its prompt cache.
+WARM_UP = "warm_up"
 # The outcome of the entry of a job that has the answer of another one.
 ANSWERED = "answered"
 # The service tier of requests that were served in no other one.
@@ -92,7 +94,10 @@ _UNKNOWN = Run()
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry of the ledger: one attempt of a job. `charged` are the counts that its charge is for; None: its own."""
+    """An entry of the ledger: one attempt of a job. `charged` are the counts that its charge is for; None: its own.
+
+    `counted`: our own numbers of `input` and `output` tokens, if those that the provider has reported cannot be right.
+    """
 
     attempt: int
     ended_at: datetime
@@ -103,6 +108,7 @@ class Entry:
     final: bool = False
     service_tier: str = DEFAULT_TIER
     charged: Counts | None = None
+    counted: Mapping[str, int] | None = None
 
     def stored(self) -> dict[str, Any]:
         """The form that the statement which ends the job reads."""
@@ -118,6 +124,8 @@ class Entry:
         }
         if self.charged is not None:
             stored["charged"] = {name: count for name, count in self.charged.stored().items() if count}
+        if self.counted is not None:
+            stored["counted"] = self.counted
         return stored
 
 
@@ -130,11 +138,13 @@ def build_entries(
     source: Source,
     runs: Mapping[int, Run],
     estimate: int = 0,
+    counted: Mapping[str, int] | None = None,
 ) -> tuple[Entry, ...]:
     """The entries of a job that ends with these attempts, all of which have ended; one each, the last one is final.
 
     `usage` is that of the job. `source`: who reported it to the last attempt; `ESTIMATE` if nobody did. `runs` are by
     the numbers of attempts. `estimate`: the tokens of the prompt, if neither the usage nor the log has them.
+    `counted`: as in `Entry`, of the last one.
     """
     prompt = usage.prompt_tokens or max((run.prompt_tokens for run in runs.values()), default=0) or estimate
     whole = replace(usage, prompt_tokens=prompt)
@@ -168,6 +178,7 @@ def build_entries(
                 final=True,
                 service_tier=usage.service_tier or DEFAULT_TIER,
                 charged=None if charged == counts else charged,
+                counted=counted,
             )
         entries.append(entry)
         is_resumed = run.resumed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, UpstreamState, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
 from shared.domain.ledger import Entry, Run, Source, build_entries
-from shared.domain.transcript import encode_output, fingerprint_by_attempt
+from shared.domain.transcript import encode_output, fingerprint_by_attempt, reported_fingerprints
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -74,6 +74,7 @@ async def build_result(
     revision: str | None = None,
     handed_over: bool = False,
     prompt_estimate: int = 0,
+    counted: Mapping[str, int] | None = None,
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
@@ -81,7 +82,7 @@ async def build_result(
     each. `source`: who reported the usage to the last of them. `upstream` is the upstream's request that generated the
     output, `revision` that of the model. `handed_over`: the generation continues for another job, to which the prompt
     counts if it is not known yet. `prompt_estimate`: the tokens of the prompt, if neither the usage, the log nor
-    admission has them.
+    admission has them. `counted`: as in `shared.domain.ledger.Entry`.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -90,7 +91,7 @@ async def build_result(
     }
     if failure is not None:
         payload["error"] = failure.payload()
-    fingerprints = fingerprint_by_attempt(events)
+    fingerprints = fingerprint_by_attempt(events, job.begins_with)
     last = event(seq, EventType(status.value), payload)
     attempts = tuple(_ended(attempt, finished_at, outcome, runs, fingerprints) for attempt in job.attempts)
     result = JobResult(
@@ -103,7 +104,7 @@ async def build_result(
         attempts=attempts,
         log=await archive([*events, last]),
         upstream=None if status.succeeded else upstream,
-        cacheable=failure is None and _is_cacheable(job, events, status, output, set(fingerprints.values()), revision),
+        cacheable=failure is None and _is_cacheable(job, events, status, output, revision),
         leads=job.may_lead,
         entries=build_entries(
             job,
@@ -113,6 +114,7 @@ async def build_result(
             source=source,
             runs=runs,
             estimate=0 if handed_over else job.decisions.estimated_tokens or prompt_estimate,
+            counted=counted,
         ),
     )
     return result, last
@@ -127,7 +129,6 @@ def _is_cacheable(
     events: Sequence[Event],
     status: JobStatus,
     output: Sequence[Choice],
-    fingerprints: Set[str | None],
     revision: str | None,
 ) -> bool:
     """Whether the response cache may give the answer to other requests.
@@ -144,7 +145,7 @@ def _is_cacheable(
         and all(choice.finish_reason in _CACHEABLE_ENDS for choice in output)
         # An empty answer is most often a failure that the upstream does not report as one.
         and all(choice.tool_calls or (choice.text and not choice.text.isspace()) for choice in output)
-        and len(fingerprints) == 1
+        and len(reported_fingerprints(events)) == 1
         and not any(item.type is EventType.RESTARTED for item in events)
     )
 

@@ -14,10 +14,21 @@ from shared.domain.opaque import OpaquePart
 from shared.runtime.time_slice import TimeSlice
 
 
-def fingerprint_by_attempt(events: Iterable[Event]) -> dict[int, str | None]:
-    """The fingerprint that each attempt reported in its `STARTED` event."""
+def fingerprint_by_attempt(events: Iterable[Event], after: str | None = None) -> dict[int, str | None]:
+    """The fingerprint that each attempt of a job reported in its `STARTED` event.
+
+    `after`: the job with whose events the log begins, as in `Transcript.of`.
+    """
     started = (item.payload() for item in events if item.type is EventType.STARTED)
-    return {payload["attempt"]: payload.get("fingerprint") for payload in started}
+    continues = after or None
+    return {
+        payload["attempt"]: payload.get("fingerprint") for payload in started if payload.get("continues") == continues
+    }
+
+
+def reported_fingerprints(events: Iterable[Event]) -> set[str | None]:
+    """The fingerprints of all attempts in a log, those of a job with whose events it begins included."""
+    return {item.payload().get("fingerprint") for item in events if item.type is EventType.STARTED}
 
 
 class Transcript:
@@ -32,20 +43,28 @@ class Transcript:
         self.fingerprints: set[str | None] = set()
         # The attempts of the job that the log has, by their numbers. Known only after `of`.
         self.runs: dict[int, Run] = {}
+        # Whether there was a token, even if it was discarded.
+        self.generated = False
         # The upstream's request that generates the deltas, and its position after the last of them.
         self.upstream: UpstreamState | None = None
         self.cursor: int | str | None = None
 
     @classmethod
-    async def of(cls, events: Iterable[Event], choices: int, *, model: str | None = None) -> Transcript:
+    async def of(
+        cls, events: Iterable[Event], choices: int, *, model: str | None = None, after: str | None = None
+    ) -> Transcript:
         """Build the transcript of a log. A delta belongs to the attempt of the preceding `STARTED` event.
 
         `model`: the job's model now. The log may be that of another one, which the job has left without output; then
         an upstream's request in it is not the job's any more.
+
+        `after`: the job with whose events the log begins (`JobSummary.begins_with`). This job's own attempts, of which
+        the log may have none yet, name it in their `STARTED` events.
         """
         transcript = cls(choices)
         runs = transcript.runs
         attempt, fingerprint, started_by = 0, None, None
+        continues: str | None = None
         run = Run()
         slice_ = TimeSlice()
         for item in events:
@@ -57,7 +76,8 @@ class Transcript:
                 run.prompt_tokens = delta.prompt_tokens or run.prompt_tokens
             elif item.type is EventType.STARTED:
                 payload = item.payload()
-                if payload["attempt"] <= attempt:  # the log began with that of another job
+                if payload.get("continues") != continues:  # the attempts before it were those of another job
+                    continues = payload.get("continues")
                     runs.clear()
                 attempt, fingerprint = payload["attempt"], payload.get("fingerprint")
                 started_by = payload.get("model")
@@ -71,6 +91,8 @@ class Transcript:
                 run.resumed = False
             if slice_.over:
                 await slice_.give_way()
+        if after and continues != after:
+            runs.clear()
         if model is not None and started_by not in (None, model):
             transcript.clear()
         return transcript
@@ -84,6 +106,7 @@ class Transcript:
         while delta.index >= len(self._choices):
             self._choices.append(_Parts(len(self._choices)))
         self._choices[delta.index].add(delta)
+        self.generated = self.generated or delta.tokens > 0
         if delta.cursor is not None:
             self.cursor = delta.cursor
 

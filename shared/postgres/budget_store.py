@@ -34,13 +34,14 @@ from shared.postgres.budgets import move_to_spent
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_conditions import HAS_RUN
 from shared.postgres.price_store import StoredPrice, prices_in_force
-from shared.postgres.store import Records, Store
+from shared.postgres.store import Records, Store, seconds
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow, Timestamp
 from shared.postgres.usage_tables import BudgetReservationRow, BudgetRow, BudgetWindowRow, UsageEventRow
 
 # The reservations of ended jobs that one statement releases.
 RELEASE_LIMIT = 1000
 _ZERO: Any = literal_column("0")
+_ONE: Any = literal_column("1")
 _FAILED = literal_column(f"'{JobStatus.FAILED.value}'", Text)
 
 
@@ -287,6 +288,21 @@ class BudgetStore(Store):
         statement = select(func.count()).select_from(released).add_cte(move_to_spent(settled))
         async with self._engine.connect() as connection:
             return int(await connection.scalar(statement) or 0)
+
+    async def delete_past(self, kept_s: float, limit: int) -> int:
+        """Delete up to `limit` windows that ended more than `kept_s` seconds ago, except those in which jobs have
+        reserved. Returns their number."""
+        window = BudgetWindowRow
+        is_reserved = select(BudgetReservationRow.job_id).where(BudgetReservationRow.window_id == window.id).limit(_ONE)
+        past = (
+            select(window.id)
+            .where(window.ends_at < func.now() - seconds(kept_s), is_reserved.scalar_subquery().is_(None))
+            .order_by(window.ends_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        async with self._engine.connect() as connection:
+            return (await connection.execute(delete(window).where(window.id.in_(past)))).rowcount
 
     # What operators do
 

@@ -10,6 +10,7 @@ locked before, and no statement waits for those while it has locked a window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -194,13 +195,12 @@ def _latest(earlier: Refused | None, row: Any) -> Refused:
     error = None if row.budget_id is None else _error(row)
     if error is None or earlier is None or earlier.error is None:
         return Refused(error)
-    if earlier.error.retry_after_s is None:
-        return earlier
-    is_later = error.retry_after_s is None or error.retry_after_s > earlier.error.retry_after_s
-    # A job is held only if each of the budgets holds jobs.
+    # A job is held, or gets a cheaper model, only if each of the budgets says so.
     holds = earlier.error.holds and error.holds
-    later = error if is_later else earlier.error
-    later.holds = holds
+    downgrades = earlier.error.downgrades and error.downgrades
+    room = min(earlier.error.room, error.room)
+    later = max(earlier.error, error, key=lambda one: math.inf if one.retry_after_s is None else one.retry_after_s)
+    later.holds, later.downgrades, later.room = holds, downgrades, room
     return Refused(later)
 
 
@@ -216,6 +216,9 @@ def _error(row: Any) -> BudgetExceeded:
         scope=scope,
         retry_after_s=max(1, -int(-row.ends_in_s // 1)) if ends else None,
         holds=ends and row.on_exceed == OnExceed.HOLD.value,
+        downgrades=row.on_exceed == OnExceed.DOWNGRADE.value,
+        amount=row.amount,
+        room=row.limit_usd - row.used,
     )
 
 

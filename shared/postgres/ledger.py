@@ -141,6 +141,7 @@ def insert_entries(ended: CTE) -> CTE:
             column("final", Boolean),
             *(column(name, Integer) for name in TOKEN_COUNTS),
             column("charged", JSONB),
+            column("counted", JSONB),
             column("source", Text),
         )
         .render_derived("entry", with_types=True)
@@ -157,6 +158,7 @@ def insert_entries(ended: CTE) -> CTE:
         **own,
         "total_tokens": reduce(operator.add, own.values()),
         "charged": entry.c.charged,
+        "counted": entry.c.counted,
         "source": entry.c.source,
         "price_id": price.c.id,
         "cost": amount(own, price.c),

@@ -114,6 +114,8 @@ class UsageEventRow(Base):
     total_tokens: Mapped[int]
     # The counts that the charge is for, by their names, if they are not those of the row; missing ones are 0.
     charged: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    # About how many tokens we have counted, `input` and `output`, if the provider's usage cannot be right.
+    counted: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
     # `engine`, `provider`, or `estimate` if the counts were not reported: `shared.domain.ledger.Source`.
     source: Mapped[str] = mapped_column(Text)
     price_id: Mapped[int | None] = mapped_column(BigInteger)
@@ -245,6 +247,7 @@ class BudgetWindowRow(Base):
     __table_args__ = (
         CheckConstraint("reserved >= 0", name="budget_windows_reserved"),
         Index("budget_windows_of", "budget_id", "end_user", "starts_at", unique=True),
+        Index("budget_windows_ended", "ends_at"),
     )
 
 

@@ -82,7 +82,7 @@ class Fallbacks:
         if may_have_output(job, events):
             self._faulty.leave_out(job.id)  # otherwise the jobs behind it would never be among those that are read
             return False
-        transcript = await Transcript.of(events, job.choices, model=job.model)
+        transcript = await Transcript.of(events, job.choices, model=job.model, after=job.begins_with)
         move = Move(job, to, reason, transcript.upstream)
         followers = await (self._store.reroute_lost if running else self._store.reroute_queued)(move)
         if followers is None:

@@ -101,7 +101,7 @@ class JobTerminator:
             before = seq_before(attempt, after_leader=job.begins_with is not None)
             new.append(event(before + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = await Transcript.of(events, job.choices, model=job.model)
+        transcript = await Transcript.of(events, job.choices, model=job.model, after=job.begins_with)
         seq = max(seq, events[-1].seq if events else 0) + 1
         result, last = await build_result(
             job,

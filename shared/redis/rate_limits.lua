@@ -1,12 +1,14 @@
 -- Takes an amount from each of several sliding windows, or nothing from any of them, in one atomic step.
 --
 -- KEYS   for each window: its hash, with the fields
---          <second>  the amount taken in that second
---          sum       that of all these seconds
---          from      the first second that may be in the sum
---          last      the last one
---          seen      the latest second in which something was taken
---          shift     seconds that the window's clock is ahead of the server's (see below)
+--          h         packed numbers, so that a request within the same second reads and writes this field only:
+--            sum       the amount taken in all seconds that count
+--            from      the first second that may be in the sum
+--            last      the last one
+--            seen      the latest second in which the window was used
+--            shift     seconds that the window's clock is ahead of the server's (see below)
+--            taken     the amount taken in the second `seen`
+--          <second>  the amount taken in another second
 -- ARGV   the time in microseconds ('' for the server's clock; only tests pass one), the longest wait of soft windows in
 --        seconds; then for each window: amount (0 only reads it), limit, soft (1 or 0)
 -- Result whether the amounts were taken (1 or 0); milliseconds to wait: until a refused request fits, -1 if it never
@@ -21,13 +23,14 @@
 -- further, the window continues from its latest second: its clock is shifted by the difference.
 --
 -- A soft window takes an amount that does not fit now in the first second in which it fits.
-local WINDOW, FIRST_SECONDS = 60, 4
-local time = redis.call('TIME')
+local WINDOW, FIRST_SECONDS, HEADER = 60, 4, '<dddddd'
+local call, floor, max = redis.call, math.floor, math.max
+local time = call('TIME')
 local second, micros = tonumber(time[1]), tonumber(time[2])
 if ARGV[1] ~= '' then
-  second, micros = math.floor(ARGV[1] / 1000000), ARGV[1] % 1000000
+  second, micros = floor(ARGV[1] / 1000000), ARGV[1] % 1000000
 end
-local longest = tonumber(ARGV[2])
+local longest, millis = tonumber(ARGV[2]), floor(micros / 1000)
 
 local function number(value) return tonumber(value or '0') end
 local function text(value) return string.format('%.0f', value) end
@@ -36,39 +39,46 @@ local windows = {}
 local refused_wait, refused_by, soft_wait, soft_by = 0, 0, 0, 0
 for i, key in ipairs(KEYS) do
   local amount, limit, soft = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), ARGV[3 * i + 2] == '1'
-  local found = redis.call('HMGET', key, 'sum', 'from', 'last', 'seen', 'shift', text(second))
-  local sum, from, last = number(found[1]), number(found[2]), number(found[3])
-  local seen, shift, taken = number(found[4]), number(found[5]), number(found[6])
-  local now, behind = second + shift, 0
+  local packed = call('HGET', key, 'h')
+  local sum, from, last, seen, shift, taken = 0, 0, 0, 0, 0, 0
+  if packed then sum, from, last, seen, shift, taken = struct.unpack(HEADER, packed) end
+  local now, behind, changed = second + shift, 0, false
   if now < seen then
     if seen - now > WINDOW then
-      shift = shift + seen - now
+      shift, changed = shift + seen - now, true
     else
       behind = seen - now
     end
     now = seen
   end
   local oldest = now - WINDOW
-  if found[1] and from < oldest then
-    if last < oldest then
-      redis.call('DEL', key)
-      sum, last, seen, taken = 0, 0, 0, 0
-    else
-      local names = {}
+  if not packed then
+    from, seen, changed = oldest, now, true
+  elseif last < oldest then
+    call('DEL', key)
+    packed, sum, from, last, seen, taken, changed = false, 0, oldest, 0, now, 0, true
+  else
+    if now > seen then
+      if taken > 0 then call('HSET', key, text(seen), text(taken)) end
+      taken = 0
+      if last >= now then
+        taken = number(call('HGET', key, text(now)))
+        if taken > 0 then call('HDEL', key, text(now)) end
+      end
+      seen, changed = now, true
+    end
+    if from < oldest then
+      local names, gone = {}, {}
       for past = from, oldest - 1 do names[#names + 1] = text(past) end
-      local gone = {}
-      for n, value in ipairs(redis.call('HMGET', key, unpack(names))) do
+      for n, value in ipairs(call('HMGET', key, unpack(names))) do
         if value then
           sum = sum - value
           gone[#gone + 1] = names[n]
         end
       end
-      if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
-      redis.call('HSET', key, 'sum', text(sum), 'from', text(oldest))
+      if #gone > 0 then call('HDEL', key, unpack(gone)) end
+      from, changed = oldest, true
     end
-    from = oldest
-  elseif not found[1] then
-    from = oldest
   end
   local wait = 0
   if amount > limit then
@@ -79,10 +89,10 @@ for i, key in ipairs(KEYS) do
     while wait == 0 and start <= last do
       local names = {}
       for past = start, math.min(start + count - 1, last) do names[#names + 1] = text(past) end
-      for n, value in ipairs(redis.call('HMGET', key, unpack(names))) do
-        excess = excess - number(value)
+      for n, value in ipairs(call('HMGET', key, unpack(names))) do
+        excess = excess - (start + n - 1 == seen and taken or number(value))
         if excess <= 0 then
-          wait = (start + n + WINDOW - now + behind) * 1000 - math.floor(micros / 1000)
+          wait = (start + n + WINDOW - now + behind) * 1000 - millis
           break
         end
       end
@@ -97,42 +107,33 @@ for i, key in ipairs(KEYS) do
     if soft and wait > 0 then wait = wait - longest * 1000 end
     if refused_wait >= 0 and (wait < 0 or wait > refused_wait) then refused_wait, refused_by = wait, i end
   end
-  windows[i] = {
-    key = key, amount = amount, limit = limit, soft = soft, sum = sum, from = from, last = last, seen = seen,
-    shift = shift, taken = taken, now = now, behind = behind, moved = shift ~= number(found[5])
-  }
+  windows[i] = {amount, limit, soft, packed, sum, from, last, shift, taken, now, behind, changed}
 end
 
-local result = {refused_by == 0 and 1 or 0, refused_by == 0 and soft_wait or refused_wait,
-  refused_by == 0 and soft_by or refused_by}
-for _, w in ipairs(windows) do
-  local at = w.now
-  if refused_by == 0 and w.amount > 0 then
+local accepted = refused_by == 0
+local result = {accepted and 1 or 0, accepted and soft_wait or refused_wait, accepted and soft_by or refused_by}
+for i, key in ipairs(KEYS) do
+  local amount, limit, soft, packed, sum, from, last, shift, taken, now, behind, changed = unpack(windows[i], 1, 12)
+  local at = now
+  if accepted and amount > 0 then
     -- The second in which the wait ends.
-    if w.soft and soft_wait > 0 then at = w.now - w.behind + math.floor((soft_wait * 1000 + micros) / 1000000) end
-    if at < w.now then at = w.now end
-    local field = text(at)
-    if field ~= text(second) then w.taken = number(redis.call('HGET', w.key, field)) end
-    w.sum = w.sum + w.amount
-    local values = {field, text(w.taken + w.amount), 'sum', text(w.sum)}
-    if at > w.last or w.now > w.seen or w.moved then
-      w.last = math.max(at, w.last)
-      for _, value in ipairs({'from', text(w.from), 'last', text(w.last), 'seen', text(w.now), 'shift', text(w.shift)}) do
-        values[#values + 1] = value
-      end
-      redis.call('HSET', w.key, unpack(values))
-      redis.call('EXPIRE', w.key, w.last - w.now + w.behind + WINDOW + 2)
+    if soft and soft_wait > 0 then at = max(now, now - behind + floor((soft_wait * 1000 + micros) / 1000000)) end
+    if at == now then
+      taken = taken + amount
     else
-      redis.call('HSET', w.key, unpack(values))
+      call('HINCRBY', key, text(at), text(amount))
     end
-  elseif w.moved then
-    -- Otherwise the time of a full window, which nothing is taken from, would not go on.
-    redis.call('HSET', w.key, 'shift', text(w.shift))
+    sum = sum + amount
+    changed = changed or at > last
+    last = max(at, last)
+    call('HSET', key, 'h', struct.pack(HEADER, sum, from, last, now, shift, taken))
+    if changed then call('EXPIRE', key, last - now + behind + WINDOW + 2) end
+  elseif packed and changed then
+    call('HSET', key, 'h', struct.pack(HEADER, sum, from, last, now, shift, taken))
   end
-  local reset = 0
-  if w.sum > 0 then reset = (w.last + WINDOW + 1 - w.now + w.behind) * 1000 - math.floor(micros / 1000) end
-  result[#result + 1] = math.max(0, w.limit - w.sum)
-  result[#result + 1] = reset
-  result[#result + 1] = at
+  local count = 3 * i
+  result[count + 1] = max(0, limit - sum)
+  result[count + 2] = sum > 0 and max(0, (last + WINDOW + 1 - now + behind) * 1000 - millis) or 0
+  result[count + 3] = at
 end
 return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +17,8 @@ R = TypeVar("R")
 
 # Longer than a task's clean-up takes; a lost cancellation is rare.
 AGAIN_S = 5.0
+# Enough for what has been received to be handled.
+LATE_S = 0.05
 
 
 async def wait_for_event(event: asyncio.Event, within_s: float) -> bool:
@@ -25,6 +27,26 @@ async def wait_for_event(event: asyncio.Event, within_s: float) -> bool:
         async with asyncio.timeout(within_s):
             await event.wait()
     return event.is_set()
+
+
+@contextlib.asynccontextmanager
+async def timeout_of_others(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, for answers of another process: what has arrived while this process did not run still
+    counts.
+
+    After a stall of the event loop, timeouts expire before the loop has handled what was received meanwhile. So the
+    answer has another `LATE_S` seconds from when the loop runs again.
+
+    Raises:
+        TimeoutError: there was no answer.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as timeout:
+        timer = loop.call_later(seconds, lambda: timeout.reschedule(loop.time() + LATE_S))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 async def map_limited(function: Callable[[T], Awaitable[R]], items: Iterable[T], limit: int) -> list[R]:

@@ -14,6 +14,7 @@ from tests.support.stack import Stack, stack_template, write_models
 
 FAIL = "<<fail>>"
 ROUTE = "steady"
+DEAR_ROUTE = "thrifty"
 # Options of the vLLM engine, and of vLLM's own server in the tests that compare the two.
 VLLM_OPTIONS: dict[str, object] = {
     "dtype": "float32",
@@ -54,7 +55,7 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker.
 
     The route `auto` prefers `sim` and `small`, or for requests with a certain word, `orphan`.
-    `ROUTE` leads to `sim`, and to `small` if that fails.
+    `ROUTE` leads to `sim`, and to `small` if that fails. `DEAR_ROUTE` leads to `dear`, which has no worker either.
     """
     models: list[dict[str, object]] = [
         {
@@ -65,6 +66,7 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         },
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2, "price": {"input": 0, "output": 1000}},
+        {"name": "dear", "engine": "simulated", "slots": 2, "price": {"input": 0, "output": 2000}},
     ]
     routes: list[dict[str, object]] = [
         {
@@ -74,6 +76,7 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "fallbacks": {"orphan": ["small", "sim"]},
         },
         {"name": ROUTE, "otherwise": "sim", "fallbacks": {"sim": ["small"]}},
+        {"name": DEAR_ROUTE, "models": ["orphan", "dear"], "otherwise": "dear"},
     ]
     stack = make_stack(
         servers,

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.conftest import DEAR_ROUTE
 from tests.e2e.test_projects import bearer, create_key
 from tests.support.stack import Stack
 
@@ -136,6 +137,30 @@ async def test_background_jobs_are_held_until_the_next_window(client: httpx.Asyn
     assert abs(int(refused.headers["retry-after"]) - seconds) < 5
 
 
+async def test_a_route_gets_a_cheaper_model_when_its_budget_has_no_room(
+    client: httpx.AsyncClient, budgets: Any
+) -> None:
+    await budgets(on_exceed="downgrade")
+    body = {**JOB, "model": DEAR_ROUTE}
+    whole = await client.post("/v1/jobs", json=body)
+    assert whole.status_code == 202, whole.text
+    assert whole.headers["x-headrace-route"] == f"{DEAR_ROUTE}; rule=budget; downgraded_from=dear"
+    job = whole.json()
+    assert (job["model"], job["requested_model"], job["route"]["downgraded_from"]) == ("orphan", DEAR_ROUTE, "dear")
+    chosen = await client.post("/v1/jobs", json={**body, "max_tokens": 20})
+    assert (chosen.json()["model"], chosen.json()["route"]["rule"]) == ("dear", "otherwise")
+    rest = await client.post("/v1/jobs", json={**body, "max_tokens": 10})
+    assert rest.json()["model"] == "orphan", "there is no room for the other one any more"
+    refused = await client.post("/v1/jobs", json={**body, "max_tokens": 10})
+    assert refused.status_code == 429
+    error = refused.json()["error"]
+    assert error["code"] == "insufficient_quota"
+    assert f"No cheaper model of the route `{DEAR_ROUTE}`" in error["message"]
+    plain = await client.post("/v1/jobs", json=JOB)
+    assert plain.status_code == 429
+    assert "the request names a model" in plain.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("body", [{"model": "sim", "prompt": "x", "max_tokens": 1}])
 async def test_a_model_without_a_price_needs_a_soft_budget(
     client: httpx.AsyncClient, budgets: Any, admin: httpx.AsyncClient, body: dict[str, Any]
@@ -162,7 +187,7 @@ async def test_a_model_without_a_price_needs_a_soft_budget(
         ({"alert_at": [1.5]}, "alert_at[0]", "less than or equal to 1"),
         ({"alert_at": [0]}, "alert_at[0]", "greater than 0"),
         ({"period": "year"}, "period", "'hour'"),
-        ({"on_exceed": "downgrade", "period": "day"}, "on_exceed", "is not supported"),
+        ({"on_exceed": "downgrade", "hard": False}, "on_exceed", "no effect"),
         ({"on_exceed": "hold"}, "on_exceed", "no next window"),
         ({"on_exceed": "hold", "period": "day", "hard": False}, "on_exceed", "no effect"),
         ({"project": "nothing"}, "project", "there is no project"),

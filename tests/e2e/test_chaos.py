@@ -26,6 +26,9 @@ async def test_each_fault_once(tmp_path: Path) -> None:
     assert result.early_starts > 10
     assert not result.verdict.exhausted
     assert result.verdict.ledger_tokens["engine"] > 0
+    assert result.verdict.log_tokens == result.verdict.ledger_of_logs > 0
+    assert result.retried > 5
+    assert result.disconnected > 10
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -24,6 +25,8 @@ from tests.support.metrics import samples
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
+# The numbers of a window in Redis, as in `shared/redis/rate_limits.lua`.
+HEADER = "<dddddd"
 HELLO: Any = [{"role": "user", "content": "How high is the water?"}]
 JOB: dict[str, Any] = {"model": "sim", "prompt": "the mill", "max_tokens": 2}
 
@@ -70,15 +73,12 @@ async def left(admin: httpx.AsyncClient, limit: dict[str, Any], unit: str) -> in
 
 def let_time_pass(stack: Stack, seconds: int) -> None:
     """Make the windows of all limits older, as if so much time had passed."""
-    with sync_redis.Redis.from_url(stack.environment["REDIS_URL"], decode_responses=True) as client:
+    with sync_redis.Redis.from_url(stack.environment["REDIS_URL"]) as client:
         for key in client.scan_iter("hr:limit:*"):
             fields: Any = client.hgetall(key)
-            older = {
-                str(int(name) - seconds) if name.isdigit() else name: str(int(value) - seconds)
-                if name in ("from", "last", "seen")
-                else value
-                for name, value in fields.items()
-            }
+            amount, first, last, seen, shift, taken = struct.unpack(HEADER, fields.pop(b"h"))
+            older: dict[Any, Any] = {int(name) - seconds: value for name, value in fields.items()}
+            older["h"] = struct.pack(HEADER, amount, first - seconds, last - seconds, seen - seconds, shift, taken)
             client.delete(key)
             client.hset(key, mapping=older)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from api.context.window import ContextWindow, PromptTokens
 from api.jobs.queue_store import ServiceRate
 from api.jobs.route_candidates import RouteCandidates
 from api.keys.principal import Principal
-from api.routing.candidates import Refusal
+from api.routing.candidates import CostLimit, Refusal
 from api.routing.complexity import Heuristic
 from api.routing.conversations import Conversations
 from api.routing.router import Explanation, Router
@@ -205,6 +206,30 @@ class Routing:
         self.job = await self.router.settle(acting, routed, routed.job)
         await self.remember()
         assert self.job.decisions.route is not None
+        return self.job.decisions.route
+
+    async def downgrade(
+        self,
+        request: GenerateRequest,
+        costs: Mapping[str, int | None],
+        *,
+        below: int,
+        room: int,
+        name: str = "auto",
+        user: str | None = None,
+    ) -> RouteDecision | None:
+        """Route a request that costs so much with each model to a cheaper one, and remember it; None: there is none."""
+
+        async def cost(model: str) -> Decimal | None:
+            return None if (found := costs[model]) is None else Decimal(found)
+
+        acting = Principal.of(OWNER).acting_for(user)
+        limit = CostLimit(Decimal(below), Decimal(room), cost)
+        routed = await self.router.downgrade(acting, NewJob(acting.owner, name, 3, request), limit)
+        if routed is None:
+            return None
+        self.job = await self.router.settle(acting, routed, routed.job)
+        await self.remember()
         return self.job.decisions.route
 
     async def remember(self) -> None:

@@ -26,8 +26,8 @@ def run_now(work: Coroutine[Any, Any, T]) -> T:
             return result
 
 
-def transcript_of(events: Sequence[Event], choices: int = 1) -> Transcript:
-    return run_now(Transcript.of(events, choices))
+def transcript_of(events: Sequence[Event], choices: int = 1, *, after: str | None = None) -> Transcript:
+    return run_now(Transcript.of(events, choices, after=after))
 
 
 def output_of(*choices: Choice) -> bytes:

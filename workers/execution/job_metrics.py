@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from shared.domain.fallback import FallbackReason
@@ -47,6 +48,11 @@ class JobMetrics:
         if at is not None and self._job.first_token_at is None:
             took = (at - self._job.created_at).total_seconds()
             self._metrics.time_to_first_token.labels(self._model, self._priority).observe(took)
+
+    def usage_disagrees(self, parts: Iterable[str]) -> None:
+        """Record that parts of the usage that a provider has reported cannot be right."""
+        for part in parts:
+            self._metrics.usage_disagreements.labels(self._model, part).inc()
 
     def attempt_ended(self, outcome: AttemptOutcome) -> None:
         """Record the end of the attempt, if it still owned its job."""

@@ -14,6 +14,7 @@ from shared.config.models.vllm import VllmModel
 from shared.config.models.warm_prompts import WarmPrompt
 from shared.domain.errors import InvalidRequest
 from shared.postgres.prefix_store import PrefixStore, ProjectPrefixes, ReusedPrefix
+from shared.postgres.warm_up_store import WarmedPrefix, WarmUpStore
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import EngineDead, EngineError, PrefixEngine
 
@@ -50,12 +51,18 @@ class WarmUp:
     """
 
     def __init__(
-        self, model: VllmModel, engine: Callable[[], PrefixEngine], store: PrefixStore, metrics: Metrics
+        self,
+        model: VllmModel,
+        engine: Callable[[], PrefixEngine],
+        store: PrefixStore,
+        ledger: WarmUpStore,
+        metrics: Metrics,
     ) -> None:
         """`engine` returns the current engine."""
         self.model = model
         self._engine = engine
         self._store = store
+        self._ledger = ledger
         self._metrics = metrics
         self._deadly: set[bytes] = set()
 
@@ -87,11 +94,19 @@ class WarmUp:
         except Exception:
             logger.exception("model=%s the prompt cache is only partly warm", model.name)
         took_s = time.monotonic() - began
+        await self._record(progress)
         self._metrics.warmed_up(model.name, progress.warm, progress.failed, progress.tokens, took_s)
         logger.info(
             "model=%s prompt cache warm: %d prefixes, %d tokens in %.1f s; %d failed",
             model.name, progress.warm, progress.tokens, took_s, progress.failed,
         )  # fmt: skip
+
+    async def _record(self, progress: _Progress) -> None:
+        """Record what was computed in the ledger."""
+        try:
+            await self._ledger.record(self.model.name, progress.prefixes)
+        except Exception:
+            logger.exception("model=%s cannot record the usage of its warm-up", self.model.name)
 
     async def _fill(self, progress: _Progress) -> None:
         room = int(self._engine().prefix_room * SHARE)
@@ -123,7 +138,7 @@ class WarmUp:
         except EngineDead:
             self._deadly.add(prefix.digest)
             raise
-        progress.done(prefix, time.monotonic() - began)
+        progress.done(prefix, cached, time.monotonic() - began)
         return len(prefix.tokens) - cached
 
     async def _prefixes(self, path: str, entry: WarmPrompt, progress: _Progress) -> AsyncIterator[_Prefix]:
@@ -189,12 +204,14 @@ class _Progress:
         self.warm = 0
         self.failed = 0
         self.tokens = 0
+        self.prefixes: list[WarmedPrefix] = []
         self._model = model
         self._logged = -PROGRESS_S
 
-    def done(self, prefix: _Prefix, took_s: float) -> None:
+    def done(self, prefix: _Prefix, cached: int, took_s: float) -> None:
         """Count a prefix that is warm now."""
         self.warm += 1
+        self.prefixes.append(WarmedPrefix(prefix.project.id, len(prefix.tokens), cached))
         self.tokens += len(prefix.tokens)
         now = time.monotonic()
         if now - self._logged >= PROGRESS_S:

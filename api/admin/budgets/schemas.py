@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from api.http.pagination import PageView
 from api.keys.changes import MAX_NAME, NAME
@@ -31,12 +31,6 @@ def _known_zone(name: str) -> str:
     return name
 
 
-def _supported(value: Any) -> Any:
-    if value == "downgrade":
-        raise ValueError("`downgrade` is not supported; use reject or hold, or a route with a cheaper model")
-    return value
-
-
 def _thresholds(shares: list[Decimal]) -> list[Decimal]:
     return sorted(set(shares))
 
@@ -45,7 +39,6 @@ Limit = Annotated[Decimal, Field(gt=0, max_digits=20, decimal_places=9, examples
 TimeZone = Annotated[str, Field(max_length=64), AfterValidator(_known_zone)]
 Share = Annotated[Decimal, Field(gt=0, le=1, max_digits=6), PlainSerializer(float, return_type=float)]
 Thresholds = Annotated[list[Share], Field(max_length=MAX_THRESHOLDS), AfterValidator(_thresholds)]
-Exceeding = Annotated[OnExceed, BeforeValidator(_supported)]
 DEFAULT_THRESHOLDS = [Decimal("0.8"), Decimal(1)]
 
 
@@ -55,7 +48,10 @@ class BudgetCreate(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "examples": [{"project": "shop", "period": "month", "time_zone": "Europe/Berlin", "limit_usd": 100}]
+            "examples": [
+                {"project": "shop", "period": "month", "time_zone": "Europe/Berlin", "limit_usd": 100},
+                {"project": "shop", "period": "day", "limit_usd": 5, "on_exceed": "downgrade"},
+            ]
         },
     )
 
@@ -68,9 +64,10 @@ class BudgetCreate(BaseModel):
     time_zone: TimeZone = Field("UTC", description="In which time zone the windows begin: Europe/Berlin.")
     limit_usd: Limit = Field(description="Dollars in each window.")
     hard: bool = Field(True, description="Jobs without room are not admitted. False: the budget only warns.")
-    on_exceed: Exceeding = Field(
+    on_exceed: OnExceed = Field(
         OnExceed.REJECT,
-        description="What happens to such jobs: `reject`, or `hold`: background jobs wait for the next window.",
+        description="What happens to such jobs: `reject`; `hold`: background jobs wait for the next window; or"
+        " `downgrade`: jobs of routes get a cheaper model.",
     )
     alert_at: Thresholds = Field(
         DEFAULT_THRESHOLDS, description="Shares of the limit that are reported when they are spent."
@@ -91,7 +88,7 @@ class BudgetUpdate(BaseModel):
     # The defaults stand for absent fields, which cannot be null; they are never read.
     limit_usd: Limit = Field(default_factory=Decimal, description="Dollars in each window, the current one too.")
     hard: bool = Field(default_factory=bool)
-    on_exceed: Exceeding = Field(default_factory=lambda: OnExceed.REJECT)
+    on_exceed: OnExceed = Field(default_factory=lambda: OnExceed.REJECT)
     alert_at: Thresholds = Field(default_factory=list)
 
     def changes(self) -> dict[str, Any]:
@@ -104,10 +101,10 @@ class BudgetUpdate(BaseModel):
 
 def check_exceeding(period: Period, on_exceed: OnExceed, *, hard: bool) -> None:
     """Raise the error of an `on_exceed` that has no meaning."""
-    if on_exceed is OnExceed.HOLD and not hard:
+    if on_exceed is not OnExceed.REJECT and not hard:
         raise without_effect("on_exceed", "with hard=false")
     if on_exceed is OnExceed.HOLD and period is Period.TOTAL:
-        raise contradiction("on_exceed", "a total budget has no next window to wait for; use reject")
+        raise contradiction("on_exceed", "a total budget has no next window to wait for; use reject or downgrade")
 
 
 class BudgetView(BaseModel):

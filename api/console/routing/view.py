@@ -11,7 +11,7 @@ from api.console.overview.view import Stat
 from api.console.routing.store import COUNTED_ANSWERS, SAMPLED, Answers, Decided
 from shared.config.models.conditions import Conditions
 from shared.config.models.loader import Registry
-from shared.config.models.routes import COMPLEXITY, CONVERSATION, OTHERWISE, Route
+from shared.config.models.routes import BUDGET, COMPLEXITY, CONVERSATION, OTHERWISE, Route
 from shared.domain.decisions import BypassReason, CacheOutcome
 
 # Shades of the colour of decisions, for the models of a route.
@@ -20,6 +20,7 @@ _WHY = {
     COMPLEXITY: "the complexity of the request",
     OTHERWISE: "no rule applies",
     CONVERSATION: "the conversation keeps its model",
+    BUDGET: "a budget has no room for the model that was chosen first",
 }
 _REASONS: Mapping[str, str] = {
     BypassReason.NO_STORE: "the request does not want its answer to be stored",

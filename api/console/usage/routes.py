@@ -13,13 +13,15 @@ from starlette.responses import Response
 from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
 from api.console.page import Page
-from api.console.templates import page_response
+from api.console.templates import fragment_response, page_response
 from api.console.usage.periods import DEFAULT_RANGE, RANGES, RangeName, buckets_until
+from api.console.usage.savings import savings_lines
 from api.console.usage.store import TopUsageStore
 from api.console.usage.view import Table, build_view, line_of
 from api.console.viewer import CurrentViewer, Viewer
 from api.http.dependencies import resource
 from api.keys.store import format_id
+from api.savings.service import SavingsService
 from api.usage.periods import zone_of
 from api.usage.report import Report
 from api.usage.service import UsageService
@@ -35,11 +37,14 @@ MAX_NAME = 1000
 ROW_BYTES = 200
 DEFAULT_ZONE = "UTC"
 NO_USER = "no end user"
+# Days of a report on savings.
+DAYS: dict[RangeName, int] = {"24h": 1, "7d": 7, "30d": 30, "90d": 90}
 
 Usage = Annotated[UsageService, Depends(resource(UsageService))]
 Top = Annotated[TopUsageStore, Depends(resource(TopUsageStore))]
 Names = Annotated[KeyNamesStore, Depends(resource(KeyNamesStore))]
 Projects = Annotated[KeyPagesStore, Depends(resource(KeyPagesStore))]
+Savings = Annotated[SavingsService, Depends(resource(SavingsService))]
 Range = Annotated[RangeName, Query(alias="range")]
 Name = Annotated[str, Query(max_length=MAX_NAME)]
 
@@ -133,6 +138,18 @@ async def export(viewer: CurrentViewer, conditions: CurrentConditions, usage: Us
     content = await off_loop(ROW_BYTES * len(report.rows), report.csv)
     headers = {"Content-Disposition": f'attachment; filename="usage-{conditions.range}.csv"'}
     return Response(content, headers=headers, media_type="text/csv; charset=utf-8")
+
+
+@router.get("/savings")
+async def savings_part(
+    viewer: CurrentViewer, conditions: CurrentConditions, usage: Usage, savings: Savings
+) -> Response:
+    """What routes and caches have saved in the project of the conditions, or else of the viewer's key. It is read from
+    the rows of jobs, so the page does not wait for it."""
+    filters = await usage.filters(viewer.principal, projects=[conditions.project] if conditions.project else ())
+    (project_id,) = filters.project_ids or (viewer.principal.project_id,)
+    _, _, found = await savings.report(project_id, DAYS[conditions.range])
+    return fragment_response("usage/savings.html", lines=savings_lines(found), text=RANGES[conditions.range].text)
 
 
 async def _filters(usage: UsageService, viewer: Viewer, conditions: Conditions) -> UsageFilters:

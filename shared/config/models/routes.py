@@ -17,6 +17,8 @@ from shared.config.models.conditions import MAX_KEYWORDS, NO_CONDITIONS, Conditi
 COMPLEXITY = "complexity"
 # The rules that decisions name if `otherwise` is a model, and if the conversation was answered by a better model.
 OTHERWISE, CONVERSATION = "otherwise", "conversation"
+# The same, for a model that costs less than the one that was chosen, because a budget has no room for that one.
+BUDGET = "budget"
 DAY_S = 24 * 3600
 
 _ModelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=NAME)]
@@ -196,7 +198,7 @@ def _problems(route: Route, models: Mapping[str, Spec]) -> Iterator[RouteProblem
 
 def _rule_problems(route: Route, index: int, rule: Rule, models: Mapping[str, Spec]) -> Iterator[RouteProblem]:
     earlier = route.rules[:index]
-    if rule.name in (COMPLEXITY, OTHERWISE, CONVERSATION):
+    if rule.name in (COMPLEXITY, OTHERWISE, CONVERSATION, BUDGET):
         yield RouteProblem(("name",), f"{rule.name!r} is what decisions name without a rule; use another name")
     if any(rule.name == other.name for other in earlier):
         yield RouteProblem(("name",), f"{rule.name!r} is declared twice")

@@ -24,7 +24,11 @@ class JobMetrics:
         self.route_decisions = new.counter(
             "headrace_route_decisions_total",
             "Requests to a route, by the rule that applied and the chosen model.",
-            (ROUTE, Label("rule", bound="rules in models.yaml, `complexity`, `otherwise` and `conversation`"), MODEL),
+            (
+                ROUTE,
+                Label("rule", bound="rules in models.yaml, `complexity`, `otherwise`, `conversation` and `budget`"),
+                MODEL,
+            ),
             API,
         )
         self.route_skipped = new.counter(

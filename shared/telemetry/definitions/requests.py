@@ -82,6 +82,12 @@ class RequestMetrics:
             (),
             API,
         )
+        self.budget_downgraded_jobs = new.counter(
+            "headrace_budget_downgraded_jobs_total",
+            "Jobs of routes that got a cheaper model because a budget had no room for the one that was chosen.",
+            (),
+            API,
+        )
         self.budget_alerts = new.counter(
             "headrace_budget_alerts_total",
             "Thresholds of budgets that were reached, once for each window. `limit`: all of the budget is spent.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shared.telemetry.definitions.labels import API, MODEL
-from shared.telemetry.instruments import Aggregation, InstrumentSet
+from shared.telemetry.definitions.labels import API, MODEL, WORKER
+from shared.telemetry.instruments import Aggregation, InstrumentSet, Label
 
 
 class UsageMetrics:
@@ -16,6 +16,13 @@ class UsageMetrics:
             " added to the sums of usage.",
             (MODEL,),
             API,
+        )
+        self.usage_disagreements = new.counter(
+            "headrace_usage_disagreements_total",
+            "Answers whose tokens, as the provider has reported them, no tokenizer can result in, by the part of the"
+            " usage.",
+            (MODEL, Label("part", ("input", "output"))),
+            WORKER,
         )
         self.usage_cost = new.counter(
             "headrace_usage_cost_dollars_total",

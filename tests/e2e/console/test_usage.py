@@ -127,6 +127,23 @@ def test_usage_as_a_file(operator: httpx.Client, spender: httpx.Client) -> None:
     assert f"'{HOSTILE}" in {row["user"] for row in rows}, "no formula"
 
 
+@pytest.mark.usefixtures("sums")
+def test_savings_are_those_of_a_project(
+    sim_stack: Stack, spender: httpx.Client, operator: httpx.Client, spender_key: str
+) -> None:
+    headers = {"Authorization": f"Bearer {spender_key}", "Prefer": "wait=30"}
+    body = {"model": "auto", "prompt": "x", "max_tokens": 3}
+    job = httpx.post(f"{sim_stack.url}/v1/jobs", json=body, headers=headers, timeout=60).json()
+    assert job["model"] == "sim"
+    own = spender.get("usage/savings").text
+    assert "Route auto" in own
+    assert "answers of other models than small" in own
+    assert "Route auto" in operator.get("usage/savings", params={"project": "spender", "range": "24h"}).text
+    assert spender.get("usage/savings", params={"project": "operator"}).status_code in (400, 403)
+    assert 'hx-get="usage/savings"' in spender.get("usage").text
+    assert "Choose a project" in operator.get("usage").text
+
+
 @pytest.fixture(scope="module")
 def saver(sim_stack: Stack) -> Iterator[httpx.Client]:
     """A member of a project with a budget, which has no jobs: those of other tests must not meet it."""

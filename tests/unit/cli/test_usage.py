@@ -91,3 +91,38 @@ def test_cost_of_a_job(api: ScriptedApi) -> None:
     api.on("GET /v1/jobs/job_1", reply(found), reply(found | {"usage": {"prompt_tokens": 3, "completion_tokens": 5}}))
     assert "$0.001230" in run(api.url, "job", "job_1").stdout
     assert "Cost" not in run(api.url, "job", "job_1").stdout
+
+
+def test_savings(api: ScriptedApi) -> None:
+    saved = {"requests": 700, "prompt_tokens": 300000, "cached_tokens": 120000, "completion_tokens": 110000}
+    none = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "models": []}
+    found = {
+        "routes": [
+            {
+                "route": "auto",
+                "baseline": {"model": "large"},
+                "saved": saved,
+                "note": "No model reports cached tokens.",
+            },
+            {"route": "gone", "baseline": None, "saved": None, "note": None},
+        ],
+        "response_cache": saved,
+        "coalescing": none,
+        "prompt_cache": {"cached_tokens": 150000},
+    }
+    api.on("GET /v1/savings", reply(found))
+    result = run(api.url, "usage", "savings", "--days", "30")
+    assert "days=30" in api.requests[-1].path
+    header, *lines = [line.split() for line in result.stdout.splitlines()]
+    assert header == ["BY", "INSTEAD", "OF", "REQUESTS", "INPUT", "OUTPUT"]
+    assert lines == [
+        ["route", "auto", "large", "700", "300,000", "110,000"],
+        ["route", "gone", "-", "-", "-", "-"],
+        ["response", "cache", "-", "700", "300,000", "110,000"],
+        ["prompt", "caches", "-", "-", "150,000", "-"],
+    ]
+    assert "No model reports cached tokens." in result.stderr
+    api.on(
+        "GET /v1/savings", reply({**found, "routes": [], "response_cache": none, "prompt_cache": {"cached_tokens": 0}})
+    )
+    assert "Nothing was saved." in run(api.url, "usage", "savings").stderr

@@ -20,6 +20,7 @@ from workers.execution.attempts.abandoned_requests import cancel_upstreams
 from workers.execution.attempts.context import InterruptReason
 from workers.execution.attempts.retry import retry
 from workers.execution.attempts.state import AttemptState
+from workers.execution.attempts.usage_check import disagreement
 from workers.execution.log_writer import LogBuffer
 
 logger = logging.getLogger(__name__)
@@ -95,12 +96,21 @@ def job_result(
     """
     # An upstream reports the usage last: of a request that was cut, nobody has counted the prompt.
     unreported = state.source is Source.ESTIMATE
+    choices, disagrees = state.transcript.choices(), None
+    if state.source is Source.PROVIDER and status.succeeded:
+        disagrees = disagreement(state.job.request, choices, state.usage)
+    if disagrees is not None:
+        state.metrics.usage_disagrees(disagrees.parts)
+        logger.warning(
+            "job=%s model=%s attempt=%d the provider's usage cannot be right: %s", state.job.id, state.job.model,
+            state.job.attempt, ", ".join(disagrees.parts),
+        )  # fmt: skip
     return build_result(
         state.job,
         log.events,
         log.seq + 1,
         status=status,
-        output=state.transcript.choices(),
+        output=choices,
         usage=state.usage,
         failure=failure,
         first_token_at=state.first_token_of_output,
@@ -112,6 +122,7 @@ def job_result(
         revision=state.revision,
         handed_over=handed_over,
         prompt_estimate=estimated_tokens(state.job.request) if unreported else 0,
+        counted=None if disagrees is None else disagrees.stored(),
     )
 
 

@@ -43,7 +43,7 @@ async def hand_over(
         failure = LATE if reason is InterruptReason.DEADLINE_EXCEEDED else CANCELLED
         # What comes from now on is not the job's any more.
         state.log = log.fork()
-        state.log.event(EventType.STARTED, start_data(state, attempt=1))
+        state.log.event(EventType.STARTED, start_data(state, attempt=1, continues=job.id))
         result, last = await job_result(state, log, JobStatus.CANCELLED, failure, None, handed_over=True)
         ended = await retry(lambda: store.hand_over(job.id, job.attempt, result), "result")
         if not report_end(state, log, result, last, ended):

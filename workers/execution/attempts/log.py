@@ -36,7 +36,8 @@ async def open_log(state: AttemptState) -> bool:
             return False
         before = seq_before(job.attempt, after_leader=job.continues is not None)
         log.resume_after(events, events[-1].seq if events else before)
-        state.transcript = await Transcript.of(events, job.request.sampling.n, model=job.model)
+        choices = job.request.sampling.n
+        state.transcript = await Transcript.of(events, choices, model=job.model, after=job.begins_with)
         state.prior_tokens = state.transcript.tokens
         state.earlier_runs = state.transcript.runs
         if taken.first_token_at is not None:
@@ -54,7 +55,7 @@ async def open_log(state: AttemptState) -> bool:
             other_weights = job.request.adapter is not None and not state.prior.comparable
             if (mode <= Resume.RESTART or other_weights) and not state.stuck:
                 await restart(state)
-    log.event(EventType.STARTED, start_data(state, job.attempt))
+    log.event(EventType.STARTED, start_data(state, job.attempt, continues=job.continues))
     logger.info(
         "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens early=%d",
         job.id, job.model, job.attempt, context.worker, job.request_context.request_id, state.prior_tokens,
@@ -63,11 +64,13 @@ async def open_log(state: AttemptState) -> bool:
     return True
 
 
-def start_data(state: AttemptState, attempt: int) -> dict[str, object]:
-    """The data of the event that an attempt of the job has started."""
+def start_data(state: AttemptState, attempt: int, *, continues: str | None) -> dict[str, object]:
+    """The data of the event that an attempt has started. `continues`: the job with whose events the log begins."""
     data: dict[str, object] = {"attempt": attempt, "worker": state.context.worker}
     if state.job.decisions.route is not None:
         data["model"] = state.job.model
+    if continues:
+        data["continues"] = continues
     return data | {"fingerprint": state.fingerprint}
 
 

@@ -117,9 +117,9 @@ class OutputPublisher:
         if state.first_token_at is None:
             state.first_token_at = state.database_now()
             delta.prompt_tokens = state.prompt.prompt_tokens or None
-            is_first_of_job = not any(run.tokens for run in state.earlier_runs.values())
+            is_first_of_log = not state.transcript.generated
             state.metrics.first_token(
-                time.monotonic() - self.submitted_at, state.first_token_at if is_first_of_job else None
+                time.monotonic() - self.submitted_at, state.first_token_at if is_first_of_log else None
             )
             state.trace.first_token(state.first_token_at, state.prompt.prompt_tokens, state.prompt.cached_tokens)
         if delta.tokens and not state.generated:

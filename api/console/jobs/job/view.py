@@ -220,6 +220,8 @@ def _facts(job: JobSummary, names: KeyNames) -> list[Fact]:
         if route.mode is not None:
             parts.append(f"for {route.mode}")
         facts.append(Fact("Rule", ", ".join(parts), more=f"of the route {route.route}"))
+        if route.downgraded_from is not None:
+            facts.append(Fact("Too expensive for a budget", route.downgraded_from, code=True))
         if route.tried:
             facts.append(Fact("Could not serve it", ", ".join(route.tried)))
         if route.fallbacks and not job.status.terminal:

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.budgets import budgets as module
 from api.budgets.budgets import Budgets
 from api.context.window import ContextWindow
 from shared.config.models.loader import load_registry
@@ -193,3 +194,24 @@ async def test_upkeep_releases_what_an_older_version_has_left(
     (window,) = await windows(database)
     assert window.reserved == 0
     assert metrics.budget_reservations_released._value.get() == 1
+
+
+async def test_upkeep_deletes_windows_that_ended_long_ago(
+    budgets: Budgets, database: AsyncEngine, owner: Owner, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PORTION", 2)
+    monkeypatch.setattr(module, "PAUSE_S", 0)
+    budget = await add_budget(database, owner, 1, end_user="*")
+    total = await add_budget(database, owner, 1, period=Period.TOTAL)
+    await budgets.reload()
+    for name in ("a", "b", "c"):
+        await budgets.plan(new(replace(owner, end_user=name)))
+    await store.insert(await budgets.plan(new(replace(owner, end_user="busy"))))
+    async with database.begin() as connection:
+        move = "UPDATE budget_windows SET ends_at = now() - interval '36 days' WHERE end_user <> 'c'"
+        await connection.execute(text(move + " AND budget_id = :id"), {"id": budget.id})
+        later = "UPDATE budget_windows SET ends_at = now() - interval '34 days' WHERE end_user = 'c'"
+        await connection.execute(text(later))
+    await budgets.upkeep()
+    left = [(window.budget_id, window.end_user) for window in await windows(database)]
+    assert sorted(left) == [(budget.id, "busy"), (budget.id, "c"), (total.id, "")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +32,7 @@ from shared.domain.request import GenerateRequest, Sampling
 from shared.domain.result import build_result
 from shared.postgres.job_store import JobStore
 from shared.redis.connection import connect_redis
-from shared.redis.rate_limits import Outcome, RateWindows, Window
+from shared.redis.rate_limits import Correction, Outcome, RateWindows, Window
 from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
@@ -312,6 +314,49 @@ async def test_without_redis(
     assert process.count("rate_limits_unavailable", "allowed" if setting == "allow" else "refused") == 3
     assert not await process.limiter.settle([])
     await redis.aclose()
+
+
+async def test_the_wait_of_several_prompts_is_that_for_all_of_them(process: Process) -> None:
+    process.limits(requests_per_minute=4)
+    for _ in range(3):
+        await process.limiter.take(job(process.owner))
+        process.clock[0] += 10
+    taken, refused = [], []
+    for _ in range(3):
+        try:
+            taken.append(await process.limiter.take(job(process.owner)))
+        except RateLimited as error:
+            refused.append(error)
+    assert (len(taken), len(refused)) == (1, 2)
+    assert refused[0].wait_s is not None
+    together = await process.limiter.together(refused, taken)
+    assert together.wait_s == pytest.approx(refused[0].wait_s + 10), "the first two requests have to leave the window"
+    assert f"Try again in {together.wait_s:.3f} s." in together.message
+    await process.limiter.settle(taken[0].returned())
+    process.clock[0] += refused[0].wait_s
+    assert await process.left(Measure.REQUESTS) == 2
+    process.clock[0] += 10
+    assert await process.left(Measure.REQUESTS) == 3
+    more = [RateLimited("x", wait_s=1.0, asked={"k": (3, 4)}) for _ in range(2)]
+    assert (await process.limiter.together(more, [])).wait_s is None, "they never fit together"
+
+
+async def test_limits_hold_while_the_event_loop_is_blocked(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer of Redis is there when the loop runs again, after the timeout."""
+    await process.limiter.take_request(process.owner, "sim")  # connect, and load the script
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.02)
+    process.limits(requests_per_minute=2)
+    for taken in (True, True, False):
+        # Called once the request has been sent.
+        asyncio.get_running_loop().call_later(0.001, time.sleep, 0.1)
+        if taken:
+            assert (await process.limiter.take(job(process.owner))).parts
+        else:
+            with pytest.raises(RateLimited):
+                await process.limiter.take(job(process.owner))
+    asyncio.get_running_loop().call_later(0.001, time.sleep, 0.1)
+    assert await process.limiter.settle([Correction("k", 1, 1)])
+    assert process.count("rate_limits_unavailable", "allowed") == 0
 
 
 async def test_a_redis_that_hangs_delays_requests_once(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:

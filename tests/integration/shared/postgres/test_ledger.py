@@ -102,6 +102,18 @@ async def test_the_charge_is_for_its_own_counts(
     assert rows[1].charged == {"input_fresh": 7, "input_cache_read": 3, "output_text": 9}
 
 
+async def test_our_own_numbers_are_kept_beside_those_of_a_provider(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
+) -> None:
+    await set_price(database)
+    job = await ended(store, workers, owner, entry(source=Source.PROVIDER, counted={"input": 9000, "output": 5}))
+    (row,) = await ledger(database, job.id)
+    assert (row.input_fresh, row.counted, row.cost) == (7, {"input": 9000, "output": 5}, COST)
+    other = await ended(store, workers, owner, entry())
+    (row,) = await ledger(database, other.id)
+    assert row.counted is None
+
+
 async def amounts(store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, **changes: Any) -> Any:
     """The cost of a job with an entry that has these values."""
     job = await ended(store, workers, owner, entry(**changes))

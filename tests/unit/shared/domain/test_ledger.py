@@ -250,8 +250,9 @@ def test_the_stored_form_has_all_counts_and_those_of_the_charge_only_if_they_dif
 # What the log knows of attempts.
 
 
-def started(attempt: int) -> Event:
-    return event(1, EventType.STARTED, {"attempt": attempt, "worker": "w"})
+def started(attempt: int, continues: str | None = None) -> Event:
+    payload = {"attempt": attempt, "worker": "w", "fingerprint": f"of {continues or 'the leader'}"}
+    return event(1, EventType.STARTED, payload if continues is None else {**payload, "continues": continues})
 
 
 def deltas(*ids: int, prompt: int | None = None) -> Event:
@@ -287,8 +288,39 @@ def test_an_attempt_resumes_a_request_unless_it_sends_another_one() -> None:
 
 
 def test_a_log_that_begins_with_that_of_another_job_has_the_attempts_of_the_last_one() -> None:
-    events = [started(1), deltas(1, 2), started(2), deltas(3), started(1), deltas(4)]
-    assert transcript_of(events).runs == {1: Run(1, prior=3)}
+    leader = [started(1), deltas(1, 2), started(2), deltas(3)]
+    own = [started(1, "job_l"), deltas(4), started(2, "job_l"), deltas(5)]
+    assert transcript_of([*leader, *own], after="job_l").runs == {1: Run(1, prior=3), 2: Run(1, prior=4)}
+    lost_early = [started(2, "job_l"), deltas(4)]
+    assert transcript_of([*leader, *lost_early], after="job_l").runs == {2: Run(1, prior=3)}, "its first one is unknown"
+    assert transcript_of(leader, after="job_l").runs == {}, "it has none yet"
+    of_leader = [*leader, started(1, "job_l"), deltas(4)]
+    assert transcript_of(of_leader, after="job_m").runs == {}, "the leader has continued another job itself"
+    assert transcript_of([*of_leader, started(2, "job_m"), deltas(5)], after="job_m").runs == {2: Run(1, prior=4)}
+
+
+async def test_a_lost_attempt_of_a_released_follower_costs_nothing_of_its_leaders() -> None:
+    """The worker of its first attempt dies when it has copied the leader's log and written nothing to it."""
+    events = [started(1), deltas(1, 2, prompt=10), started(2, "job_l"), deltas(3)]
+    lost, running = attempt(1, "worker_lost"), replace(attempt(2, ""), outcome=None)
+    job = replace(JOB, attempt=2, continues="job_l", attempts=(lost, running))
+    result, _ = await build_result(
+        job,
+        events,
+        9,
+        status=JobStatus.COMPLETED,
+        output=(),
+        usage=Usage(10, 0, 3),
+        failure=None,
+        first_token_at=NOW,
+        finished_at=NOW + timedelta(seconds=9),
+        outcome=AttemptOutcome.COMPLETED,
+        runs=transcript_of(events, after=job.begins_with).runs,
+        source=Source.ENGINE,
+    )
+    first, last = result.entries
+    assert (first.counts.output_text, last.counts.output_text) == (0, 1)
+    assert result.attempts[0].fingerprint is None
 
 
 async def test_the_result_of_a_job_has_its_entries() -> None:

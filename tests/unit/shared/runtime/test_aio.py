@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 
 import pytest
 
-from shared.runtime.aio import cancel_and_wait, map_limited, wait_for_event
+from shared.runtime import aio
+from shared.runtime.aio import cancel_and_wait, map_limited, timeout_of_others, wait_for_event
 
 WITHIN_S = 20
 
@@ -141,3 +144,30 @@ async def test_a_failed_call_cancels_the_others() -> None:
     with pytest.raises(ValueError, match="2"):
         await map_limited(wait_or_fail, range(5), 5)
     assert cancelled == [0, 1, 3, 4]
+
+
+async def test_what_arrives_while_the_loop_is_blocked_is_not_too_late() -> None:
+    ours, other = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    try:
+        asyncio.get_running_loop().call_soon(_stall_and_send, other)
+        async with timeout_of_others(0.01):
+            assert await reader.readexactly(2) == b"ok"
+    finally:
+        writer.close()
+        other.close()
+
+
+def _stall_and_send(other: socket.socket) -> None:
+    other.send(b"ok")
+    time.sleep(0.05)
+
+
+async def test_a_timeout_ends_a_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "LATE_S", 0.001)
+    with pytest.raises(TimeoutError):
+        async with timeout_of_others(0.001):
+            await asyncio.Event().wait()
+    async with timeout_of_others(0.001):
+        pass
+    await asyncio.sleep(0.01)  # nothing is cancelled later

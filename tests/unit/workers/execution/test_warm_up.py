@@ -13,6 +13,7 @@ from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.postgres.prefix_store import PrefixStore, ProjectPrefixes, ReusedPrefix
+from shared.postgres.warm_up_store import WarmedPrefix, WarmUpStore
 from shared.telemetry.metrics import Metrics
 from tests.support.metrics import worker_metrics
 from workers.engines.base import EngineDead, EngineError
@@ -66,14 +67,27 @@ class Rows(PrefixStore):
         return [GenerateRequest(prompt=job_id) for job_id in job_ids]
 
 
+class Ledger(WarmUpStore):
+    """Keeps the prefixes that were recorded."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.prefixes: list[WarmedPrefix] = []
+        self._error = error
+
+    async def record(self, model: str, prefixes: Sequence[WarmedPrefix]) -> None:
+        if self._error is not None:
+            raise self._error
+        self.prefixes += prefixes
+
+
 def warm_up(
-    engine: Words, *prompts: dict[str, Any], store: Rows | None = None, **fields: Any
+    engine: Words, *prompts: dict[str, Any], store: Rows | None = None, ledger: Ledger | None = None, **fields: Any
 ) -> tuple[WarmUp, Metrics]:
     model = VllmModel.model_validate(
         {"name": "m", "engine": "vllm", "model": "x", "warm_prompts": list(prompts), **fields}
     )
     metrics = worker_metrics("m")
-    return WarmUp(model, lambda: engine, store or Rows(), metrics), metrics
+    return WarmUp(model, lambda: engine, store or Rows(), ledger or Ledger(), metrics), metrics
 
 
 def raising(error: Exception) -> Callable[[Sequence[int]], object]:
@@ -104,6 +118,23 @@ async def test_each_prompt_is_computed_for_each_project(caplog: pytest.LogCaptur
     assert "model=m prompt cache warm: 3 prefixes, 11 tokens" in caplog.text
     assert "m.warm_prompts[1].projects: there is no project 'nobody'" in caplog.text
     assert "hello" not in caplog.text
+
+
+async def test_what_was_computed_is_recorded_for_each_project(caplog: pytest.LogCaptureFixture) -> None:
+    engine, ledger = Words(), Ledger()
+
+    def fail_for_x(tokens: Sequence[int]) -> None:
+        if list(tokens) == [ord("x")]:
+            raise EngineError("too much")
+
+    engine.on_prefill = fail_for_x
+    warm, _ = warm_up(engine, {"text": "hello"}, {"text": "x"}, ledger=ledger)
+    await warm.run()
+    assert ledger.prefixes == [WarmedPrefix(1, 5, 0), WarmedPrefix(2, 5, 0)]
+    unavailable, metrics = warm_up(Words(), {"text": "hello"}, ledger=Ledger(OSError("no database")))
+    await unavailable.run()
+    assert counted(metrics)[0] == 2
+    assert "cannot record the usage of its warm-up" in caplog.text
 
 
 async def test_an_entry_without_prompts_does_nothing() -> None:

@@ -1,0 +1,56 @@
+"""What the page of usage says about savings: lines of a table. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from api.savings.report import RouteSavings, Savings, Tokens
+from api.savings.schemas import UNCACHED_BASELINE
+
+
+@dataclass(frozen=True, slots=True)
+class SavingsLine:
+    """What was saved in one way. `tokens` is None if it is not known; `hint` explains the numbers."""
+
+    name: str
+    how: str
+    tokens: Tokens | None
+    hint: str = ""
+
+
+def savings_lines(savings: Savings) -> Sequence[SavingsLine]:
+    """The lines of a report; none about what is not in use."""
+    lines = [_route(found) for found in savings.routes]
+    by_cache = (
+        ("Response cache", "answers that were kept", savings.response_cache),
+        ("Identical requests", "answers of equal requests that were running", savings.coalescing),
+    )
+    for name, how, found in by_cache:
+        if found:
+            lines.append(SavingsLine(name, how, _sum(found)))
+    generated = savings.generated
+    if generated.cached_tokens:
+        read = Tokens(generated.requests, generated.cached_tokens)
+        lines.append(SavingsLine("Prompt caches", "input that models had not to compute again", read))
+    return lines
+
+
+def _route(found: RouteSavings) -> SavingsLine:
+    name = f"Route {found.route}"
+    if found.saved is None:
+        return SavingsLine(name, "models.yaml has no model to compare it with", None)
+    is_uncached = not any(tokens.cached_tokens for tokens in found.models.values())
+    return SavingsLine(
+        name, f"answers of other models than {found.baseline}", found.saved, UNCACHED_BASELINE if is_uncached else ""
+    )
+
+
+def _sum(by_model: Mapping[str, Tokens]) -> Tokens:
+    found = by_model.values()
+    return Tokens(
+        sum(tokens.requests for tokens in found),
+        sum(tokens.prompt_tokens for tokens in found),
+        sum(tokens.cached_tokens for tokens in found),
+        sum(tokens.completion_tokens for tokens in found),
+    )
