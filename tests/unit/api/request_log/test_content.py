@@ -9,9 +9,10 @@ import orjson
 import pytest
 
 from api.request_log.content import JobContent, body_text
-from shared.domain.content import FilePart, ImagePart, TextPart
+from api.request_log.redaction import new_redactor
+from shared.domain.content import ImagePart, TextPart
 from shared.domain.log_level import LogLevel
-from shared.domain.request import GenerateRequest, Message, Sampling
+from shared.domain.request import FunctionCall, GenerateRequest, Message, MessageToolCall, Sampling
 
 SECRET = "4242"
 
@@ -64,37 +65,32 @@ def test_a_redacted_body_has_counts() -> None:
     assert GenerateRequest.model_validate(kept(what)["request"]).messages is not None
 
 
-def test_what_redaction_cannot_read_is_left_out() -> None:
-    parts = [
-        TextPart(type="text", text="look"),
-        ImagePart(type="image", media_type="image/png", data="QUJD" * 100),
-        FilePart(type="file", file_id="file-1", filename=f"{SECRET}.pdf"),
-        ImagePart(type="image", url=f"https://example.com/{SECRET}.png"),
-    ]
-    request = GenerateRequest(messages=[Message(role="user", content=parts)])
-    stored = {
-        "index": 0,
-        "text": "ok",
-        "logprobs": [["4", -1], ["242", -1]],
-        "prompt_logprobs": [[]],
-        "opaque": ["b64"],
-    }
-    body = kept(content(request, stored))
-    texts = [part["text"] for part in body["request"]["messages"][0]["content"]]
-    assert texts == [
-        "look",
-        "[image image/png, 300 bytes]",
-        "[file [CARD].pdf file-1]",
-        "[image https://example.com/[CARD].png]",
-    ]
-    assert body["output"] == [{"index": 0, "text": "ok"}]
-    assert GenerateRequest.model_validate(body["request"])
+def test_personal_data_is_nowhere_in_a_redacted_body() -> None:
+    """Neither in the log probabilities, which have the answer in pieces, nor as token ids, nor in arguments of tools."""
+    card = "4111111111111111"
+    parts = [TextPart(type="text", text=card), ImagePart(type="image", media_type="image/png", data="QUJD" * 100)]
+    call = MessageToolCall(id="call_1", function=FunctionCall(name="pay", arguments=f'{{"card":"{card}"}}'))
+    request = GenerateRequest(
+        messages=[Message(role="user", content=parts), Message(role="assistant", tool_calls=[call])],
+        sampling=Sampling(stop=[card]),
+    )
+    output = {"index": 0, "text": card, "logprobs": [["4111", -1], ["111111111111", -1]], "reasoning": card}
+    what = content(request, output, metadata=f'{{"note":"{card}"}}', error_message=f"cannot {card}")
+    found = body_text(what, LogLevel.REDACTED, new_redactor(None))
+    assert b"4111" not in found.text
+    assert b"QUJD" not in found.text
+    assert found.redactions == orjson.loads(found.text)["redactions"]["card"] == 7
+    ids = body_text(content(GenerateRequest(prompt=[41, 11])), LogLevel.REDACTED, new_redactor(None))
+    assert orjson.loads(ids.text)["request"]["prompt"] == "[TOKENS 2]"
+    assert kept(content(GenerateRequest(prompt=[41, 11])), LogLevel.FULL)["request"]["prompt"] == [41, 11]
 
 
-def test_token_ids_are_left_out() -> None:
-    body = kept(content(GenerateRequest(prompt=[1, 2, 3])))
-    assert body["request"]["prompt"] == "[3 token ids]"
-    assert kept(content(GenerateRequest(prompt=[1, 2, 3])), LogLevel.FULL)["request"]["prompt"] == [1, 2, 3]
+def test_the_rules_of_a_project_apply() -> None:
+    own = new_redactor({"kinds": [], "own": [{"name": "codename", "words": ["Falcon"]}]})
+    body = orjson.loads(body_text(content(GenerateRequest(prompt="of Falcon")), LogLevel.REDACTED, own).text)
+    assert body["request"]["prompt"] == "of [CODENAME]"
+    with pytest.raises(ValueError, match="kinds"):
+        new_redactor({"kinds": ["of a newer version"]})
 
 
 def test_a_large_body_is_the_same() -> None:
