@@ -66,7 +66,7 @@ def test_a_redacted_body_has_counts() -> None:
 
 
 def test_personal_data_is_nowhere_in_a_redacted_body() -> None:
-    """Neither in the log probabilities, which have the answer in pieces, nor as token ids, nor in arguments of tools."""
+    """Neither in log probabilities, which have the answer in pieces, nor as token ids, nor in arguments of tools."""
     card = "4111111111111111"
     parts = [TextPart(type="text", text=card), ImagePart(type="image", media_type="image/png", data="QUJD" * 100)]
     call = MessageToolCall(id="call_1", function=FunctionCall(name="pay", arguments=f'{{"card":"{card}"}}'))
