@@ -211,6 +211,24 @@ async def test_nothing_returns_what_is_not_to_be_kept(stack: Stack, collected: C
         await database.dispose()
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/jobs", {"prompt": "x"}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}),
+    ],
+)
+async def test_an_unknown_level_is_refused(stack: Stack, path: str, body: dict[str, Any]) -> None:
+    async with stack.client() as client:
+        refused = await client.post(path, json={"model": "sim", **body}, headers={"x-headrace-log": "some"})
+        assert refused.status_code == 400, refused.text
+        message = refused.json()["error"]["message"]
+        assert message == "x-headrace-log: must be one of none, metadata, redacted, full, got 'some'"
+
+
 def found_in(mark: str, places: dict[str, bytes]) -> list[str]:
     """The places that have a text: as it is, as PostgreSQL shows bytes, or as a body is encoded in JSON and base64."""
     plain = mark.encode()
