@@ -21,6 +21,7 @@ from api.jobs.quotas import NO_RESERVATION, JobQuotas, Reservation
 from api.keys.allowed_models import require_allowed
 from api.keys.principal import Principal, Scope
 from api.limits.limiter import NOTHING, RateLimiter, Taken
+from api.request_log.levels import NO_LEVELS, LogLevels
 from api.routing.candidates import CostLimit
 from api.routing.router import Explanation, Routed, Router
 from shared.config.models.loader import ModelSpec, Registry
@@ -49,6 +50,7 @@ class Admission:
         shortening: Shortening | None = None,
         limiter: RateLimiter | None = None,
         budgets: Budgets | None = None,
+        log_levels: LogLevels = NO_LEVELS,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -62,6 +64,7 @@ class Admission:
         self._shortening = shortening or Shortening(registry, context, metrics=metrics)
         self._limiter = limiter
         self._budgets = budgets
+        self._log_levels = log_levels
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
@@ -87,6 +90,7 @@ class Admission:
             return await self._admitted(principal, new, jobs)
 
     async def _admitted(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None) -> NewJob:
+        new = self._log_levels.apply(principal, new)
         routed = await self._router.route(principal, new) if self._router is not None else None
         return await self._checked(principal, new if routed is None else routed.job, routed, jobs)
 
