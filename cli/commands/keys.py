@@ -45,6 +45,7 @@ class Scope(StrEnum):
 
     INFERENCE = "inference"
     ADMIN = "admin"
+    ERASE = "erase"
 
 
 @keys.command("list")
