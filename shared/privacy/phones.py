@@ -64,6 +64,12 @@ class Phones:
     def __init__(self, regions: Sequence[str]) -> None:
         self._regions = regions
 
+    def load(self) -> None:
+        """Load the library with the tables of the regions."""
+        _library()
+        for region in self._regions:
+            _national_prefix(region)
+
     def replace(self, text: str, placeholder: str) -> tuple[str, int]:
         """Replace phone numbers; return the new text, and how many there were."""
         return replace_checked(text, _CANDIDATE, self._check, placeholder, most=MOST, rest=_CANDIDATE)

@@ -38,6 +38,11 @@ def is_installed() -> bool:
     return find_spec("presidio_analyzer") is not None
 
 
+def load() -> None:
+    """Load the package and the model of the language. Raises `PresidioMissing`, as `entities` does."""
+    _analyzer()
+
+
 def entities(text: str) -> list[tuple[str, list[tuple[int, int]]]]:
     """Where the entities are, by kind. Those of a kind do not overlap, and are in order.
 
