@@ -19,6 +19,7 @@ from api.admin.fleet import routes as fleet
 from api.admin.keys import routes as admin_keys
 from api.admin.limits import routes as admin_limits
 from api.admin.prices import routes as admin_prices
+from api.admin.redaction import routes as redaction
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
@@ -27,6 +28,7 @@ from api.console import calls as console_calls
 from api.console import errors as console_errors
 from api.console.install import install_console
 from api.console.middleware import ConsoleMiddleware
+from api.erasure import routes as erasure
 from api.files import routes as files
 from api.http import errors
 from api.http.conventions import Conventions
@@ -174,6 +176,8 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(admin_prices.router)
     app.include_router(audit.router)
     app.include_router(admin_limits.router)
+    app.include_router(redaction.router)
+    app.include_router(erasure.router)
     app.include_router(health.router)
     pages.install(app, console=settings.console == "on")
     if settings.console == "on":

@@ -17,6 +17,7 @@ from api.admin.fleet.store import FleetStore
 from api.admin.keys.service import KeyService
 from api.admin.limits.service import LimitService
 from api.admin.prices.store import PriceListStore
+from api.admin.redaction.service import RedactionService
 from api.batches.driver import BatchDriver
 from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
@@ -55,6 +56,10 @@ from api.context.summaries import Summaries
 from api.context.summary_store import SummaryStore
 from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
+from api.erasure.files import FileErasure
+from api.erasure.ledger_store import LedgerErasure
+from api.erasure.service import ErasureService
+from api.erasure.store import ErasureStore
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
 from api.files.s3_blobs import SCHEME, S3Blobs
@@ -402,6 +407,10 @@ async def open_resources(
         resources.add(AuditStore, AuditStore(database))
         resources.add(PriceListStore, PriceListStore(database))
         resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))
+        resources.add(RedactionService, RedactionService(database))
+        erasure_files = FileErasure(blobs, max_line_bytes=settings.max_body_bytes)
+        erasure = ErasureService(ErasureStore(database), LedgerErasure(database), erasure_files, jobs, logs, metrics)
+        resources.add(ErasureService, erasure)
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)

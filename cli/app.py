@@ -15,6 +15,7 @@ from cli.commands.keys import keys, projects
 from cli.commands.limits import limits
 from cli.commands.local import bench, up
 from cli.commands.models import models
+from cli.commands.privacy import erase, redact
 from cli.commands.status import status
 from cli.commands.submit import submit
 from cli.commands.usage import usage
@@ -82,6 +83,8 @@ app.add_typer(budgets, name="budgets")
 app.add_typer(limits, name="limits")
 app.command(short_help="List the prices of models.")(prices)
 app.command(short_help="List what operators have changed.")(audit)
+app.command(short_help="Show what redaction would leave of a text.")(redact)
+app.command(short_help="Erase the data of an end user.")(erase)
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)
 
 

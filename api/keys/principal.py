@@ -21,6 +21,8 @@ class Scope(StrEnum):
 
     INFERENCE = "inference"
     ADMIN = "admin"
+    # Erase the data of end users of its project.
+    ERASE = "erase"
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,22 +133,23 @@ class BodyWriter:
     async def _sealed(self, pending: PendingBody, found: PendingContent, key: DataKey) -> SealedBody:
         content, job_id = found.content, pending.job_id
         try:
-            redactor = None if pending.level is LogLevel.FULL else self._redactor(found.project_options)
+            redactor = None if pending.level is LogLevel.FULL else await self._redactor(found.project_options)
             body: BodyText
             body, sealed = await off_loop(content.size, _seal, found, pending, redactor, key)
         except Exception as error:  # what cannot be redacted must not be kept, nor keep others from being kept
             logger.error("job=%s its body is lost to the request log: %s", job_id, type(error).__name__)
             return SealedBody(pending)
-        self._metrics.log_redactions.inc(body.redactions)
+        self._metrics.redacted(body.redactions)
         return SealedBody(pending, key.id, sealed)
 
-    def _redactor(self, project_options: Mapping[str, Any]) -> BodyRedactor:
+    async def _redactor(self, project_options: Mapping[str, Any]) -> BodyRedactor:
         rules = project_options.get("redaction")
         name = orjson.dumps(rules, option=orjson.OPT_SORT_KEYS)
         if name not in self._redactors:
             if len(self._redactors) >= MOST_REDACTORS:
                 self._redactors.clear()
-            self._redactors[name] = self._new_redactor(rules)
+            # In a thread: the first one loads tables, which takes tenths of a second.
+            self._redactors[name] = await asyncio.to_thread(self._new_redactor, rules)
         return self._redactors[name]
 
 

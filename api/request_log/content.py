@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
@@ -37,10 +37,10 @@ class JobContent:
 
 @dataclass(frozen=True, slots=True)
 class BodyText:
-    """A body as JSON, and the number of texts that redaction has replaced in it."""
+    """A body as JSON, and what redaction has replaced in it, by kind."""
 
     text: bytes
-    redactions: int = 0
+    redactions: Mapping[str, int] = field(default_factory=dict)
 
 
 def body_text(content: JobContent, level: LogLevel, redactor: BodyRedactor | None) -> BodyText:
@@ -60,7 +60,7 @@ def body_text(content: JobContent, level: LogLevel, redactor: BodyRedactor | Non
             raise ValueError(f"there is no redactor for the level {level}")
         body, redactions = redactor.redact_body(body)
         body["redactions"] = dict(redactions)
-    return BodyText(_dumps(body, content.size), sum(redactions.values()))
+    return BodyText(_dumps(body, content.size), redactions)
 
 
 def _loads(text: str) -> Any:

@@ -13,10 +13,12 @@ def new_redactor(rules: Mapping[str, Any] | None) -> BodyRedactor:
 
     Raises:
         ValueError: this version cannot read the rules. Nothing may be kept without them.
+        shared.privacy.presidio.PresidioMissing: they demand what is not installed.
     """
-    # Its tables take a tenth of a second to load, which only those who keep redacted bodies should pay.
+    # Its tables take tenths of a second to load, which only those who keep redacted bodies should pay.
     from shared.domain.redaction_rules import NO_OWN_RULES, RedactionRules
     from shared.privacy.redaction import Redactor
 
-    redactor: BodyRedactor = Redactor(NO_OWN_RULES if rules is None else RedactionRules.model_validate(rules))
+    redactor = Redactor(NO_OWN_RULES if rules is None else RedactionRules.model_validate(rules))
+    redactor.load()
     return redactor

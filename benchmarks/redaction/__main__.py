@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from benchmarks.redaction.adversarial import NAMES, cpu_s
 from benchmarks.redaction.score import score, summary, table
 from benchmarks.redaction.texts import generate
 from launcher.settings import REPOSITORY
@@ -19,8 +20,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT, help="number of texts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the texts (default: %(default)s)")
     parser.add_argument("--faults", type=int, default=0, metavar="N", help="print N texts with faults")
+    parser.add_argument("--time", action="store_true", help="measure the time of adversarial texts instead")
     parser.add_argument("--update", action="store_true", help="write the figures to docs/privacy.md")
     arguments = parser.parse_args()
+    if arguments.time:
+        for name in NAMES:
+            print(f"{cpu_s(name, 1_000_000) * 1000:7.1f} ms  {name}")
+        return
     scores = score(Redactor(), generate(arguments.count, arguments.seed))
     figures = "\n".join((*summary(scores), "", table(scores)))
     print(figures)

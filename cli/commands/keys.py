@@ -55,6 +55,7 @@ class Scope(StrEnum):
 
     INFERENCE = "inference"
     ADMIN = "admin"
+    ERASE = "erase"
 
 
 @keys.command("list")

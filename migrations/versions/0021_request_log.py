@@ -169,6 +169,7 @@ def upgrade() -> None:
             "jobs_unlogged",
             "ON jobs (finished_at) WHERE log_level = 'none' AND finished_at IS NOT NULL AND deleted_at IS NULL",
         )
+        create_index("jobs_end_user", "ON jobs (project_id, end_user, id) WHERE end_user IS NOT NULL")
         declare_compatible(revision, "0009")
 
 
@@ -182,4 +183,5 @@ def downgrade() -> None:
             execute(f"DROP TABLE IF EXISTS {table}")
         for table, name, _ in COLUMNS:
             execute(f"ALTER TABLE {table} DROP COLUMN IF EXISTS {name}")
+        execute("DROP INDEX CONCURRENTLY IF EXISTS jobs_end_user")
         declare_compatible("0020", "0009")

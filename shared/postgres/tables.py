@@ -240,6 +240,7 @@ class JobRow(Base):
 
     __table_args__ = (
         Index("jobs_by_project", "project_id", "id"),
+        Index("jobs_end_user", "project_id", "end_user", "id", postgresql_where=text("end_user IS NOT NULL")),
         Index("jobs_by_key", "key_id", "id"),  # for processes of the previous version; to be dropped
         Index("jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
         Index(

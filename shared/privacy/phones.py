@@ -29,6 +29,10 @@ _DATE = re.compile(
 )
 _ADDRESS = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}$")
 _GROUP = re.compile(r"\d+")
+# What follows an amount: `612 345 678 km`.
+_UNIT = re.compile(
+    r"[ \u00a0]?(?:[kcm]?m|[kM]?g|l|[kMGT]?B|[mk]?s|[kMG]?W|h|°|EUR|USD|GBP|JPY|CHF|Euros?|Dollars?|[$€£¥円%])(?!\w)"
+)
 _CONTEXT = re.compile(
     r"(?:tel|phone|call|mobile?|cell|handy|fax|whatsapp|sms|telef|téléphone|portable|móvil|movil|anruf|rückruf|appel|llam|電話|携帯)"
     r"[\w.]{0,12}[^\w\n]{0,4}(?:\w{1,12}[^\w\n]{0,3}){0,2}$",
@@ -59,6 +63,12 @@ class Phones:
 
     def __init__(self, regions: Sequence[str]) -> None:
         self._regions = regions
+
+    def load(self) -> None:
+        """Load the library with the tables of the regions."""
+        _library()
+        for region in self._regions:
+            _national_prefix(region)
 
     def replace(self, text: str, placeholder: str) -> tuple[str, int]:
         """Replace phone numbers; return the new text, and how many there were."""
@@ -91,7 +101,7 @@ class Phones:
 
     @staticmethod
     def _is_written_as_number(number: str, digits: str, region: str, text: str, start: int) -> bool:
-        if _ADDRESS.match(number):
+        if _ADDRESS.match(number) or _UNIT.match(text, start + len(number)):
             return False
         has_prefix = digits.startswith("0")
         if _national_prefix(region) == "0" and not has_prefix:

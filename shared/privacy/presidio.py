@@ -7,6 +7,7 @@ for each text, a hundred times as long as everything else.
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from shared.domain.redaction_rules import PRESIDIO_ENTITIES
@@ -32,8 +33,13 @@ def _analyzer() -> Any:
     return AnalyzerEngine()
 
 
-def check_installed() -> None:
-    """Raise `PresidioMissing` if the package is not installed. It is imported, which takes seconds."""
+def is_installed() -> bool:
+    """Whether the package is installed. It is not imported."""
+    return find_spec("presidio_analyzer") is not None
+
+
+def load() -> None:
+    """Load the package and the model of the language. Raises `PresidioMissing`, as `entities` does."""
     _analyzer()
 
 

@@ -19,6 +19,7 @@ from shared.domain.result import JobResult
 from shared.telemetry.definitions.answers import AnswerMetrics
 from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
+from shared.telemetry.definitions.privacy import PrivacyMetrics
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
 from shared.telemetry.definitions.request_log import RequestLogMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
@@ -28,7 +29,14 @@ from shared.telemetry.instruments import Definition, Exporter, InstrumentSet
 
 
 class Metrics(
-    RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, RequestLogMetrics, WorkerMetrics
+    RequestMetrics,
+    ProcessMetrics,
+    JobMetrics,
+    AnswerMetrics,
+    UsageMetrics,
+    RequestLogMetrics,
+    PrivacyMetrics,
+    WorkerMetrics,
 ):
     """The metrics of one process."""
 
@@ -42,6 +50,7 @@ class Metrics(
         AnswerMetrics.__init__(self, new)
         UsageMetrics.__init__(self, new)
         RequestLogMetrics.__init__(self, new)
+        PrivacyMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
         self._declare(models)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from api.http.pagination import PageView
 from api.keys.changes import (
@@ -32,6 +32,8 @@ from shared.domain.answer_options import (
 from shared.domain.log_level import LogLevel
 from shared.domain.priorities import MAX_PRIORITY
 from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
+from shared.domain.redaction_rules import RedactionRules
+from shared.privacy import presidio
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=rf"^{NAME}$")]
 # As for `python -m api.keys`, a tier is a word.
@@ -228,10 +230,22 @@ class ProjectOptionsBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     log_level: LogLevel | None = Field(None, description=f"{_LOG_LEVEL} Null: the project has none.")
+    redaction: RedactionRules | None = Field(
+        None,
+        description="What is removed from bodies of the level `redacted`, instead of all kinds. Replaced as a whole;"
+        " null: all kinds are removed.",
+    )
+
+    @field_validator("redaction")
+    @classmethod
+    def _installed(cls, rules: RedactionRules | None) -> RedactionRules | None:
+        if rules is not None and rules.presidio and not presidio.is_installed():
+            raise ValueError(str(presidio.PresidioMissing()))
+        return rules
 
     def patch(self) -> dict[str, Any]:
         """The members that the body names, as `ProjectOptions` has them."""
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class ProjectCreate(BaseModel):

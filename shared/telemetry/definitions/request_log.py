@@ -17,12 +17,6 @@ class RequestLogMetrics:
             (Label("outcome", ("kept", "lost")),),
             API,
         )
-        self.log_redactions = new.counter(
-            "headrace_request_log_redactions_total",
-            "Texts that were replaced in bodies of the level `redacted`.",
-            (),
-            API,
-        )
         self.log_pending = new.gauge(
             "headrace_request_log_pending_bodies",
             "Ended jobs whose bodies are still to be written to the request log.",

@@ -115,7 +115,7 @@ async def test_a_redacted_body_is_redacted_before_it_is_written(
     body = await opened(database, job_id)
     assert body.request["prompt"] == "a prompt with the number [X]"
     assert body.redactions == {"x": 1}
-    assert metrics.log_redactions._value.get() == 1
+    assert metrics.redactions.labels("own")._value.get() == 1
 
 
 async def test_the_rules_are_those_of_the_project(

@@ -1,0 +1,1 @@
+"""Erases the data of an end user of a project."""

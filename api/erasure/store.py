@@ -1,0 +1,352 @@
+"""SQL that erases an end user's data: jobs, the request log, feedback, and what names the user.
+
+Each statement is limited in size. What was erased does not name the user any more, so a repeated call finds the rest.
+The rows of batches that have not ended keep the name, because their files are erased when they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    and_,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    union,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import aliased
+
+from shared.domain.job import TERMINAL
+from shared.postgres.audit_store import record
+from shared.postgres.engine import limit_idle, transaction
+from shared.postgres.job_purge import purge_statement, release_statement
+from shared.postgres.quality_tables import FeedbackRow, JudgementRow, LabelRow
+from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
+from shared.postgres.store import Store
+from shared.postgres.summary_deletion import delete_summaries
+from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow, ProjectRow
+from shared.postgres.usage_tables import BudgetRow, BudgetWindowRow, LimitRow
+
+# Jobs, and rows of the request log, in one transaction.
+PORTION = 200
+# Exports that are listed.
+MAX_EXPORTS = 1000
+_NO_LOG = "none"
+_BODIES = ("kept", "pending")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJob:
+    """A job that has not ended."""
+
+    id: str
+    in_batch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndedBatch:
+    """A batch that has ended, with jobs of the user: the files that exist of it, and the jobs."""
+
+    id: str
+    input_file_id: str | None
+    result_file_ids: tuple[str, ...]
+    job_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Jobs that were erased: their ids, those of others that went with them, and counts of rows by what they are."""
+
+    job_ids: Sequence[str]
+    others: Sequence[str] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export of the request log that may have data of the user."""
+
+    id: int
+    created_at: datetime
+    level: str
+    rows: int | None
+
+
+class ErasureStore(Store):
+    """Finds and erases the data of end users, by the name that the project has for them."""
+
+    async def project_id(self, name: str) -> int | None:
+        """The id of a project; None if there is none with this name."""
+        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
+
+    async def open_jobs(self, project_id: int, end_user: str, after: str) -> list[OpenJob]:
+        """A portion of the user's jobs that have not ended, in the order of their ids, after one of them.
+
+        Nothing will be logged of them, and their content is deleted soon after their end.
+        """
+        found = (
+            select(JobRow.id)
+            .where(_of(project_id, end_user), JobRow.status.not_in(TERMINAL), JobRow.id > after)
+            .order_by(JobRow.id)
+            .limit(PORTION)
+            .with_for_update()
+            .cte("found")
+        )
+        marked = (
+            update(JobRow)
+            .where(JobRow.id.in_(select(found.c.id)))
+            .values({JobRow.log_level: _NO_LOG})
+            .returning(JobRow.id, JobRow.batch_id.is_not(None).label("in_batch"))
+        )
+        jobs = await self._all(marked, lambda row: OpenJob(row.id, row.in_batch))
+        return sorted(jobs, key=lambda job: job.id)
+
+    async def unended_batches(self, project_id: int, end_user: str) -> list[str]:
+        """The batches with jobs of the user that have not ended."""
+        statement = (
+            select(JobRow.batch_id.label("id"))
+            .join(BatchRow, BatchRow.id == JobRow.batch_id)
+            .where(_of(project_id, end_user), BatchRow.ended_at.is_(None))
+            .distinct()
+        )
+        return sorted(await self._all(statement, lambda row: str(row.id)))
+
+    async def ended_batch(self, project_id: int, end_user: str, after: str) -> EndedBatch | None:
+        """The next batch with jobs of the user that has ended, in the order of ids; None if there is none."""
+        of_log = _of_log(project_id, end_user)
+        jobs = union(
+            select(JobRow.batch_id, JobRow.id).where(_of(project_id, end_user), JobRow.batch_id > after),
+            select(RequestLogRow.batch_id, RequestLogRow.job_id).where(of_log, RequestLogRow.batch_id > after),
+        ).subquery("of_user")
+        statement = (
+            select(
+                BatchRow.id,
+                _existing(BatchRow.input_file_id).label("input_file_id"),
+                _existing(BatchRow.output_file_id).label("output_file_id"),
+                _existing(BatchRow.error_file_id).label("error_file_id"),
+                func.array_agg(jobs.c.id).label("job_ids"),
+            )
+            .join(jobs, jobs.c.batch_id == BatchRow.id)
+            .where(BatchRow.ended_at.is_not(None))
+            .group_by(BatchRow.id)
+            .order_by(BatchRow.id)
+            .limit(1)
+        )
+        return await self._one(
+            statement,
+            lambda row: EndedBatch(
+                row.id,
+                row.input_file_id,
+                tuple(name for name in (row.output_file_id, row.error_file_id) if name is not None),
+                tuple(row.job_ids),
+            ),
+        )
+
+    async def jobs(
+        self, project_id: int, end_user: str, unended: Sequence[str], *, in_batches: bool = False
+    ) -> list[tuple[str, bool]]:
+        """A portion of the user's jobs that are to be erased, and of each, whether other jobs may follow it.
+
+        Those of batches that have not ended are left out. `in_batches`: only these, if they have ended and were not
+        erased.
+        """
+        of_unended = and_(JobRow.batch_id.is_not(None), _in(JobRow.batch_id, unended))
+        if in_batches:
+            condition = and_(of_unended, JobRow.status.in_(TERMINAL), JobRow.deleted_at.is_(None))
+        else:
+            condition = ~of_unended
+        may_lead = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None), JobRow.status.in_(TERMINAL))
+        statement = (
+            select(JobRow.id, may_lead.label("may_lead"))
+            .where(_of(project_id, end_user), condition)
+            .order_by(JobRow.id)
+            .limit(PORTION)
+        )
+        return await self._all(statement, lambda row: (str(row.id), bool(row.may_lead)))
+
+    async def erase_jobs(self, project_id: int, job_ids: Sequence[str], *, keep_user: bool = False) -> Portion:
+        """Erase jobs: the content of those that have ended, and the name of the user, unless `keep_user`.
+
+        The content of the others is deleted soon after their end. Summaries of their conversations, idempotency keys,
+        comments, judgements and labels go with the jobs.
+        """
+        ours = _in(JobRow.id, job_ids)
+        counts: dict[str, int] = {}
+        async with transaction(self._engine) as connection:
+            locked = select(JobRow.id, limit_idle()).where(ours).order_by(JobRow.id).with_for_update()
+            await connection.execute(locked)
+            rows = (await connection.execute(purge_statement(ours, JobRow.project_id == project_id))).all()
+            counts["jobs"] = len(rows)
+            has_ended = JobRow.status.in_(TERMINAL)
+            values: dict[Any, Any] = {
+                JobRow.log_level: case((has_ended, JobRow.log_level), else_=_NO_LOG),
+                JobRow.webhook: case((has_ended, null()), else_=JobRow.webhook),
+            }
+            if not keep_user:
+                values[JobRow.end_user] = None
+            await connection.execute(update(JobRow).where(ours, JobRow.project_id == project_id).values(values))
+            others: list[str] = []
+            for conversation in sorted({row.conversation for row in rows if row.conversation is not None}):
+                others += await delete_summaries(connection, project_id, conversation)
+            keys = delete(IdempotencyKeyRow).where(
+                IdempotencyKeyRow.project_id == project_id, _in(IdempotencyKeyRow.job_id, job_ids)
+            )
+            counts["idempotency_keys"] = (await connection.execute(keys)).rowcount
+            others += await _erase_quality(connection, project_id, job_ids, counts)
+        await self._changes(release_statement(or_(ours, _in(JobRow.id, others))))
+        return Portion(job_ids, others, counts)
+
+    async def erase_log(self, project_id: int, end_user: str, unended: Sequence[str]) -> dict[str, int] | None:
+        """Erase a portion of the user's rows in the request log; None if there is none.
+
+        The rows remain, without the name of the user and without bodies. Those of batches that have not ended keep the
+        name.
+        """
+        of_unended = and_(RequestLogRow.batch_id.is_not(None), _in(RequestLogRow.batch_id, unended))
+        key = (RequestLogRow.job_id, RequestLogRow.ended_at)
+        found = (
+            select(*key)
+            .where(_of_log(project_id, end_user), or_(~of_unended, RequestLogRow.body.in_(_BODIES)))
+            .limit(PORTION)
+            .with_for_update()
+        )
+        async with transaction(self._engine) as connection:
+            statement = (
+                update(RequestLogRow)
+                .where(tuple_(*key).in_(found))
+                .values(
+                    end_user=case((of_unended, RequestLogRow.end_user), else_=null()),
+                    body=case((RequestLogRow.body.in_(_BODIES), "erased"), else_=RequestLogRow.body),
+                )
+                .returning(*key, RequestLogRow.conversation)
+            )
+            rows = (await connection.execute(statement)).all()
+            if not rows:
+                return None
+            # A statement of its own: it sees the bodies that were written while the one above waited for a lock.
+            bodies = delete(RequestBodyRow).where(
+                tuple_(RequestBodyRow.job_id, RequestBodyRow.ended_at).in_([(row.job_id, row.ended_at) for row in rows])
+            )
+            counts = {"log_rows": len(rows), "log_bodies": (await connection.execute(bodies)).rowcount}
+            conversations = sorted({row.conversation for row in rows if row.conversation is not None})
+            about = and_(FeedbackRow.project_id == project_id, _in(FeedbackRow.conversation, conversations))
+            counts["feedback"] = await _erase_feedback(connection, about)
+            # Jobs whose rows were deleted after their retention have these still.
+            await _erase_quality(connection, project_id, [row.job_id for row in rows], counts)
+        return counts
+
+    async def erase_author(self, project_id: int, end_user: str) -> dict[str, int]:
+        """Erase what the user has written as feedback, and the name where feedback and budgets have it."""
+        by_user = and_(FeedbackRow.project_id == project_id, FeedbackRow.author == end_user)
+        anonymous = aliased(FeedbackRow)
+        same = exists().where(
+            anonymous.project_id == FeedbackRow.project_id,
+            anonymous.job_id.is_not_distinct_from(FeedbackRow.job_id),
+            anonymous.conversation.is_not_distinct_from(FeedbackRow.conversation),
+            anonymous.metric == FeedbackRow.metric,
+            anonymous.author == "",
+        )
+        async with transaction(self._engine) as connection:
+            erased = await _erase_feedback(connection, by_user)
+            erased += (await connection.execute(delete(FeedbackRow).where(by_user, same))).rowcount
+            await connection.execute(update(FeedbackRow).where(by_user).values(author=""))
+            # What was spent remains in the windows, under a name that is nobody's.
+            budgets = select(BudgetRow.id).where(BudgetRow.project_id == project_id)
+            windows = (
+                update(BudgetWindowRow)
+                .where(BudgetWindowRow.end_user == end_user, BudgetWindowRow.budget_id.in_(budgets))
+                .values(end_user=func.concat("erased-", cast(BudgetWindowRow.id, Text)))
+            )
+            return {"feedback": erased, "budget_windows": (await connection.execute(windows)).rowcount}
+
+    async def exports(self, project_id: int) -> list[Export]:
+        """The exports that may have data of the project's users, newest first."""
+        statement = (
+            select(ExportRow.id, ExportRow.created_at, ExportRow.level, ExportRow.rows)
+            .where(or_(ExportRow.project_id == project_id, ExportRow.project_id.is_(None)))
+            .order_by(ExportRow.id.desc())
+            .limit(MAX_EXPORTS)
+        )
+        return await self._all(statement, lambda row: Export(row.id, row.created_at, row.level, row.rows))
+
+    async def named_in(self, project_id: int, end_user: str) -> list[str]:
+        """The budgets and limits that operators have created for the user."""
+        budgets = select(func.concat("budget_", cast(BudgetRow.id, Text)).label("name")).where(
+            BudgetRow.project_id == project_id, BudgetRow.end_user == end_user
+        )
+        limits = select(func.concat("limit_", cast(LimitRow.id, Text)).label("name")).where(
+            LimitRow.project_id == project_id, LimitRow.end_user == end_user
+        )
+        return [*await self._all(budgets, lambda row: row.name), *await self._all(limits, lambda row: row.name)]
+
+    async def record(self, key_id: int, project_id: int, name: str, counts: dict[str, int]) -> None:
+        """Note in the audit log that a user's data was erased. `name` must not be the user's."""
+        async with transaction(self._engine) as connection:
+            await record(
+                connection, key_id=key_id, action="user.erase", object_id=name, project_id=project_id, after=counts
+            )
+
+
+def _of(project_id: int, end_user: str) -> ColumnElement[bool]:
+    # As in the index `jobs_end_user`.
+    return and_(JobRow.project_id == project_id, JobRow.end_user == end_user)
+
+
+def _of_log(project_id: int, end_user: str) -> ColumnElement[bool]:
+    return and_(RequestLogRow.project_id == project_id, RequestLogRow.end_user == end_user)
+
+
+def _in(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
+    condition: ColumnElement[bool] = column == func.any(literal([*values], ARRAY(Text)))
+    return condition
+
+
+def _existing(file_id: Any) -> Any:
+    return select(FileRow.id).where(FileRow.id == file_id).scalar_subquery()
+
+
+async def _erase_quality(
+    connection: AsyncConnection, project_id: int, job_ids: Sequence[str], counts: dict[str, int]
+) -> Sequence[str]:
+    """Erase what was said of answers: comments, judgements and labels. Returns the ids of the judges' jobs."""
+    about = and_(FeedbackRow.project_id == project_id, _in(FeedbackRow.job_id, job_ids))
+    _add(counts, "feedback", await _erase_feedback(connection, about))
+    judgements = delete(JudgementRow).where(_in(JudgementRow.item, job_ids)).returning(JudgementRow.judge_job_id)
+    judged = (await connection.execute(judgements)).scalars().all()
+    _add(counts, "judgements", len(judged))
+    labels = delete(LabelRow).where(_in(LabelRow.item, job_ids))
+    _add(counts, "labels", (await connection.execute(labels)).rowcount)
+    judges = [job_id for job_id in judged if job_id is not None]
+    if judges:
+        await connection.execute(purge_statement(_in(JobRow.id, judges)))
+    return judges
+
+
+async def _erase_feedback(connection: AsyncConnection, about: ColumnElement[bool]) -> int:
+    """Delete feedback whose value is a text, and erase comments and tags of the others. Returns their number."""
+    is_text = func.jsonb_typeof(FeedbackRow.value) == literal_column("'string'")
+    deleted = (await connection.execute(delete(FeedbackRow).where(about, is_text))).rowcount
+    has_text = or_(FeedbackRow.comment.is_not(None), FeedbackRow.tags != literal_column("'{}'::text[]"))
+    erased = update(FeedbackRow).where(about, has_text).values(comment=None, tags=[])
+    return deleted + (await connection.execute(erased)).rowcount
+
+
+def _add(counts: dict[str, int], name: str, more: int) -> None:
+    counts[name] = counts.get(name, 0) + more

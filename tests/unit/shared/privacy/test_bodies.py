@@ -1,0 +1,105 @@
+"""The redaction of bodies: all texts of a request and an answer, as the rows of jobs have them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.domain.content import ImagePart, TextPart
+from shared.domain.job import Choice, ToolCall
+from shared.domain.opaque import OpaquePart
+from shared.domain.request import FunctionCall, GenerateRequest, Message, MessageToolCall
+from shared.privacy.redaction import Redactor
+
+REDACTOR = Redactor()
+CARD = "4111 1111 1111 1111"
+
+
+def redacted(body: dict[str, Any]) -> dict[str, Any]:
+    return REDACTOR.redact_body(body)[0]
+
+
+def stored(*messages: Message) -> dict[str, Any]:
+    """A request as the row of its job has it."""
+    request = GenerateRequest(messages=list(messages))
+    return json.loads(request.model_dump_json(exclude_none=True, exclude_defaults=True))  # type: ignore[no-any-return]
+
+
+def test_all_texts_of_a_conversation() -> None:
+    call = MessageToolCall(id="call_1", function=FunctionCall(name="pay", arguments=json.dumps({"card": CARD})))
+    request = stored(
+        Message(role="system", content="Mail to a@b.de"),
+        Message(role="user", content=[TextPart(type="text", text=f"My card: {CARD}")]),
+        Message(role="assistant", tool_calls=[call], reasoning=f"They gave {CARD}"),
+        Message(role="tool", content=f"paid with {CARD}", tool_call_id="call_1"),
+    )
+    output = [Choice(0, f"Paid with {CARD}", tool_calls=(ToolCall("call_2", "mail", '{"to":"a@b.de"}'),)).stored()]
+    body, counts = REDACTOR.redact_body({"request": request, "output": output})
+    assert CARD not in json.dumps(body)
+    assert "a@b.de" not in json.dumps(body)
+    assert counts == {"card": 5, "email": 2}
+    assert body["request"]["messages"][1]["content"] == [{"type": "text", "text": "My card: [CARD]"}]
+    assert json.loads(body["request"]["messages"][2]["tool_calls"][0]["function"]["arguments"]) == {"card": "[CARD]"}
+    assert body["output"][0]["tool_calls"][0]["arguments"] == '{"to":"[EMAIL]"}'
+
+
+def test_arguments_remain_json() -> None:
+    arguments = '{"card": 4111111111111111, "note": "caf\\u00e9 \\u0061@b.de", "n": 3}'
+    body = redacted({"arguments": arguments})
+    assert json.loads(body["arguments"]) == {"card": "[CARD]", "note": "café [EMAIL]", "n": 3}
+    assert redacted({"arguments": '{"n":  1}'}) == {"arguments": '{"n":  1}'}, "unchanged, with its spaces"
+    assert redacted({"arguments": '{"card": "4111 1111 1111 1111'}) == {"arguments": '{"card": "[CARD]'}
+
+
+def test_names_of_members() -> None:
+    assert redacted({"a@b.de": 1, "c@d.de": 2}) == {"[EMAIL]": 1, "[EMAIL]_": 2}
+
+
+def test_images_and_files_are_replaced_by_their_size() -> None:
+    data = base64.b64encode(bytes(3000)).decode()
+    image = ImagePart(type="image", media_type="image/png", data=data)
+    request = stored(Message(role="user", content=[TextPart(type="text", text="What is this?"), image]))
+    (part,) = redacted(request)["messages"][0]["content"][1:]
+    assert part == {"type": "image", "media_type": "image/png", "data": "[DATA image/png 3000 bytes]"}
+    inline = redacted({"text": f"see data:image/png;base64,{data} here"})
+    assert inline == {"text": "see [DATA image/png 3000 bytes] here"}
+
+
+def test_what_cannot_be_searched_is_replaced_by_its_size() -> None:
+    opaque = OpaquePart("anthropic", "thinking", {"thinking": CARD}).encoded()
+    body = redacted(
+        {
+            "request": {"prompt": [1, 2, 3], "sampling": {"stop_token_ids": [1, 2]}},
+            "output": [{"opaque": [opaque], "logprobs": [[0, "4111", -0.1]], "text": "x"}],
+        }
+    )
+    assert body == {
+        "request": {"prompt": "[TOKENS 3]", "sampling": {"stop_token_ids": [1, 2]}},
+        "output": [{"opaque": [f"[OPAQUE {len(opaque)} characters]"], "logprobs": "[TOKENS 1]", "text": "x"}],
+    }
+
+
+def test_the_body_is_not_changed() -> None:
+    body = {"messages": [{"content": CARD}]}
+    redacted(body)
+    assert body == {"messages": [{"content": CARD}]}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(max_size=10), JSON, max_size=5))
+def test_any_body_can_be_redacted(body: dict[str, Any]) -> None:
+    found, counts = REDACTOR.redact_body(body)
+    assert json.loads(json.dumps(found)) == found
+    again, more = REDACTOR.redact_body(found)
+    assert (again, more) == (found, {})
+    assert counts or found == body or "[" in json.dumps(found)
