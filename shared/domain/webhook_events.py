@@ -85,11 +85,11 @@ def event_id(event_type: str, object_id: str, occurrence: str = "") -> str:
 
 
 def event_body(
-    id: str, event_type: str, created_at: datetime, object_id: str, data: Mapping[str, Any] | None = None
+    identifier: str, event_type: str, created_at: datetime, object_id: str, data: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The body of an event. `data`: the members of its `data` beside the object's id, or the whole object."""
     return {
-        "id": id,
+        "id": identifier,
         "object": "event",
         "created_at": int(created_at.timestamp()),
         "type": event_type,
