@@ -18,6 +18,11 @@ ALL = "*"
 _ID_DIGITS = 32
 
 
+def group_of(event_type: str) -> str:
+    """The group of a type: `job.*` for `job.completed`."""
+    return event_type.partition(".")[0] + ".*"
+
+
 class EventType(StrEnum):
     """The types of events. What precedes the dot is the group: `job.*` names all types of `job`."""
 
@@ -56,11 +61,6 @@ SUBSCRIBABLE: tuple[EventType, ...] = tuple(one for one in EventType if one is n
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(one.group for one in SUBSCRIBABLE))
 # What a request can ask for: the events of its own job.
 OF_JOBS: tuple[EventType, ...] = tuple(one for one in EventType if one.group in ("job.*", "response.*"))
-
-
-def group_of(event_type: str) -> str:
-    """The group of a type: `job.*` for `job.completed`."""
-    return event_type.partition(".")[0] + ".*"
 
 
 def is_pattern(text: str) -> bool:
