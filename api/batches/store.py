@@ -21,6 +21,7 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
+    Update,
     bindparam,
     func,
     insert,
@@ -44,6 +45,7 @@ from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
+from shared.domain.webhook_events import EventType
 from shared.postgres.budgets import RESERVATIONS, Reserving, refusals, reservation_records
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_inserts import insert_answered, insert_queued
@@ -52,6 +54,7 @@ from shared.postgres.job_rows import CHARGE, LOG, SUMMARY_COLUMNS, read_job, to_
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
+from shared.postgres.webhook_outbox import insert_event
 from shared.runtime.offload import off_loop
 
 # Bytes of outputs and logs, compressed, that `BatchStore.jobs` reads at once.
@@ -250,12 +253,17 @@ class BatchStore(JobRowStore):
 
     async def fail(self, batch: Batch, errors: Sequence[LineError]) -> bool:
         """Fail a batch whose input is invalid or missing."""
-        return await self._move(
+        statement = _move_statement(
             batch.id,
             (batch.status,),
             BatchStatus.FAILED,
             {BatchRow.errors: [asdict(error) for error in errors], BatchRow.ended_at: func.clock_timestamp()},
         )
+        async with transaction(self._engine) as connection:
+            if not (await connection.execute(statement)).rowcount:
+                return False
+            await insert_event(connection, batch.project_id, EventType.BATCH_FAILED, batch.id)
+        return True
 
     async def submit(
         self, batch: Batch, jobs: Sequence[BatchJob], requests: int, next_line: Position
@@ -410,6 +418,7 @@ class BatchStore(JobRowStore):
                     file.bytes,
                     retention_s,
                 )
+            await insert_event(connection, batch.project_id, EventType(f"batch.{ending.value}"), batch.id)
         return True
 
     # Jobs of a batch
@@ -449,11 +458,15 @@ class BatchStore(JobRowStore):
     async def _move(
         self, batch_id: str, sources: Sequence[BatchStatus], target: BatchStatus, values: dict[Any, Any]
     ) -> bool:
-        guard: ColumnElement[bool] = BatchRow.status.in_([status.value for status in sources])
-        statement = (
-            update(BatchRow).where(BatchRow.id == batch_id, guard).values({BatchRow.status: target.value, **values})
-        )
-        return await self._changes(statement)
+        return await self._changes(_move_statement(batch_id, sources, target, values))
+
+
+def _move_statement(
+    batch_id: str, sources: Sequence[BatchStatus], target: BatchStatus, values: dict[Any, Any]
+) -> Update:
+    """Move a batch to another status, if it has one of the `sources`."""
+    guard: ColumnElement[bool] = BatchRow.status.in_([status.value for status in sources])
+    return update(BatchRow).where(BatchRow.id == batch_id, guard).values({BatchRow.status: target.value, **values})
 
 
 def _stored_bytes(output: Any, log: Any) -> Any:
