@@ -44,6 +44,7 @@ from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
+from shared.domain.request_webhook import RequestWebhook
 from shared.postgres.budgets import RESERVATIONS, Reserving, refusals, reservation_records
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_inserts import insert_answered, insert_queued
@@ -175,6 +176,7 @@ class BatchStore(JobRowStore):
         window_s: float,
         metadata: dict[str, str] | None,
         output_expires_after_s: int | None = None,
+        webhook: RequestWebhook | None = None,
     ) -> Batch | None:
         """Commit a new batch in state `validating`. Returns None if the file does not exist."""
         values: dict[Any, Any] = {
@@ -186,6 +188,7 @@ class BatchStore(JobRowStore):
             BatchRow.completion_window: completion_window,
             BatchRow.batch_metadata: metadata,
             BatchRow.output_expires_after_s: output_expires_after_s,
+            BatchRow.webhook: None if webhook is None else webhook.stored(),
             BatchRow.status: BatchStatus.VALIDATING.value,
             BatchRow.expires_at: func.now() + seconds(window_s),
         }

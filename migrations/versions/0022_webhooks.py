@@ -14,6 +14,7 @@ depends_on = None
 COLUMNS = (
     ("projects", "webhook_secret", "text"),
     ("jobs", "webhook", "jsonb"),
+    ("batches", "webhook", "jsonb"),
 )
 STATEMENTS = (
     """

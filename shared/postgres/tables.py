@@ -484,6 +484,8 @@ class BatchRow(Base):
     error_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     output_expires_after_s: Mapped[int | None]
     usage: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    # The webhook that the request names, as in `jobs`.
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(Timestamp)
