@@ -45,7 +45,7 @@ def events_filter(example: str) -> Any:
         min_length=1,
         max_length=MAX_PATTERNS,
         description=f"The events that are sent to `webhook`: types such as `{example}`, or groups such as"
-        f" `{example.partition('.')[0]}.*`. By default all.",
+        f" `{example.partition('.')[0]}.*`. By default those of the API that the request is made with.",
         examples=[[example]],
     )
 

@@ -198,6 +198,8 @@ def _deliveries() -> Select[Any]:
         .join(ProjectRow, ProjectRow.id == _ROW.project_id)
         .outerjoin(WebhookEndpointRow, WebhookEndpointRow.id == _ROW.endpoint_id)
         .outerjoin(last, true())
+        # The deliveries of a deleted endpoint are deleted some time after it.
+        .where(_ROW.endpoint_id.is_(None) | WebhookEndpointRow.id.is_not(None))
     )
 
 

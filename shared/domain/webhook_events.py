@@ -18,6 +18,11 @@ ALL = "*"
 _ID_DIGITS = 32
 
 
+def group_of(event_type: str) -> str:
+    """The group of a type: `job.*` for `job.completed`."""
+    return event_type.partition(".")[0] + ".*"
+
+
 class EventType(StrEnum):
     """The types of events. What precedes the dot is the group: `job.*` names all types of `job`."""
 
@@ -58,11 +63,6 @@ GROUPS: tuple[str, ...] = tuple(dict.fromkeys(one.group for one in SUBSCRIBABLE)
 OF_JOBS: tuple[EventType, ...] = tuple(one for one in EventType if one.group in ("job.*", "response.*"))
 
 
-def group_of(event_type: str) -> str:
-    """The group of a type: `job.*` for `job.completed`."""
-    return event_type.partition(".")[0] + ".*"
-
-
 def is_pattern(text: str) -> bool:
     """Whether a subscription can name this: a type, a group such as `job.*`, or `*` for all."""
     return text == ALL or text in GROUPS or text in SUBSCRIBABLE
@@ -85,11 +85,11 @@ def event_id(event_type: str, object_id: str, occurrence: str = "") -> str:
 
 
 def event_body(
-    id: str, event_type: str, created_at: datetime, object_id: str, data: Mapping[str, Any] | None = None
+    identifier: str, event_type: str, created_at: datetime, object_id: str, data: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The body of an event. `data`: the members of its `data` beside the object's id, or the whole object."""
     return {
-        "id": id,
+        "id": identifier,
         "object": "event",
         "created_at": int(created_at.timestamp()),
         "type": event_type,

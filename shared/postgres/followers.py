@@ -254,6 +254,7 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
             *_change(leaders.c.id, _FALSE),
             *OWNER_COLUMNS,
             JobRow.finished_at,
+            JobRow.webhook,
             JobRow.cache_key,
             JobRow.decisions,
             null().cast(JSONB).label("upstream"),

@@ -238,8 +238,8 @@ JOIN = Insertion(
     },
     _with_leader,
 )
-_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES, streams=True)
-_ANSWER = Prepared(_ANSWER_STATEMENT)
+_ANSWER = Prepared(insert_answered(_NEW, _VALUES, streams=True)[1])
+_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES, streams=True, responses=_RESPONSES.values_of("job_id"))
 _ANSWER_WITH_RESPONSES = Prepared(_with_responses(_ANSWER_STATEMENT, _ANSWERED))
 # The size of the answer that the response cache has for each record.
 LOOKUPS = Records("lookup", id=Text, cache_key=LargeBinary, project_id=BigInteger, model=Text, max_age_s=Integer)

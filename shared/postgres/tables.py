@@ -44,8 +44,8 @@ class ProjectRow(Base):
     salt: Mapped[str] = mapped_column(Text, server_default=text("(gen_random_uuid())::text"))
     # `shared.domain.project_options.ProjectOptions`.
     options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
-    # Signs the webhooks that requests name themselves.
-    webhook_secret: Mapped[str | None] = mapped_column(Text)
+    # They sign the webhooks that requests name themselves, as those of `webhook_endpoints`.
+    webhook_secrets: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
 
 
 class ApiKeyRow(Base):
