@@ -45,6 +45,7 @@ from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
+from shared.domain.request_webhook import RequestWebhook
 from shared.domain.webhook_events import EventType
 from shared.postgres.budgets import RESERVATIONS, Reserving, refusals, reservation_records
 from shared.postgres.engine import limit_idle, transaction
@@ -178,6 +179,7 @@ class BatchStore(JobRowStore):
         window_s: float,
         metadata: dict[str, str] | None,
         output_expires_after_s: int | None = None,
+        webhook: RequestWebhook | None = None,
     ) -> Batch | None:
         """Commit a new batch in state `validating`. Returns None if the file does not exist."""
         values: dict[Any, Any] = {
@@ -189,6 +191,7 @@ class BatchStore(JobRowStore):
             BatchRow.completion_window: completion_window,
             BatchRow.batch_metadata: metadata,
             BatchRow.output_expires_after_s: output_expires_after_s,
+            BatchRow.webhook: None if webhook is None else webhook.stored(),
             BatchRow.status: BatchStatus.VALIDATING.value,
             BatchRow.expires_at: func.now() + seconds(window_s),
         }
@@ -260,9 +263,10 @@ class BatchStore(JobRowStore):
             {BatchRow.errors: [asdict(error) for error in errors], BatchRow.ended_at: func.clock_timestamp()},
         )
         async with transaction(self._engine) as connection:
-            if not (await connection.execute(statement)).rowcount:
+            failed = (await connection.execute(statement.returning(BatchRow.webhook))).first()
+            if failed is None:
                 return False
-            await insert_event(connection, batch.project_id, EventType.BATCH_FAILED, batch.id)
+            await insert_event(connection, batch.project_id, EventType.BATCH_FAILED, batch.id, webhook=failed.webhook)
         return True
 
     async def submit(
@@ -404,9 +408,11 @@ class BatchStore(JobRowStore):
                 BatchRow.status.in_((BatchStatus.FINALIZING.value, BatchStatus.CANCELLING.value)),
             )
             .values(values)
+            .returning(BatchRow.webhook)
         )
         async with transaction(self._engine) as connection:
-            if not (await connection.execute(statement)).rowcount:
+            ended = (await connection.execute(statement)).first()
+            if ended is None:
                 return False
             for file in filter(None, (output, errors)):
                 await insert_file(
@@ -418,7 +424,8 @@ class BatchStore(JobRowStore):
                     file.bytes,
                     retention_s,
                 )
-            await insert_event(connection, batch.project_id, EventType(f"batch.{ending.value}"), batch.id)
+            event_type = EventType(f"batch.{ending.value}")
+            await insert_event(connection, batch.project_id, event_type, batch.id, webhook=ended.webhook)
         return True
 
     # Jobs of a batch

@@ -110,6 +110,7 @@ class JobCreate(ChatParameters):
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
             options=submission.options(self),
+            webhook=self.request_webhook,
         )
 
     def generate_request(self) -> GenerateRequest:

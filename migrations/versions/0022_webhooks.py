@@ -12,8 +12,9 @@ branch_labels = None
 depends_on = None
 
 COLUMNS = (
-    ("projects", "webhook_secret", "text"),
+    ("projects", "webhook_secrets", "jsonb DEFAULT '[]'::jsonb NOT NULL"),
     ("jobs", "webhook", "jsonb"),
+    ("batches", "webhook", "jsonb"),
 )
 STATEMENTS = (
     """

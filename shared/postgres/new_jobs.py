@@ -85,6 +85,7 @@ _NEW = Records(
     streams=Boolean,
     since_lookup_s=Double,
     delay_s=Double,
+    webhook=JSONB,
 )
 _VALUES = {
     JobRow.project_id: _NEW.project_id,
@@ -100,6 +101,7 @@ _VALUES = {
     JobRow.requested_model: _NEW.requested_model,
     JobRow.kind: _NEW.kind,
     JobRow.decisions: _NEW.decisions,
+    JobRow.webhook: _NEW.webhook,
 }
 _RESPONSES = Records(
     "response", job_id=Text, request_params=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
@@ -274,6 +276,7 @@ def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
         "looked_up_at": None,
         "since_lookup_s": 0.0,
         "delay_s": new.delay_s,
+        "webhook": None if new.webhook is None else new.webhook.stored(),
         "response": None if new.response is None else _response_record(job_id, new.response),
         "reservations": new.reservations,
     }

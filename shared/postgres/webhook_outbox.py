@@ -37,7 +37,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.domain.job import JOB_ID_PREFIX, JobStatus
 from shared.domain.response import RESPONSE_ID_PREFIX
-from shared.domain.webhook_events import ALL, EventType
+from shared.domain.webhook_events import ALL, EventType, matches
 from shared.domain.webhook_events import event_id as domain_event_id
 from shared.postgres.tables import ResponseRow
 from shared.postgres.webhook_tables import WebhookDeliveryRow, WebhookEndpointRow
@@ -111,13 +111,25 @@ async def insert_event(
     *,
     data: Mapping[str, Any] | None = None,
     occurrence: str = "",
+    webhook: Mapping[str, Any] | None = None,
 ) -> None:
     """Insert the deliveries of an event of a project, in the transaction that makes it happen.
 
-    `data`: what the body says of the object beside its id. `occurrence`: see `webhook_events.event_id`.
+    `data`: what the body says of the object beside its id. `occurrence`: see `webhook_events.event_id`. `webhook`: the
+    one that the request for the object names, as stored in its row.
     """
     endpoint = WebhookEndpointRow
     stored = None if data is None else dict(data)
+    if webhook is not None and (webhook["events"] is None or matches(webhook["events"], event_type)):
+        values = {
+            "event_id": domain_event_id(event_type, object_id, occurrence),
+            "project_id": project_id,
+            "url": webhook["url"],
+            "type": event_type.value,
+            "object_id": object_id,
+            "data": stored,
+        }
+        await connection.execute(upsert(WebhookDeliveryRow).values(values).on_conflict_do_nothing())
     rows = select(
         bindparam("event", domain_event_id(event_type, object_id, occurrence), type_=Text),
         endpoint.project_id,
