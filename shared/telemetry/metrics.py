@@ -22,11 +22,12 @@ from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
 from shared.telemetry.definitions.usage import UsageMetrics
+from shared.telemetry.definitions.webhooks import WebhookMetrics
 from shared.telemetry.definitions.workers import WorkerMetrics
 from shared.telemetry.instruments import Definition, Exporter, InstrumentSet
 
 
-class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, WorkerMetrics):
+class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, WebhookMetrics, WorkerMetrics):
     """The metrics of one process."""
 
     def __init__(self, exporter: Exporter, models: Iterable[str]) -> None:
@@ -38,6 +39,7 @@ class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMe
         JobMetrics.__init__(self, new)
         AnswerMetrics.__init__(self, new)
         UsageMetrics.__init__(self, new)
+        WebhookMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
         self._declare(models)
