@@ -50,8 +50,8 @@ class WebhookDeliveryRow(Base):
     # The same for all deliveries of an event: the `webhook-id`.
     event_id: Mapped[str] = mapped_column(Text(collation="C"))
     project_id: Mapped[int] = mapped_column(BigInteger)
-    # NULL: to `url`, signed with the project's own secret. Not a foreign key: jobs must be able to end while an endpoint
-    # is deleted, and do not lock it. The deliveries of a deleted endpoint are deleted later.
+    # NULL: to `url`, signed with the project's own secret. Not a foreign key: a job must be able to end while an
+    # endpoint is deleted. The deliveries of a deleted endpoint are deleted later.
     endpoint_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     url: Mapped[str | None] = mapped_column(Text)
     # What shares a queue: the deliveries to an endpoint, or to the host that a URL names.
