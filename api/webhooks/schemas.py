@@ -236,4 +236,5 @@ class Replayed(BaseModel):
     """How many deliveries are sent again."""
 
     object: Literal["webhook_replay"] = "webhook_replay"
-    replayed: int = Field(description=f"At most {MAX_REPLAYED}: repeat the request until it is 0.")
+    replayed: int = Field(description=f"At most {MAX_REPLAYED}, those of the oldest events.")
+    has_more: bool = Field(description="There may be more: repeat the request for them.")

@@ -9,16 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import Client, path
-from cli.commands.jobs import of_each
-from cli.commands.matching import timestamp
-from cli.errors import ExitCode
+from cli.commands.jobs import moment, of_each
+from cli.errors import ExitCode, UsageError
 from cli.groups import ListGroup
 from cli.options import After, All, Json, Limit, Yes, ask, connect, seconds_of, show_list
 from cli.output import Column, note, print_fields, print_json, say, status_text
 from cli.text import local_time
 
 webhooks = typer.Typer(
-    cls=ListGroup, help="List, add, test and remove webhook endpoints; see and replay deliveries.", rich_markup_mode=None
+    cls=ListGroup,
+    help="List, add, test and remove webhook endpoints; see and replay deliveries.",
+    rich_markup_mode=None,
 )
 
 ENDPOINTS, DELIVERIES, SECRET = "/v1/webhooks/endpoints", "/v1/webhooks/deliveries", "/v1/webhooks/secret"
@@ -111,7 +112,7 @@ def change(
     given = {"url": url, "events": event or None, "full": full, "enabled": enabled}
     body = {name: value for name, value in given.items() if value is not None}
     if not body:
-        raise typer.BadParameter("There is nothing to change: give an option such as --event.")
+        raise UsageError("There is nothing to change: give an option such as --event.")
     with connect(context) as client:
         endpoint = client.patch(path("webhooks", "endpoints", endpoint_id), json=body)
     print_json(endpoint) if as_json else say(f"{endpoint['id']}  changed")
@@ -223,7 +224,7 @@ def replay(
 ) -> None:
     """Send deliveries again, under the same event ids: some by their ids, or all dead ones since a time."""
     if bool(ids) == (dead_since is not None):
-        raise typer.BadParameter("Give ids of deliveries, or --dead-since.")
+        raise UsageError("Give ids of deliveries, or --dead-since.")
     with connect(context) as client:
         if ids:
             of_each(
@@ -233,13 +234,12 @@ def replay(
                 as_json=as_json,
             )
             return
-        assert dead_since is not None
-        given = {"since": timestamp(dead_since, "--dead-since"), "endpoint": endpoint, "type": event}
+        given = {"since": moment(dead_since, "--dead-since"), "endpoint": endpoint, "type": event}
         body = {name: value for name, value in given.items() if value is not None}
-        total = 0
-        while replayed := client.post(f"{DELIVERIES}/replay", json=body)["replayed"]:
-            total += replayed
-    print_json({"replayed": total}) if as_json else say(f"{total} sent again")
+        found = client.post(f"{DELIVERIES}/replay", json=body)
+    print_json(found) if as_json else say(f"{found['replayed']} sent again")
+    if found["has_more"]:
+        note("There are more: run the command again.", style="dim")
 
 
 def _first_try(client: Client, delivery_id: str) -> dict[str, Any]:
