@@ -162,8 +162,8 @@ def remove(
         )
 
 
-@webhooks.command()
-def test(context: typer.Context, endpoint_id: EndpointId, as_json: Json = False) -> None:
+@webhooks.command("test")
+def send_test(context: typer.Context, endpoint_id: EndpointId, as_json: Json = False) -> None:
     """Send a test event to an endpoint, and wait for the first try. The exit code is 1 if it is not delivered."""
     with connect(context) as client:
         delivery = client.post(path("webhooks", "endpoints", endpoint_id, "test"))
