@@ -106,6 +106,11 @@ from api.streaming.hub import StreamHub
 from api.usage.roll_up import UsageRollUp
 from api.usage.service import UsageService
 from api.usage.store import UsageReportStore
+from api.webhooks.address_guard import AddressPolicy
+from api.webhooks.delivery_store import DeliveryStore
+from api.webhooks.request_webhooks import RequestWebhooks
+from api.webhooks.service import WebhookService
+from api.webhooks.store import EndpointStore, ProjectSecretStore
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.audit_store import AuditStore
@@ -182,8 +187,19 @@ async def open_resources(
         settlement = Settlement(limiter, limit_store)
         budget_store = BudgetStore(database)
         budgets = Budgets(budget_store, registry, context_window, metrics)
+        project_secrets = ProjectSecretStore(database)
+        request_webhooks = RequestWebhooks(project_secrets, AddressPolicy())
         admission = Admission(
-            registry, context_window, quotas, media_limits, metrics, router, shortening, limiter, budgets
+            registry,
+            context_window,
+            quotas,
+            media_limits,
+            metrics,
+            router,
+            shortening,
+            limiter,
+            budgets,
+            request_webhooks,
         )
         jobs = JobService(
             admission=admission,
@@ -266,7 +282,7 @@ async def open_resources(
         supervisor.start("usage_roll_up", UsageRollUp(UsageSums(database), metrics).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
-        batch_service = BatchService(batches, files, driver)
+        batch_service = BatchService(batches, files, driver, request_webhooks)
         if settings.revoked_jobs == "cancel":
             revoked_work = RevokedWork(
                 RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
@@ -359,6 +375,10 @@ async def open_resources(
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        webhooks = WebhookService(
+            EndpointStore(database, settings.region), DeliveryStore(database), project_secrets, request_webhooks
+        )
+        resources.add(WebhookService, webhooks)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
         resources.add(WorstCase, WorstCase(registry, context_window))

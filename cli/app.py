@@ -18,6 +18,7 @@ from cli.commands.models import models
 from cli.commands.status import status
 from cli.commands.submit import submit
 from cli.commands.usage import usage
+from cli.commands.webhooks import webhooks
 from cli.commands.workers import workers
 from cli.groups import RootGroup
 from cli.output import say
@@ -80,6 +81,7 @@ app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(budgets, name="budgets")
 app.add_typer(limits, name="limits")
+app.add_typer(webhooks, name="webhooks")
 app.command(short_help="List the prices of models.")(prices)
 app.command(short_help="List what operators have changed.")(audit)
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)

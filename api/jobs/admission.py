@@ -18,6 +18,7 @@ from api.keys.allowed_models import require_allowed
 from api.keys.principal import Principal, Scope
 from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.routing.router import Explanation, Router
+from api.webhooks.request_webhooks import RequestWebhooks
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import BudgetExceeded
 from shared.domain.new_job import NewJob
@@ -44,6 +45,7 @@ class Admission:
         shortening: Shortening | None = None,
         limiter: RateLimiter | None = None,
         budgets: Budgets | None = None,
+        webhooks: RequestWebhooks | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -57,6 +59,7 @@ class Admission:
         self._shortening = shortening or Shortening(registry, context, metrics=metrics)
         self._limiter = limiter
         self._budgets = budgets
+        self._webhooks = webhooks
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
@@ -69,8 +72,8 @@ class Admission:
             NotFound: the model does not exist, or the key may not be used for it.
             InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
                 damaged or too large, the prompt does not fit the model's context, too many log probabilities are
-                requested, a structured output exceeds a bound, or it is not known what the job could cost at most,
-                and a hard budget applies.
+                requested, a structured output exceeds a bound, nothing may be sent to the webhook, or it is not known
+                what the job could cost at most, and a hard budget applies.
             BudgetExceeded: the job could cost more than the whole of a hard budget.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
@@ -78,6 +81,8 @@ class Admission:
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
         self._require_allowed(principal, new)
+        if self._webhooks is not None and new.webhook is not None:
+            await self._webhooks.admit(principal.project_id, new.webhook)
         with counting_once(principal.project_id):
             return await self._admitted(principal, new, jobs)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from api.webhooks.address_guard import AddressPolicy, RefusedUrl
 from api.webhooks.store import ProjectSecretStore
 from shared.domain.errors import InvalidRequest
 from shared.domain.request_webhook import RequestWebhook
@@ -15,20 +14,21 @@ _MAX_KNOWN = 100_000
 class RequestWebhooks:
     """Checks URLs, and lets projects have a secret before the first delivery needs it."""
 
-    def __init__(self, secrets: ProjectSecretStore, refusal: Callable[[str], str | None]) -> None:
-        """`refusal`: why nothing may be sent to a URL, as far as that is known without a look-up; None: it may."""
+    def __init__(self, secrets: ProjectSecretStore, policy: AddressPolicy) -> None:
         self._secrets = secrets
-        self._refusal = refusal
+        self._policy = policy
         self._with_secret: set[int] = set()
 
     def check_url(self, url: str, param: str) -> None:
-        """Check a URL without resolving its host: each try does that again.
+        """Check a URL, without resolving its host: each try does that.
 
         Raises:
-            InvalidRequest: nothing may be sent to it; `param` is the parameter that holds it.
+            InvalidRequest: nothing is sent to it; `param` is the parameter that holds it.
         """
-        if (reason := self._refusal(url)) is not None:
-            raise InvalidRequest(f"{param}: {reason}", param=param)
+        try:
+            self._policy.check_url(url)
+        except RefusedUrl as error:
+            raise InvalidRequest(f"{param}: {error}", param=param) from None
 
     async def admit(self, project_id: int, webhook: RequestWebhook) -> None:
         """Check the webhook of a new job or batch of a project. Raises as `check_url`."""

@@ -12,7 +12,7 @@ from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND, READ
 from api.http.pagination import After
 from api.keys.auth import CurrentPrincipal
-from api.webhooks.delivery_store import DeliveryQuery, DeliveryState, format_id
+from api.webhooks.delivery_store import MAX_REPLAYED, DeliveryQuery, DeliveryState, format_id
 from api.webhooks.schemas import (
     DeliveryList,
     DeliveryView,
@@ -130,7 +130,8 @@ async def list_deliveries(
 async def replay_dead(body: ReplayDead, principal: CurrentPrincipal, webhooks: Webhooks) -> Replayed:
     """Send the dead deliveries of events since a time again, apart from those of disabled endpoints."""
     query = DeliveryQuery(principal.project_id, body.endpoint, type=None if body.type is None else body.type.value)
-    return Replayed(replayed=await webhooks.replay_dead(principal, query, body.since))
+    replayed = await webhooks.replay_dead(principal, query, body.since)
+    return Replayed(replayed=replayed, has_more=replayed == MAX_REPLAYED)
 
 
 @router.get("/deliveries/{delivery_id}", responses={**ERRORS, **NOT_FOUND})

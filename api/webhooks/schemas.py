@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from api.http.pagination import PageView
 from api.http.webhook_parameters import MAX_PATTERNS, WebhookUrl, event_patterns
 from api.webhooks.delivery_store import MAX_REPLAYED, Delivery, DeliveryState, Try, format_id
-from api.webhooks.secrets import Secret
+from api.webhooks.secrets import Secret, old_secret_expires_at
 from api.webhooks.store import Endpoint
 from shared.domain.field_types import UnicodeText
 from shared.domain.webhook_events import SUBSCRIBABLE, EventType
@@ -113,14 +113,10 @@ class EndpointView(BaseModel):
             disabled_reason=endpoint.disabled,
             failures=endpoint.failures,
             paused_until=endpoint.open_until,
-            old_secret_expires_at=_old_expires_at(endpoint.secrets),
+            old_secret_expires_at=old_secret_expires_at(endpoint.secrets),
             created_at=endpoint.created_at,
             **values,
         )
-
-
-def _old_expires_at(secrets: tuple[Secret, ...]) -> datetime | None:
-    return max((one.expires_at for one in secrets if one.expires_at is not None), default=None)
 
 
 class EndpointCreated(EndpointView):
@@ -153,7 +149,7 @@ class ProjectSecretView(BaseModel):
     @classmethod
     def of(cls, secrets: tuple[Secret, ...]) -> Self:
         """The JSON form."""
-        return cls(secret=secrets[0].secret, old_secret_expires_at=_old_expires_at(secrets))
+        return cls(secret=secrets[0].secret, old_secret_expires_at=old_secret_expires_at(secrets))
 
 
 class DeliveryView(BaseModel):
@@ -236,4 +232,5 @@ class Replayed(BaseModel):
     """How many deliveries are sent again."""
 
     object: Literal["webhook_replay"] = "webhook_replay"
-    replayed: int = Field(description=f"At most {MAX_REPLAYED}: repeat the request until it is 0.")
+    replayed: int = Field(description=f"At most {MAX_REPLAYED}, those of the oldest events.")
+    has_more: bool = Field(description="There may be more: repeat the request for them.")

@@ -6,7 +6,7 @@ import secrets
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 PREFIX = "whsec_"
@@ -43,6 +43,12 @@ def to_stored(values: Sequence[Secret]) -> list[dict[str, Any]]:
         {"secret": one.secret, "expires_at": None if one.expires_at is None else one.expires_at.isoformat()}
         for one in values
     ]
+
+
+def old_secret_expires_at(values: Sequence[Secret]) -> datetime | None:
+    """Until when a replaced secret signs too; None if none does."""
+    now = datetime.now(UTC)
+    return max((one.expires_at for one in values if one.expires_at is not None and one.expires_at > now), default=None)
 
 
 def rotated(old: Sequence[Secret], secret: str, now: datetime, overlap_s: float) -> tuple[Secret, ...]:
