@@ -55,6 +55,7 @@ from api.context.summaries import Summaries
 from api.context.summary_store import SummaryStore
 from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
+from api.event_objects import readers
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
 from api.files.s3_blobs import SCHEME, S3Blobs
@@ -106,9 +107,12 @@ from api.streaming.hub import StreamHub
 from api.usage.roll_up import UsageRollUp
 from api.usage.service import UsageService
 from api.usage.store import UsageReportStore
-from api.webhooks.address_guard import AddressPolicy
+from api.webhooks.address_guard import AddressPolicy, open_client
 from api.webhooks.delivery_store import DeliveryStore
+from api.webhooks.dispatcher import Dispatcher
+from api.webhooks.outbox import Outbox
 from api.webhooks.request_webhooks import RequestWebhooks
+from api.webhooks.sender import Sender
 from api.webhooks.service import WebhookService
 from api.webhooks.store import EndpointStore, ProjectSecretStore
 from shared.config.models.loader import Registry
@@ -188,7 +192,11 @@ async def open_resources(
         budget_store = BudgetStore(database)
         budgets = Budgets(budget_store, registry, context_window, metrics)
         project_secrets = ProjectSecretStore(database)
-        request_webhooks = RequestWebhooks(project_secrets, AddressPolicy())
+        webhook_addresses = AddressPolicy(
+            allow_private=settings.webhook_allow_private, allow_http=settings.webhook_allow_http
+        )
+        request_webhooks = RequestWebhooks(project_secrets, webhook_addresses)
+        webhook_client = await stack.enter_async_context(open_client(webhook_addresses))
         admission = Admission(
             registry,
             context_window,
@@ -372,9 +380,15 @@ async def open_resources(
         resources.add(JobParts, job_parts)
         resources.add(CacheStore, cache_store)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
-        resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
+        responses = ResponseService(jobs, ResponseStore(database), store, conversations)
+        resources.add(ResponseService, responses)
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        outbox = Outbox(database)
+        sender = Sender(webhook_client, webhook_addresses, readers(jobs, responses, batch_service, outbox))
+        dispatcher = Dispatcher(outbox, sender, metrics, retention_s=settings.webhook_retention_s)
+        supervisor.start("webhooks", dispatcher.run())
+        supervisor.start("webhook_retention", dispatcher.run_upkeep())
         webhooks = WebhookService(
             EndpointStore(database, settings.region), DeliveryStore(database), project_secrets, request_webhooks
         )

@@ -15,8 +15,9 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -207,13 +208,12 @@ class _ResolvingBackend(httpcore.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-def guarded_client(
-    policy: AddressPolicy, resolver: Resolver, *, timeout_s: float, connections: int
-) -> httpx.AsyncClient:
-    """Create the client of webhooks, which connects to allowed addresses only.
+@asynccontextmanager
+async def open_client(policy: AddressPolicy, resolve: Resolve = resolve_host) -> AsyncIterator[httpx.AsyncClient]:
+    """The client of webhooks, which connects to allowed addresses only.
 
     It follows no redirect and knows no proxies, cookies or credentials of the environment. A request to a refused
-    address raises `httpx_secure.SSRFProtectionError`, an `httpx.RequestError`.
+    address raises `httpx_secure.SSRFProtectionError`, an `httpx.RequestError`. Whoever sends a request limits its time.
     """
     certificates = ssl.create_default_context(cafile=certifi.where())
     certificates.load_default_certs()  # and those that the operator has installed
@@ -221,10 +221,8 @@ def guarded_client(
         trust_env=False,
         follow_redirects=False,
         verify=certificates,
-        timeout=timeout_s,
-        limits=httpx.Limits(
-            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE_S
-        ),
+        timeout=None,
+        limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
         headers={"user-agent": f"Headrace/{VERSION}", "accept": "*/*", "accept-encoding": "identity"},
     )
     httpx_ssrf_protection(
@@ -232,6 +230,11 @@ def guarded_client(
         check_globally_reachable=False,  # the policy checks it, and has exceptions
         custom_validator=lambda _host, address, _port: policy.allows(address),
     )
+    resolver = Resolver(resolve)
     pool: Any = client._transport._pool  # type: ignore[attr-defined] # as httpx_secure; httpx has no other way
     pool._network_backend = _ResolvingBackend(pool._network_backend, resolver)
-    return client
+    try:
+        async with client:
+            yield client
+    finally:
+        resolver.close()
