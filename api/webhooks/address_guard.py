@@ -26,6 +26,7 @@ import httpcore
 import httpx
 from httpx_secure import httpx_ssrf_protection
 
+from api.webhooks.schedule import TIMEOUT_S
 from shared.domain.version import VERSION
 
 Address = IPv4Address | IPv6Address
@@ -221,7 +222,7 @@ async def open_client(policy: AddressPolicy, resolve: Resolve = resolve_host) ->
         trust_env=False,
         follow_redirects=False,
         verify=certificates,
-        timeout=None,
+        timeout=2 * TIMEOUT_S,  # of each step
         limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
         headers={"user-agent": f"Headrace/{VERSION}", "accept": "*/*", "accept-encoding": "identity"},
     )
