@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, expect
 from standardwebhooks import Webhook
 
@@ -70,6 +71,16 @@ def add(api: httpx.Client, url: str = "http://127.0.0.1:9/hook?token=hidden", **
     return found
 
 
+def send_test(api: httpx.Client, endpoint_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = api.post(f"{PATH}/endpoints/{endpoint_id}/test").json()
+    return found
+
+
+def submit(api: httpx.Client, url: str) -> str:
+    job = {"model": "sim", "prompt": "x", "max_tokens": 1, "webhook": url}
+    return str(api.post("/v1/jobs", json=job).json()["id"])
+
+
 def test_members_see_their_own_endpoints_and_operators_all(
     api: httpx.Client, hooked: httpx.Client, other: httpx.Client, operator: httpx.Client
 ) -> None:
@@ -83,7 +94,7 @@ def test_members_see_their_own_endpoints_and_operators_all(
         assert "<b>mine" not in page
     assert "console hooks" in all_projects
     assert endpoint["id"] not in other.get("webhooks").text
-    delivery = api.post(f"{PATH}/endpoints/{endpoint['id']}/test").json()
+    delivery = send_test(api, endpoint["id"])
     pages = (
         f"webhooks/deliveries?endpoint={endpoint['id']}",
         f"webhooks/deliveries/{delivery['id']}",
@@ -141,7 +152,7 @@ def test_an_endpoint_is_disabled_and_enabled(api: httpx.Client, hooked: httpx.Cl
 
 def test_deliveries_are_narrowed(api: httpx.Client, hooked: httpx.Client) -> None:
     endpoint = add(api)
-    delivery = api.post(f"{PATH}/endpoints/{endpoint['id']}/test").json()
+    delivery = send_test(api, endpoint["id"])
     found = hooked.get("webhooks/deliveries", params={"endpoint": endpoint["id"], "type": "webhook.test"})
     assert f"webhooks/deliveries/{delivery['id']}" in found.text
     nothing = hooked.get("webhooks/deliveries", params={"endpoint": endpoint["id"], "type": "job.failed"})
@@ -153,7 +164,7 @@ def test_deliveries_are_narrowed(api: httpx.Client, hooked: httpx.Client) -> Non
 class TestInABrowser:
     pytestmark = BROWSER_TESTS
 
-    @pytest.fixture
+    @pytest_asyncio.fixture(loop_scope="session")
     async def receiver(self) -> AsyncIterator[Receiver]:
         async with receiving() as receiver:
             yield receiver
@@ -207,8 +218,7 @@ class TestInABrowser:
         self, visitor: Visit, hooked_key: str, api: httpx.Client, receiver: Receiver
     ) -> None:
         receiver.answer = status(410)
-        job = {"model": "sim", "prompt": "x", "max_tokens": 1, "webhook": f"{receiver.url}?token=hidden"}
-        job_id = api.post("/v1/jobs", json=job).json()["id"]
+        job_id = submit(api, f"{receiver.url}?token=hidden")
         await receiver.wait(1)
         await visitor.sign_in(hooked_key)
         page = visitor.page
@@ -237,7 +247,7 @@ class TestInABrowser:
         self, browser: Browser, sim_stack: Stack, operator_key: str, api: httpx.Client, path: str
     ) -> None:
         endpoint = add(api, description="A receiver with a long description, which wraps on a phone")
-        api.post(f"{PATH}/endpoints/{endpoint['id']}/test")
+        send_test(api, endpoint["id"])
         async with visit(browser, sim_stack.url, viewport=PHONE) as phone:
             await phone.sign_in(operator_key)
             await phone.open(path)
