@@ -34,7 +34,7 @@ class BatchCreate(WebhookParameters):
                     "input_file_id": "file-0199b1c2d3e47f5a8b6c7d8e9f0a1b2c",
                     "endpoint": "/v1/responses",
                     "completion_window": "90m",
-                    "webhook": "https://example.com/hooks/headrace",
+                    "webhook": "https://hooks.example.com/headrace",
                     "webhook_events_filter": ["batch.*"],
                 },
             ]

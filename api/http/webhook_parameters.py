@@ -50,7 +50,7 @@ class WebhookParameters(BaseModel):
         None,
         description="The URL to which events are sent, such as that of the end. They are signed with the secret of"
         " `GET /v1/webhooks/secret`.",
-        examples=["https://example.com/hooks/headrace"],
+        examples=["https://hooks.example.com/headrace"],
     )
     webhook_events_filter: list[str] | None = None
 

@@ -68,6 +68,8 @@ class JobCreate(ChatParameters):
                     "user": "user-17",
                     "cache": {"ttl": 86400, "scope": "user"},
                     "context": {"strategy": "sliding_window", "trigger": 0.9, "target": 0.5},
+                    "webhook": "https://hooks.example.com/headrace",
+                    "webhook_events_filter": ["job.failed"],
                 },
             ]
         }

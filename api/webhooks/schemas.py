@@ -32,7 +32,7 @@ class EndpointCreate(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "url": "https://example.com/hooks/headrace",
+                    "url": "https://hooks.example.com/headrace",
                     "events": ["response.*", "batch.completed"],
                     "description": "The shop's backend",
                 }

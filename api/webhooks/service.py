@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import datetime
 
 from api.http.lookup import own_or_404
@@ -36,14 +35,11 @@ class WebhookService:
         deliveries: DeliveryStore,
         secrets: ProjectSecretStore,
         webhooks: RequestWebhooks,
-        wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wake` is called when a delivery has become due: the dispatcher of this process need not look for it."""
         self._endpoints = endpoints
         self._deliveries = deliveries
         self._secrets = secrets
         self._webhooks = webhooks
-        self._wake = wake
 
     # Endpoints
 
@@ -106,7 +102,6 @@ class WebhookService:
         if changed is None:
             raise _no_endpoint(endpoint_id)
         logger.info("endpoint=%s changed by key_%d: %s", endpoint_id, principal.key_id, ", ".join(sorted(changes)))
-        self._wake()
         return changed
 
     async def rotate(
@@ -138,7 +133,6 @@ class WebhookService:
         endpoint = await self.endpoint(endpoint_id, project_id)
         _require_enabled(endpoint)
         delivery_id = await self._deliveries.send_test(endpoint.id, endpoint.project_id)
-        self._wake()
         return await self._delivery(format_id(delivery_id), endpoint.project_id)
 
     # Secrets of projects
@@ -188,7 +182,6 @@ class WebhookService:
         if not await self._deliveries.replay(found.id):
             raise Conflict("The delivery is pending: it is tried again by itself.")
         logger.info("delivery=%s replayed by key_%d", delivery_id, principal.key_id)
-        self._wake()
         return await self._delivery(delivery_id, project_id)
 
     async def replay_dead(self, principal: Principal, query: DeliveryQuery, since: datetime) -> int:
@@ -201,8 +194,6 @@ class WebhookService:
             await self.endpoint(query.endpoint_id, query.project_id, "endpoint")
         replayed = await self._deliveries.replay_dead(query, since)
         logger.info("%d dead deliveries of webhooks replayed by key_%d", replayed, principal.key_id)
-        if replayed:
-            self._wake()
         return replayed
 
     async def _delivery(self, delivery_id: str, project_id: int | None) -> Delivery:
