@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 HELD, LOW = 16, 8
 # Deliveries that a process holds at most, of all targets.
 MAX_HELD = 512
-# A lost process's deliveries are tried by others after this time. What is held must be tried before it is over.
-LEASE_S = 60.0
+# A lost process's deliveries are tried by others after this time. What is held is begun early enough to end before.
+LEASE_S = 20.0
 # Between two looks at the outbox: after one that found deliveries, and at most, if webhooks are in use and if not.
 BUSY_S, IDLE_S, UNUSED_S = 0.05, 0.4, 1.0
 # A pause is at least this many times as long as the look before, so that looking never takes a large part of the time.
@@ -76,16 +76,14 @@ class _Failing:
 class Dispatcher:
     """Delivers events until it is cancelled."""
 
-    def __init__(
-        self, outbox: Outbox, sender: Sender, metrics: Metrics, *, retention_s: float, lease_s: float = LEASE_S
-    ) -> None:
+    def __init__(self, outbox: Outbox, sender: Sender, metrics: Metrics, *, retention_s: float) -> None:
         """`retention_s`: how long ended deliveries are kept; 0: forever."""
         self._outbox = outbox
         self._sender = sender
         self._metrics = metrics
         self._retention_s = retention_s
-        self._lease_s = lease_s
         self._targets: dict[str, _Target] = {}
+        self._releasing: set[asyncio.Task[None]] = set()
         # The breakers of endpoints are in the database; the hosts of requests' own URLs have only these.
         self._failing: dict[str, _Failing] = {}
         self._write = GroupCommit(outbox.finish)
@@ -122,12 +120,12 @@ class Dispatcher:
         if room > 0:
             blocked = [name for name, target in self._targets.items() if target.held > LOW]
             blocked += [name for name, one in self._failing.items() if one.open_until > began and "://" in name]
-            found = await self._outbox.claim(blocked=blocked, per_target=HELD - LOW, room=room, lease_s=self._lease_s)
+            found = await self._outbox.claim(blocked=blocked, per_target=HELD - LOW, room=room, lease_s=LEASE_S)
         took_s = time.monotonic() - began
         # The lease began after `began`, so it ends after this.
         for delivery in found:
             target = self._targets.setdefault(delivery.target, _Target())
-            target.waiting.append((delivery, began + self._lease_s - TIMEOUT_S - 1))
+            target.waiting.append((delivery, began + LEASE_S - TIMEOUT_S - 1))
         for name, count in Counter(delivery.target for delivery in found).items():
             self._targets[name].more = count == HELD - LOW
             self._start(name)
@@ -142,10 +140,11 @@ class Dispatcher:
         """Try deliveries of a target while it has places."""
         target = self._targets[name]
         places = 1 if self._is_failing(name) else CONCURRENCY
+        if target.waiting and time.monotonic() > target.waiting[0][1]:
+            # Leases could end while they are tried.
+            self._give_back(target)
         while target.waiting and len(target.open) < places:
-            delivery, until = target.waiting.popleft()
-            if time.monotonic() > until:
-                continue  # its lease could end while it is tried; another process, or this one, leases it again
+            delivery, _ = target.waiting.popleft()
             task = asyncio.create_task(self._deliver(delivery), name="webhook")
             target.open.add(task)
             task.add_done_callback(lambda done: self._ended(name, done))
@@ -177,7 +176,7 @@ class Dispatcher:
             self._metrics.webhook_lag.observe(delivery.age_s + time.monotonic() - began)
         self._metrics.webhook_tries.labels(result.value).inc()
         is_written = await self._written(outcome)
-        await self._note(delivery.target, failed=result is not TryResult.OK)
+        self._note(delivery.target, failed=result is not TryResult.OK)
         if is_written and outcome.state != "pending":
             self._metrics.webhook_deliveries.labels(outcome.state).inc()
             if outcome.state == "dead":
@@ -205,7 +204,7 @@ class Dispatcher:
     def _is_failing(self, name: str) -> bool:
         return name in self._failing and self._failing[name].failures >= BREAKER_THRESHOLD
 
-    async def _note(self, name: str, *, failed: bool) -> None:
+    def _note(self, name: str, *, failed: bool) -> None:
         """Count a target's failures in a row. With too many, what waits for it is given back."""
         if not failed:
             self._failing.pop(name, None)
@@ -218,10 +217,18 @@ class Dispatcher:
         if not pause_s:
             return
         one.open_until = time.monotonic() + pause_s
-        if (target := self._targets.get(name)) is not None and target.waiting:
-            left = [delivery for delivery, _ in target.waiting]
+        if (target := self._targets.get(name)) is not None:
+            self._give_back(target)
+
+    def _give_back(self, *targets: _Target) -> None:
+        """Release what waits for these targets, in a task of its own."""
+        left = [delivery for target in targets for delivery, _ in target.waiting]
+        for target in targets:
             target.waiting.clear()
-            await self._release(left)
+        if left:
+            task = asyncio.create_task(self._release(left), name="webhook-release")
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
 
     async def _release(self, deliveries: list[DueDelivery]) -> None:
         try:
@@ -232,11 +239,9 @@ class Dispatcher:
             logger.warning("%d leases of webhooks end by themselves: %s", len(deliveries), error)
 
     async def _stop(self) -> None:
-        left = [delivery for target in self._targets.values() for delivery, _ in target.waiting]
-        for target in self._targets.values():
-            target.waiting.clear()
-        await self._release(left)
+        self._give_back(*self._targets.values())
         tasks = [task for target in self._targets.values() for task in target.open]
+        tasks += self._releasing
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_S)
             await cancel_and_wait(*tasks)  # their receivers may get them again

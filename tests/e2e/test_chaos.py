@@ -26,6 +26,7 @@ async def test_each_fault_once(tmp_path: Path) -> None:
     assert result.early_starts > 10
     assert not result.verdict.exhausted
     assert result.verdict.ledger_tokens["engine"] > 0
+    assert result.webhooks >= result.accepted
 
 
 @pytest.mark.long

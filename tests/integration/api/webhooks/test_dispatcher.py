@@ -399,7 +399,7 @@ async def test_the_content_of_a_job_with_log_level_none_is_not_sent(
 
 async def _drained(dispatcher: Dispatcher) -> None:
     """Wait until the dispatcher holds no deliveries."""
-    while tasks := [task for target in dispatcher._targets.values() for task in target.open]:
+    while tasks := [*dispatcher._releasing, *(task for one in dispatcher._targets.values() for task in one.open)]:
         await asyncio.wait(tasks)
 
 
