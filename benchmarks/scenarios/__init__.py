@@ -27,6 +27,7 @@ from benchmarks.scenarios import (
     usage,
     vllm,
     warm,
+    webhooks,
 )
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
@@ -51,4 +52,5 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,
+    "webhooks": webhooks.run,
 }
