@@ -44,14 +44,12 @@ def receiver(*, answers: bool = True) -> Iterator[Receiver]:
     started = threading.Event()
     loop = asyncio.new_event_loop()
 
-    async def run() -> None:
-        server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    def serve() -> None:
+        server = loop.run_until_complete(asyncio.start_server(found.serve, "127.0.0.1", 0))
         found.port = server.sockets[0].getsockname()[1]
         started.set()
-
-    def serve() -> None:
-        loop.create_task(run())
         loop.run_forever()
+        server.close()
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.run_until_complete(asyncio.sleep(0))

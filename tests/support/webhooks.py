@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -127,7 +128,9 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(answer: Answer | None = None, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
+async def receiving(
+    answer: Answer | None = None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Receiver]:
     """Run a receiver. By default, it answers 200."""
     receiver = Receiver()
     if answer is not None:
@@ -139,7 +142,7 @@ async def receiving(answer: Answer | None = None, host: str = "127.0.0.1") -> As
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(connected, host, 0)
+    server = await asyncio.start_server(connected, host, 0, ssl=tls)
     receiver.port = server.sockets[0].getsockname()[1]
     try:
         yield receiver

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -18,6 +20,7 @@ from api.webhooks.schedule import LAST_RETRY_S, LIFETIME_S
 from api.webhooks.secrets import Secret, new_secret
 from api.webhooks.sender import MAX_OBJECT_BYTES, Sender, TryResult, signed
 from shared.domain.webhook_events import event_id
+from tests.support.tls import Authority
 from tests.support.webhooks import (
     LOCAL,
     SECRET,
@@ -151,6 +154,23 @@ async def test_the_status_decides_whatever_the_body_is(sender: Sender, receiver:
     assert (outcome.state, outcome.error, result) == ("delivered", None, TryResult.OK)
     receiver.answer = status(200)
     assert (await sender.send(delivery(receiver.url)))[1] is TryResult.OK, "the client works afterwards"
+
+
+async def test_the_certificate_must_be_that_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is opened to an address, and the certificate is checked for the name."""
+    authority = Authority(tmp_path)
+    monkeypatch.setattr("certifi.where", lambda: str(authority.ca))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*authority.sign("receiver", host="hooks.example"))
+    async with receiving(tls=tls) as receiver, open_client(LOCAL, lambda *_: ["127.0.0.1"]) as client:
+        sender = Sender(client, LOCAL)
+        _, result = await sender.send(delivery(f"https://hooks.example:{receiver.port}/"))
+        assert result is TryResult.OK
+        outcome, result = await sender.send(delivery(f"https://other.example:{receiver.port}/"))
+        assert result is TryResult.UNREACHABLE
+        assert outcome.error is not None
+        assert "the certificate is not valid" in outcome.error
+        assert len(receiver.requests) == 1
 
 
 async def test_connections_are_used_again(sender: Sender, receiver: Receiver) -> None:
