@@ -254,14 +254,18 @@ class Dispatcher:
 
     async def sweep(self) -> None:
         """End what nothing tries any more, and delete what is old or has no endpoint any more."""
-        await _all(self._outbox.bury)
+        if buried := await _all(self._outbox.bury):
+            self._metrics.webhook_deliveries.labels("dead").inc(buried)
+            logger.warning("%d webhooks are dead: their endpoints were disabled for 72 hours", buried)
         await _all(self._outbox.delete_orphans)
         if self._retention_s:
             await _all(lambda limit: self._outbox.delete_ended(self._retention_s, limit))
 
 
-async def _all(step: Callable[[int], Awaitable[int]]) -> None:
-    done = await step(PORTION)
+async def _all(step: Callable[[int], Awaitable[int]]) -> int:
+    count = done = await step(PORTION)
     while done == PORTION:
         await asyncio.sleep(PORTION_PAUSE_S)
         done = await step(PORTION)
+        count += done
+    return count
