@@ -58,6 +58,7 @@ from api.savings import routes as savings
 from api.settings import ApiSettings
 from api.usage import organization_routes as organization_usage
 from api.usage import routes as usage
+from api.webhooks import routes as webhooks
 from shared.config.models.loader import load_registry
 from shared.domain.version import VERSION
 from shared.runtime.gc_tuning import freeze_gc
@@ -165,6 +166,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(anthropic.router)
     app.include_router(files.router)
     app.include_router(batches.router)
+    app.include_router(webhooks.router)
     app.include_router(cache.router)
     app.include_router(savings.router)
     app.include_router(usage.router)

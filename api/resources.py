@@ -60,6 +60,7 @@ from api.erasure.files import FileErasure
 from api.erasure.ledger_store import LedgerErasure
 from api.erasure.service import ErasureService
 from api.erasure.store import ErasureStore
+from api.event_objects import readers
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
 from api.files.s3_blobs import SCHEME, S3Blobs
@@ -119,6 +120,14 @@ from api.streaming.hub import StreamHub
 from api.usage.roll_up import UsageRollUp
 from api.usage.service import UsageService
 from api.usage.store import UsageReportStore
+from api.webhooks.address_guard import AddressPolicy, open_client
+from api.webhooks.delivery_store import DeliveryStore
+from api.webhooks.dispatcher import Dispatcher
+from api.webhooks.outbox import Outbox
+from api.webhooks.request_webhooks import RequestWebhooks
+from api.webhooks.sender import Sender
+from api.webhooks.service import WebhookService
+from api.webhooks.store import EndpointStore, ProjectSecretStore
 from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.audit_store import AuditStore
@@ -195,6 +204,12 @@ async def open_resources(
         settlement = Settlement(limiter, limit_store)
         budget_store = BudgetStore(database)
         budgets = Budgets(budget_store, registry, context_window, metrics)
+        project_secrets = ProjectSecretStore(database)
+        webhook_addresses = AddressPolicy(
+            allow_private=settings.webhook_allow_private, allow_http=settings.webhook_allow_http
+        )
+        request_webhooks = RequestWebhooks(project_secrets, webhook_addresses)
+        webhook_client = await stack.enter_async_context(open_client(webhook_addresses))
         admission = Admission(
             registry,
             context_window,
@@ -206,6 +221,7 @@ async def open_resources(
             limiter,
             budgets,
             LogLevels(settings.request_log_level, has_key=bool(settings.log_key)),
+            request_webhooks,
         )
         jobs = JobService(
             admission=admission,
@@ -303,7 +319,7 @@ async def open_resources(
         supervisor.start("usage_roll_up", UsageRollUp(UsageSums(database), metrics).run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
-        batch_service = BatchService(batches, files, driver)
+        batch_service = BatchService(batches, files, driver, request_webhooks)
         if settings.revoked_jobs == "cancel":
             revoked_work = RevokedWork(
                 RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
@@ -393,9 +409,19 @@ async def open_resources(
         resources.add(JobParts, job_parts)
         resources.add(CacheStore, cache_store)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
-        resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
+        responses = ResponseService(jobs, ResponseStore(database), store, conversations)
+        resources.add(ResponseService, responses)
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        outbox = Outbox(database)
+        sender = Sender(webhook_client, webhook_addresses, readers(jobs, responses, batch_service, outbox))
+        dispatcher = Dispatcher(outbox, sender, metrics, retention_s=settings.webhook_retention_s)
+        supervisor.start("webhooks", dispatcher.run())
+        supervisor.start("webhook_retention", dispatcher.run_upkeep())
+        webhooks = WebhookService(
+            EndpointStore(database, settings.region), DeliveryStore(database), project_secrets, request_webhooks
+        )
+        resources.add(WebhookService, webhooks)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
         resources.add(WorstCase, WorstCase(registry, context_window))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -286,6 +287,32 @@ class RequestLogSettings(SettingsGroup):
         return key
 
 
+class WebhookSettings(SettingsGroup):
+    """Webhooks."""
+
+    webhook_allow_http: bool = Field(False, description="`true`: webhooks may have URLs with `http://`.")
+    webhook_allow_private: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Networks that webhooks are sent to although they are not public: `10.1.0.0/16,fd00:1::/64`.",
+    )
+    webhook_retention_s: int = Field(
+        30 * 24 * 3600, ge=0, description="Seconds that ended deliveries of webhooks are kept; 0: forever."
+    )
+
+    @field_validator("webhook_allow_private", mode="before")
+    @classmethod
+    def _networks(cls, text: str | tuple[Any, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+        if not isinstance(text, str):
+            return text  # the default
+        networks = []
+        for item in filter(None, (item.strip() for item in text.split(","))):
+            try:
+                networks.append(ip_network(item))
+            except ValueError:
+                raise ValueError(f"{item!r} must be a network such as 10.1.0.0/16 or fd00:1::/64") from None
+        return tuple(networks)
+
+
 class CacheSettings(SettingsGroup):
     """The response cache."""
 
@@ -373,6 +400,7 @@ class ApiSettings(
     BatchSettings,
     RetentionSettings,
     RequestLogSettings,
+    WebhookSettings,
     CacheSettings,
     RoutingSettings,
     ConsoleSettings,

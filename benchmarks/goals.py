@@ -245,6 +245,11 @@ GOALS = (
         "x",
         Key("heavy", "headrace", "step p99 alone"),
     ),
+    *(
+        Goal(f"{figure}, {system}", Key("webhooks", system, figure), limit, False, unit)
+        for system in ("headrace", "beside a dead endpoint")
+        for figure, limit, unit in (("end to event p99", 1000, "ms"), ("events lost", 0, ""))
+    ),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
     Goal(
         "first token p95 with a batch, added beyond one step, simulated engine",

@@ -19,6 +19,7 @@ from chaos.plan import Plan
 from chaos.report import history
 from chaos.result import Result
 from chaos.verify import verify
+from chaos.webhooks import wait_until_delivered
 from chaos.work import make_work
 
 WARM_UP_S = 5.0
@@ -57,6 +58,7 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
         await loading
         quiet_after_s = await _wait_until_quiet(cluster, load)
         say(f"all jobs ended after {quiet_after_s:.1f} s; verifying {len(load.accepted)} jobs")
+        await wait_until_delivered(cluster.observer, plan.quiet_s)
         verdict = await verify(cluster, load)
         readers = [item.reader for item in load.accepted if item.reader]
         offending = dict.fromkeys(item.job_id for item in verdict.broken if item.job_id)
@@ -81,6 +83,9 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
             before=before,
             after=after,
             quiet_after_s=quiet_after_s,
+            webhooks=len(cluster.webhooks.events),
+            webhooks_repeated=cluster.webhooks.repeated,
+            webhook_lags=cluster.webhooks.lags(verdict.jobs),
             histories=[await history(cluster, load, job_id) for job_id in list(offending)[:MAX_HISTORIES]],
         )
 

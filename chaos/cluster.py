@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import secrets
 import socket
 import sys
@@ -21,6 +22,7 @@ from chaos.plan import MODEL, Plan
 from chaos.processes import Processes
 from chaos.proxy import FaultProxy
 from chaos.servers import Servers
+from chaos.webhooks import Receiver, receiving
 from launcher.settings import REPOSITORY
 
 START_S = 60.0
@@ -52,6 +54,7 @@ class Cluster:
     clients: list[httpx.AsyncClient]
     # Connects to PostgreSQL directly, bypassing the proxy. Used by the test only, never by Headrace.
     observer: AsyncEngine
+    webhooks: Receiver
     deaths: list[Death] = field(default_factory=list)
 
     async def ready(self) -> bool:
@@ -93,6 +96,7 @@ async def running(plan: Plan, folder: Path) -> AsyncIterator[Cluster]:
             await proxy.start()
             stack.callback(proxy.stop)
 
+        webhooks = await stack.enter_async_context(receiving(random.Random(f"{plan.seed} webhooks")))
         key = f"hr_chaos_{secrets.token_hex(16)}"
         environment = {
             "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?ssl=disable",
@@ -104,6 +108,8 @@ async def running(plan: Plan, folder: Path) -> AsyncIterator[Cluster]:
             "HEADRACE_PING_S": str(PING_S),
             "HEADRACE_DRAIN_S": "1",
             "HEADRACE_STOP_GRACE_S": "1",
+            "HEADRACE_WEBHOOK_ALLOW_HTTP": "true",
+            "HEADRACE_WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8",
         }
         await _run_module(environment, "migrations", "upgrade")
         await _run_module(environment | {"HEADRACE_API_KEY": key}, "api.keys", "ensure", "chaos")
@@ -127,8 +133,9 @@ async def running(plan: Plan, folder: Path) -> AsyncIterator[Cluster]:
             connect_args={"timeout": 5, "server_settings": {"application_name": "chaos"}},
         )
         stack.push_async_callback(observer.dispose)
-        cluster = Cluster(plan, folder, servers, valkey, postgres, processes, clients, observer)
+        cluster = Cluster(plan, folder, servers, valkey, postgres, processes, clients, observer, webhooks)
         await _until_ready(cluster)
+        await webhooks.subscribe(clients[0])
         yield cluster
 
 

@@ -42,6 +42,7 @@ def table(result: Result) -> str:
     lines.append(("failed starts during outages", str(result.failed_starts)))
     lines.append(("jobs started before their claims", str(result.early_starts)))
     lines.append(("overtaken work thrown away", str(result.overtaken)))
+    lines.append(("webhooks", _webhooks(result)))
     if result.rescues:
         lines.append(("kill to next token", _quantiles(result.rescues)))
     if clean := undisturbed(result.rescues, result.happened):
@@ -55,6 +56,14 @@ def table(result: Result) -> str:
         lines.append(("tokens/s", f"{figures}; goal: >= {THROUGHPUT_GOAL:.0%}, {_met(share >= THROUGHPUT_GOAL)}"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _webhooks(result: Result) -> str:
+    counts = f"{result.webhooks} events, {result.webhooks_repeated} repetitions"
+    if not (lags := result.webhook_lags):
+        return counts
+    p50, p99 = (lags[int(share * (len(lags) - 1))] for share in (0.5, 0.99))
+    return f"{counts}; from the job's end: p50 {p50:.2f} s, p99 {p99:.2f} s"
 
 
 def failures(result: Result) -> str:

@@ -35,4 +35,8 @@ class Result:
     before: float | None
     after: float | None
     quiet_after_s: float
+    # Events that a receiver of webhooks has got, how many were repeated, and the seconds from their jobs' ends.
+    webhooks: int
+    webhooks_repeated: int
+    webhook_lags: list[float]
     histories: list[str] = field(default_factory=list)

@@ -29,6 +29,7 @@ class Promise(StrEnum):
     OUTPUT = "outputs that differ from an undisturbed run"
     USAGE = "jobs with a wrong token count"
     LEDGER = "jobs with wrong entries in the ledger"
+    WEBHOOK = "webhooks lost, or with a wrong id or signature"
     FAILED = "jobs that failed or were cancelled unexpectedly"
     ANSWER = "HTTP responses that no fault explains"
     PROCESS = "processes that exited unexpectedly"
@@ -86,6 +87,7 @@ async def verify(cluster: Cluster, load: Load) -> Verdict:
         if job_id not in accepted and f"job.{job['status']}" not in TERMINAL:
             verdict.broken.append(Violation(Promise.LOST, job_id, f"not acknowledged, but still {job['status']}"))
     await _check_ledger(verdict, cluster, {item.job_id for item in load.accepted if item.work.stop is None})
+    _check_webhooks(verdict, cluster)
     verdict.broken += [Violation(Promise.ANSWER, None, what) for what in load.problems]
     verdict.broken += [Violation(Promise.PROCESS, None, what) for what in cluster.processes.unexpected_exits]
     return verdict
@@ -112,6 +114,14 @@ async def _check_ledger(verdict: Verdict, cluster: Cluster, countable: Set[str])
             verdict.broken.append(Violation(Promise.LEDGER, log.job_id, what))
     for entry in (entry for of_job in entries.values() for entry in of_job):
         verdict.ledger_tokens[entry.source] += entry.output
+
+
+def _check_webhooks(verdict: Verdict, cluster: Cluster) -> None:
+    ended = {job_id: job for job_id, job in verdict.jobs.items() if f"job.{job['status']}" in TERMINAL}
+    for job_id in cluster.webhooks.missing(ended):
+        what = f"no event job.{ended[job_id]['status']} has arrived"
+        verdict.broken.append(Violation(Promise.WEBHOOK, job_id, what))
+    verdict.broken += [Violation(Promise.WEBHOOK, None, what) for what in cluster.webhooks.problems]
 
 
 async def _all_jobs(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from cli.commands.privacy import erase, redact
 from cli.commands.status import status
 from cli.commands.submit import submit
 from cli.commands.usage import usage
+from cli.commands.webhooks import webhooks
 from cli.commands.workers import workers
 from cli.groups import RootGroup
 from cli.output import say
@@ -81,6 +82,7 @@ app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(budgets, name="budgets")
 app.add_typer(limits, name="limits")
+app.add_typer(webhooks, name="webhooks")
 app.command(short_help="List the prices of models.")(prices)
 app.command(short_help="List what operators have changed.")(audit)
 app.command(short_help="Show what redaction would leave of a text.")(redact)

@@ -15,7 +15,7 @@ from cli.output import note, prepare_streams
 # In the order of `headrace --help`.
 COMMANDS = (
     "up", "status", "submit", "jobs", "job", "cancel", "batch", "batches", "failed", "models", "workers", "usage",
-    "projects", "keys", "budgets", "limits", "prices", "audit", "bench",
+    "projects", "keys", "budgets", "limits", "webhooks", "prices", "audit", "bench",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ _TITLES = {
     "anthropic": "Anthropic: messages",
     "files": "Files",
     "batches": "Batches",
+    "webhooks": "Webhooks",
     "cache": "Response cache",
     "savings": "Savings",
     "workers": "Workers and queues",

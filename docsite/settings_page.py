@@ -35,6 +35,7 @@ _ABOUT = {
     "BatchSettings": "[Files and batches](operations.md#files-and-batches)",
     "RetentionSettings": "[Retention](operations.md#retention)",
     "RequestLogSettings": "[Request log](request-log.md)",
+    "WebhookSettings": "[Webhooks](webhooks.md)",
     "CacheSettings": "[Response cache](caching.md)",
     "RoutingSettings": "[Training the classifier](routing.md#training-the-classifier)",
     "ConsoleSettings": "[Web console](console.md)",

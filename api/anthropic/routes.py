@@ -89,6 +89,7 @@ async def messages(
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
         options=submission.options(body),
+        webhook=body.request_webhook,
     )
     idempotency = await work.run(submission.idempotency, request.url.path, body)
     await work.run(_release, body)

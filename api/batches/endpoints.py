@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from api.http.members import Shape
+from api.http.webhook_parameters import WebhookParameters
 from api.openai import error_params as openai_params
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
@@ -77,6 +78,7 @@ class Completions:
         request = self.schema.model_validate(body)
         if request.stream:
             raise _streaming_not_supported()
+        _check_webhook(request)
         generate, *more = request.generate_requests()
         if more:
             raise InvalidRequest(
@@ -131,6 +133,7 @@ class Responses:
         request = ResponseCreate.model_validate(body)
         if request.stream:
             raise _streaming_not_supported()
+        _check_webhook(request)
         if request.background:
             raise InvalidRequest(
                 "background: not supported in a batch, which always runs in the background.", param="background"
@@ -148,6 +151,15 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/completions": Completions(TEXT, CompletionRequest, Shape(CompletionRequest)),
     "/v1/responses": Responses(Shape(ResponseCreate)),
 }
+
+
+def _check_webhook(request: WebhookParameters) -> None:
+    if request.webhook is not None:
+        raise InvalidRequest(
+            "webhook: not supported in a line of a batch; name it in the request that creates the batch, whose end is"
+            " then sent to it.",
+            param="webhook",
+        )
 
 
 def _streaming_not_supported() -> InvalidRequest:

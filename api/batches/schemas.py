@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.batches.batch import Batch, BatchStatus
 from api.files.schemas import ExpiresAfter
 from api.http.pagination import PageView
+from api.http.webhook_parameters import WebhookParameters, event_patterns, events_filter
 from api.jobs.parameters import MAX_METADATA, MetadataKey, MetadataValue
+from shared.domain.webhook_events import EventType
+
+OF_BATCHES = tuple(one for one in EventType if one.group == "batch.*")
 
 
-class BatchCreate(BaseModel):
+class BatchCreate(WebhookParameters):
     """A batch to run: an uploaded file of requests for one endpoint."""
 
     model_config = ConfigDict(
@@ -25,7 +29,14 @@ class BatchCreate(BaseModel):
                     "input_file_id": "file-0199b1c2d3e47f5a8b6c7d8e9f0a1b2c",
                     "endpoint": "/v1/chat/completions",
                     "completion_window": "24h",
-                }
+                },
+                {
+                    "input_file_id": "file-0199b1c2d3e47f5a8b6c7d8e9f0a1b2c",
+                    "endpoint": "/v1/responses",
+                    "completion_window": "90m",
+                    "webhook": "https://hooks.example.com/headrace",
+                    "webhook_events_filter": ["batch.*"],
+                },
             ]
         },
     )
@@ -37,6 +48,7 @@ class BatchCreate(BaseModel):
     )
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
     output_expires_after: ExpiresAfter | None = Field(None, description="Retention of the result files.")
+    webhook_events_filter: Annotated[list[str], event_patterns(OF_BATCHES)] | None = events_filter("batch.completed")
 
 
 class RequestCounts(BaseModel):

@@ -10,6 +10,7 @@ from api.files.service import FileService
 from api.files.store import Purpose
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
+from api.webhooks.request_webhooks import RequestWebhooks
 from shared.config.durations import seconds_of
 from shared.domain.errors import Conflict, InvalidRequest, NotFound
 from shared.domain.owner import Owner
@@ -20,17 +21,21 @@ MAX_WINDOW_S = 30 * 24 * 3600
 class BatchService:
     """Creates, looks up and cancels batches."""
 
-    def __init__(self, store: BatchStore, files: FileService, driver: BatchDriver) -> None:
+    def __init__(
+        self, store: BatchStore, files: FileService, driver: BatchDriver, webhooks: RequestWebhooks | None = None
+    ) -> None:
         self._store = store
         self._files = files
         self._driver = driver
+        self._webhooks = webhooks
 
     async def create(self, owner: Owner, body: BatchCreate) -> Batch:
         """Commit a batch. When this returns, it is durable.
 
         Raises:
             NotFound: the file does not exist or belongs to another project.
-            InvalidRequest: the completion window or the file's purpose is invalid.
+            InvalidRequest: the completion window or the file's purpose is invalid, or nothing may be sent to the
+                webhook.
         """
         window_s = _window_s(body.completion_window)
         file = await self._files.get(body.input_file_id, owner.project_id, "input_file_id")
@@ -38,6 +43,9 @@ class BatchService:
             raise InvalidRequest(
                 f"input_file_id: must be a file with purpose `batch`, got `{file.purpose.value}`", param="input_file_id"
             )
+        webhook = body.request_webhook
+        if self._webhooks is not None and webhook is not None:
+            await self._webhooks.admit(owner.project_id, webhook)
         batch = await self._store.insert(
             owner,
             body.endpoint,
@@ -46,6 +54,7 @@ class BatchService:
             window_s,
             body.metadata,
             body.output_expires_after.seconds if body.output_expires_after else None,
+            webhook,
         )
         if batch is None:
             raise NotFound(f"There is no file `{file.id}`.", param="input_file_id", code="file_not_found")

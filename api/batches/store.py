@@ -21,6 +21,7 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
+    Update,
     bindparam,
     func,
     insert,
@@ -45,6 +46,8 @@ from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
+from shared.domain.request_webhook import RequestWebhook
+from shared.domain.webhook_events import EventType
 from shared.postgres.budgets import RESERVATIONS, Reserving, refusals, reservation_records
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_inserts import insert_answered, insert_queued
@@ -53,6 +56,7 @@ from shared.postgres.job_rows import CHARGE, LOG, SUMMARY_COLUMNS, read_job, to_
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
+from shared.postgres.webhook_outbox import insert_event
 from shared.runtime.offload import off_loop
 
 # Bytes of outputs and logs, compressed, that `BatchStore.jobs` reads at once.
@@ -179,6 +183,7 @@ class BatchStore(JobRowStore):
         window_s: float,
         metadata: dict[str, str] | None,
         output_expires_after_s: int | None = None,
+        webhook: RequestWebhook | None = None,
     ) -> Batch | None:
         """Commit a new batch in state `validating`. Returns None if the file does not exist."""
         values: dict[Any, Any] = {
@@ -190,6 +195,7 @@ class BatchStore(JobRowStore):
             BatchRow.completion_window: completion_window,
             BatchRow.batch_metadata: metadata,
             BatchRow.output_expires_after_s: output_expires_after_s,
+            BatchRow.webhook: None if webhook is None else webhook.stored(),
             BatchRow.status: BatchStatus.VALIDATING.value,
             BatchRow.expires_at: func.now() + seconds(window_s),
         }
@@ -254,12 +260,18 @@ class BatchStore(JobRowStore):
 
     async def fail(self, batch: Batch, errors: Sequence[LineError]) -> bool:
         """Fail a batch whose input is invalid or missing."""
-        return await self._move(
+        statement = _move_statement(
             batch.id,
             (batch.status,),
             BatchStatus.FAILED,
             {BatchRow.errors: [asdict(error) for error in errors], BatchRow.ended_at: func.clock_timestamp()},
         )
+        async with transaction(self._engine) as connection:
+            failed = (await connection.execute(statement.returning(BatchRow.webhook))).first()
+            if failed is None:
+                return False
+            await insert_event(connection, batch.project_id, EventType.BATCH_FAILED, batch.id, webhook=failed.webhook)
+        return True
 
     async def submit(
         self, batch: Batch, jobs: Sequence[BatchJob], requests: int, next_line: Position
@@ -401,9 +413,11 @@ class BatchStore(JobRowStore):
                 BatchRow.status.in_((BatchStatus.FINALIZING.value, BatchStatus.CANCELLING.value)),
             )
             .values(values)
+            .returning(BatchRow.webhook)
         )
         async with transaction(self._engine) as connection:
-            if not (await connection.execute(statement)).rowcount:
+            ended = (await connection.execute(statement)).first()
+            if ended is None:
                 return False
             for file in filter(None, (output, errors)):
                 await insert_file(
@@ -415,6 +429,8 @@ class BatchStore(JobRowStore):
                     file.bytes,
                     retention_s,
                 )
+            event_type = EventType(f"batch.{ending.value}")
+            await insert_event(connection, batch.project_id, event_type, batch.id, webhook=ended.webhook)
         return True
 
     # Jobs of a batch
@@ -454,11 +470,15 @@ class BatchStore(JobRowStore):
     async def _move(
         self, batch_id: str, sources: Sequence[BatchStatus], target: BatchStatus, values: dict[Any, Any]
     ) -> bool:
-        guard: ColumnElement[bool] = BatchRow.status.in_([status.value for status in sources])
-        statement = (
-            update(BatchRow).where(BatchRow.id == batch_id, guard).values({BatchRow.status: target.value, **values})
-        )
-        return await self._changes(statement)
+        return await self._changes(_move_statement(batch_id, sources, target, values))
+
+
+def _move_statement(
+    batch_id: str, sources: Sequence[BatchStatus], target: BatchStatus, values: dict[Any, Any]
+) -> Update:
+    """Move a batch to another status, if it has one of the `sources`."""
+    guard: ColumnElement[bool] = BatchRow.status.in_([status.value for status in sources])
+    return update(BatchRow).where(BatchRow.id == batch_id, guard).values({BatchRow.status: target.value, **values})
 
 
 def _stored_bytes(output: Any, log: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The cookie that holds a session's token, and those that hand the secret of a new key to the page that shows it."""
+"""The cookie that holds a session's token, and those that hand a new secret to the page that shows it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.console.session_store import SESSION_S
 
-# For how long the secret of a new key waits for the page that shows it: the redirect to it follows at once.
+# For how long a new secret waits for the page that shows it: the redirect to it follows at once.
 _SECRET_S = 60
 _PORT = re.compile(r":([0-9]{1,5})$")
 
@@ -45,29 +45,29 @@ def clear_session(response: Response, headers: Headers) -> None:
     )
 
 
-def hand_over_secret(response: Response, headers: Headers, key_id: str, secret: str) -> None:
-    """Add the secret of a new key to the redirect to the page that shows it.
+def hand_over_secret(response: Response, headers: Headers, item_id: str, secret: str) -> None:
+    """Add the secret of a new key, or of an endpoint of webhooks, to the redirect to the page that shows it.
 
     The page is another request, so that reloading it creates no second key, and any API process may answer it. The
     secret travels as it would in the page itself, and is stored nowhere: scripts cannot read the cookie, only requests
-    below `keys` send it, and the page removes it.
+    below the page's folder, such as `keys`, send it, and the page removes it.
     """
-    _set_secret(response, headers, key_id, secret, _SECRET_S)
+    _set_secret(response, headers, item_id, secret, _SECRET_S)
 
 
-def take_secret(headers: Headers, key_id: str) -> str | None:
-    """The secret of a new key; None if it was shown before, or too long ago."""
-    return cookie_parser(headers.get("cookie", "")).get(_secret_name(headers, key_id)) or None
+def take_secret(headers: Headers, item_id: str) -> str | None:
+    """A new secret; None if it was shown before, or too long ago."""
+    return cookie_parser(headers.get("cookie", "")).get(_secret_name(headers, item_id)) or None
 
 
-def remove_secret(response: Response, headers: Headers, key_id: str) -> None:
+def remove_secret(response: Response, headers: Headers, item_id: str) -> None:
     """Remove the secret from the browser: the response shows it."""
-    _set_secret(response, headers, key_id, "", 0)
+    _set_secret(response, headers, item_id, "", 0)
 
 
-def _set_secret(response: Response, headers: Headers, key_id: str, secret: str, max_age: int) -> None:
+def _set_secret(response: Response, headers: Headers, item_id: str, secret: str, max_age: int) -> None:
     response.set_cookie(
-        _secret_name(headers, key_id),
+        _secret_name(headers, item_id),
         secret,
         max_age=max_age,
         path=None,
@@ -77,8 +77,8 @@ def _set_secret(response: Response, headers: Headers, key_id: str, secret: str, 
     )
 
 
-def _secret_name(headers: Headers, key_id: str) -> str:
-    return f"{_name(headers)}_{key_id}"
+def _secret_name(headers: Headers, item_id: str) -> str:
+    return f"{_name(headers)}_{item_id}"
 
 
 def _name(headers: Headers) -> str:

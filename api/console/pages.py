@@ -12,6 +12,7 @@ from api.console.page import Page
 from api.console.playground import routes as playground
 from api.console.routing import routes as routing
 from api.console.usage import routes as usage
+from api.console.webhooks import routes as webhooks
 
 PAGES: tuple[Page, ...] = (
     overview.PAGE,
@@ -22,5 +23,6 @@ PAGES: tuple[Page, ...] = (
     routing.PAGE,
     usage.PAGE,
     limits.PAGE,
+    webhooks.PAGE,
     keys.PAGE,
 )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from api.http.header_parameters import HeaderParameter, reads_headers
 from api.http.members import EmptyIsValue
+from api.http.webhook_parameters import JobWebhookParameters
 from shared.config.durations import seconds_of
 from shared.domain.answer_options import (
     NO_CACHE_CONTROL,
@@ -118,8 +119,8 @@ def replay_headers(created: bool) -> dict[str, str]:
     return {} if created else {"Idempotent-Replayed": "true"}
 
 
-class AnswerParameters(BaseModel):
-    """The parameters that all dialects have to control how a request may be answered."""
+class AnswerParameters(JobWebhookParameters):
+    """The parameters that all dialects have to control how a request may be answered, and who is told of its end."""
 
     cache: Annotated[CacheOptions | None, EmptyIsValue()] = Field(
         None,

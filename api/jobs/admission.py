@@ -24,6 +24,7 @@ from api.limits.limiter import NOTHING, RateLimiter, Taken
 from api.request_log.levels import NO_LEVELS, LogLevels
 from api.routing.candidates import CostLimit
 from api.routing.router import Explanation, Routed, Router
+from api.webhooks.request_webhooks import RequestWebhooks
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import BudgetExceeded, RateLimited
 from shared.domain.new_job import NewJob
@@ -51,6 +52,7 @@ class Admission:
         limiter: RateLimiter | None = None,
         budgets: Budgets | None = None,
         log_levels: LogLevels = NO_LEVELS,
+        webhooks: RequestWebhooks | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -65,6 +67,7 @@ class Admission:
         self._limiter = limiter
         self._budgets = budgets
         self._log_levels = log_levels
+        self._webhooks = webhooks
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
@@ -77,8 +80,8 @@ class Admission:
             NotFound: the model does not exist, or the key may not be used for it.
             InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
                 damaged or too large, the prompt does not fit the model's context, too many log probabilities are
-                requested, a structured output exceeds a bound, or it is not known what the job could cost at most,
-                and a hard budget applies.
+                requested, a structured output exceeds a bound, nothing may be sent to the webhook, or it is not known
+                what the job could cost at most, and a hard budget applies.
             BudgetExceeded: the job could cost more than the whole of a hard budget.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
@@ -86,6 +89,8 @@ class Admission:
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
         self._require_allowed(principal, new)
+        if self._webhooks is not None and new.webhook is not None:
+            await self._webhooks.admit(principal.project_id, new.webhook)
         with counting_once(principal.project_id):
             return await self._admitted(principal, new, jobs)
 

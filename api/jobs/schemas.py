@@ -68,6 +68,8 @@ class JobCreate(ChatParameters):
                     "user": "user-17",
                     "cache": {"ttl": 86400, "scope": "user"},
                     "context": {"strategy": "sliding_window", "trigger": 0.9, "target": 0.5},
+                    "webhook": "https://hooks.example.com/headrace",
+                    "webhook_events_filter": ["job.failed"],
                 },
             ]
         }
@@ -110,6 +112,7 @@ class JobCreate(ChatParameters):
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
             options=submission.options(self),
+            webhook=self.request_webhook,
         )
 
     def generate_request(self) -> GenerateRequest:

@@ -138,6 +138,7 @@ async def _complete(
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
             options=submission.options(body),
+            webhook=body.request_webhook,
         )
         for generate in await work.run(body.generate_requests)
     ]

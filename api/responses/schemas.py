@@ -165,6 +165,7 @@ class ResponseCreate(AnswerParameters):
                     "input": "Tell me a story about a mill.",
                     "max_output_tokens": 32,
                     "background": True,
+                    "webhook": "https://hooks.example.com/headrace",
                 },
             ]
         },

@@ -83,6 +83,7 @@ class ResponseService:
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
             options=submission.options(body),
+            webhook=body.request_webhook,
             response=facts,
             earlier_answer=_earlier_answer(previous),
         )

@@ -28,6 +28,7 @@ from benchmarks.scenarios import (
     usage,
     vllm,
     warm,
+    webhooks,
 )
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
@@ -53,4 +54,5 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,
+    "webhooks": webhooks.run,
 }

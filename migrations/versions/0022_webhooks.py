@@ -12,8 +12,9 @@ branch_labels = None
 depends_on = None
 
 COLUMNS = (
-    ("projects", "webhook_secret", "text"),
+    ("projects", "webhook_secrets", "jsonb DEFAULT '[]'::jsonb NOT NULL"),
     ("jobs", "webhook", "jsonb"),
+    ("batches", "webhook", "jsonb"),
 )
 STATEMENTS = (
     """
@@ -41,6 +42,9 @@ STATEMENTS = (
         project_id bigint NOT NULL,
         endpoint_id text COLLATE "C",
         url text,
+        target text COLLATE "C" GENERATED ALWAYS AS (
+            COALESCE(endpoint_id, "substring"(url, '^[^:]+://[^/?#]*'::text))
+        ) STORED NOT NULL,
         type text NOT NULL,
         object_id text COLLATE "C" NOT NULL,
         data jsonb,
@@ -49,11 +53,10 @@ STATEMENTS = (
         due_at timestamptz DEFAULT now() NOT NULL,
         tries smallint DEFAULT 0 NOT NULL,
         ended_at timestamptz,
-        PRIMARY KEY (id),
-        FOREIGN KEY(endpoint_id) REFERENCES webhook_endpoints (id) ON DELETE CASCADE
+        PRIMARY KEY (id)
     )
     """,
-    "CREATE INDEX IF NOT EXISTS webhook_deliveries_due ON webhook_deliveries (due_at) WHERE state = 'pending'",
+    "CREATE INDEX IF NOT EXISTS webhook_deliveries_due ON webhook_deliveries (target, due_at) WHERE state = 'pending'",
     "CREATE INDEX IF NOT EXISTS webhook_deliveries_ended ON webhook_deliveries (ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS webhook_deliveries_endpoint ON webhook_deliveries (endpoint_id, id)",
     """

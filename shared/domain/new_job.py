@@ -12,6 +12,7 @@ from shared.domain.log_level import LogLevel
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
+from shared.domain.request_webhook import RequestWebhook
 from shared.domain.response import ResponseFacts
 
 
@@ -35,6 +36,7 @@ class NewJob:
     finish_within_s: float | None = None
     request_context: RequestContext = field(default_factory=REQUEST_CONTEXT.get)
     response: ResponseFacts | None = None
+    webhook: RequestWebhook | None = None
     options: RequestOptions = NO_REQUEST_OPTIONS
     earlier_answer: EarlierAnswer | None = None
     log_level: LogLevel | None = None

@@ -26,9 +26,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.domain.budgets import EACH_END_USER, BudgetScope, OnExceed, Period, Window
 from shared.domain.job import JobStatus
+from shared.domain.webhook_events import EventType
 from shared.postgres.audit_store import record
 from shared.postgres.budgets import move_to_spent
 from shared.postgres.engine import limit_idle, transaction
@@ -37,6 +39,7 @@ from shared.postgres.price_store import StoredPrice, prices_in_force
 from shared.postgres.store import Records, Store, seconds
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow, Timestamp
 from shared.postgres.usage_tables import BudgetReservationRow, BudgetRow, BudgetWindowRow, UsageEventRow
+from shared.postgres.webhook_outbox import insert_event
 
 # The reservations of ended jobs that one statement releases.
 RELEASE_LIMIT = 1000
@@ -225,7 +228,9 @@ class BudgetStore(Store):
             if not thresholds:
                 return None
             await connection.execute(update(window).where(window.id == window_id).values(alerted=max(thresholds)))
-        return Alert(budget, row.end_user, row.spent, thresholds)
+            alert = Alert(budget, row.end_user, row.spent, thresholds)
+            await _insert_events(connection, window_id, alert)
+        return alert
 
     async def busy(self, windows: Collection[int]) -> set[int]:
         """Return those of the windows in which jobs have reserved."""
@@ -438,6 +443,28 @@ def _record(key: WindowKey) -> dict[str, Any]:
         "starts_at": key.window.starts_at,
         "ends_at": key.window.ends_at,
     }
+
+
+async def _insert_events(connection: AsyncConnection, window_id: int, alert: Alert) -> None:
+    """Insert the deliveries of webhooks that report these thresholds."""
+    budget = alert.budget
+    for share in alert.thresholds:
+        await insert_event(
+            connection,
+            budget.project_id,
+            EventType.BUDGET_EXCEEDED if share >= 1 else EventType.BUDGET_THRESHOLD,
+            format_id(budget.id),
+            data={
+                "project": budget.project,
+                "end_user": alert.end_user or None,
+                "period": budget.period.value,
+                "threshold": float(share),
+                "limit_usd": float(budget.limit_usd),
+                "spend_usd": float(alert.spent),
+            },
+            # A threshold is reported again in the next window, and after the limit was changed.
+            occurrence=f"{window_id}:{share:f}:{budget.limit_usd:f}",
+        )
 
 
 def _budget(row: Any) -> Budget:

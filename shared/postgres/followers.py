@@ -255,6 +255,7 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
             *_change(leaders.c.id, _FALSE),
             *OWNER_COLUMNS,
             *(one for one in LOGGED_COLUMNS if one.key not in CHANGE),
+            JobRow.webhook,
             JobRow.cache_key,
             JobRow.decisions,
             null().cast(JSONB).label("upstream"),

@@ -56,6 +56,7 @@ from shared.postgres.request_log import LOGGED_COLUMNS, insert_log_rows
 from shared.postgres.store import Encoded, Records, seconds
 from shared.postgres.tables import CachedAnswerRow, JobRow, Timestamp, UpstreamCancellationRow
 from shared.postgres.upstream_cancellations import stored_state
+from shared.postgres.webhook_outbox import insert_deliveries
 
 RESULTS = Records(
     "results",
@@ -138,6 +139,7 @@ def end_statement(
             _LEADS.label("may_lead"),
             JobRow.decisions,
             *LOGGED_COLUMNS,
+            JobRow.webhook,
             *(one for one in LEADER_COLUMNS if keyed and one.key not in _RETURNED),
             *([] if keyed else [JobRow.id]),
         )
@@ -177,22 +179,28 @@ def settle_statement(groups: Select[Any], **portion: Any) -> Any:
 
 
 def with_effects(
-    rows: Select[Any], ended: CTE, *, keyed: bool = True, answered_by: ColumnElement[str] | None = None
+    rows: Select[Any],
+    ended: CTE,
+    *,
+    keyed: bool = True,
+    answered_by: ColumnElement[str] | None = None,
+    responses: Select[Any] | None = None,
 ) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
     These are the entries of the ledger, with what they are charged in the windows of budgets, the rows of the request
-    log, the upstream's request, if it is still to be cancelled, and, if `keyed`, the entry of the response cache.
-    `ended` are the jobs that end: `id`, `OWNER_COLUMNS`, `LOGGED_COLUMNS`, `model`, `cache_key`, `decisions`,
-    `upstream`, `cacheable`, `answer_bytes`, and `entries`, those of the ledger, unless they end with the answer of
-    another job, which the column `answered_by` names.
+    log, the upstream's request, if it is still to be cancelled, the deliveries of webhooks (`responses`: see
+    `insert_deliveries`), and, if `keyed`, the entry of the response cache. `ended` are the jobs that end: `id`,
+    `OWNER_COLUMNS`, `LOGGED_COLUMNS`, `model`, `webhook`, `cache_key`, `decisions`, `upstream`, `cacheable`,
+    `answer_bytes`, and `entries`, those of the ledger, unless they end with the answer of another job, which the column
+    `answered_by` names.
     """
     ledger = insert_entries(ended) if answered_by is None else insert_answers(ended, answered_by)
     rows = rows.add_cte(insert_log_rows(ended, answered=answered_by is not None))
     rows = rows.add_cte(ledger, release_reservations(ended, charges(ended, ledger)))
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
-    rows = rows.add_cte(cancellations.cte("cancellations"))
+    rows = rows.add_cte(cancellations.cte("cancellations"), insert_deliveries(ended, responses))
     if not keyed:
         return rows
     ttl_s: Any = sql_cast(ended.c.decisions["cache"]["ttl_s"].astext, Integer)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Select,
     Text,
     case,
+    false,
     func,
     insert,
     literal,
@@ -62,7 +63,9 @@ def cached_answers(records: Records) -> Select[Any]:
     return _found(select(records.id, CachedAnswerRow.bytes), records, aliased(JobRow, name="source"))
 
 
-def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = False) -> tuple[CTE, Select[Any]]:
+def insert_answered(
+    new: Records, values: Mapping[Any, Any], *, streams: bool = False, responses: Select[Any] | None = None
+) -> tuple[CTE, Select[Any]]:
     """The only SQL that creates jobs which have ended: inserts a `completed` job per record that has a cached answer.
 
     Records and `values` are as in `insert_queued`, and records also as in `cached_answers`. Output and log stay in the
@@ -71,7 +74,7 @@ def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = 
     statement, which returns their columns and the output. Whatever joins `end_statement` joins this one too.
 
     `streams`: records also have a Boolean of this name, and the statement returns for those with true the first page of
-    the log.
+    the log. `responses` selects the ids of the records that are responses, whose rows the same statement inserts.
     """
     source = aliased(JobRow, name="source")
     decision = func.jsonb_build_object(
@@ -104,6 +107,7 @@ def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = 
             JobRow.batch_id,
             JobRow.answered_by,
             JobRow.cache_key,
+            JobRow.webhook,
             null().cast(JSONB).label("upstream"),
             literal_column("false", Boolean).label("cacheable"),
             literal_column("0", Integer).label("answer_bytes"),
@@ -118,7 +122,9 @@ def insert_answered(new: Records, values: Mapping[Any, Any], *, streams: bool = 
         start = func.substr(answered_log(answer.log), literal_column("1"), literal_column(str(ARCHIVE_PAGE)))
         log = select(start).where(answer.id == ended.c.answered_by).scalar_subquery()
         row.append(case((wanted, log)).label("log_start"))
-    return ended, with_effects(select(*row), ended, answered_by=ended.c.answered_by)
+    if responses is None:  # none of them is a response
+        responses = select(null().cast(Text)).where(false())
+    return ended, with_effects(select(*row), ended, answered_by=ended.c.answered_by, responses=responses)
 
 
 def _found(query: Select[Any], records: Records, source: Any) -> Select[Any]:

@@ -87,6 +87,7 @@ _NEW = Records(
     streams=Boolean,
     since_lookup_s=Double,
     delay_s=Double,
+    webhook=JSONB,
 )
 _VALUES = {
     JobRow.project_id: _NEW.project_id,
@@ -103,6 +104,7 @@ _VALUES = {
     JobRow.kind: _NEW.kind,
     JobRow.log_level: _NEW.log_level,
     JobRow.decisions: _NEW.decisions,
+    JobRow.webhook: _NEW.webhook,
 }
 _RESPONSES = Records(
     "response", job_id=Text, request_params=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
@@ -239,8 +241,8 @@ JOIN = Insertion(
     },
     _with_leader,
 )
-_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES, streams=True)
-_ANSWER = Prepared(_ANSWER_STATEMENT)
+_ANSWER = Prepared(insert_answered(_NEW, _VALUES, streams=True)[1])
+_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES, streams=True, responses=_RESPONSES.values_of("job_id"))
 _ANSWER_WITH_RESPONSES = Prepared(_with_responses(_ANSWER_STATEMENT, _ANSWERED))
 # The size of the answer that the response cache has for each record.
 LOOKUPS = Records("lookup", id=Text, cache_key=LargeBinary, project_id=BigInteger, model=Text, max_age_s=Integer)
@@ -278,6 +280,7 @@ def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
         "looked_up_at": None,
         "since_lookup_s": 0.0,
         "delay_s": new.delay_s,
+        "webhook": None if new.webhook is None else new.webhook.stored(),
         "response": None if new.response is None else _response_record(job_id, new.response),
         "reservations": new.reservations,
     }

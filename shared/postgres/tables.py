@@ -44,8 +44,8 @@ class ProjectRow(Base):
     salt: Mapped[str] = mapped_column(Text, server_default=text("(gen_random_uuid())::text"))
     # `shared.domain.project_options.ProjectOptions`.
     options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
-    # Signs the webhooks that requests name themselves.
-    webhook_secret: Mapped[str | None] = mapped_column(Text)
+    # They sign the webhooks that requests name themselves, as those of `webhook_endpoints`.
+    webhook_secrets: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
 
 
 class ApiKeyRow(Base):
@@ -486,6 +486,8 @@ class BatchRow(Base):
     error_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     output_expires_after_s: Mapped[int | None]
     usage: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    # The webhook that the request names, as in `jobs`.
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(Timestamp)

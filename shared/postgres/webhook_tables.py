@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ForeignKey, Identity, Index, SmallInteger, Text, func, text
+from sqlalchemy import ARRAY, BigInteger, Computed, ForeignKey, Identity, Index, SmallInteger, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -50,11 +50,14 @@ class WebhookDeliveryRow(Base):
     # The same for all deliveries of an event: the `webhook-id`.
     event_id: Mapped[str] = mapped_column(Text(collation="C"))
     project_id: Mapped[int] = mapped_column(BigInteger)
-    # NULL: to `url`, signed with the project's own secret.
-    endpoint_id: Mapped[str | None] = mapped_column(
-        Text(collation="C"), ForeignKey("webhook_endpoints.id", ondelete="CASCADE")
-    )
+    # NULL: to `url`, signed with the project's own secret. Not a foreign key: a job must be able to end while an
+    # endpoint is deleted. The deliveries of a deleted endpoint are deleted later.
+    endpoint_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     url: Mapped[str | None] = mapped_column(Text)
+    # What shares a queue: the deliveries to an endpoint, or to the host that a URL names.
+    target: Mapped[str] = mapped_column(
+        Text(collation="C"), Computed("COALESCE(endpoint_id, \"substring\"(url, '^[^:]+://[^/?#]*'::text))")
+    )
     type: Mapped[str] = mapped_column(Text)
     # The id of the job, response, batch or budget.
     object_id: Mapped[str] = mapped_column(Text(collation="C"))
@@ -69,7 +72,7 @@ class WebhookDeliveryRow(Base):
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
     __table_args__ = (
-        Index("webhook_deliveries_due", "due_at", postgresql_where=text("state = 'pending'")),
+        Index("webhook_deliveries_due", "target", "due_at", postgresql_where=text("state = 'pending'")),
         Index("webhook_deliveries_of", "event_id", "endpoint_id", unique=True, postgresql_nulls_not_distinct=True),
         Index("webhook_deliveries_project", "project_id", "id"),
         Index("webhook_deliveries_endpoint", "endpoint_id", "id"),

@@ -24,6 +24,7 @@ from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
 from shared.telemetry.definitions.request_log import RequestLogMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
 from shared.telemetry.definitions.usage import UsageMetrics
+from shared.telemetry.definitions.webhooks import WebhookMetrics
 from shared.telemetry.definitions.workers import WorkerMetrics
 from shared.telemetry.instruments import Definition, Exporter, InstrumentSet
 
@@ -36,6 +37,7 @@ class Metrics(
     UsageMetrics,
     RequestLogMetrics,
     PrivacyMetrics,
+    WebhookMetrics,
     WorkerMetrics,
 ):
     """The metrics of one process."""
@@ -51,6 +53,7 @@ class Metrics(
         UsageMetrics.__init__(self, new)
         RequestLogMetrics.__init__(self, new)
         PrivacyMetrics.__init__(self, new)
+        WebhookMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
         self._declare(models)

@@ -86,6 +86,8 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         routes=routes,
         redis_db=SIM_REDIS_DB,
         HEADRACE_MAX_BODY_BYTES=100_000,
+        HEADRACE_WEBHOOK_ALLOW_HTTP="true",
+        HEADRACE_WEBHOOK_ALLOW_PRIVATE="127.0.0.0/8",
     )
     try:
         stack.start_api()

@@ -29,6 +29,7 @@ async def test_each_fault_once(tmp_path: Path) -> None:
     assert result.verdict.log_tokens == result.verdict.ledger_of_logs > 0
     assert result.retried > 5
     assert result.disconnected > 10
+    assert result.webhooks >= result.accepted
 
 
 @pytest.mark.long

@@ -48,6 +48,9 @@ async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) ->
         budgeted = {"project": "examples", "period": "month", "limit_usd": 100, "hard": False}
         budget: str = (await client.post("/v1/admin/budgets", json=budgeted)).json()["id"]
 
+    hook = {"url": "https://hooks.example.com/headrace", "events": ["*"]}
+    endpoint: str = (await vllm.post("/v1/webhooks/endpoints", json=hook)).json()["id"]
+
     async def run(method: str, path: str, example: dict[str, Any]) -> None:
         if path == "/v1/batches":
             example = {**example, "input_file_id": await create_file(vllm)}
@@ -55,7 +58,7 @@ async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) ->
             example = {**example, "project": "examples"}
         headers = {"Authorization": f"Bearer {admin}"} if path.startswith("/v1/admin/") else {}
         url = path.replace("{key_id}", key.split()[0]).replace("{name}", "examples").replace("{limit_id}", limit)
-        url = url.replace("{budget_id}", budget)
+        url = url.replace("{budget_id}", budget).replace("{endpoint_id}", endpoint)
         response = await vllm.request(method, url, json=example, headers=headers)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
         responses = document["paths"][path][method]["responses"]
@@ -70,6 +73,7 @@ async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) ->
         runs += [run(method, path, example) for example in schema["examples"]]
     assert len(runs) >= 5
     await asyncio.gather(*runs)
+    await vllm.delete(f"/v1/webhooks/endpoints/{endpoint}")
 
 
 async def test_the_docs_page_is_served(sim: httpx.AsyncClient) -> None:

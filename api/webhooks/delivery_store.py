@@ -1,0 +1,207 @@
+"""SQL about deliveries of webhooks, as clients see them: lists, tries, replays and test events.
+
+What creates deliveries is in `shared.postgres.webhook_outbox`, and what delivers them in `api.webhooks.dispatcher`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row, Select, func, insert, select, true, update
+
+from shared.domain.webhook_events import EventType, event_id
+from shared.postgres.store import Store
+from shared.postgres.tables import ProjectRow
+from shared.postgres.webhook_tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookTryRow
+
+# Deliveries that one request replays.
+MAX_REPLAYED = 10_000
+_ROW = WebhookDeliveryRow
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands. `dead`: its last try has failed, and there are no more."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event on its way to an endpoint, or to the URL of a request. `status`, `error`: of its last try."""
+
+    id: int
+    event_id: str
+    project_id: int
+    project: str
+    endpoint_id: str | None
+    url: str
+    type: str
+    object_id: str
+    created_at: datetime
+    state: DeliveryState
+    due_at: datetime
+    tries: int
+    ended_at: datetime | None
+    status: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A try of a delivery. `status`: the HTTP status; None if there was no answer."""
+
+    number: int
+    at: datetime
+    status: int | None
+    error: str | None
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryQuery:
+    """Conditions on deliveries; all must hold. `project_id`: None: those of all projects."""
+
+    project_id: int | None
+    endpoint_id: str | None = None
+    state: DeliveryState | None = None
+    type: str | None = None
+
+    def narrow(self, statement: Any) -> Any:
+        """A statement about these deliveries only."""
+        for column, value in (
+            (_ROW.project_id, self.project_id),
+            (_ROW.endpoint_id, self.endpoint_id),
+            (_ROW.state, None if self.state is None else self.state.value),
+            (_ROW.type, self.type),
+        ):
+            if value is not None:
+                statement = statement.where(column == value)
+        return statement
+
+
+def format_id(number: int) -> str:
+    """The id of a delivery as clients see it."""
+    return f"delivery_{number}"
+
+
+def parse_id(text: str) -> int | None:
+    """The number of a delivery's id; None if the text is no such id."""
+    match = re.fullmatch(r"delivery_([0-9]{1,18})", text)
+    return int(match[1]) if match else None
+
+
+class DeliveryStore(Store):
+    """Reads deliveries, and makes them due again."""
+
+    async def page(self, query: DeliveryQuery, *, limit: int, after: int | None = None) -> list[Delivery]:
+        """Return one page of deliveries, newest first."""
+        statement = query.narrow(_deliveries()).order_by(_ROW.id.desc()).limit(limit)
+        if after is not None:
+            statement = statement.where(_ROW.id < after)
+        return await self._all(statement, _delivery)
+
+    async def get(self, delivery_id: int, project_id: int | None) -> Delivery | None:
+        """Return a delivery; None if the project has no such one."""
+        statement = DeliveryQuery(project_id).narrow(_deliveries()).where(_ROW.id == delivery_id)
+        return await self._one(statement, _delivery)
+
+    async def tries(self, delivery_id: int) -> Sequence[Try]:
+        """Return the tries of a delivery, in their order."""
+        row = WebhookTryRow
+        statement = select(row.number, row.at, row.status, row.error, row.duration_ms)
+        statement = statement.where(row.delivery_id == delivery_id).order_by(row.number)
+        return await self._all(statement, lambda found: Try(**found._asdict()))
+
+    async def replay(self, delivery_id: int) -> bool:
+        """Make a delivery that has ended due again. False: it has not ended."""
+        return await self._changes(_replayed().where(_ROW.id == delivery_id, _ROW.ended_at.is_not(None)))
+
+    async def replay_dead(self, query: DeliveryQuery, since: datetime) -> int:
+        """Make the dead deliveries of events since a time due again, the oldest first, at most `MAX_REPLAYED`.
+
+        Those of disabled endpoints remain. Returns their number.
+        """
+        enabled = select(WebhookEndpointRow.id).where(WebhookEndpointRow.disabled.is_(None))
+        found = (
+            query.narrow(select(_ROW.id))
+            .where(
+                _ROW.state == DeliveryState.DEAD.value,
+                _ROW.ended_at.is_not(None),
+                _ROW.created_at >= since,
+                _ROW.endpoint_id.is_(None) | _ROW.endpoint_id.in_(enabled),
+            )
+            .order_by(_ROW.id)
+            .limit(MAX_REPLAYED)
+            .with_for_update(skip_locked=True)
+        )
+        statement = _replayed().where(_ROW.id.in_(found.scalar_subquery()))
+        async with self._engine.connect() as connection:
+            return (await connection.execute(statement)).rowcount
+
+    async def send_test(self, endpoint_id: str, project_id: int) -> int:
+        """Let a test event be delivered to an endpoint, whatever it subscribes to. Returns the delivery's id."""
+        event_type = EventType.WEBHOOK_TEST.value
+        statement = (
+            insert(_ROW)
+            .values(
+                event_id=event_id(event_type, endpoint_id, secrets.token_hex(16)),
+                project_id=project_id,
+                endpoint_id=endpoint_id,
+                type=event_type,
+                object_id=endpoint_id,
+            )
+            .returning(_ROW.id)
+        )
+        async with self._engine.connect() as connection:
+            return int((await connection.execute(statement)).scalar_one())
+
+
+def _replayed() -> Any:
+    return update(_ROW).values(state=DeliveryState.PENDING.value, due_at=func.now(), ended_at=None)
+
+
+def _deliveries() -> Select[Any]:
+    last = (
+        select(WebhookTryRow.status, WebhookTryRow.error)
+        .where(WebhookTryRow.delivery_id == _ROW.id)
+        .order_by(WebhookTryRow.number.desc())
+        .limit(1)
+        .lateral("last")
+    )
+    columns = (
+        _ROW.id,
+        _ROW.event_id,
+        _ROW.project_id,
+        ProjectRow.name.label("project"),
+        _ROW.endpoint_id,
+        func.coalesce(_ROW.url, WebhookEndpointRow.url).label("url"),
+        _ROW.type,
+        _ROW.object_id,
+        _ROW.created_at,
+        _ROW.state,
+        _ROW.due_at,
+        _ROW.tries,
+        _ROW.ended_at,
+        last.c.status,
+        last.c.error,
+    )
+    return (
+        select(*columns)
+        .join(ProjectRow, ProjectRow.id == _ROW.project_id)
+        .outerjoin(WebhookEndpointRow, WebhookEndpointRow.id == _ROW.endpoint_id)
+        .outerjoin(last, true())
+        # The deliveries of a deleted endpoint are deleted some time after it.
+        .where(_ROW.endpoint_id.is_(None) | WebhookEndpointRow.id.is_not(None))
+    )
+
+
+def _delivery(row: Row[Any]) -> Delivery:
+    return Delivery(**{**row._asdict(), "state": DeliveryState(row.state)})

@@ -1,0 +1,408 @@
+"""The dispatcher of webhooks, with PostgreSQL and real receivers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from standardwebhooks import Webhook
+
+from api.webhooks.address_guard import open_client
+from api.webhooks.dispatcher import HELD, Dispatcher
+from api.webhooks.outbox import Outbox, TryOutcome
+from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY
+from api.webhooks.secrets import Secret, to_stored
+from api.webhooks.sender import Sender
+from shared.domain.new_job import NewJob
+from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
+from shared.domain.webhook_events import EventType
+from shared.postgres.job_store import JobStore
+from shared.postgres.webhook_outbox import insert_event
+from shared.runtime.aio import cancel_and_wait
+from shared.telemetry.metrics import Metrics
+from tests.support.metrics import api_metrics
+from tests.support.webhooks import (
+    LOCAL,
+    SECRET,
+    add_delivery,
+    add_endpoint,
+    deliveries,
+    endpoint_row,
+    hang,
+    receiving,
+    status,
+    tries,
+)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return api_metrics("m")
+
+
+@asynccontextmanager
+async def opened(database: AsyncEngine, metrics: Metrics, outbox: Outbox | None = None) -> AsyncIterator[Dispatcher]:
+    """A dispatcher that does not run."""
+    async with open_client(LOCAL) as client:
+        yield Dispatcher(outbox or Outbox(database), Sender(client, LOCAL), metrics, retention_s=3600)
+
+
+@asynccontextmanager
+async def dispatching(
+    database: AsyncEngine, metrics: Metrics, outbox: Outbox | None = None
+) -> AsyncIterator[Dispatcher]:
+    """A running dispatcher."""
+    async with opened(database, metrics, outbox) as dispatcher:
+        task = asyncio.create_task(dispatcher.run())
+        try:
+            yield dispatcher
+        finally:
+            await cancel_and_wait(task)
+
+
+class Watched(Outbox):
+    """An outbox that signals what was written."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self.finished: list[TryOutcome] = []
+        self._changed = asyncio.Condition()
+
+    async def finish(self, outcomes: Sequence[TryOutcome]) -> list[bool]:
+        written = await super().finish(outcomes)
+        async with self._changed:
+            self.finished += [one for one, is_written in zip(outcomes, written, strict=True) if is_written]
+            self._changed.notify_all()
+        return written
+
+    async def wait(self, count: int) -> list[TryOutcome]:
+        """Wait until so many outcomes are written."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.finished) >= count)
+        return self.finished
+
+
+@pytest.fixture
+def outbox(database: AsyncEngine) -> Watched:
+    return Watched(database)
+
+
+async def sql(database: AsyncEngine, statement: str, **values: Any) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text(statement), values)
+
+
+async def test_an_event_is_delivered(database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched) -> None:
+    async with receiving() as receiver:
+        await add_endpoint(database, owner.project_id, receiver.url, "batch.*")
+        async with dispatching(database, metrics, outbox):
+            async with database.begin() as connection:
+                await insert_event(connection, owner.project_id, EventType.BATCH_COMPLETED, "batch_1")
+            await outbox.wait(1)
+    (request,) = receiver.requests
+    (row,) = await deliveries(database)
+    assert Webhook(SECRET).verify(request.body, request.headers)["data"] == {"id": "batch_1"}
+    assert request.headers["webhook-id"] == row.event_id
+    assert (row.state, row.tries) == ("delivered", 1)
+    assert row.ended_at is not None
+    (one,) = await tries(database)
+    assert (one.delivery_id, one.number, one.status, one.error) == (row.id, 1, 200, None)
+    text_of = metrics.registry()
+    assert text_of.get_sample_value("headrace_webhook_deliveries_total", {"state": "delivered"}) == 1
+    assert text_of.get_sample_value("headrace_webhook_tries_total", {"result": "2xx"}) == 1
+    assert text_of.get_sample_value("headrace_webhook_lag_seconds_count") == 1
+
+
+async def test_a_requests_own_url_is_signed_with_the_projects_secret(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    await _give_secret(database)
+    async with receiving() as receiver, dispatching(database, metrics, outbox):
+        await add_delivery(database, owner.project_id, 1, url=receiver.url)
+        await outbox.wait(1)
+    (request,) = receiver.requests
+    assert Webhook(SECRET).verify(request.body, request.headers)["type"] == "job.completed"
+
+
+async def test_a_failed_try_is_repeated_with_the_same_id(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    async with receiving(status(500, body=b"a secret")) as receiver:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        await add_delivery(database, owner.project_id, 1, endpoint_id=endpoint)
+        async with dispatching(database, metrics, outbox):
+            await outbox.wait(1)
+            (row,) = await deliveries(database)
+            assert (row.state, row.tries, row.ended_at) == ("pending", 1, None)
+            assert (await endpoint_row(database, endpoint)).failures == 1
+            receiver.answer = status(200)
+            await sql(database, "UPDATE webhook_deliveries SET due_at = now()")
+            await outbox.wait(2)
+    assert [request.headers["webhook-id"] for request in receiver.requests] == ["evt_1"] * 2
+    (row,) = await deliveries(database)
+    assert (row.state, row.tries) == ("delivered", 2)
+    assert [(one.number, one.status, one.error) for one in await tries(database)] == [
+        (1, 500, "answered 500"),
+        (2, 200, None),
+    ]
+    assert (await endpoint_row(database, endpoint)).failures == 0
+
+
+async def test_a_lost_process_between_the_answer_and_the_write_loses_nothing(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    """The delivery is repeated with the same `webhook-id`, and what the lost process would have written is not."""
+    answered, late = asyncio.Event(), asyncio.Event()
+
+    class Stuck(Outbox):
+        async def finish(self, outcomes: Sequence[TryOutcome]) -> list[bool]:
+            answered.set()
+            await late.wait()
+            return await super().finish(outcomes)
+
+    async with receiving() as receiver, opened(database, metrics, Stuck(database)) as lost:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        await add_delivery(database, owner.project_id, 1, endpoint_id=endpoint)
+        await lost.look()
+        await answered.wait()
+        async with dispatching(database, metrics, outbox) as other:
+            await other.look()
+            assert len(receiver.requests) == 1, "the lease is respected"
+            await sql(database, "UPDATE webhook_deliveries SET due_at = now()")  # as if it had ended
+            await outbox.wait(1)
+        late.set()
+        await asyncio.gather(*(task for target in lost._targets.values() for task in target.open))
+    assert [request.headers["webhook-id"] for request in receiver.requests] == ["evt_1"] * 2
+    (row,) = await deliveries(database)
+    assert (row.state, row.tries) == ("delivered", 2)
+    assert [one.number for one in await tries(database)] == [2]
+
+
+async def test_a_dead_endpoint_delays_no_other(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    """It never answers, and has many deliveries, which are older."""
+    async with receiving(hang) as dead, receiving() as receiver:
+        first = await add_endpoint(database, owner.project_id, dead.url)
+        second = await add_endpoint(database, owner.project_id, receiver.url)
+        for number in range(60):
+            await add_delivery(database, owner.project_id, number, endpoint_id=first)
+        for number in range(60):
+            await add_delivery(database, owner.project_id, number, endpoint_id=second)
+        async with dispatching(database, metrics, outbox):
+            await outbox.wait(60)
+            assert len(dead.requests) == CONCURRENCY
+    assert {one.delivery.endpoint_id for one in outbox.finished} == {second}
+    assert Counter(row.state for row in await deliveries(database)) == {"delivered": 60, "pending": 60}
+
+
+async def test_an_endpoint_that_fails_is_left_alone(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    async with receiving(status(500)) as receiver, opened(database, metrics, outbox) as dispatcher:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        for number in range(3 * HELD):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        row = await endpoint_row(database, endpoint)
+        asked = len(receiver.requests)
+        assert BREAKER_THRESHOLD <= row.failures == asked <= BREAKER_THRESHOLD + CONCURRENCY
+        assert row.open_until is not None
+        # What was leased and not tried was given back.
+        assert Counter(one.tries for one in await deliveries(database)) == {1: asked, 0: 3 * HELD - asked}
+        await dispatcher.look()
+        assert len(receiver.requests) == asked
+        # After the pause, one delivery is tried; it succeeds, and the others follow.
+        receiver.answer = status(200)
+        await sql(database, "UPDATE webhook_endpoints SET open_until = now()")
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert len(receiver.requests) == asked + 1
+        row = await endpoint_row(database, endpoint)
+        assert (row.failures, row.open_until) == (0, None)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert len(receiver.requests) > asked + 1
+
+
+async def test_a_host_of_requests_own_urls_that_fails_is_left_alone(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    await _give_secret(database)
+    async with (
+        receiving(status(500)) as broken,
+        receiving() as receiver,
+        opened(database, metrics, outbox) as dispatcher,
+    ):
+        for number in range(2 * HELD):
+            await add_delivery(database, owner.project_id, number, url=f"{broken.url}/{number}")
+        await dispatcher.look()
+        await _drained(dispatcher)
+        asked = len(broken.requests)
+        assert asked <= BREAKER_THRESHOLD + CONCURRENCY
+        await add_delivery(database, owner.project_id, 1000, url=receiver.url)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert (len(broken.requests), len(receiver.requests)) == (asked, 1)
+
+
+async def test_410_disables_an_endpoint(database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched) -> None:
+    async with receiving(status(410)) as receiver, opened(database, metrics, outbox) as dispatcher:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        await add_delivery(database, owner.project_id, 1, endpoint_id=endpoint)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        await add_delivery(database, owner.project_id, 2, endpoint_id=endpoint)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert len(receiver.requests) == 1
+    assert (await endpoint_row(database, endpoint)).disabled == "gone"
+    assert [row.state for row in await deliveries(database)] == ["dead", "pending"]
+
+
+async def test_several_dispatchers_deliver_each_event_once(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    async with receiving() as receiver, contextlib.AsyncExitStack() as stack:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        for number in range(100):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        for _ in range(3):
+            await stack.enter_async_context(dispatching(database, metrics, outbox))
+        await outbox.wait(100)
+    assert Counter(Counter(request.headers["webhook-id"] for request in receiver.requests).values()) == {1: 100}
+    assert {row.state for row in await deliveries(database)} == {"delivered"}
+
+
+async def test_a_process_that_stops_gives_back_what_it_has_not_tried(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has begun may end."""
+    go_on = asyncio.Event()
+
+    async def slow(request: Any, writer: asyncio.StreamWriter) -> bool:
+        await go_on.wait()
+        return await status(200)(request, writer)
+
+    async with receiving(slow) as receiver:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        for number in range(2 * CONCURRENCY):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        async with opened(database, metrics, outbox) as dispatcher:
+            task = asyncio.create_task(dispatcher.run())
+            await receiver.wait(CONCURRENCY)
+            released = asyncio.Event()
+            release = outbox.release
+
+            async def note(given: Any) -> None:
+                await release(given)
+                released.set()
+
+            monkeypatch.setattr(outbox, "release", note)
+            task.cancel()
+            await released.wait()
+            go_on.set()
+            await cancel_and_wait(task)
+    rows = await deliveries(database)
+    found = Counter((row.state, row.tries) for row in rows)
+    assert found == {("delivered", 1): CONCURRENCY, ("pending", 0): CONCURRENCY}
+
+
+async def test_an_outage_of_the_database_does_not_end_the_dispatcher(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.webhooks.dispatcher.UNUSED_S", 0.01)
+    monkeypatch.setattr("api.webhooks.dispatcher.WRITE_PAUSES_S", (0.0,))
+    outbox = Watched(database)
+    failing = iter([True, True])
+
+    async def claim(**arguments: Any) -> Any:
+        if next(failing, False):
+            raise OSError("the database is away")
+        return await Outbox.claim(outbox, **arguments)
+
+    monkeypatch.setattr(outbox, "claim", claim)
+    async with receiving() as receiver:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        await add_delivery(database, owner.project_id, 1, endpoint_id=endpoint)
+        async with dispatching(database, metrics, outbox):
+            await outbox.wait(1)
+    assert len(receiver.requests) == 1
+
+
+async def test_old_deliveries_are_deleted(database: AsyncEngine, owner: Owner, metrics: Metrics) -> None:
+    endpoint = await add_endpoint(database, owner.project_id, "https://example.com/")
+    disabled = await add_endpoint(database, owner.project_id, "https://example.com/", disabled="operator")
+    for number, columns in enumerate(
+        [
+            {"endpoint_id": endpoint, "state": "delivered"},
+            {"endpoint_id": endpoint, "state": "dead"},
+            {"endpoint_id": endpoint},
+            {"endpoint_id": disabled},
+            {"endpoint_id": "endpoint_that_was_deleted"},
+        ]
+    ):
+        await add_delivery(database, owner.project_id, number, **columns)
+    await sql(database, "UPDATE webhook_deliveries SET ended_at = now() - interval '2 hours' WHERE state = 'delivered'")
+    await sql(database, "UPDATE webhook_deliveries SET ended_at = now() - interval '1 minute' WHERE state = 'dead'")
+    await sql(
+        database,
+        "UPDATE webhook_deliveries SET created_at = now() - interval '5 days', due_at = now() - interval '4 days'"
+        " WHERE endpoint_id = :id",
+        id=disabled,
+    )
+    insertion = "INSERT INTO webhook_tries (delivery_id, number, duration_ms) SELECT id, 1, 5 FROM webhook_deliveries"
+    await sql(database, insertion)
+    async with opened(database, metrics) as dispatcher:
+        await dispatcher.sweep()
+    rows = await deliveries(database)
+    assert [(row.endpoint_id, row.state) for row in rows] == [
+        (endpoint, "dead"),
+        (endpoint, "pending"),
+        (disabled, "dead"),
+    ]
+    assert len(await tries(database)) == 3
+
+
+async def test_pending_deliveries_are_counted(database: AsyncEngine, owner: Owner) -> None:
+    outbox = Outbox(database)
+    assert (await outbox.state()).in_use is False
+    await add_delivery(database, owner.project_id, 1, url="https://example.com/")
+    state = await outbox.state()
+    assert (state.in_use, state.pending) == (True, 1)
+    await sql(database, "UPDATE webhook_deliveries SET state = 'delivered'")
+    assert (await outbox.state()).in_use is False
+    await add_endpoint(database, owner.project_id, "https://example.com/")
+    assert (await outbox.state()).in_use is True
+
+
+async def test_the_content_of_a_job_with_log_level_none_is_not_sent(
+    database: AsyncEngine, owner: Owner, store: JobStore
+) -> None:
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
+    outbox = Outbox(database)
+    assert await outbox.keeps_content(job.id)
+    await sql(database, "UPDATE jobs SET log_level = 'none'")
+    assert not await outbox.keeps_content(job.id)
+    assert not await outbox.keeps_content("job_unknown")
+
+
+async def _drained(dispatcher: Dispatcher) -> None:
+    """Wait until the dispatcher holds no deliveries."""
+    while tasks := [*dispatcher._releasing, *(task for one in dispatcher._targets.values() for task in one.open)]:
+        await asyncio.wait(tasks)
+
+
+async def _give_secret(database: AsyncEngine) -> None:
+    stored = orjson.dumps(to_stored([Secret(SECRET)])).decode()
+    await sql(database, "UPDATE projects SET webhook_secrets = CAST(:stored AS jsonb)", stored=stored)
