@@ -20,13 +20,14 @@ from shared.telemetry.definitions.answers import AnswerMetrics
 from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
+from shared.telemetry.definitions.quality import QualityMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
 from shared.telemetry.definitions.usage import UsageMetrics
 from shared.telemetry.definitions.workers import WorkerMetrics
 from shared.telemetry.instruments import Definition, Exporter, InstrumentSet
 
 
-class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, WorkerMetrics):
+class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, QualityMetrics, WorkerMetrics):
     """The metrics of one process."""
 
     def __init__(self, exporter: Exporter, models: Iterable[str]) -> None:
@@ -38,6 +39,7 @@ class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMe
         JobMetrics.__init__(self, new)
         AnswerMetrics.__init__(self, new)
         UsageMetrics.__init__(self, new)
+        QualityMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
         self._declare(models)
@@ -117,6 +119,8 @@ class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMe
         self.jobs_finished.labels(model, priority, result.status.value).inc()
         if result.error is not None:
             self.job_errors.labels(model, result.error.code).inc()
+        if result.refusal is not None and result.refusal.refused:
+            self.refusals.labels(model, result.refusal.source.value).inc()
         if job.follows is None:
             self.job_duration.labels(model, priority).observe((result.finished_at - job.created_at).total_seconds())
         usage = job.charged(result.usage)
