@@ -114,6 +114,12 @@ class FeedbackService:
         filters = FeedbackFilters(project_id=project_id, job_id=job_id, metric=RATING)
         return await self._store.page(filters, limit=MAX_OF_TARGET, after=None)
 
+    async def take_back(self, project_id: int | None, job_id: str, author: str) -> None:
+        """Delete the thumbs of an author for the answer of a job of a project, or of any, if there are any."""
+        for one in await self.ratings_of(project_id, job_id):
+            if one.author == author:
+                await self._store.delete(one.id, project_id)
+
     async def delete(self, principal: Principal, feedback_id: str) -> str:
         """Delete feedback of the principal's project; return its id.
 

@@ -55,6 +55,8 @@ class QualitySelection:
 
 # What identifies a group: the number of its period, or None, and the values of the dimensions.
 Group = tuple[Any, ...]
+# A rubric by its name and the version of its prompt: scores of different prompts are not comparable.
+Rubric = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +120,22 @@ class QualityStore(Store):
         rows = await self._read(_statement(selection, row, row.created_at, values), len(values))
         return {tuple(key): FeedbackCounts(*counts) for key, counts in rows}
 
-    async def scores(self, selection: QualitySelection) -> dict[tuple[Group, str], ScoreCounts]:
+    async def scores(self, selection: QualitySelection) -> dict[tuple[Group, Rubric], ScoreCounts]:
         """The scores of judges by group and rubric, of answers to clients: those of sets are compared elsewhere."""
         row, run = JudgementRow, EvalRunRow
         values = (
             run.rubric,
+            run.prompt_version,
             cast(row.score, Float),
             func.count().filter(row.state == "scored"),
             func.count().filter(row.state == "unparsable"),
             func.count().filter(row.state == "failed"),
         )
-        statement = _statement(selection, row, row.answered_at, values, groups=2)
+        statement = _statement(selection, row, row.answered_at, values, groups=3)
         statement = statement.join(run, run.id == row.run_id).where(run.kind == "live", row.position == 0)
-        found: dict[tuple[Group, str], ScoreCounts] = {}
-        for key, (rubric, score, scored, unparsable, failed) in await self._read(statement, len(values)):
-            place = (tuple(key), rubric)
+        found: dict[tuple[Group, Rubric], ScoreCounts] = {}
+        for key, (name, version, score, scored, unparsable, failed) in await self._read(statement, len(values)):
+            place = (tuple(key), (name, version))
             so_far = found.get(place, ScoreCounts({}, 0, 0))
             scores = {**so_far.scores, score: scored} if scored else so_far.scores
             found[place] = ScoreCounts(scores, so_far.unparsable + unparsable, so_far.failed + failed)

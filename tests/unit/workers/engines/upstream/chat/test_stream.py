@@ -256,3 +256,29 @@ def test_deep_nesting(start: str, end: str) -> None:
     parser = StreamParser(1)
     assert not list(parser.feed(b"data: " + text.encode() + b"\n\n"))
     assert parse_error(text.encode()).message is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"delta": {"content": None, "refusal": "I will not."}}],
+        [{"delta": {"content": "", "refusal": "I will "}}, {"delta": {"refusal": "not."}}],
+        [{"message": {"content": None, "refusal": "I will not."}}],
+        [{"delta": {"content": [{"type": "refusal", "refusal": "I will not."}]}}],
+    ],
+)
+def test_a_refusal_is_marked(content: list[dict[str, object]]) -> None:
+    parser = StreamParser(1)
+    deltas = list(parser.feed(b"".join(map(frame, content)) + frame({"delta": {}, "finish_reason": "stop"})))
+    (choice,) = transcript_of(deltas).choices()
+    assert (choice.text, choice.refused, choice.finish_reason) == ("I will not.", True, "stop")
+    assert delta_event(1, merge_deltas(deltas)).delta().refused, "another attempt reads it from the log"
+    assert choice.of(choice.stored()) == choice
+
+
+def test_another_answer_is_not_marked() -> None:
+    deltas = list(StreamParser(1).feed(frame({"delta": {"content": "Hi", "refusal": None}, "finish_reason": "stop"})))
+    (choice,) = transcript_of(deltas).choices()
+    assert (choice.text, choice.refused) == ("Hi", False)
+    assert b"refused" not in delta_event(1, merge_deltas(deltas)).data
+    assert "refused" not in choice.stored()
