@@ -270,7 +270,7 @@ def test_deep_nesting(start: str, end: str) -> None:
 def test_a_refusal_is_marked(content: list[dict[str, object]]) -> None:
     parser = StreamParser(1)
     deltas = list(parser.feed(b"".join(map(frame, content)) + frame({"delta": {}, "finish_reason": "stop"})))
-    (choice,) = transcript_of(deltas).choices()
+    (choice,) = choices_of(deltas)
     assert (choice.text, choice.refused, choice.finish_reason) == ("I will not.", True, "stop")
     assert delta_event(1, merge_deltas(deltas)).delta().refused, "another attempt reads it from the log"
     assert choice.of(choice.stored()) == choice
@@ -278,7 +278,7 @@ def test_a_refusal_is_marked(content: list[dict[str, object]]) -> None:
 
 def test_another_answer_is_not_marked() -> None:
     deltas = list(StreamParser(1).feed(frame({"delta": {"content": "Hi", "refusal": None}, "finish_reason": "stop"})))
-    (choice,) = transcript_of(deltas).choices()
+    (choice,) = choices_of(deltas)
     assert (choice.text, choice.refused) == ("Hi", False)
     assert b"refused" not in delta_event(1, merge_deltas(deltas)).data
     assert "refused" not in choice.stored()
