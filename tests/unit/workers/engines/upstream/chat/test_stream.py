@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.domain.events import CallDelta, Delta, delta_event, merge_deltas
 from shared.domain.job import Usage
-from tests.support.transcripts import transcript_of
+from tests.support.transcripts import choices_of, transcript_of
 from workers.engines.upstream.chat.stream import StreamParser
 from workers.engines.upstream.error_body import parse_error
 from workers.engines.upstream.usage import MAX_COUNT
