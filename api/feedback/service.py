@@ -32,10 +32,8 @@ class FeedbackService:
         self._keys = keys
         self._metrics = metrics
 
-    async def give(self, principal: Principal | None, body: FeedbackCreate) -> tuple[Feedback, bool]:
+    async def give(self, principal: Principal | None, body: FeedbackCreate) -> Feedback:
         """Give or replace feedback with a key, or without a principal, with the token of the body.
-
-        Returns it, and whether it is new.
 
         Raises:
             Unauthorized: there is neither a key nor a valid token for the answer.
@@ -74,7 +72,7 @@ class FeedbackService:
         body: JobFeedbackCreate,
         *,
         source: FeedbackSource = FeedbackSource.KEY,
-    ) -> tuple[Feedback, bool]:
+    ) -> Feedback:
         """Give or replace thumbs for the answer of a job of a project, or of any; raises as `give`."""
         job = await self._job(job_id, project_id, job_id, "job_id")
         values = {"job_id": job.id, "metric": RATING, "value": body.rating.value}
@@ -133,7 +131,7 @@ class FeedbackService:
             )
         return format_id(number)
 
-    async def _give_by_token(self, body: FeedbackCreate) -> tuple[Feedback, bool]:
+    async def _give_by_token(self, body: FeedbackCreate) -> Feedback:
         if body.token is None:
             raise Unauthorized
         job_id = self._tokens.job_of(body.token)
@@ -153,7 +151,7 @@ class FeedbackService:
             raise NotFound(f"There is no {what} `{named[:64]}`.", param=param, code=f"{what}_not_found")
         return job
 
-    async def _put(self, new: NewFeedback) -> tuple[Feedback, bool]:
+    async def _put(self, new: NewFeedback) -> Feedback:
         put = await self._store.put(new)
         if put is None:
             limit = MAX_BY_TOKEN if new.source is FeedbackSource.TOKEN else MAX_OF_TARGET
@@ -161,7 +159,7 @@ class FeedbackService:
             raise InvalidRequest(f"metric: {message}", param="metric")
         rating = new.value if new.metric == RATING and isinstance(new.value, str) else "other"
         self._metrics.feedback.labels(new.source.value, rating if rating in tuple(Rating) else "other").inc()
-        return put
+        return put[0]
 
 
 def _about(job: JobFacts, body: FeedbackCreate, source: FeedbackSource, author: str | None) -> NewFeedback:

@@ -64,7 +64,7 @@ async def listed(client: httpx.AsyncClient, **params: str) -> list[dict[str, Any
 async def test_thumbs_can_be_given_and_changed(shop: httpx.AsyncClient) -> None:
     job, _ = await answer(shop)
     first = await shop.post(f"/v1/jobs/{job}/feedback", json={"rating": "up"})
-    assert (first.status_code, first.json()["value"], first.json()["user"]) == (201, "up", "ann")
+    assert (first.status_code, first.json()["value"], first.json()["user"]) == (200, "up", "ann")
     body = {"job_id": job, "value": "down", "comment": "Wrong.", "tags": ["wrong"]}
     second = await shop.post("/v1/feedback", json=body)
     assert second.status_code == 200
@@ -74,7 +74,7 @@ async def test_thumbs_can_be_given_and_changed(shop: httpx.AsyncClient) -> None:
     assert only == second.json()
     assert (only["metric"], only["model"], only["source"], only["comment"]) == ("rating", "sim", "key", "Wrong.")
     other = await shop.post(f"/v1/jobs/{job}/feedback", json={"rating": "up", "user": "bob"})
-    assert other.status_code == 201
+    assert other.status_code == 200
     deleted = await shop.delete(f"/v1/feedback/{only['id']}")
     assert deleted.json() == {"id": only["id"], "object": "feedback.deleted", "deleted": True}
     assert [one["user"] for one in await listed(shop, job_id=job)] == ["bob"]
@@ -85,12 +85,12 @@ async def test_responses_conversations_and_deleted_jobs(shop: httpx.AsyncClient)
     response = await shop.post("/v1/responses", json={"model": "sim", "input": "x", "max_output_tokens": 3})
     job = response.headers["x-headrace-job-id"]
     given = await shop.post("/v1/feedback", json={"response_id": response.json()["id"], "metric": "m", "value": 0.5})
-    assert (given.status_code, given.json()["job_id"], given.json()["value"]) == (201, job, 0.5)
+    assert (given.status_code, given.json()["job_id"], given.json()["value"]) == (200, job, 0.5)
     given = await shop.post("/v1/feedback", json={"conversation": "t-1", "metric": "solved", "value": True})
-    assert (given.status_code, given.json()["conversation"], given.json()["model"]) == (201, "t-1", None)
+    assert (given.status_code, given.json()["conversation"], given.json()["model"]) == (200, "t-1", None)
     job, _ = await answer(shop)
     assert (await shop.delete(f"/v1/jobs/{job}")).status_code == 200
-    assert (await shop.post(f"/v1/jobs/{job}/feedback", json={"rating": "up"})).status_code == 201
+    assert (await shop.post(f"/v1/jobs/{job}/feedback", json={"rating": "up"})).status_code == 200
 
 
 async def test_jobs_of_other_projects_are_like_none(shop: httpx.AsyncClient, thief: httpx.AsyncClient) -> None:
@@ -133,7 +133,7 @@ async def test_a_browser_gives_feedback_without_a_key(shop: httpx.AsyncClient, b
     allowed = await browser.options("/v1/feedback", headers=preflight)
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "*")
     given = await browser.post("/v1/feedback", json={"token": token, "value": "up"})
-    assert given.status_code == 201, given.text
+    assert given.status_code == 200, given.text
     assert given.headers["access-control-allow-origin"] == "*"
     assert (given.json()["job_id"], given.json()["user"], given.json()["source"]) == (job, "ann", "token")
     again = await browser.post("/v1/feedback", json={"token": token, "job_id": job, "value": "down"})

@@ -17,7 +17,7 @@ GIVEN: dict[str, Any] = {
 
 
 def test_an_answer_is_rated(api: ScriptedApi) -> None:
-    api.on("POST /v1/jobs/job_1/feedback", reply(GIVEN, status=201))
+    api.on("POST /v1/jobs/job_1/feedback", reply(GIVEN))
     result = run(api.url, "feedback", "job_1", "down")
     assert (result.exit_code, result.stdout) == (0, "job_1: rated down\n"), result.stderr
     assert api.requests[-1].json == {"rating": "down"}
