@@ -42,7 +42,11 @@ class FeedbackService:
             NotFound: the project has no such job.
         """
         if principal is None:
-            return await self._give_by_token(body)
+            try:
+                return await self._give_by_token(body)
+            except Unauthorized:
+                self._metrics.auth_failures.labels("missing" if body.token is None else "invalid").inc()
+                raise
         if body.token is not None:
             raise InvalidRequest("token: send either this or an API key", param="token")
         if body.conversation is not None:
