@@ -1,0 +1,1 @@
+"""The request log: levels, encrypted bodies, partitions and retention."""
