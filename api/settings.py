@@ -336,6 +336,18 @@ class CacheSettings(SettingsGroup):
         return secret
 
 
+class FeedbackSettings(SettingsGroup):
+    """Feedback about answers."""
+
+    feedback_token_s: int = Field(
+        7 * 24 * 3600,
+        ge=0,
+        le=366 * 24 * 3600,
+        description="Seconds for which the `x-headrace-feedback-token` of an answer is valid, with which a browser"
+        " gives feedback without an API key; 0: there are none.",
+    )
+
+
 class RoutingSettings(SettingsGroup):
     """Routes."""
 
@@ -402,6 +414,7 @@ class ApiSettings(
     RequestLogSettings,
     WebhookSettings,
     CacheSettings,
+    FeedbackSettings,
     RoutingSettings,
     ConsoleSettings,
     RegionSettings,

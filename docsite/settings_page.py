@@ -37,6 +37,7 @@ _ABOUT = {
     "RequestLogSettings": "[Request log](request-log.md)",
     "WebhookSettings": "[Webhooks](webhooks.md)",
     "CacheSettings": "[Response cache](caching.md)",
+    "FeedbackSettings": "[Feedback](quality.md#from-a-browser)",
     "RoutingSettings": "[Training the classifier](routing.md#training-the-classifier)",
     "ConsoleSettings": "[Web console](console.md)",
     "RegionSettings": "[Several regions](deploy.md#several-regions)",

@@ -21,6 +21,7 @@ from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.privacy import PrivacyMetrics
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
+from shared.telemetry.definitions.quality import QualityMetrics
 from shared.telemetry.definitions.request_log import RequestLogMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
 from shared.telemetry.definitions.usage import UsageMetrics
@@ -38,6 +39,7 @@ class Metrics(
     RequestLogMetrics,
     PrivacyMetrics,
     WebhookMetrics,
+    QualityMetrics,
     WorkerMetrics,
 ):
     """The metrics of one process."""
@@ -54,6 +56,7 @@ class Metrics(
         RequestLogMetrics.__init__(self, new)
         PrivacyMetrics.__init__(self, new)
         WebhookMetrics.__init__(self, new)
+        QualityMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
         self._declare(models)
@@ -133,6 +136,8 @@ class Metrics(
         self.jobs_finished.labels(model, priority, result.status.value).inc()
         if result.error is not None:
             self.job_errors.labels(model, result.error.code).inc()
+        if result.refusal is not None and result.refusal.refused:
+            self.refusals.labels(model, result.refusal.source.value).inc()
         if job.follows is None:
             self.job_duration.labels(model, priority).observe((result.finished_at - job.created_at).total_seconds())
         usage = job.charged(result.usage)
