@@ -1,0 +1,1 @@
+"""How good the answers are: rates of feedback, refusals and errors, and the scores of judges, with intervals."""
