@@ -27,6 +27,8 @@ from api.console import calls as console_calls
 from api.console import errors as console_errors
 from api.console.install import install_console
 from api.console.middleware import ConsoleMiddleware
+from api.evals import routes as evals
+from api.evals.rubrics import RubricBook, load_rubrics
 from api.files import routes as files
 from api.http import errors
 from api.http.conventions import Conventions
@@ -107,11 +109,13 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
 
     Raises:
         shared.config.models.base.RegistryError: models.yaml is invalid.
+        api.evals.rubrics.RubricsError: rubrics.yaml is invalid.
         api.routing.errors.RoutingModelError: the file of HEADRACE_ROUTING_MODEL cannot be used.
         shared.telemetry.tracing_setup.TracingError: an OpenTelemetry variable is invalid.
     """
     registry = load_registry(settings.models)
     complexity = load_complexity(settings.routing_model)
+    rubrics = RubricBook(load_rubrics(settings.rubrics, registry.models))
     conventions: tuple[Conventions, ...] = (anthropic_errors.CONVENTIONS,)
     if settings.console == "on":
         conventions += (console_calls.CONVENTIONS, console_errors.CONVENTIONS)
@@ -122,7 +126,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         reloads = reload_signal or ReloadSignal()
-        async with open_resources(settings, registry, metrics, reloads, complexity, traces) as resources:
+        async with open_resources(settings, registry, metrics, reloads, complexity, rubrics, traces) as resources:
             set_resources(app, resources)
             freeze_gc()
             redact_errors()
@@ -168,6 +172,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(usage.router)
     app.include_router(cost_estimate.router)
     app.include_router(organization_usage.router)
+    app.include_router(evals.router)
     app.include_router(fleet.router)
     app.include_router(admin_keys.router)
     app.include_router(budgets.router)

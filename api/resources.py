@@ -55,6 +55,9 @@ from api.context.summaries import Summaries
 from api.context.summary_store import SummaryStore
 from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
+from api.evals.parts import build_evals
+from api.evals.rubrics import RubricBook
+from api.evals.service import EvalService
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
 from api.files.s3_blobs import SCHEME, S3Blobs
@@ -93,6 +96,7 @@ from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
 from api.prices.price_sync import PriceSync
+from api.request_log.bodies import Bodies
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
@@ -138,6 +142,7 @@ async def open_resources(
     metrics: Metrics,
     reload_signal: ReloadSignal,
     complexity: Complexity,
+    rubrics: RubricBook,
     traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""
@@ -285,6 +290,21 @@ async def open_resources(
 
         readiness = ReadinessCheck(store, redis, registry)
 
+        bodies = Bodies()
+        evals = build_evals(
+            settings.rubrics,
+            rubrics,
+            database=database,
+            region=settings.region,
+            keys=keys,
+            jobs=jobs,
+            bodies=bodies,
+            registry=registry,
+            metrics=metrics,
+            retention_days=30,
+        )
+        evals.start(supervisor)
+
         async def use_models(loaded: Registry) -> ReloadResult:
             """Serve these models and routes from now on."""
             windows = await asyncio.to_thread(context_window.read, loaded.models)
@@ -298,7 +318,11 @@ async def open_resources(
             logger.info("models.yaml reloaded; %s%s", changes, routes_changed)
             return ReloadResult.APPLIED
 
-        models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)
+        def models_reloaded(result: ReloadResult) -> None:
+            metrics.reloaded(result)
+            evals.reload.request()  # afterwards, because rubrics name models
+
+        models_reload = ModelsReload(settings.models, use_models, models_reloaded)
         supervisor.start("models_reload", models_reload.run())
         reload_signal.connect(models_reload.request)
         stack.callback(reload_signal.disconnect)
@@ -361,6 +385,7 @@ async def open_resources(
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
+        resources.add(EvalService, evals.service)
         resources.add(WorstCase, WorstCase(registry, context_window))
         resources.add(PriceStore, price_store)
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
