@@ -27,6 +27,7 @@ from api.request_log.bodies import Bodies, Body, Missing, MissingReason
 from shared.config.models.loader import Registry
 from shared.domain.errors import BudgetExceeded, HeadraceError, NotFound, QuotaExceeded, Unavailable
 from shared.domain.job import Choice, Job
+from shared.domain.log_level import LogLevel
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.domain.request import GenerateRequest, Message
@@ -121,6 +122,7 @@ class Judges:
             request=request,
             finish_within_s=FINISH_WITHIN_S,
             kind=KIND,
+            log_level=LogLevel.NONE,
         )
         # One job for each judgement, however often a process ends between the two commits.
         key = f"judgement-{run_id}-{judgement.id}"
