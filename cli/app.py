@@ -9,6 +9,7 @@ import typer
 from cli.commands.admin import audit, prices
 from cli.commands.batch import batch, batches
 from cli.commands.budgets import budgets
+from cli.commands.evals import evals
 from cli.commands.failed import failed
 from cli.commands.jobs import cancel, job, jobs
 from cli.commands.keys import keys, projects
@@ -80,6 +81,7 @@ app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(budgets, name="budgets")
 app.add_typer(limits, name="limits")
+app.add_typer(evals, name="evals")
 app.command(short_help="List the prices of models.")(prices)
 app.command(short_help="List what operators have changed.")(audit)
 app.command(context_settings={"ignore_unknown_options": True}, short_help="Run benchmarks.")(bench)

@@ -24,23 +24,19 @@ async def operator(principal: CurrentPrincipal) -> Principal:
 
 
 async def labeller(principal: CurrentPrincipal) -> Principal:
-    """The principal of a person who labels answers.
-
-    Raises:
-        Forbidden: the key may not read logged answers.
-    """
-    if not may_label(principal):
-        raise Forbidden("This API key may not read logged answers; use a key with the `logs` or the `admin` scope.")
+    """The principal of a person who labels answers; raises `Forbidden` if its key may not read logged answers."""
+    require_labeller(principal)
     return principal
 
 
-def may_label(principal: Principal) -> bool:
-    """Whether a key may read logged answers, and so label them."""
-    return bool(principal.scopes & {"admin", "logs"})
+def require_labeller(principal: Principal) -> None:
+    """Raise `Forbidden` if a key may not read logged answers, and so not label them."""
+    if "logs" not in principal.scopes:
+        raise Forbidden("This API key has no `logs` scope; use a key that was created with --scope logs.")
 
 
 def labelled_project(principal: Principal) -> int | None:
-    """The only project whose answers a principal may label; None: those of all projects."""
+    """The only project whose answers a labeller may see; None: those of all projects."""
     return None if Scope.ADMIN in principal.scopes else principal.project_id
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -30,7 +30,7 @@ from shared.domain.job import Choice, Job
 from shared.domain.log_level import LogLevel
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.priorities import BATCH_PRIORITY
-from shared.domain.request import GenerateRequest, Message
+from shared.domain.request import Message
 from shared.runtime.offload import off_loop
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.definitions.labels import SamplingSkip
@@ -230,22 +230,22 @@ def judged_body(body: Body | Missing) -> Judged | Unreadable | None:
     if isinstance(body, Missing):
         return None if body.reason is MissingReason.PENDING else Unreadable(body.explanation)
     try:
-        request = GenerateRequest.model_validate(body.request)
+        conversation = _conversation(body.request)
         output = tuple(Choice.of(one) for one in body.output)
     except (ValidationError, ValueError, TypeError, KeyError) as error:
         # Redaction may have replaced a part that has to have a form, such as an image.
         return Unreadable(f"the body cannot be read: {type(error).__name__}")
     if not output:
         return Unreadable("the log has no answer")
-    return Judged(conversation_of(request), [answer_text(output[0])])
+    return Judged(conversation, [answer_text(output[0])])
 
 
-def conversation_of(request: GenerateRequest) -> list[Message]:
-    """The conversation of a request; a prompt is a message of the user."""
-    if request.messages is not None:
-        return list(request.messages)
-    text = request.prompt if isinstance(request.prompt, str) else "[a prompt of token ids]"
-    return [Message(role="user", content=text)]
+def _conversation(request: Mapping[str, Any]) -> list[Message]:
+    """The conversation of a stored request; a prompt is a message of the user."""
+    if (messages := request.get("messages")) is not None:
+        return [Message.model_validate(message) for message in messages]
+    prompt = request.get("prompt")
+    return [Message(role="user", content=prompt if isinstance(prompt, str) else "[a prompt of token ids]")]
 
 
 def answer_text(choice: Choice) -> str:

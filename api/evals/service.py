@@ -27,6 +27,7 @@ from api.evals.runs import (
 from api.evals.scores import ModelScores, ScoreStore
 from api.evals.statistics import Agreement, Difference, Pairwise, agreement, paired_difference, unpaired_difference
 from api.http.pagination import Page, check_after, fetch_page
+from api.keys.principal import Principal
 from api.quality.intervals import Mean, bootstrap_mean, wilson
 from api.request_log.bodies import Bodies
 from shared.config.models.loader import Registry
@@ -327,8 +328,12 @@ class EvalService:
             lambda count: self._labels.page(limit=count, after=cursor, rubric=rubric, project_id=project_id),
         )
 
-    async def next_to_label(self, rubric_name: str, labeller: str, project_id: int | None = None) -> ToLabel | None:
+    async def next_to_label(
+        self, rubric_name: str, labeller: str, principal: Principal, project_id: int | None = None
+    ) -> ToLabel | None:
         """An answer that this person has not labelled; None if there is none whose text the log still has.
+
+        It is recorded that the person's key has read it.
 
         Raises:
             NotFound: there is no such rubric.
@@ -341,6 +346,8 @@ class EvalService:
             for item in tried:
                 judged = await asyncio.to_thread(judged_body, bodies[item])
                 if judged is not None and not isinstance(judged, Unreadable):
+                    # Before it is shown: what cannot be recorded is not read.
+                    await self._labels.record_reading(item, principal.key_id)
                     return ToLabel(rubric, item, judged.conversation, judged.answers[0])
         return None
 
