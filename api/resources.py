@@ -93,6 +93,12 @@ from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
 from api.prices.price_sync import PriceSync
+from api.request_log.bodies import Bodies
+from api.requests.export import Exports, ExportSources
+from api.requests.export_store import ExportStore
+from api.requests.redactors import Redactors
+from api.requests.service import LoggedRequests
+from api.requests.store import RequestLogStore
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
@@ -361,6 +367,11 @@ async def open_resources(
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
+        request_log, export_store, bodies = RequestLogStore(database), ExportStore(database), Bodies()
+        resources.add(LoggedRequests, LoggedRequests(database, request_log, bodies, keys, metrics))
+        resources.add(ExportStore, export_store)
+        sources = ExportSources(request_log, bodies, Redactors(database))
+        resources.add(Exports, Exports(sources, export_store, metrics))
         resources.add(WorstCase, WorstCase(registry, context_window))
         resources.add(PriceStore, price_store)
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))

@@ -17,6 +17,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.job import JobStatus, JobSummary
 from shared.domain.result import JobResult
 from shared.telemetry.definitions.answers import AnswerMetrics
+from shared.telemetry.definitions.exports import ExportMetrics
 from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
@@ -26,7 +27,7 @@ from shared.telemetry.definitions.workers import WorkerMetrics
 from shared.telemetry.instruments import Definition, Exporter, InstrumentSet
 
 
-class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, WorkerMetrics):
+class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, ExportMetrics, WorkerMetrics):
     """The metrics of one process."""
 
     def __init__(self, exporter: Exporter, models: Iterable[str]) -> None:
@@ -38,6 +39,7 @@ class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMe
         JobMetrics.__init__(self, new)
         AnswerMetrics.__init__(self, new)
         UsageMetrics.__init__(self, new)
+        ExportMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
         self._declare(models)
