@@ -94,11 +94,18 @@ from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
 from api.prices.price_sync import PriceSync
 from api.request_log.bodies import Bodies
+from api.request_log.body_writer import BodyWriter
+from api.request_log.data_keys import DataKeys
+from api.request_log.encryption import MasterKeys
+from api.request_log.levels import LogLevels
+from api.request_log.partitions import PartitionUpkeep
+from api.request_log.redaction import new_redactor
+from api.request_log.store import RequestLogStore
 from api.requests.export import Exports, ExportSources
 from api.requests.export_store import ExportStore
 from api.requests.redactors import Redactors
 from api.requests.service import LoggedRequests
-from api.requests.store import RequestLogStore
+from api.requests.store import LoggedRequestStore
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
@@ -189,7 +196,16 @@ async def open_resources(
         budget_store = BudgetStore(database)
         budgets = Budgets(budget_store, registry, context_window, metrics)
         admission = Admission(
-            registry, context_window, quotas, media_limits, metrics, router, shortening, limiter, budgets
+            registry,
+            context_window,
+            quotas,
+            media_limits,
+            metrics,
+            router,
+            shortening,
+            limiter,
+            budgets,
+            LogLevels(settings.request_log_level, has_key=bool(settings.log_key)),
         )
         jobs = JobService(
             admission=admission,
@@ -243,7 +259,7 @@ async def open_resources(
             retention_s=file_retention_s,
         )
         driver = BatchDriver(batches, steps, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
-        retention = Retention(RetentionStore(database), retention_s=settings.retention_s)
+        retention = Retention(RetentionStore(database), logs, metrics, retention_s=settings.retention_s)
         supervisor = Supervisor(on_failure=lambda: signal.raise_signal(signal.SIGTERM))
         stack.push_async_callback(supervisor.stop)
         supervisor.start("hint_sender", hints.run())
@@ -256,7 +272,22 @@ async def open_resources(
         supervisor.start("rate_limit_settlement", settlement.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        supervisor.start("purge", retention.run_purge())
         supervisor.start("budgets", budgets.run())
+        masters = MasterKeys.of(settings.log_key, settings.log_key_previous)
+        partitions = PartitionUpkeep(
+            database, body_days=settings.log_retention_days, row_days=settings.log_metadata_days
+        )
+        supervisor.start("request_log_partitions", partitions.run())
+        if masters:
+            writer = BodyWriter(
+                database,
+                DataKeys(database, masters),
+                metrics,
+                new_redactor,
+                retention_days=settings.log_retention_days,
+            )
+            supervisor.start("request_log_bodies", writer.run())
         upkeep = CacheUpkeep(cache, cache_store, metrics, max_bytes=settings.cache_max_bytes)
         supervisor.start("cache_upkeep", upkeep.run())
         reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
@@ -367,7 +398,9 @@ async def open_resources(
         resources.add(BatchService, batch_service)
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
-        request_log, export_store, bodies = RequestLogStore(database), ExportStore(database), Bodies()
+        request_log, export_store = LoggedRequestStore(database), ExportStore(database)
+        bodies = Bodies(RequestLogStore(database), masters)
+        resources.add(Bodies, bodies)
         resources.add(LoggedRequests, LoggedRequests(database, request_log, bodies, keys, metrics))
         resources.add(ExportStore, export_store)
         sources = ExportSources(request_log, bodies, Redactors(database))
@@ -375,7 +408,7 @@ async def open_resources(
         resources.add(WorstCase, WorstCase(registry, context_window))
         resources.add(PriceStore, price_store)
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
-        resources.add(KeyService, KeyService(keys))
+        resources.add(KeyService, KeyService(keys, has_log_key=bool(masters)))
         resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
         resources.add(AuditStore, AuditStore(database))
         resources.add(PriceListStore, PriceListStore(database))

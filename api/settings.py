@@ -15,6 +15,8 @@ from pydantic_settings import NoDecode
 from shared.config.settings import REPOSITORY, Settings, SettingsGroup
 from shared.domain.field_types import contradiction
 from shared.domain.ids import REGION
+from shared.domain.log_level import LogLevel
+from shared.domain.master_key import decode_master_key
 
 # The most bytes of one image or file, and of all in a request, unless they are set.
 MAX_PART_BYTES, MAX_MEDIA_BYTES = 5_000_000, 20_000_000
@@ -255,6 +257,35 @@ class RetentionSettings(SettingsGroup):
     )
 
 
+class RequestLogSettings(SettingsGroup):
+    """The request log."""
+
+    request_log_level: LogLevel = Field(
+        LogLevel.METADATA,
+        description="At most this is kept of jobs in the request log: `none`, `metadata`, `redacted` or `full`."
+        " Projects, keys and requests can only choose less.",
+    )
+    log_key: str = Field(
+        "",
+        description="The master key that encrypts the bodies of the request log: base64 of 32 bytes, the same for all"
+        " API processes (`python -m api.request_log generate-key`). Without it, no bodies are kept.",
+    )
+    log_key_previous: str = Field(
+        "", description="Another master key that bodies can still be read with, while `HEADRACE_LOG_KEY` is replaced."
+    )
+    log_retention_days: int = Field(30, ge=1, description="Days that the request log keeps bodies.")
+    log_metadata_days: int = Field(
+        90, ge=1, description="Days that the request log keeps its rows; at least `HEADRACE_LOG_RETENTION_DAYS`."
+    )
+
+    @field_validator("log_key", "log_key_previous")
+    @classmethod
+    def _master_key(cls, key: str) -> str:
+        if key:
+            decode_master_key(key)
+        return key
+
+
 class CacheSettings(SettingsGroup):
     """The response cache."""
 
@@ -341,6 +372,7 @@ class ApiSettings(
     FileSettings,
     BatchSettings,
     RetentionSettings,
+    RequestLogSettings,
     CacheSettings,
     RoutingSettings,
     ConsoleSettings,
@@ -371,6 +403,22 @@ class ApiSettings(
                 "max_media_bytes" if is_set else "max_part_bytes",
                 f"{self.max_media_bytes} bytes are {encoded} in base64, which does not fit in a body; set"
                 f" HEADRACE_MAX_BODY_BYTES, which is {self.max_body_bytes}, to more than that",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _request_log_is_possible(self) -> Self:
+        if self.log_key_previous and not self.log_key:
+            raise contradiction("log_key_previous", "requires HEADRACE_LOG_KEY, the key that replaces it")
+        if self.request_log_level.keeps_body and not self.log_key:
+            raise contradiction(
+                "request_log_level",
+                f"{self.request_log_level.value} keeps bodies, which requires HEADRACE_LOG_KEY: set it to the output of"
+                " `python -m api.request_log generate-key` for all API processes",
+            )
+        if self.log_metadata_days < self.log_retention_days:
+            raise contradiction(
+                "log_metadata_days", f"must be at least HEADRACE_LOG_RETENTION_DAYS, which is {self.log_retention_days}"
             )
         return self
 

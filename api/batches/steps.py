@@ -239,6 +239,7 @@ class BatchSteps:
             decisions=new.decisions,
             cache_key=new.cache_key,
             reservations=new.reservations,
+            log_level=new.log_level,
         )
         return admitted, taken
 

@@ -40,6 +40,7 @@ from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.budgets import WindowReservation
 from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import Job, JobSummary, new_job_id
+from shared.domain.log_level import LogLevel, level_to_store
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
@@ -72,6 +73,7 @@ class BatchJob:
     options: RequestOptions = NO_REQUEST_OPTIONS
     cache_key: bytes | None = None
     reservations: tuple[WindowReservation, ...] = ()
+    log_level: LogLevel | None = None
 
     def new(self, batch: Batch) -> NewJob:
         """The job to admit."""
@@ -128,6 +130,7 @@ _NEW = Records(
     line=Integer,
     requested_model=Text,
     decisions=JSONB,
+    log_level=Text,
     cache_key=LargeBinary,
     max_age_s=Integer,
 )
@@ -142,6 +145,7 @@ _VALUES = {
     JobRow.prompt_bytes: _NEW.prompt_bytes,
     JobRow.requested_model: _NEW.requested_model,
     JobRow.decisions: _NEW.decisions,
+    JobRow.log_level: _NEW.log_level,
 }
 # A line neither leads nor follows a job with the same request. With a key, its answer is stored in the response cache.
 _QUEUED_VALUES: dict[Any, Any] = {**_VALUES, JobRow.entry_key: _NEW.cache_key}
@@ -296,6 +300,7 @@ class BatchStore(JobRowStore):
                 "line": job.line,
                 "requested_model": job.requested_model,
                 "decisions": job.decisions.stored(),
+                "log_level": level_to_store(job.log_level),
                 "cache_key": job.cache_key,
                 "max_age_s": None,
             }

@@ -18,6 +18,7 @@ from shared.config.models.loader import Registry
 from shared.domain.answer_options import MAX_CACHE_TTL_S, CacheOptions
 from shared.domain.decisions import BypassReason, CacheDecision, CacheOutcome
 from shared.domain.job import Job
+from shared.domain.log_level import LogLevel
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import MAX_END_USER
 from shared.domain.request import GenerateRequest
@@ -142,8 +143,8 @@ def _with(new: NewJob, decision: CacheDecision) -> NewJob:
 
 def _bypass_reason(options: CacheOptions, new: NewJob) -> BypassReason | None:
     """Why the answer to a request is neither looked up nor stored although the cache is on for it; None if it is."""
-    request, response = new.options, new.response
-    if request.cache_control.no_store or request.store is False or (response is not None and not response.stored):
+    request = new.options
+    if request.cache_control.no_store or new.log_level is LogLevel.NONE:
         return BypassReason.NO_STORE
     if new.request.prompt_only:
         return BypassReason.PROMPT_ONLY

@@ -20,6 +20,7 @@ from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.answer_options import ContextOptions, ToolClearing
 from shared.domain.decisions import ContextDecision
 from shared.domain.errors import InvalidRequest
+from shared.domain.log_level import LogLevel
 from shared.domain.new_job import NewJob
 from shared.domain.request import GenerateRequest, Message
 from shared.telemetry.metrics import Metrics
@@ -238,8 +239,8 @@ class Shortening:
         """
         if self._summaries is None or jobs is None:
             raise NoSummary("summaries are not written for lines of batches and replayed jobs")
-        if new.options.store is False:
-            raise NoSummary("with `store` false, no summary may be stored")
+        if new.log_level is LogLevel.NONE:
+            raise NoSummary("nothing of the request may be stored, so no summary either")
         assert budget is not None
         most = self._most_tokens(principal, new, plan.left)
         if most is not None and plan.left + budget.summary > most:

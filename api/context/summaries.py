@@ -314,6 +314,7 @@ class Summaries:
             ),
             finish_within_s=MAX_WAITS * self._timeout_s,
             kind=KIND,
+            log_level=order.new.log_level,
             decisions=Decisions(context=decision),
         )
         try:

@@ -1,4 +1,4 @@
-"""Headers of a submit: the idempotency key and the deadlines."""
+"""Headers of a submit: the idempotency key, the deadlines, and the level of the request log."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from shared.domain.answer_options import (
     ToolClearing,
 )
 from shared.domain.errors import InvalidRequest
+from shared.domain.log_level import LOG_HEADER, LogLevel
 from shared.domain.new_job import Idempotency
 
 MAX_DURATION_S = 30 * 24 * 3600
@@ -40,6 +41,7 @@ class SubmitHeaders:
     start_within_s: float | None = None
     finish_within_s: float | None = None
     cache_control: CacheControl = NO_CACHE_CONTROL
+    log_level: LogLevel | None = None
 
     def options(self, body: AnswerParameters) -> RequestOptions:
         """How the request may be answered, by its headers and its body."""
@@ -50,6 +52,7 @@ class SubmitHeaders:
             body.context_options,
             body.tool_clearing,
             streams=getattr(body, "stream", None) is True,
+            log_level=self.log_level,
         )
 
     def idempotency(self, path: str, body: BaseModel) -> Idempotency | None:
@@ -61,6 +64,8 @@ class SubmitHeaders:
             "body": body.model_dump(mode="json", exclude_unset=True),
             "times": [self.start_within_s, self.finish_within_s],
         }
+        if self.log_level is not None:
+            request["log_level"] = self.log_level
         # Without Cache-Control: a retry that bypasses the cache is still the same request.
         text = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         return Idempotency(self.idempotency_key, hashlib.sha256(text).hexdigest())
@@ -80,6 +85,13 @@ class SubmitHeaders:
         " answers of the last N seconds.",
         example="max-age=3600",
     ),
+    HeaderParameter(
+        LOG_HEADER,
+        "At most this is kept of the request in the request log: `none`, `metadata`, `redacted` or `full`. The"
+        " strictest of the levels of the installation, the project, the key and the request applies. With `none`, the"
+        " job's content is deleted a minute after its end.",
+        example="none",
+    ),
 )
 async def submit_headers(request: Request) -> SubmitHeaders:
     """Parse and validate the headers.
@@ -97,6 +109,7 @@ async def submit_headers(request: Request) -> SubmitHeaders:
         _seconds(_START_BEFORE, headers.get(_START_BEFORE)),
         _seconds(_CANCEL_AFTER, headers.get(_CANCEL_AFTER)),
         _read_cache_control(cache_control) if cache_control is not None else NO_CACHE_CONTROL,
+        _read_log_level(headers.get(LOG_HEADER)),
     )
 
 
@@ -112,7 +125,11 @@ class AnswerParameters(BaseModel):
         None,
         description="Answer the request from the response cache, and store its answer there. `{}` takes the defaults.",
     )
-    store: bool | None = Field(None, description="If false, the answer is not kept in the response cache.")
+    store: bool | None = Field(
+        None,
+        description="If false, nothing of the request is kept: no entry in the request log and in the response cache,"
+        " and its content is deleted a minute after its end.",
+    )
     context: ContextOptions | None = Field(
         None, description="How a conversation that outgrows the model's context is handled."
     )
@@ -141,6 +158,16 @@ def _read_cache_control(value: str) -> CacheControl:
         no_cache="no-cache" in directives or (max_age is not None and int(max_age) == 0),
         max_age_s=int(max_age) if max_age else None,
     )
+
+
+def _read_log_level(value: str | None) -> LogLevel | None:
+    if value is None:
+        return None
+    try:
+        return LogLevel(value.strip().lower())
+    except ValueError:
+        known = ", ".join(LogLevel)
+        raise InvalidRequest(f"{LOG_HEADER}: must be one of {known}, got {value[:64]!r}", param=LOG_HEADER) from None
 
 
 def _directive(part: str) -> tuple[str, str]:

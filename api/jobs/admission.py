@@ -17,6 +17,7 @@ from api.jobs.quotas import NO_RESERVATION, JobQuotas, Reservation
 from api.keys.allowed_models import require_allowed
 from api.keys.principal import Principal, Scope
 from api.limits.limiter import NOTHING, RateLimiter, Taken
+from api.request_log.levels import NO_LEVELS, LogLevels
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import BudgetExceeded
@@ -44,6 +45,7 @@ class Admission:
         shortening: Shortening | None = None,
         limiter: RateLimiter | None = None,
         budgets: Budgets | None = None,
+        log_levels: LogLevels = NO_LEVELS,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -57,6 +59,7 @@ class Admission:
         self._shortening = shortening or Shortening(registry, context, metrics=metrics)
         self._limiter = limiter
         self._budgets = budgets
+        self._log_levels = log_levels
 
     async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
@@ -82,6 +85,7 @@ class Admission:
             return await self._admitted(principal, new, jobs)
 
     async def _admitted(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None) -> NewJob:
+        new = self._log_levels.apply(principal, new)
         routed = await self._router.route(principal, new) if self._router is not None else None
         if routed is not None:
             new = routed.job

@@ -37,8 +37,8 @@ class Replays:
         """Submit a job's request again. The new job belongs to the same project and end user.
 
         It is of the principal's key, unless an operator replays a job of another project: that is of the job's key.
-        The response cache does not answer it, unless the submission's Cache-Control allows that. The second value is
-        as that of `JobService.submit`.
+        The response cache does not answer it, unless the submission's Cache-Control allows that. The request log keeps
+        no more of it than of the job. The second value is as that of `JobService.submit`.
 
         Raises:
             Forbidden: the principal's key has no inference scope.
@@ -63,7 +63,7 @@ class Replays:
             priority=max(new.priority, principal.priority_floor),
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
-            options=RequestOptions(cache_control=control),
+            options=RequestOptions(cache_control=control, log_level=submission.log_level),
         )
         return await self._jobs.submit(principal, new, _idempotency(submission, job), background=True)
 
@@ -82,6 +82,7 @@ def replay_of(job: Job, owner: Owner, model: str) -> NewJob:
         priority=job.priority,
         request=requested(job),
         metadata={**job.metadata, REPLAY_OF: job.id},
+        log_level=job.log_level,
     )
 
 
@@ -102,6 +103,7 @@ def _idempotency(submission: SubmitHeaders, job: Job) -> Idempotency | None:
     """The idempotency key with a digest of what is to be submitted; None without a key."""
     if submission.idempotency_key is None:
         return None
-    request = f"{job.id} {submission.start_within_s} {submission.finish_within_s}"
+    level = f" {submission.log_level}" if submission.log_level is not None else ""
+    request = f"{job.id} {submission.start_within_s} {submission.finish_within_s}{level}"
     digest = hashlib.sha256(f"/v1/jobs/replay {request}".encode()).hexdigest()
     return Idempotency(submission.idempotency_key, digest)

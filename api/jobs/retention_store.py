@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import (
     ColumnElement,
@@ -16,9 +16,11 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    literal_column,
     or_,
     select,
     tuple_,
+    union,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -78,23 +80,31 @@ def _delete_unused_summaries() -> Prepared:
     return Prepared(delete(SummaryRow).where(tuple_(*key).in_(old)).returning(SummaryRow.sha256))
 
 
-def _purge_unstored() -> Prepared:
-    old = (
-        select(ResponseRow.job_id)
-        .join(JobRow, JobRow.id == ResponseRow.job_id)
-        .where(~ResponseRow.stored, JobRow.status.in_(TERMINAL), JobRow.finished_at < _LONG_AGO)
-        .limit(_LIMIT)
-        .with_for_update(skip_locked=True, of=JobRow)
-        .scalar_subquery()
+def _unlogged() -> Prepared:
+    # The results of a batch are written from its jobs.
+    unfinished = exists().where(
+        BatchRow.id == JobRow.batch_id, or_(BatchRow.ended_at.is_(None), BatchRow.ended_at >= _LONG_AGO)
     )
-    return Prepared(purge_statement(JobRow.id.in_(old)))
+    unlogged = select(JobRow.id).where(
+        JobRow.log_level == literal_column("'none'"),
+        JobRow.finished_at < _LONG_AGO,
+        JobRow.deleted_at.is_(None),
+        or_(JobRow.batch_id.is_(None), ~unfinished),
+    )
+    # Responses of earlier versions, whose jobs have no level.
+    unstored = (
+        select(JobRow.id)
+        .join(ResponseRow, ResponseRow.job_id == JobRow.id)
+        .where(~ResponseRow.stored, JobRow.status.in_(TERMINAL), JobRow.finished_at < _LONG_AGO)
+    )
+    return Prepared(select(union(unlogged, unstored).subquery("unlogged").c.id).limit(_LIMIT))
 
 
 _ENDED = _ended()
 _PURGE_DISCARDED = _purge_discarded()
 _RELEASE_ANSWERS = _release_answers()
 _DELETE_UNUSED_SUMMARIES = _delete_unused_summaries()
-_PURGE_UNSTORED = _purge_unstored()
+_UNLOGGED = _unlogged()
 
 
 class RetentionStore(Store):
@@ -139,9 +149,13 @@ class RetentionStore(Store):
         parameters = {"older_than_s": older_than_s, "limit": limit}
         return len(await _DELETE_UNUSED_SUMMARIES.run(self._engine, parameters))
 
-    async def purge_unstored(self, older_than_s: float, limit: int) -> int:
-        """Purge input and output of responses with `store` false that ended more than `older_than_s` ago.
+    async def unlogged(self, older_than_s: float, limit: int) -> list[str]:
+        """The jobs of which nothing is to be kept, and that ended more than `older_than_s` ago, or whose batch did."""
+        rows = await _UNLOGGED.run(self._engine, {"older_than_s": older_than_s, "limit": limit})
+        return [row.id for row in rows]
 
-        Returns their number.
-        """
-        return len(await _PURGE_UNSTORED.run(self._engine, {"older_than_s": older_than_s, "limit": limit}))
+    async def purge(self, job_ids: Sequence[str]) -> int:
+        """Purge ended jobs, without those that others have locked. Returns the number of those that were purged."""
+        async with self._engine.connect() as connection:
+            statement = purge_statement(JobRow.id.in_(self._locked(job_ids)))
+            return len((await connection.execute(statement)).all())

@@ -1,4 +1,7 @@
-"""`python -m api.keys create|rotate|revoke|set|tier|list|ensure`: manages API keys in the database at DATABASE_URL."""
+"""`python -m api.keys create|rotate|revoke|set|tier|log-level|list|ensure`: manages API keys.
+
+They are in the database at DATABASE_URL.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.keys.changes import MAX_NAME, NAME, NEVER, KeyChanges
+from api.keys.changes import MAX_NAME, NAME, NEVER, KeyChanges, ProjectChanges, changed_project_options
 from api.keys.option_arguments import (
     NONE,
+    UNSET,
     OptionsInvalid,
     add_option_arguments,
     describe,
@@ -27,7 +32,8 @@ from api.settings import DatabaseCommandSettings
 from shared.config.durations import duration_s
 from shared.config.settings import settings_or_exit
 from shared.domain.answer_options import NO_KEY_OPTIONS
-from shared.domain.errors import UnreadableRow
+from shared.domain.errors import InvalidRequest, UnreadableRow
+from shared.domain.log_level import LogLevel, require_log_key
 from shared.domain.priorities import MAX_PRIORITY
 from shared.postgres.engine import connect
 
@@ -39,7 +45,15 @@ NEVER_EXPIRES = "never"
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    engine = connect(settings_or_exit(DatabaseCommandSettings).database_url, pool_size=1)
+    settings = settings_or_exit(DatabaseCommandSettings)
+    try:
+        level = getattr(arguments, "log_level", None)
+        if level is not None and level != UNSET:
+            require_log_key(LogLevel(level), "log level", has_key=bool(settings.log_key))
+    except InvalidRequest as error:
+        print(error.message, file=sys.stderr)
+        return 2
+    engine = connect(settings.database_url, pool_size=1)
     try:
         return await ACTIONS[arguments.action](ApiKeyStore(engine), arguments)
     finally:
@@ -142,9 +156,19 @@ async def change_key(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
 
 async def set_tier(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     tier = None if arguments.tier == NONE else arguments.tier
-    if await store.set_tier(arguments.project, tier):
+    return await _change_project(store, arguments.project, ProjectChanges(tier=tier))
+
+
+async def set_log_level(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
+    level = None if arguments.log_level == UNSET else LogLevel(arguments.log_level)
+    options = partial(changed_project_options, patch={"log_level": level})
+    return await _change_project(store, arguments.project, ProjectChanges(options=options))
+
+
+async def _change_project(store: ApiKeyStore, name: str, changes: ProjectChanges) -> int:
+    if await store.change_project(name, changes):
         return 0
-    print(f"there is no project {arguments.project!r}; `list` shows the projects", file=sys.stderr)
+    print(f"there is no project {name!r}; `list` shows the projects", file=sys.stderr)
     return 1
 
 
@@ -156,6 +180,7 @@ ACTIONS = {
     "revoke": revoke,
     "set": change_key,
     "tier": set_tier,
+    "log-level": set_log_level,
 }
 
 
@@ -275,6 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tier = actions.add_parser("tier", help="change the tier of a project, which the rules of routes can name")
     tier.add_argument("project", help="the project's name")
     tier.add_argument("tier", type=tier_name, help=f"the name of the tier, such as free; `{NONE}` removes it")
+
+    log_level = actions.add_parser("log-level", help="change what the request log keeps of a project's jobs")
+    log_level.add_argument("project", help="the project's name")
+    log_level.add_argument(
+        "log_level",
+        choices=[*LogLevel, UNSET],
+        metavar="LEVEL",
+        help=f"{', '.join(LogLevel)}; `{UNSET}`: what the installation keeps",
+    )
 
     parsed = parser.parse_args(arguments)
     changes = ("name", "scope", "expires", "priority_floor")

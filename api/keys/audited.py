@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Row, select, update
@@ -14,7 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from shared.postgres.audit_store import record
 from shared.postgres.tables import ApiKeyRow, ProjectRow
 
-PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.created_at)
+PROJECT = (ProjectRow.id, ProjectRow.name, ProjectRow.tier, ProjectRow.options, ProjectRow.created_at)
+# What an operator changes of a project.
+PROJECT_AUDITED = (ProjectRow.tier, ProjectRow.options)
 # What the audit log has of a key, and what identifies it.
 AUDITED = (
     ApiKeyRow.id,
@@ -61,32 +64,43 @@ async def record_key(
     )
 
 
-async def insert_project(connection: AsyncConnection, by: int | None, name: str, tier: str | None = None) -> Any:
+async def insert_project(
+    connection: AsyncConnection,
+    by: int | None,
+    name: str,
+    tier: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
     """Create a project; return its `PROJECT` columns, None if there is one with this name."""
-    statement = insert(ProjectRow).values(name=name, tier=tier)
+    statement = insert(ProjectRow).values(name=name, tier=tier, options=dict(options or {}))
     statement = statement.on_conflict_do_nothing(index_elements=[ProjectRow.name])
     row: Any = (await connection.execute(statement.returning(*PROJECT))).first()
     if row is None:
         return None
-    created = {"name": name, "tier": tier}
+    created = {"name": name, "tier": tier, **({"options": row.options} if row.options else {})}
     await record(connection, key_id=by, action="project.create", object_id=name, project_id=row.id, after=created)
     return row
 
 
-async def change_tier(connection: AsyncConnection, by: int | None, name: str, tier: str | None) -> bool:
-    """Change the tier of a project. False: there is no project with this name."""
-    old = select(ProjectRow.id, ProjectRow.tier).where(ProjectRow.name == name).with_for_update(key_share=True)
-    row = (await connection.execute(old)).first()
-    if row is None:
-        return False
-    await connection.execute(update(ProjectRow).where(ProjectRow.id == row.id).values(tier=tier))
+async def locked_project(connection: AsyncConnection, name: str) -> Row[Any] | None:
+    """Lock a project that is to be changed; return its id and its `PROJECT_AUDITED`. None: there is none."""
+    statement = select(ProjectRow.id, *PROJECT_AUDITED).where(ProjectRow.name == name).with_for_update(key_share=True)
+    return (await connection.execute(statement)).first()
+
+
+async def change_project(
+    connection: AsyncConnection, by: int | None, name: str, old: Row[Any], values: Mapping[Any, Any]
+) -> None:
+    """Change the project of a row of `locked_project`, and record the change."""
+    changed = update(ProjectRow).where(ProjectRow.id == old.id).values(dict(values)).returning(*PROJECT_AUDITED)
+    new = (await connection.execute(changed)).one()
+    before, after = ({column.key: getattr(row, column.key) for column in PROJECT_AUDITED} for row in (old, new))
     await record(
         connection,
         key_id=by,
         action="project.change",
         object_id=name,
-        project_id=row.id,
-        before={"tier": row.tier},
-        after={"tier": tier},
+        project_id=old.id,
+        before=before,
+        after=after,
     )
-    return True

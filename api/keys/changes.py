@@ -1,11 +1,12 @@
-"""Partial updates of API keys."""
+"""Partial updates of API keys and of projects."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -13,6 +14,7 @@ from api.http.validation import describe
 from api.keys.principal import Scope
 from shared.domain.answer_options import KeyOptions
 from shared.domain.errors import InvalidRequest
+from shared.domain.project_options import ProjectOptions
 
 NEVER = math.inf
 # A name of a key or of a project is one line of text.
@@ -36,6 +38,35 @@ class KeyChanges:
     def names(self) -> list[str]:
         """The names of what changes."""
         return [name for name in self.__slots__ if getattr(self, name) is not None]
+
+
+class Unchanged(Enum):
+    """The type of `UNCHANGED`."""
+
+    UNCHANGED = "unchanged"
+
+
+# Stands for a value that a change leaves as it is, if None is a value.
+UNCHANGED: Final = Unchanged.UNCHANGED
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectChanges:
+    """Changes of a project. `tier`: None removes it. `options` gets those that the project has, and returns the new
+    ones; None: they remain as they are."""
+
+    tier: str | Unchanged | None = UNCHANGED
+    options: Callable[[ProjectOptions], ProjectOptions] | None = None
+
+    def names(self) -> list[str]:
+        """The names of what changes."""
+        return [name for name, none in (("tier", UNCHANGED), ("options", None)) if getattr(self, name) is not none]
+
+
+def changed_project_options(options: ProjectOptions, patch: Mapping[str, Any]) -> ProjectOptions:
+    """The options after a merge patch: None removes a member, and what is absent remains."""
+    values = {**options.model_dump(exclude_none=True), **patch}
+    return ProjectOptions(**{name: value for name, value in values.items() if value is not None})
 
 
 def changed_options(options: KeyOptions, patch: Mapping[str, Any]) -> KeyOptions:

@@ -20,8 +20,11 @@ from shared.domain.answer_options import (
 )
 from shared.domain.errors import InvalidRequest
 from shared.domain.field_types import MODEL_NAME
+from shared.domain.log_level import LogLevel
 
 NONE = "none"
+# For the level of the request log, `none` is a value.
+UNSET = "unset"
 
 # The command's names of the fields of options.
 _LIMITS = {
@@ -39,7 +42,8 @@ _CONTEXT = {
     "trigger_tokens": "context_trigger_tokens",
 }
 _MODELS = {"allowed_models": "allowed_models"}
-_NAMES = {**_LIMITS, **_CACHE, **_CONTEXT, **_MODELS}
+_LOG = {"log_level": "log_level"}
+_NAMES = {**_LIMITS, **_CACHE, **_CONTEXT, **_MODELS, **_LOG}
 
 
 class OptionsInvalid(Exception):
@@ -53,6 +57,12 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         metavar="NAMES",
         help=f"the models and routes that requests may name, separated by commas (default: all); `{NONE}`: all",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=[*LogLevel, UNSET],
+        metavar="LEVEL",
+        help=f"at most this is kept in the request log: {', '.join(LogLevel)}; `{UNSET}`: what its project keeps",
     )
     limits = parser.add_argument_group("limits of tokens", f"`{NONE}` removes a limit of the key")
     limits.add_argument("--max-output-tokens", type=_tokens, metavar="N", help="the largest max_tokens")
@@ -112,6 +122,7 @@ def with_arguments(options: KeyOptions, arguments: argparse.Namespace) -> KeyOpt
         **_cache(arguments),
         **_context(options.context, arguments),
         **_given(_MODELS, arguments),
+        **_given(_LOG, arguments, removed_by=UNSET),
     }
     try:
         changed = changed_options(options, {name: change for name, change in patch.items() if change != {}})
@@ -135,13 +146,15 @@ def describe(options: KeyOptions) -> str:
                 parts.append(f"{name.replace('_', '-')}={value}")
     if options.allowed_models is not None:
         parts.append(f"allowed-models={','.join(options.allowed_models)}")
+    if options.log_level is not None:
+        parts.append(f"log-level={options.log_level}")
     return " ".join([*parts, *(["no-cache"] if options.no_cache else [])])
 
 
-def _given(names: dict[str, str], arguments: argparse.Namespace) -> dict[str, Any]:
+def _given(names: dict[str, str], arguments: argparse.Namespace, removed_by: str = NONE) -> dict[str, Any]:
     """The fields of a group of options that arguments set; None: it is removed."""
     given = {field: getattr(arguments, name) for field, name in names.items()}
-    return {field: None if value == NONE else value for field, value in given.items() if value is not None}
+    return {field: None if value == removed_by else value for field, value in given.items() if value is not None}
 
 
 def _cache(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Self
 
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Forbidden
+from shared.domain.log_level import LogLevel
 from shared.domain.owner import Owner, end_user_name
 from shared.domain.priorities import MAX_PRIORITY
 
@@ -39,6 +40,8 @@ class Principal:
     options: KeyOptions = NO_KEY_OPTIONS
     # The tier of the project.
     tier: str | None = None
+    # At most this is kept of the project's requests in the request log; None: what the installation keeps.
+    project_log_level: LogLevel | None = None
 
     @classmethod
     def of(cls, owner: Owner) -> Self:

@@ -28,13 +28,22 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from api.keys.audited import AUDITED, PROJECT, change_key, change_tier, insert_project, record_key
-from api.keys.changes import NEVER, KeyChanges
+from api.keys.audited import (
+    AUDITED,
+    PROJECT,
+    change_key,
+    change_project,
+    insert_project,
+    locked_project,
+    record_key,
+)
+from api.keys.changes import NEVER, UNCHANGED, KeyChanges, ProjectChanges
 from api.keys.principal import Principal, Scope
 from api.keys.stored_options import merge_stored, read_options, readable_options, to_stored
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Conflict, UnreadableRow
 from shared.domain.owner import Owner
+from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.prepared import Prepared
@@ -82,6 +91,7 @@ class Project:
     tier: str | None
     created_at: datetime
     keys: int = 0
+    options: ProjectOptions = NO_PROJECT_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +249,7 @@ class ApiKeyStore(Store):
             UnreadableRow: as `find`.
         """
         statement = (
-            select(ApiKeyRow.options, ProjectRow.tier)
+            select(ApiKeyRow.options, ProjectRow.tier, _PROJECT_OPTIONS)
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .where(ApiKeyRow.id == owner.key_id)
         )
@@ -247,7 +257,12 @@ class ApiKeyStore(Store):
         principal = Principal.of(owner)
         if row is None:
             return principal
-        return replace(principal, options=read_options(owner.key_id, row.options), tier=row.tier)
+        return replace(
+            principal,
+            options=read_options(owner.key_id, row.options),
+            tier=row.tier,
+            project_log_level=ProjectOptions.read(row.project_options).log_level,
+        )
 
     async def valid_scopes(self, key_ids: Iterable[int]) -> dict[int, frozenset[Scope]]:
         """Return the scopes of those keys that are neither revoked nor expired."""
@@ -282,17 +297,24 @@ class ApiKeyStore(Store):
             statement = statement.where(ProjectRow.name > after)
         return await self._all(statement.limit(limit), _project)
 
-    async def create_project(self, name: str, tier: str | None = None, *, by: int | None = None) -> Project:
+    async def create_project(
+        self,
+        name: str,
+        tier: str | None = None,
+        options: ProjectOptions = NO_PROJECT_OPTIONS,
+        *,
+        by: int | None = None,
+    ) -> Project:
         """Create a project without keys.
 
         Raises:
             ProjectExists: a project with this name exists.
         """
         async with transaction(self._engine) as connection:
-            created = await insert_project(connection, by, name, tier)
+            created = await insert_project(connection, by, name, tier, options.stored())
         if created is None:
             raise ProjectExists
-        return Project(created.id, created.name, created.tier, created.created_at)
+        return Project(created.id, created.name, created.tier, created.created_at, options=options)
 
     async def candidates(self, text: str) -> Sequence[ApiKey]:
         """Return the valid keys that have this text as their prefix or name, or that are this text."""
@@ -354,10 +376,25 @@ class ApiKeyStore(Store):
         statement = select(ApiKeyRow.project_id).where(ApiKeyRow.id == key_id)
         return await self._one(statement, lambda row: int(row.project_id))
 
-    async def set_tier(self, project: str, tier: str | None, *, by: int | None = None) -> bool:
-        """Change the tier of a project. False: there is no project with this name."""
+    async def change_project(self, name: str, changes: ProjectChanges, *, by: int | None = None) -> bool:
+        """Change a project. False: there is no project with this name.
+
+        Concurrent changes wait for each other. What only a newer version knows is kept. Errors of `changes.options`
+        propagate.
+        """
         async with transaction(self._engine) as connection:
-            return await change_tier(connection, by, project, tier)
+            row = await locked_project(connection, name)
+            if row is None:
+                return False
+            values: dict[Any, Any] = {}
+            if changes.tier is not UNCHANGED:
+                values[ProjectRow.tier] = changes.tier
+            if changes.options is not None:
+                old = ProjectOptions.read(row.options)
+                values[ProjectRow.options] = merge_stored(row.options, old.stored(), changes.options(old).stored())
+            if values:
+                await change_project(connection, by, name, row, values)
+            return True
 
 
 def format_id(key_id: int) -> str:
@@ -371,6 +408,7 @@ def parse_id(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
+_PROJECT_OPTIONS = ProjectRow.options.label("project_options")
 # What `read_valid_key` reads, of a valid key joined with its project.
 VALID_KEY_COLUMNS = (
     ApiKeyRow.id,
@@ -379,6 +417,7 @@ VALID_KEY_COLUMNS = (
     ApiKeyRow.priority_floor,
     ApiKeyRow.options,
     ProjectRow.tier,
+    _PROJECT_OPTIONS,
     func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
 )
 
@@ -389,7 +428,7 @@ def _projects() -> Any:
 
 
 def _project(row: Row[Any]) -> Project:
-    return Project(row.id, row.name, row.tier, row.created_at, row.keys)
+    return Project(row.id, row.name, row.tier, row.created_at, row.keys, ProjectOptions.read(row.options))
 
 
 def _listed() -> Any:
@@ -459,6 +498,7 @@ def read_valid_key(row: Any) -> ValidKey | UnreadableRow:
         priority_floor=row.priority_floor,
         options=options,
         tier=row.tier,
+        project_log_level=ProjectOptions.read(row.project_options).log_level,
     )
     return ValidKey(principal, left)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+import orjson
+
+from api.request_log.encryption import Cipher, DecryptionFailed, MasterKeys, UnknownMasterKey, unseal
+from api.request_log.store import RequestLogStore, StoredBody
+from shared.domain.job import known_fields
 from shared.domain.log_level import LogLevel
+from shared.runtime import chunked_json
+from shared.runtime.offload import INLINE_BYTES, off_loop
+
+logger = logging.getLogger(__name__)
 
 
 class MissingReason(StrEnum):
@@ -76,10 +86,43 @@ class Body:
 class Bodies:
     """Reads bodies. They are decrypted when they are opened, and nothing of them is cached."""
 
+    def __init__(self, store: RequestLogStore, masters: MasterKeys) -> None:
+        self._store = store
+        self._masters = masters
+
     async def open_body(self, job_id: str) -> Body | Missing:
         """Return the body of a job, of any project: the caller checks who may read it."""
         return (await self.open_bodies([job_id]))[job_id]
 
-    async def open_bodies(self, job_ids: Sequence[str]) -> dict[str, Body | Missing]:
-        """Return the bodies of jobs, of any projects, by job id, in one query for all. At most some hundreds."""
-        raise NotImplementedError
+    async def open_bodies(
+        self, job_ids: Sequence[str], *, since: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, Body | Missing]:
+        """Return the bodies of jobs, of any projects, by job id, in one query for all. At most some hundreds.
+
+        `since` and `until`: the jobs ended in this time; so the query reads only the partitions of these days.
+        """
+        found: dict[str, Body | Missing] = {job_id: Missing(MissingReason.NOT_LOGGED) for job_id in job_ids}
+        for row in await self._store.stored(job_ids, since, until):
+            found[row.job_id] = await off_loop(len(row.sealed or b""), self._opened, row)
+        return found
+
+    def _opened(self, row: StoredBody) -> Body | Missing:
+        if not row.level.keeps_body:
+            return Missing(MissingReason.LEVEL)
+        if row.state != "kept":
+            return Missing(_STATES.get(row.state, MissingReason.LOST))
+        if row.sealed is None or row.day is None or row.master is None or row.wrapped is None:
+            return Missing(MissingReason.EXPIRED)
+        try:
+            cipher = Cipher(self._masters.unwrap(row.master, row.wrapped, row.day))
+            text = unseal(cipher, row.job_id, row.sealed)
+        except UnknownMasterKey:
+            return Missing(MissingReason.NO_KEY)
+        except DecryptionFailed as error:
+            logger.error("job=%s its body in the request log cannot be decrypted: %s", row.job_id, error)
+            return Missing(MissingReason.DAMAGED)
+        members = orjson.loads(text) if len(text) <= INLINE_BYTES else chunked_json.loads(text.decode())
+        return Body(row.job_id, row.ended_at, row.level, **known_fields(Body, members))
+
+
+_STATES = {"none": MissingReason.LEVEL, "pending": MissingReason.PENDING, "erased": MissingReason.ERASED}

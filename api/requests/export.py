@@ -16,12 +16,13 @@ from api.http.errors import IncompleteResponse
 from api.http.parquet import load_pyarrow
 from api.keys.principal import Principal
 from api.request_log.bodies import Bodies, Body, Missing
+from api.request_log.content import BodyRedactor
 from api.requests.export_store import ExportStore, format_export_id
 from api.requests.filters import Cursor, RequestFilters
-from api.requests.lines import TYPES, BodyRedactor, ExportFormat, JsonLines, LineWriter, ParquetLines, export_line
+from api.requests.lines import TYPES, ExportFormat, JsonLines, LineWriter, ParquetLines, export_line
 from api.requests.redactors import Redactors
 from api.requests.sampling import Sample, below, sample_number
-from api.requests.store import LoggedRequest, RequestLogStore, RequestPage
+from api.requests.store import LoggedRequest, LoggedRequestStore, RequestPage
 from shared.domain.errors import Unavailable
 from shared.domain.log_level import LogLevel
 from shared.telemetry.metrics import Metrics
@@ -57,7 +58,7 @@ class ExportOptions:
 class ExportSources:
     """What exports are made from."""
 
-    store: RequestLogStore
+    store: LoggedRequestStore
     bodies: Bodies
     redactors: Redactors
 
@@ -146,7 +147,9 @@ class _Writing:
             if self.options.level is not LogLevel.FULL:
                 for project_id in {row.project_id for row in group} - redactors.keys():
                     redactors[project_id] = await self._sources.redactors.of(project_id)
-            bodies = await self._sources.bodies.open_bodies([row.job_id for row in group])
+            bodies = await self._sources.bodies.open_bodies(
+                [row.job_id for row in group], since=group[-1].ended_at, until=group[0].ended_at
+            )
             lines = await asyncio.to_thread(_lines, group, bodies, redactors, name)
             part = await asyncio.to_thread(writer.add, lines)
             self.rows += len(lines)

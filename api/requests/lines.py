@@ -10,6 +10,7 @@ import orjson
 
 from api.http.parquet import PARQUET, ParquetFile
 from api.request_log.bodies import Body
+from api.request_log.content import BodyRedactor, remove_unreadable
 from api.requests.chat import chat_messages, chat_tools, with_answer
 from api.requests.schemas import values_of
 from api.requests.store import LoggedRequest
@@ -26,12 +27,6 @@ _LEFT_OUT = {"id", "model", "kind", "level", "body", "key", "request_id"}
 _NAMED = ("user", "conversation", "feedback")
 
 
-class BodyRedactor(Protocol):
-    """Replaces personal data and secrets in all strings of a value."""
-
-    def redact_body(self, body: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, int]]: ...
-
-
 def export_line(row: LoggedRequest, body: Body, redactor: BodyRedactor | None, export_id: str) -> dict[str, Any] | None:
     """A request and its answer in OpenAI's chat shape; None if it has no messages, but the ids of tokens.
 
@@ -42,7 +37,9 @@ def export_line(row: LoggedRequest, body: Body, redactor: BodyRedactor | None, e
     if redactor is not None:
         metadata |= redactor.redact_body({name: metadata[name] for name in _NAMED})[0]
         if level is LogLevel.FULL:
-            redacted, _ = redactor.redact_body({"request": request, "output": output})
+            content = {"request": request, "output": output}
+            remove_unreadable(content)
+            redacted, _ = redactor.redact_body(content)
             request, output, level = redacted["request"], redacted["output"], LogLevel.REDACTED
     messages = chat_messages(request)
     if messages is None:

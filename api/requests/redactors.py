@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from api.requests.lines import BodyRedactor
-from shared.domain.project_options import ProjectOptions
+from api.request_log.content import BodyRedactor
+from api.request_log.redaction import new_redactor
+from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
 from shared.postgres.store import Store
 from shared.postgres.tables import ProjectRow
 
@@ -19,12 +20,6 @@ class Redactors(Store):
         Raises:
             ValueError: this version cannot read its rules.
         """
-        # Not when the process starts: its patterns take a while to load.
-        from shared.domain.redaction_rules import NO_OWN_RULES, RedactionRules
-        from shared.privacy.redaction import Redactor
-
-        stored = await self._one(
-            select(ProjectRow.options).where(ProjectRow.id == project_id), lambda row: ProjectOptions.read(row.options)
-        )
-        rules = stored.redaction if stored is not None else None
-        return Redactor(NO_OWN_RULES if rules is None else RedactionRules.model_validate(rules))
+        statement = select(ProjectRow.options).where(ProjectRow.id == project_id)
+        options = await self._one(statement, lambda row: ProjectOptions.read(row.options))
+        return new_redactor((options or NO_PROJECT_OPTIONS).redaction)

@@ -9,7 +9,7 @@ from api.keys.store import ApiKeyStore
 from api.request_log.bodies import Bodies, Body, Missing
 from api.requests.filters import Cursor, RequestFilters
 from api.requests.query import RequestQuery, filters_of
-from api.requests.store import LoggedRequest, RequestLogStore, RequestPage
+from api.requests.store import LoggedRequest, LoggedRequestStore, RequestPage
 from shared.domain.errors import NotFound
 from shared.domain.job import is_job_id
 from shared.postgres.audit_store import record
@@ -24,7 +24,7 @@ class LoggedRequests:
     """Lists requests, and opens their bodies. Each opening is in the audit log; lists show no bodies."""
 
     def __init__(
-        self, engine: AsyncEngine, store: RequestLogStore, bodies: Bodies, keys: ApiKeyStore, metrics: Metrics
+        self, engine: AsyncEngine, store: LoggedRequestStore, bodies: Bodies, keys: ApiKeyStore, metrics: Metrics
     ) -> None:
         self._engine = engine
         self._store = store
@@ -62,7 +62,8 @@ class LoggedRequests:
     async def open(self, principal: Principal, job_id: str) -> tuple[LoggedRequest, Body | Missing]:
         """A request with its body, or why there is none; raises as `get`. It is recorded that the key has read it."""
         found = await self.get(principal, job_id)
-        body = await self._bodies.open_body(job_id)
+        bodies = await self._bodies.open_bodies([job_id], since=found.ended_at, until=found.ended_at)
+        body = bodies[job_id]
         if isinstance(body, Missing):
             self._metrics.bodies_opened.labels(body.reason.value).inc()
             return found, body

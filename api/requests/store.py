@@ -117,7 +117,7 @@ class RequestPage:
     partial: bool = False
 
 
-class RequestLogStore(Store):
+class LoggedRequestStore(Store):
     """Reads the request log."""
 
     def __init__(self, engine: AsyncEngine) -> None:

@@ -13,7 +13,7 @@ from cli.options import Json, connect, seconds_of
 from cli.output import print_json, say
 from cli.text import one_line
 
-NONE, NEVER = "none", "never"
+NONE, NEVER, UNSET = "none", "never", "unset"
 # Members of `options` in the body of the request, by the name of the command's option.
 _FIELDS = {
     "max_output_tokens": ("token_limits", "max_output"),
@@ -37,6 +37,21 @@ AllowedModels = Annotated[
     str | None,
     typer.Option(metavar="NAMES", help="The models and routes that it may be used for, separated by commas."),
 ]
+
+
+KeyLogLevel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="At most this is kept in the request log: none, metadata, redacted or full; unset: what its project"
+        " keeps.",
+    ),
+]
+
+
+def level_or_null(text: str) -> str | None:
+    """The value of `--log-level` in JSON; None removes it. The server checks its name: `none` is one."""
+    return None if text == UNSET else text
 
 
 def model_names(text: str) -> list[str]:
@@ -91,11 +106,13 @@ def change_key(
         str | None, typer.Option(metavar="N", help="Shorten above this many tokens too.")
     ] = None,
     allowed_models: AllowedModels = None,
+    log_level: KeyLogLevel = None,
     as_json: Json = False,
 ) -> None:
     """Change a key; what is not given remains as it is.
 
-    `none` removes an option of the key, so that the model's setting applies. Changes are effective within seconds.
+    `none` removes an option of the key, so that the model's setting applies; of --log-level, it is a value. Changes
+    are effective within seconds.
     """
     values = {
         "max_output_tokens": max_output_tokens,
@@ -118,6 +135,8 @@ def change_key(
     options = _options(given, no_cache=no_cache)
     if allowed_models is not None:
         options["allowed_models"] = None if allowed_models == NONE else model_names(allowed_models)
+    if log_level is not None:
+        options["log_level"] = level_or_null(log_level)
     if options:
         body["options"] = options
     if not body:

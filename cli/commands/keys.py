@@ -10,7 +10,8 @@ import typer
 
 from cli.client import path
 from cli.commands.jobs import of_each
-from cli.commands.key_changes import NONE, AllowedModels, change_key, model_names
+from cli.commands.key_changes import NONE, AllowedModels, KeyLogLevel, change_key, level_or_null, model_names
+from cli.errors import UsageError
 from cli.groups import ListGroup
 from cli.options import After, All, Json, Limit, Yes, ask, connect, seconds_of, show_list
 from cli.output import Column, note, print_json, say, status_text
@@ -32,9 +33,18 @@ KEY_COLUMNS = (
 PROJECT_COLUMNS = (
     Column("PROJECT"),
     Column("TIER", drop=2),
+    Column("LOG", drop=3),
     Column("VALID KEYS", right=True),
     Column("AGE", right=True, drop=1),
 )
+ProjectLogLevel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="At most this is kept in the request log: none, metadata, redacted or full; unset: what the installation"
+        " keeps.",
+    ),
+]
 Expires = Annotated[
     str | None, typer.Option(metavar="DURATION", help="How long the key is valid: 90d. Without it: for ever.")
 ]
@@ -81,6 +91,7 @@ def create(
         int | None, typer.Option(min=0, max=9, metavar="0-9", help="The most urgent priority of its jobs.")
     ] = None,
     allowed_models: AllowedModels = None,
+    log_level: KeyLogLevel = None,
     as_json: Json = False,
 ) -> None:
     """Create an API key and print it, once; only its hash is stored."""
@@ -91,6 +102,8 @@ def create(
         body["expires_in_s"] = seconds_of(expires, "--expires")
     if allowed_models is not None:
         body["options"] = {"allowed_models": model_names(allowed_models)}
+    if log_level is not None:
+        body.setdefault("options", {})["log_level"] = level_or_null(log_level)
     with connect(context) as client:
         _show_secret(client.post("/v1/admin/keys", json=body), as_json=as_json)
 
@@ -194,10 +207,13 @@ def create_project(
     tier: Annotated[
         str | None, typer.Option(metavar="NAME", help="A class of service, for the rules of routes: free.")
     ] = None,
+    log_level: ProjectLogLevel = None,
     as_json: Json = False,
 ) -> None:
     """Create a project without keys."""
-    body = {"name": name} | ({"tier": tier} if tier is not None else {})
+    body: dict[str, Any] = {"name": name} | ({"tier": tier} if tier is not None else {})
+    if log_level is not None:
+        body["options"] = {"log_level": level_or_null(log_level)}
     with connect(context) as client:
         project = client.post("/v1/admin/projects", json=body)
     print_json(project) if as_json else say(f"{project['name']}  created")
@@ -208,15 +224,27 @@ def change_project(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME")],
     tier: Annotated[
-        str, typer.Option(metavar="NAME", help=f"A class of service, for the rules of routes: free; or {NONE}.")
-    ],
+        str | None, typer.Option(metavar="NAME", help=f"A class of service, for the rules of routes: free; or {NONE}.")
+    ] = None,
+    log_level: ProjectLogLevel = None,
     as_json: Json = False,
 ) -> None:
-    """Change the tier of a project. Effective within seconds."""
+    """Change a project; what is not given remains as it is. Effective within seconds."""
+    body: dict[str, Any] = {} if tier is None else {"tier": None if tier == NONE else tier}
+    if log_level is not None:
+        body["options"] = {"log_level": level_or_null(log_level)}
+    if not body:
+        raise UsageError("Give at least one option to change; `headrace projects set --help` lists them.")
     with connect(context) as client:
-        project = client.patch(path("admin", "projects", name), json={"tier": None if tier == NONE else tier})
+        project = client.patch(path("admin", "projects", name), json=body)
     print_json(project) if as_json else say(f"{project['name']}  changed")
 
 
 def _project_row(project: dict[str, Any]) -> list[object]:
-    return [project["name"], project["tier"] or "-", count(project["keys"]), age(project["created_at"])]
+    return [
+        project["name"],
+        project["tier"] or "-",
+        project["options"].get("log_level") or "-",
+        count(project["keys"]),
+        age(project["created_at"]),
+    ]

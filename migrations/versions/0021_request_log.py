@@ -1,4 +1,8 @@
-"""The request log in daily partitions, its data keys, and its exports; the options of projects."""
+"""The request log in daily partitions, its data keys, and its exports; the options of projects.
+
+API processes create and drop partitions, with a role that cannot change the schema. So these are functions with the
+rights of the schema's owner, for those who may delete rows of the log anyway. They give up soon if they get no lock.
+"""
 
 from __future__ import annotations
 
@@ -90,6 +94,64 @@ STATEMENTS = (
     """,
     "CREATE INDEX IF NOT EXISTS exports_project ON exports (project_id, id)",
 )
+# {schema} is the schema of the tables: nothing else may be found in their place.
+FUNCTIONS = (
+    """
+    CREATE OR REPLACE FUNCTION create_log_partition(parent text, day date, most_moved integer) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp SET lock_timeout = '100ms' AS $$
+    DECLARE
+        name text := parent || '_' || to_char(day, 'YYYYMMDD');
+        -- Rows of a day without a partition are here.
+        spare text := parent || '_default';
+        first timestamptz := day::timestamp AT TIME ZONE 'UTC';
+        next timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+        waiting integer;
+    BEGIN
+        IF parent NOT IN ('request_log', 'request_bodies') OR NOT has_table_privilege(session_user, parent, 'DELETE')
+        THEN
+            RAISE insufficient_privilege USING MESSAGE = format('must be allowed to delete rows of %L', parent);
+        END IF;
+        IF to_regclass(quote_ident(name)) IS NOT NULL THEN
+            RETURN 'exists';
+        END IF;
+        IF NOT pg_try_advisory_xact_lock(hashtext(name)) THEN
+            RETURN 'busy';
+        END IF;
+        EXECUTE format(
+            'SELECT count(*) FROM (SELECT 1 FROM %I WHERE ended_at >= $1 AND ended_at < $2 LIMIT $3) AS found', spare
+        ) INTO waiting USING first, next, most_moved + 1;
+        IF waiting > most_moved THEN
+            RETURN 'full';
+        END IF;
+        EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', name, parent);
+        EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', spare);
+        EXECUTE format(
+            'WITH moved AS (DELETE FROM %I WHERE ended_at >= $1 AND ended_at < $2 RETURNING *)'
+            ' INSERT INTO %I SELECT * FROM moved', spare, name
+        ) USING first, next;
+        EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, name, first, next);
+        RETURN 'created';
+    END $$
+    """,
+    """
+    CREATE OR REPLACE FUNCTION drop_log_partition(parent text, day date) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp SET lock_timeout = '100ms' AS $$
+    DECLARE
+        name text := parent || '_' || to_char(day, 'YYYYMMDD');
+    BEGIN
+        IF parent NOT IN ('request_log', 'request_bodies') OR NOT has_table_privilege(session_user, parent, 'DELETE')
+        THEN
+            RAISE insufficient_privilege USING MESSAGE = format('must be allowed to delete rows of %L', parent);
+        END IF;
+        IF to_regclass(quote_ident(name)) IS NULL THEN
+            RETURN false;
+        END IF;
+        EXECUTE format('DROP TABLE %I', name);
+        RETURN true;
+    END $$
+    """,
+)
+SIGNATURES = ("create_log_partition(text, date, integer)", "drop_log_partition(text, date)")
 TABLES = ("request_log", "request_bodies", "data_keys", "exports")
 
 
@@ -99,6 +161,11 @@ def upgrade() -> None:
             execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {kind}")
         for statement in STATEMENTS:
             execute(statement)
+        schema = execute("SELECT quote_ident(current_schema())").scalar_one()
+        for function in FUNCTIONS:
+            # By the driver: SQLAlchemy would take its colons for parameters.
+            op.get_bind().exec_driver_sql(function.replace("{schema}", schema))
+        create_index("idempotency_keys_job", "ON idempotency_keys (job_id)")
         create_index(
             "jobs_unlogged",
             "ON jobs (finished_at) WHERE log_level = 'none' AND finished_at IS NOT NULL AND deleted_at IS NULL",
@@ -109,6 +176,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     with op.get_context().autocommit_block():
         execute("DROP INDEX CONCURRENTLY IF EXISTS jobs_unlogged")
+        execute("DROP INDEX CONCURRENTLY IF EXISTS idempotency_keys_job")
+        for signature in SIGNATURES:
+            execute(f"DROP FUNCTION IF EXISTS {signature}")
         for table in reversed(TABLES):
             execute(f"DROP TABLE IF EXISTS {table}")
         for table, name, _ in COLUMNS:

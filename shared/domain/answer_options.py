@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.domain.field_types import MAX_MODEL_NAME, MODEL_NAME, contradiction
+from shared.domain.log_level import LogLevel, stored_level
 
 MAX_CACHE_TTL_S = 30 * 24 * 3600
 MAX_ALLOWED_MODELS = 100
@@ -94,7 +95,8 @@ class KeyOptions(BaseModel):
     """The options of an API key, as stored in its row.
 
     `no_cache`: the model's `cache` does not apply to requests with the key. `allowed_models`: the models and routes
-    that its requests may name; None: all. A route may choose other models than these.
+    that its requests may name; None: all. A route may choose other models than these. `log_level`: at most this is kept
+    of its requests in the request log; None: what its project and the installation keep.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # fields of a newer version
@@ -104,18 +106,21 @@ class KeyOptions(BaseModel):
     context: ContextOptions | None = None
     token_limits: TokenLimits | None = None
     allowed_models: AllowedModels | None = None
+    log_level: LogLevel | None = None
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Self:
         """Read the options in a key's row, of which a newer version may have written some.
 
         What this version does not know is ignored, in each group of options. If it cannot read the values of a group,
-        the key does not use the cache, or has the model's `context`.
+        the key does not use the cache, or has the model's `context`. An unknown level of the request log is `none`.
 
         Raises:
             ValidationError: the other options, such as the limits of tokens, cannot be read.
         """
         values = dict(stored)
+        if values.get("log_level") is not None:
+            values["log_level"] = stored_level(str(values["log_level"]))
         for name, group, instead in _GROUPS:
             try:
                 if values.get(name) is not None:
@@ -168,8 +173,8 @@ class ToolClearing:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """The options of a request. `store`: as in OpenAI's API; false keeps the answer out of the cache. `streams`: the
-    client receives the answer as a stream."""
+    """The options of a request. `store`: as in OpenAI's API; if it is false, nothing of the request is kept. `streams`:
+    the client receives the answer as a stream. `log_level`: at most this is kept in the request log."""
 
     cache: CacheOptions | None = None
     cache_control: CacheControl = NO_CACHE_CONTROL
@@ -177,6 +182,7 @@ class RequestOptions:
     context: ContextOptions | None = None
     tool_clearing: ToolClearing | None = None
     streams: bool = False
+    log_level: LogLevel | None = None
 
 
 NO_REQUEST_OPTIONS = RequestOptions()

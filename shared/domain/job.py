@@ -12,6 +12,7 @@ from typing import Any
 from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.errors import InvalidRequest
 from shared.domain.ids import is_id, new_id
+from shared.domain.log_level import DEFAULT_LOG_LEVEL, LogLevel
 from shared.domain.opaque import OpaquePart, decode_all
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -327,6 +328,8 @@ class JobSummary:
     # What the job is for, if it is not a client's request: `summary`.
     kind: str | None = None
     decisions: Decisions = NO_DECISIONS
+    # How much of it the request log keeps.
+    log_level: LogLevel = DEFAULT_LOG_LEVEL
     # The job whose answer this one waits for.
     follows: str | None = None
     # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log;

@@ -8,6 +8,7 @@ from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.budgets import WindowReservation
 from shared.domain.conversation import ConversationNote, EarlierAnswer
 from shared.domain.decisions import NO_DECISIONS, Decisions
+from shared.domain.log_level import LogLevel
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
@@ -19,7 +20,8 @@ class NewJob:
     """A job to create. `start_within_s` and `finish_within_s` count from its creation.
 
     Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
-    by a model, and sets the fields from `requested_model` on. `earlier_answer` is the one that the request continues,
+    by a model, and sets the fields from `log_level` on; a level that is set before is the highest possible one.
+    `earlier_answer` is the one that the request continues,
     if it names one. `note` is to be remembered before the job is stored. `delay_s`: no worker starts the job earlier.
     `reservations` are made with the insertion of the job, at most one in each window.
     """
@@ -35,6 +37,7 @@ class NewJob:
     response: ResponseFacts | None = None
     options: RequestOptions = NO_REQUEST_OPTIONS
     earlier_answer: EarlierAnswer | None = None
+    log_level: LogLevel | None = None
     requested_model: str | None = None
     kind: str | None = None
     decisions: Decisions = NO_DECISIONS

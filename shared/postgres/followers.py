@@ -50,6 +50,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.job import SUCCEEDED, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.postgres.ledger import OWNER_COLUMNS
+from shared.postgres.request_log import LOGGED_COLUMNS
 from shared.postgres.tables import JobRow
 
 # Most followers of a leader that one statement settles, and about the bytes that it copies, compressed.
@@ -253,7 +254,7 @@ def settle_followers(leaders: CTE, *, portion_bytes: Any = None, follower: Any =
         .returning(
             *_change(leaders.c.id, _FALSE),
             *OWNER_COLUMNS,
-            JobRow.finished_at,
+            *(one for one in LOGGED_COLUMNS if one.key not in CHANGE),
             JobRow.cache_key,
             JobRow.decisions,
             null().cast(JSONB).label("upstream"),

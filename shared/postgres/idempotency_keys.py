@@ -10,6 +10,7 @@ from shared.domain.errors import KeyReused
 from shared.domain.new_job import Idempotency
 from shared.domain.owner import Owner
 from shared.postgres.engine import limit_idle
+from shared.postgres.job_purge import DELETED_DIGEST
 from shared.postgres.tables import IdempotencyKeyRow
 
 
@@ -42,6 +43,6 @@ async def job_id_of_key(connection: AsyncConnection, owner: Owner, idempotency: 
     row = (await connection.execute(existing)).first()
     if row is None:
         return None
-    if row.request_sha256 != idempotency.request_sha256:
+    if row.request_sha256 not in (idempotency.request_sha256, DELETED_DIGEST):
         raise KeyReused
     return str(row.job_id)

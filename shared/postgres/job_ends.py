@@ -52,6 +52,7 @@ from shared.postgres.followers import (
 )
 from shared.postgres.ledger import OWNER_COLUMNS, charges, insert_answers, insert_entries
 from shared.postgres.prepared import Prepared
+from shared.postgres.request_log import LOGGED_COLUMNS, insert_log_rows
 from shared.postgres.store import Encoded, Records, seconds
 from shared.postgres.tables import CachedAnswerRow, JobRow, Timestamp, UpstreamCancellationRow
 from shared.postgres.upstream_cancellations import stored_state
@@ -77,6 +78,8 @@ RESULTS = Records(
 )
 
 
+# What `end_statement` returns beside `LEADER_COLUMNS`.
+_RETURNED = {"cache_key", *(one.key for one in LOGGED_COLUMNS)}
 # Whether a job may have followers.
 _LEADS = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None))
 
@@ -134,7 +137,8 @@ def end_statement(
             result.entries.label("entries"),
             _LEADS.label("may_lead"),
             JobRow.decisions,
-            *(one for one in LEADER_COLUMNS if keyed and one.key != "cache_key"),
+            *LOGGED_COLUMNS,
+            *(one for one in LEADER_COLUMNS if keyed and one.key not in _RETURNED),
             *([] if keyed else [JobRow.id]),
         )
         .cte("ended")
@@ -177,13 +181,14 @@ def with_effects(
 ) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
-    These are the entries of the ledger, with what they are charged in the windows of budgets, the upstream's request,
-    if it is still to be cancelled, and, if `keyed`, the entry of the response cache. `ended` are the jobs that end:
-    `id`, `OWNER_COLUMNS`, `model`, `cache_key`, `decisions`, `upstream`, `cacheable`, `answer_bytes`, and `entries`,
-    those of the ledger; instead of these, `status` and `finished_at` if they end with the answer of another job, which
-    the column `answered_by` names.
+    These are the entries of the ledger, with what they are charged in the windows of budgets, the rows of the request
+    log, the upstream's request, if it is still to be cancelled, and, if `keyed`, the entry of the response cache.
+    `ended` are the jobs that end: `id`, `OWNER_COLUMNS`, `LOGGED_COLUMNS`, `model`, `cache_key`, `decisions`,
+    `upstream`, `cacheable`, `answer_bytes`, and `entries`, those of the ledger, unless they end with the answer of
+    another job, which the column `answered_by` names.
     """
     ledger = insert_entries(ended) if answered_by is None else insert_answers(ended, answered_by)
+    rows = rows.add_cte(insert_log_rows(ended, answered=answered_by is not None))
     rows = rows.add_cte(ledger, release_reservations(ended, charges(ended, ledger)))
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)

@@ -8,8 +8,10 @@ from sqlalchemy import CTE, JSON, ColumnElement, and_, case, delete, func, liter
 from sqlalchemy.orm import aliased
 
 from shared.domain.job import TERMINAL, JobStatus
-from shared.postgres.tables import CachedAnswerRow, JobRow, ResponseRow
+from shared.postgres.tables import CachedAnswerRow, IdempotencyKeyRow, JobRow, ResponseRow
 
+# In place of the digest of a request that was deleted.
+DELETED_DIGEST = ""
 _EMPTY = literal_column("'{}'::json", JSON)
 
 
@@ -20,7 +22,8 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
     cache may have given to others stay in its row, where nobody can read them but those others, until
     `release_statement` removes them.
 
-    The rows remain, for accounting. Returns the ids, and the conversations of which there are summaries
+    The rows remain, for accounting. The idempotency keys of the jobs remain too, so that they are not used again,
+    without the digests of the requests. Returns the ids, and the conversations of which there are summaries
     (`shared.postgres.summary_deletion`).
     """
     purged = (
@@ -39,8 +42,13 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
+    digests = (
+        update(IdempotencyKeyRow)
+        .where(IdempotencyKeyRow.job_id.in_(select(purged.c.id)))
+        .values(request_sha256=DELETED_DIGEST)
+    )
     return select(purged.c.id, purged.c.conversation).add_cte(
-        response.cte("response"), delete_entries(purged).cte("entry")
+        response.cte("response"), delete_entries(purged).cte("entry"), digests.cte("digests")
     )
 
 

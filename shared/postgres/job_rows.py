@@ -12,6 +12,7 @@ from sqlalchemy.orm import aliased
 
 from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, JobSummary, Usage
+from shared.domain.log_level import stored_level
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
@@ -59,6 +60,7 @@ SUMMARY_COLUMNS = (
     JobRow.choices,
     JobRow.requested_model,
     JobRow.kind,
+    JobRow.log_level,
     JobRow.decisions,
     LEADER,
     JobRow.continues,
@@ -206,6 +208,7 @@ def _summary(row: Any) -> dict[str, Any]:
         "choices": row.choices,
         "requested_model": row.requested_model,
         "kind": row.kind,
+        "log_level": stored_level(row.log_level),
         "decisions": _decisions(row),
         "follows": row.follows,
         "continues": row.continues,

@@ -37,6 +37,7 @@ from sqlalchemy.orm import aliased
 
 from shared.domain.decisions import CacheOutcome
 from shared.domain.job import Job, JobStatus
+from shared.domain.log_level import DEFAULT_LOG_LEVEL, level_to_store
 from shared.domain.new_job import NewJob
 from shared.domain.response import ResponseFacts
 from shared.postgres.budgets import RESERVATIONS, Refused, Reserving, refusals, reservation_records
@@ -78,6 +79,7 @@ _NEW = Records(
     traceparent=Text,
     requested_model=Text,
     kind=Text,
+    log_level=Text,
     decisions=JSONB,
     cache_key=LargeBinary,
     max_age_s=Integer,
@@ -99,6 +101,7 @@ _VALUES = {
     JobRow.traceparent: _NEW.traceparent,
     JobRow.requested_model: _NEW.requested_model,
     JobRow.kind: _NEW.kind,
+    JobRow.log_level: _NEW.log_level,
     JobRow.decisions: _NEW.decisions,
 }
 _RESPONSES = Records(
@@ -265,6 +268,7 @@ def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
         "traceparent": new.request_context.traceparent,
         "requested_model": new.requested_model,
         "kind": new.kind,
+        "log_level": level_to_store(new.log_level),
         "decisions": new.decisions.stored(),
         "cache_key": new.cache_key,
         "max_age_s": new.options.cache_control.max_age_s,
@@ -318,6 +322,7 @@ def created_job(job_id: str, new: NewJob, inserted: Inserted) -> Job:
         request_context=new.request_context,
         requested_model=new.requested_model,
         kind=new.kind,
+        log_level=new.log_level or DEFAULT_LOG_LEVEL,
         decisions=decisions,
         follows=inserted.follows,
     )

@@ -440,6 +440,7 @@ class IdempotencyKeyRow(Base):
     __table_args__ = (
         Index("idempotency_keys_by_project", "project_id", "key", unique=True),
         Index("idempotency_keys_by_age", "created_at"),
+        Index("idempotency_keys_job", "job_id"),
     )
 
 

@@ -19,6 +19,7 @@ import orjson
 from redis.asyncio import Redis
 
 from shared.domain.job import Job
+from shared.domain.log_level import LogLevel
 from shared.domain.priorities import is_batch
 from shared.domain.request import GenerateRequest
 from shared.redis import keys as redis_keys
@@ -46,10 +47,13 @@ class CarriedRequest:
 def carried(job: Job, *, start_within_s: float | None = None) -> bytes | None:
     """Encode the request of a new job; None if it is not to be started early.
 
-    Those of batches gain nothing. A job that may expire while its request is in Redis would be started in vain.
+    Those of batches gain nothing. A job that may expire while its request is in Redis would be started in vain. One of
+    which nothing is to be kept has no other copies of its request than its row.
     """
     request = job.request
-    if is_batch(job.priority) or (start_within_s is not None and start_within_s <= TTL_S):
+    if job.log_level is LogLevel.NONE or is_batch(job.priority):
+        return None
+    if start_within_s is not None and start_within_s <= TTL_S:
         return None
     if request.size + request.options_size > MAX_BYTES:
         return None

@@ -227,8 +227,11 @@ class EventLog:
     async def unfollow(self, job_id: str, api_id: str) -> None:
         await self._redis.srem(redis_keys.followers(job_id), api_id)
 
-    async def delete(self, job_id: str) -> None:
-        await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
+    async def delete(self, *job_ids: str) -> None:
+        """Delete all that Redis has of the logs of jobs."""
+        names = (redis_keys.log, redis_keys.fence, redis_keys.followers)
+        if job_ids:
+            await self._redis.delete(*(name(job_id) for job_id in job_ids for name in names))
 
 
 def chunk(events: Sequence[Event]) -> Sequence[Event]:

@@ -21,13 +21,23 @@ from shared.telemetry.definitions.exports import ExportMetrics
 from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
+from shared.telemetry.definitions.request_log import RequestLogMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
 from shared.telemetry.definitions.usage import UsageMetrics
 from shared.telemetry.definitions.workers import WorkerMetrics
 from shared.telemetry.instruments import Definition, Exporter, InstrumentSet
 
 
-class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMetrics, ExportMetrics, WorkerMetrics):
+class Metrics(
+    RequestMetrics,
+    ProcessMetrics,
+    JobMetrics,
+    AnswerMetrics,
+    UsageMetrics,
+    RequestLogMetrics,
+    ExportMetrics,
+    WorkerMetrics,
+):
     """The metrics of one process."""
 
     def __init__(self, exporter: Exporter, models: Iterable[str]) -> None:
@@ -39,6 +49,7 @@ class Metrics(RequestMetrics, ProcessMetrics, JobMetrics, AnswerMetrics, UsageMe
         JobMetrics.__init__(self, new)
         AnswerMetrics.__init__(self, new)
         UsageMetrics.__init__(self, new)
+        RequestLogMetrics.__init__(self, new)
         ExportMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()

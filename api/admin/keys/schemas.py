@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.http.pagination import PageView
-from api.keys.changes import MAX_NAME, NAME, NEVER, KeyChanges, changed_options
+from api.keys.changes import (
+    MAX_NAME,
+    NAME,
+    NEVER,
+    UNCHANGED,
+    KeyChanges,
+    ProjectChanges,
+    changed_options,
+    changed_project_options,
+)
 from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
 from api.keys.store import ApiKey, Project
 from shared.domain.answer_options import (
@@ -20,7 +29,9 @@ from shared.domain.answer_options import (
     KeyOptions,
     TokenLimits,
 )
+from shared.domain.log_level import LogLevel
 from shared.domain.priorities import MAX_PRIORITY
+from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=rf"^{NAME}$")]
 # As for `python -m api.keys`, a tier is a word.
@@ -30,6 +41,12 @@ DEFAULT_OVERLAP_S = 24 * 3600
 ExpiresIn = Annotated[
     float | None, Field(gt=0, le=MAX_S, description="Seconds until the key expires; it does not by default.")
 ]
+
+
+_LOG_LEVEL = (
+    "At most this is kept in the request log. The strictest of the levels of the installation, the project, the key and"
+    " the request applies."
+)
 
 
 class KeyOptionsBody(BaseModel):
@@ -42,6 +59,7 @@ class KeyOptionsBody(BaseModel):
     context: ContextOptions | None = Field(None, description="How conversations that outgrow the context are handled.")
     token_limits: TokenLimits | None = None
     allowed_models: AllowedModels | None = None
+    log_level: LogLevel | None = Field(None, description=_LOG_LEVEL)
 
     def options(self) -> KeyOptions:
         """The options for the key's row."""
@@ -51,6 +69,7 @@ class KeyOptionsBody(BaseModel):
             context=self.context,
             token_limits=self.token_limits,
             allowed_models=self.allowed_models,
+            log_level=self.log_level,
         )
 
 
@@ -120,6 +139,7 @@ class KeyOptionsChanges(BaseModel):
     context: ContextChanges | None = None
     token_limits: TokenLimitsChanges | None = None
     allowed_models: AllowedModels | None = Field(None, description="Replace the allowed ones; null allows all.")
+    log_level: LogLevel | None = Field(None, description=f"{_LOG_LEVEL} Null: the key has none.")
 
 
 class ApiKeyUpdate(BaseModel):
@@ -202,22 +222,55 @@ class ApiKeyList(PageView[ApiKeyView]):
     """A page of keys, newest first."""
 
 
+class ProjectOptionsBody(BaseModel):
+    """What applies to all jobs of a project. In a change, what is absent remains as it is, and null removes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    log_level: LogLevel | None = Field(None, description=f"{_LOG_LEVEL} Null: the project has none.")
+
+    def patch(self) -> dict[str, Any]:
+        """The members that the body names, as `ProjectOptions` has them."""
+        return self.model_dump(exclude_unset=True)
+
+
 class ProjectCreate(BaseModel):
     """A project to create."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "newsletter", "tier": "free"}]})
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "newsletter", "tier": "free", "options": {"log_level": "redacted"}}]},
+    )
 
     name: Name
     tier: Tier | None = Field(None, description="A class of service, for the rules of routes.")
+    options: ProjectOptionsBody | None = None
+
+    def project_options(self) -> ProjectOptions:
+        """The options for the project's row."""
+        return changed_project_options(NO_PROJECT_OPTIONS, self.options.patch() if self.options is not None else {})
 
 
 class ProjectUpdate(BaseModel):
     """Changes of a project: a JSON Merge Patch (RFC 7396). What is absent remains as it is."""
 
     is_merge_patch: ClassVar[bool] = True
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tier": "free"}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"tier": "free", "options": {"log_level": "redacted"}}]}
+    )
 
     tier: Tier | None = Field(None, description="A class of service, for the rules of routes. Null: none.")
+    options: ProjectOptionsBody | None = Field(None, description="Null removes all options.")
+
+    def changes(self) -> ProjectChanges:
+        """The changes of the project's row."""
+        return ProjectChanges(
+            tier=self.tier if "tier" in self.model_fields_set else UNCHANGED,
+            options=self._changed_options if "options" in self.model_fields_set else None,
+        )
+
+    def _changed_options(self, options: ProjectOptions) -> ProjectOptions:
+        return NO_PROJECT_OPTIONS if self.options is None else changed_project_options(options, self.options.patch())
 
 
 class ProjectView(BaseModel):
@@ -228,11 +281,18 @@ class ProjectView(BaseModel):
     tier: str | None
     created_at: datetime
     keys: int = Field(description="Its keys that are neither revoked nor expired.")
+    options: ProjectOptions
 
     @classmethod
     def of(cls, project: Project) -> Self:
         """The JSON form of a project."""
-        return cls(name=project.name, tier=project.tier, created_at=project.created_at, keys=project.keys)
+        return cls(
+            name=project.name,
+            tier=project.tier,
+            created_at=project.created_at,
+            keys=project.keys,
+            options=project.options,
+        )
 
 
 class ProjectList(PageView[ProjectView]):

@@ -11,6 +11,7 @@ from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKey, ApiKeyStore, Project, ProjectExists, generate_key, parse_id
 from shared.domain.answer_options import NO_KEY_OPTIONS
 from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.log_level import LogLevel, require_log_key
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,10 @@ logger = logging.getLogger(__name__)
 class KeyService:
     """Creates, changes, rotates, revokes and lists keys; creates, changes and lists projects."""
 
-    def __init__(self, store: ApiKeyStore) -> None:
+    def __init__(self, store: ApiKeyStore, *, has_log_key: bool = False) -> None:
+        """`has_log_key`: whether the request log can keep bodies (HEADRACE_LOG_KEY)."""
         self._store = store
+        self._has_log_key = has_log_key
 
     async def page(self, *, limit: int, after: str | None, project: str | None) -> Page[ApiKey]:
         """Return a page of keys, newest first.
@@ -37,7 +40,10 @@ class KeyService:
 
         Raises:
             Conflict: no project is given, and there is one with the name of the key.
+            InvalidRequest: as `change_project`.
         """
+        options = NO_KEY_OPTIONS if body.options is None else body.options.options()
+        self._require_log_key(options.log_level)
         secret = generate_key()
         try:
             created = await self._store.create(
@@ -49,7 +55,7 @@ class KeyService:
                 scopes=body.scopes,
                 expires_in_s=body.expires_in_s,
                 priority_floor=body.priority_floor,
-                options=NO_KEY_OPTIONS if body.options is None else body.options.options(),
+                options=options,
                 generated=True,
                 by=principal.key_id,
             )
@@ -83,9 +89,11 @@ class KeyService:
         Raises:
             NotFound: there is no such key.
             Conflict: the key was revoked or has expired, or would take the admin scope from the request's own key.
-            InvalidRequest: the changed options contradict each other.
+            InvalidRequest: the changed options contradict each other, or as `change_project`.
         """
         key, changes = await self._key(key_id), body.changes()
+        if body.options is not None:
+            self._require_log_key(body.options.log_level)
         if _number(key.id) == principal.key_id and changes.scopes is not None and Scope.ADMIN not in changes.scopes:
             raise Conflict("scopes: a key cannot take the admin scope from itself; use another one.")
         if not await self._store.change(_number(key.id), changes, by=principal.key_id):
@@ -122,9 +130,12 @@ class KeyService:
 
         Raises:
             Conflict: a project with this name exists.
+            InvalidRequest: as `change_project`.
         """
+        options = body.project_options()
+        self._require_log_key(options.log_level)
         try:
-            project = await self._store.create_project(body.name, body.tier, by=principal.key_id)
+            project = await self._store.create_project(body.name, body.tier, options, by=principal.key_id)
         except ProjectExists:
             raise Conflict(f"name: the project {body.name!r} exists.") from None
         logger.warning("project=%s created by key_%d", project.name, principal.key_id)
@@ -146,10 +157,18 @@ class KeyService:
 
         Raises:
             NotFound: as `project`.
+            InvalidRequest: the request log is to keep bodies, and there is no key to encrypt them with.
         """
-        if "tier" in body.model_fields_set and await self._store.set_tier(name, body.tier, by=principal.key_id):
-            logger.warning("project=%s tier=%s changed by key_%d", name, body.tier, principal.key_id)
+        changes = body.changes()
+        if body.options is not None:
+            self._require_log_key(body.options.log_level)
+        names = changes.names()
+        if names and await self._store.change_project(name, changes, by=principal.key_id):
+            logger.warning("project=%s changed by key_%d: %s", name, principal.key_id, ", ".join(names))
         return await self.project(name)
+
+    def _require_log_key(self, level: LogLevel | None) -> None:
+        require_log_key(level, "options.log_level", has_key=self._has_log_key)
 
     async def _key(self, key_id: str) -> ApiKey:
         number = parse_id(key_id)
