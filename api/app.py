@@ -51,6 +51,7 @@ from api.keys.middleware import AuthenticationMiddleware
 from api.monitoring import health
 from api.openai import routes as openai
 from api.pages import routes as pages
+from api.requests import routes as requests
 from api.resources import open_resources
 from api.responses import routes as responses
 from api.routing.complexity_loader import load_complexity
@@ -169,6 +170,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(batches.router)
     app.include_router(cache.router)
     app.include_router(savings.router)
+    app.include_router(requests.router)
     app.include_router(usage.router)
     app.include_router(cost_estimate.router)
     app.include_router(organization_usage.router)

@@ -104,6 +104,11 @@ from api.request_log.levels import LogLevels
 from api.request_log.partitions import PartitionUpkeep
 from api.request_log.redaction import new_redactor
 from api.request_log.store import RequestLogStore
+from api.requests.export import Exports, ExportSources
+from api.requests.export_store import ExportStore
+from api.requests.redactors import Redactors
+from api.requests.service import LoggedRequests
+from api.requests.store import LoggedRequestStore
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
@@ -417,11 +422,16 @@ async def open_resources(
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
         resources.add(EvalService, evals.service)
+        request_log, export_store = LoggedRequestStore(database), ExportStore(database)
+        resources.add(Bodies, bodies)
+        resources.add(LoggedRequests, LoggedRequests(database, request_log, bodies, keys, metrics))
+        resources.add(ExportStore, export_store)
+        sources = ExportSources(request_log, bodies, Redactors(database))
+        resources.add(Exports, Exports(sources, export_store, metrics))
         resources.add(WorstCase, WorstCase(registry, context_window))
         resources.add(PriceStore, price_store)
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys, has_log_key=bool(masters)))
-        resources.add(Bodies, bodies)
         resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
         resources.add(AuditStore, AuditStore(database))
         resources.add(PriceListStore, PriceListStore(database))

@@ -10,12 +10,14 @@ from cli.commands.admin import audit, prices
 from cli.commands.batch import batch, batches
 from cli.commands.budgets import budgets
 from cli.commands.evals import evals
+from cli.commands.export import export
 from cli.commands.failed import failed
 from cli.commands.jobs import cancel, job, jobs
 from cli.commands.keys import keys, projects
 from cli.commands.limits import limits
 from cli.commands.local import bench, up
 from cli.commands.models import models
+from cli.commands.requests import requests
 from cli.commands.status import status
 from cli.commands.submit import submit
 from cli.commands.usage import usage
@@ -76,6 +78,8 @@ app.command(short_help="List batches.")(batches)
 app.add_typer(failed, name="failed")
 app.add_typer(models, name="models")
 app.add_typer(workers, name="workers")
+app.add_typer(requests, name="requests")
+app.command(short_help="Export the request log as a file.")(export)
 app.add_typer(usage, name="usage")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")

@@ -18,6 +18,7 @@ from shared.domain.job import JobStatus, JobSummary
 from shared.domain.result import JobResult
 from shared.telemetry.definitions.answers import AnswerMetrics
 from shared.telemetry.definitions.evals import EvalMetrics
+from shared.telemetry.definitions.exports import ExportMetrics
 from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
@@ -35,6 +36,7 @@ class Metrics(
     AnswerMetrics,
     UsageMetrics,
     RequestLogMetrics,
+    ExportMetrics,
     EvalMetrics,
     WorkerMetrics,
 ):
@@ -50,6 +52,7 @@ class Metrics(
         AnswerMetrics.__init__(self, new)
         UsageMetrics.__init__(self, new)
         RequestLogMetrics.__init__(self, new)
+        ExportMetrics.__init__(self, new)
         EvalMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()

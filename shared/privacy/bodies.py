@@ -1,0 +1,81 @@
+"""Redacts the texts of a body: a request, in its neutral form or in that of an API, or the choices of an answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+# Lists with these names are tokens: their texts can be joined to what was removed elsewhere.
+_TOKENS = ("logprobs", "prompt_logprobs", "token_ids")
+# A prompt is a text, or the ids of its tokens.
+_PROMPT = "prompt"
+# An opaque part (`shared.domain.opaque`).
+_OPAQUE = re.compile(r"hr[0-9]{1,3}\.[a-z][a-z0-9_-]{0,31}\.[A-Za-z0-9_-]+")
+_DATA_URL = re.compile(
+    r"data:(?P<type>[\w.+-]{1,80}/[\w.+-]{1,80})?(?:;[\w=.+-]{1,80}){0,4};base64,(?P<data>[\w+/=-]{16,})"
+)
+# Texts that may be JSON: the arguments of calls, results of tools, structured outputs.
+_JSON = ("{", "[")
+# A number with fewer digits is neither that of a card nor of a phone.
+_LONG_NUMBER = 10**8
+_MAX_DEPTH = 200
+
+
+class BodyWalk:
+    """Applies a function to all texts of a body."""
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
+
+    def redact(self, value: Any, depth: int = 0) -> Any:
+        """Return a value with its texts redacted. Values that are nested too deeply are left out."""
+        if isinstance(value, str):
+            return self._text(value, depth)
+        if isinstance(value, Mapping):
+            return self._object(value, depth + 1) if depth < _MAX_DEPTH else "[NESTED]"
+        if isinstance(value, list | tuple):
+            return [self.redact(item, depth + 1) for item in value] if depth < _MAX_DEPTH else "[NESTED]"
+        if type(value) is int and abs(value) >= _LONG_NUMBER:
+            redacted = self._redact(str(value))
+            return value if redacted == str(value) else redacted
+        return value
+
+    def _object(self, value: Mapping[str, Any], depth: int) -> dict[str, Any]:
+        if isinstance(data := value.get("data"), str) and isinstance(kind := value.get("media_type"), str):
+            # An image or a file, with its data in base64.
+            value = {**value, "data": _data(kind, len(data))}
+        redacted: dict[str, Any] = {}
+        for name, item in value.items():
+            key = self._redact(name)
+            while key in redacted:
+                key += "_"
+            if isinstance(item, list) and item and (name in _TOKENS or (name == _PROMPT and type(item[0]) is int)):
+                redacted[key] = f"[TOKENS {len(item)}]"
+            else:
+                redacted[key] = self.redact(item, depth)
+        return redacted
+
+    def _text(self, text: str, depth: int) -> str:
+        if text.startswith("hr") and _OPAQUE.fullmatch(text):
+            return f"[OPAQUE {len(text)} characters]"
+        if "data:" in text:
+            text = _DATA_URL.sub(lambda url: _data(url["type"] or "text/plain", len(url["data"])), text)
+        if text.startswith(_JSON) or (text[:1].isspace() and text.lstrip().startswith(_JSON)):
+            return self._json(text, depth)
+        return self._redact(text)
+
+    def _json(self, text: str, depth: int) -> str:
+        """Redact a text that may be JSON, so that it remains JSON, and what is escaped in it is found."""
+        try:
+            value = orjson.loads(text)
+        except ValueError:
+            return self._redact(text)
+        redacted = self.redact(value, depth)
+        return text if redacted == value else orjson.dumps(redacted).decode()
+
+
+def _data(media_type: str, characters: int) -> str:
+    return f"[DATA {media_type} {characters * 3 // 4} bytes]"

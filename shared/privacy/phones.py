@@ -1,0 +1,118 @@
+"""Phone numbers, as `phonenumbers` (Google's libphonenumber) knows them.
+
+Candidates are found by one scan. A number with a country code is looked up as it is; one without is looked up in the
+regions of the rules, if it is written as a phone number: with its leading 0, in brackets, in groups, or after a word
+such as `phone`. The library is imported when the first candidate is found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from shared.privacy.candidates import Span, replace_checked
+
+SHORTEST = 7
+_LONGEST = 15
+# Numbers that are looked up in a text: each takes some 20 microseconds and region.
+MOST = 200
+_S = " \u00a0\u2007\u202f.()/\\-\u2010-\u2013"
+# Not after a letter, digit, or what precedes a part of a longer name or number.
+_CANDIDATE = re.compile(
+    rf"[+(\d\uff0b](?<![\w#$€£¥=_][+(\d\uff0b])(?<!\d[.,:][+(\d\uff0b])[\d{_S}]{{6,40}}(?<=\d)(?![\w%€])"
+)
+_PARTS = re.compile(r"[ \u00a0]{2,}| ?[/;] |(?<=\d) ?(?=\+)")
+_DATE = re.compile(
+    r"(?:\d{4}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2(?:\d{4}|\d{2}))(?:[ ,]+\d{1,2})?$"  # and an hour
+)
+_ADDRESS = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}$")
+_GROUP = re.compile(r"\d+")
+_CONTEXT = re.compile(
+    r"(?:tel|phone|call|mobile?|cell|handy|fax|whatsapp|sms|telef|téléphone|portable|móvil|movil|anruf|rückruf|appel|llam|電話|携帯)"
+    r"[\w.]{0,12}[^\w\n]{0,4}(?:\w{1,12}[^\w\n]{0,3}){0,2}$",
+    re.IGNORECASE,
+)
+_CONTEXT_CHARACTERS = 40
+
+
+@cache
+def _library() -> Any:
+    import phonenumbers  # it takes a tenth of a second, and megabytes
+
+    return phonenumbers
+
+
+@cache
+def _national_prefix(region: str) -> str | None:
+    """What numbers of a region begin with where no country code does."""
+    from phonenumbers import PhoneMetadata
+
+    metadata = PhoneMetadata.metadata_for_region(region)
+    prefix: str | None = None if metadata is None else metadata.national_prefix
+    return prefix
+
+
+class Phones:
+    """Finds phone numbers, of which those without a country code are of these regions."""
+
+    def __init__(self, regions: Sequence[str]) -> None:
+        self._regions = regions
+
+    def replace(self, text: str, placeholder: str) -> tuple[str, int]:
+        """Replace phone numbers; return the new text, and how many there were."""
+        return replace_checked(text, _CANDIDATE, self._check, placeholder, most=MOST, rest=_CANDIDATE)
+
+    def _check(self, match: re.Match[str]) -> Span:
+        for start, end in _parts(match):
+            part = match.string[start:end]
+            groups = [found.span() for found in _GROUP.finditer(part)]
+            digits = sum(after - before for before, after in groups)
+            # Without its last groups, if these are not of the number.
+            while groups and digits >= SHORTEST:
+                number = part[: groups[-1][1]]
+                if digits <= _LONGEST and not _DATE.match(number) and self._is_number(number, match.string, start):
+                    return start, start + groups[-1][1]
+                before, after = groups.pop()
+                digits -= after - before
+        return None
+
+    def _is_number(self, number: str, text: str, start: int) -> bool:
+        if number[0] in "+\uff0b":
+            return _is_valid(number, None)
+        digits = "".join(_GROUP.findall(number))
+        if digits.startswith("00") and _is_valid(f"+{digits[2:]}", None):
+            return True
+        return any(
+            self._is_written_as_number(number, digits, region, text, start) and _is_valid(number, region)
+            for region in self._regions
+        )
+
+    @staticmethod
+    def _is_written_as_number(number: str, digits: str, region: str, text: str, start: int) -> bool:
+        if _ADDRESS.match(number):
+            return False
+        has_prefix = digits.startswith("0")
+        if _national_prefix(region) == "0" and not has_prefix:
+            return False
+        if has_prefix or number[0] == "(" or len(_GROUP.findall(number)) >= 3:
+            return has_prefix or len(digits) >= 9
+        return _CONTEXT.search(text[max(0, start - _CONTEXT_CHARACTERS) : start]) is not None
+
+
+def _parts(match: re.Match[str]) -> Iterator[tuple[int, int]]:
+    """The parts of a candidate that may each be a number: several can stand side by side."""
+    start = match.start()
+    for separator in _PARTS.finditer(match[0]):
+        yield start, match.start() + separator.start()
+        start = match.start() + separator.end()
+    yield start, match.end()
+
+
+def _is_valid(number: str, region: str | None) -> bool:
+    library = _library()
+    try:
+        return bool(library.is_valid_number(library.parse(number, region)))
+    except library.NumberParseException:
+        return False
