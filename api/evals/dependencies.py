@@ -11,7 +11,6 @@ from api.http.dependencies import resource
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
-from shared.domain.errors import Forbidden
 
 CurrentEvals = Annotated[EvalService, Depends(resource(EvalService))]
 CurrentKeys = Annotated[ApiKeyStore, Depends(resource(ApiKeyStore))]
@@ -25,14 +24,8 @@ async def operator(principal: CurrentPrincipal) -> Principal:
 
 async def labeller(principal: CurrentPrincipal) -> Principal:
     """The principal of a person who labels answers; raises `Forbidden` if its key may not read logged answers."""
-    require_labeller(principal)
+    principal.require(Scope.LOGS)
     return principal
-
-
-def require_labeller(principal: Principal) -> None:
-    """Raise `Forbidden` if a key may not read logged answers, and so not label them."""
-    if "logs" not in principal.scopes:
-        raise Forbidden("This API key has no `logs` scope; use a key that was created with --scope logs.")
 
 
 def labelled_project(principal: Principal) -> int | None:

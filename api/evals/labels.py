@@ -13,15 +13,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from api.evals.runs import is_scored
-from shared.postgres.audit_store import record
 from shared.postgres.engine import transaction
 from shared.postgres.quality_tables import JudgementRow, LabelRow
 from shared.postgres.store import Store
 
 # Judged answers from which the next one to label is chosen.
 NEWEST = 200
-# The action of the audit log when somebody reads what was asked and answered.
-OPENED = "request.open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +101,6 @@ class LabelStore(Store):
             (judged.c.labels == 1).desc(), judged.c.labels, judged.c.answered_at.desc()
         )
         return await self._all(statement, lambda row: str(row.item))
-
-    async def record_reading(self, item: str, key_id: int) -> None:
-        """Record in the audit log that a key has read a logged answer."""
-        project = select(JudgementRow.project_id).where(JudgementRow.item == item).limit(1)
-        async with transaction(self._engine) as connection:
-            project_id = await connection.scalar(project)
-            await record(connection, key_id=key_id, action=OPENED, object_id=item, project_id=project_id)
 
     async def with_judge(self, rubric: str, run_ids: Sequence[str], project_id: int | None = None) -> list[Pair]:
         """The scores of answers that a judge and a person have given: the judge's first."""

@@ -56,7 +56,7 @@ def build_evals(
     """Build the parts. `path`: of rubrics.yaml. `retention_days`: how long what judges write is kept."""
     runs, samples = RunStore(database, region), SampleStore(database)
     judges = Judges(book, runs, samples, JudgeIdentity(database), keys, jobs, bodies, registry, metrics)
-    service = EvalService(book, judges, runs, ScoreStore(database), LabelStore(database), bodies, registry)
+    service = EvalService(book, judges, runs, ScoreStore(database), LabelStore(database), registry)
     return Evals(
         service,
         judges,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from api.evals.judging import Judges, Unreadable, judged_body
+from api.evals.judging import Judges, judged_body
 from api.evals.labels import Label, LabelStore, Pair
 from api.evals.prompts import Judged
 from api.evals.rubrics import Rubric, RubricBook
@@ -27,17 +27,15 @@ from api.evals.runs import (
 from api.evals.scores import ModelScores, ScoreStore
 from api.evals.statistics import Agreement, Difference, Pairwise, agreement, paired_difference, unpaired_difference
 from api.http.pagination import Page, check_after, fetch_page
-from api.keys.principal import Principal
+from api.keys.principal import Principal, Scope
 from api.quality.intervals import Mean, bootstrap_mean, wilson
-from api.request_log.bodies import Bodies
+from api.requests.service import LoggedRequests
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.request import Message
 
 # Of the two models of a comparison.
 PAIR = 2
-# Answers whose bodies are opened to find one that can be shown.
-TRIED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,6 @@ class EvalService:
         runs: RunStore,
         scores: ScoreStore,
         labels: LabelStore,
-        bodies: Bodies,
         registry: Registry,
     ) -> None:
         self._book = book
@@ -129,7 +126,6 @@ class EvalService:
         self._runs = runs
         self._scores = scores
         self._labels = labels
-        self._bodies = bodies
         self._registry = registry
         # Reports take no connections from submits.
         self._one_at_a_time = asyncio.Lock()
@@ -329,26 +325,27 @@ class EvalService:
         )
 
     async def next_to_label(
-        self, rubric_name: str, labeller: str, principal: Principal, project_id: int | None = None
+        self, rubric_name: str, labeller: str, principal: Principal, requests: LoggedRequests
     ) -> ToLabel | None:
         """An answer that this person has not labelled; None if there is none whose text the log still has.
 
         It is recorded that the person's key has read it.
 
         Raises:
+            Forbidden: the key may not read logged answers.
             NotFound: there is no such rubric.
         """
+        principal.require(Scope.LOGS)
         rubric = self._book[rubric_name]
-        items = await self._labels.next_items(rubric.name, live_run_id(rubric), labeller, project_id)
-        for start in range(0, len(items), TRIED):
-            tried = items[start : start + TRIED]
-            bodies = await self._bodies.open_bodies(tried)
-            for item in tried:
-                judged = await asyncio.to_thread(judged_body, bodies[item])
-                if judged is not None and not isinstance(judged, Unreadable):
-                    # Before it is shown: what cannot be recorded is not read.
-                    await self._labels.record_reading(item, principal.key_id)
-                    return ToLabel(rubric, item, judged.conversation, judged.answers[0])
+        project_id = None if Scope.ADMIN in principal.scopes else principal.project_id
+        for item in await self._labels.next_items(rubric.name, live_run_id(rubric), labeller, project_id):
+            try:
+                _, body = await requests.open(principal, item)
+            except NotFound:
+                continue  # its entry has expired
+            judged = await asyncio.to_thread(judged_body, body)
+            if isinstance(judged, Judged):
+                return ToLabel(rubric, item, judged.conversation, judged.answers[0])
         return None
 
 
