@@ -16,6 +16,7 @@ from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import NotFound
 from shared.domain.job import new_job_id
+from tests.support.waiting import eventually
 
 VALID = """\
 rubrics:
@@ -139,9 +140,7 @@ async def test_an_invalid_file_leaves_the_rubrics_as_they_are(tmp_path: Path, ca
     reload = RubricsReload(path, book, Registry(models))
     task = asyncio.create_task(reload.run())
     reload.request()
-    async with asyncio.timeout(10):
-        while not book.rubrics:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: bool(book.rubrics), "the rubrics are read")
     task.cancel()
     assert list(book.rubrics) == ["helpful", "polite"]
     path.write_text(VALID.replace("rate: 0.5", "rate: 7"))

@@ -38,7 +38,7 @@ def test_kappa_of_two_points_by_hand() -> None:
 def test_weighted_kappa_by_hand() -> None:
     # Scale 1 to 3, weights (distance / 2)^2: 0, 1/4, 1. Pairs: (1,1), (2,2), (3,3), (1,2), (1,3).
     # Observed disagreement: (1/4 + 1) / 5 = 1/4. The first rater gave 1 three times, 2 and 3 once; the second gave 1
-    # once, 2 and 3 twice. Expected: (3*2 + 1*1 + 1*2 + 1*2) / 4 for neighbours, 3*2 + 1*1 for 1 and 3: 9.75 of 25, 0.39.
+    # once, 2 and 3 twice. Expected: (3*2 + 1*1 + 1*2 + 1*2) / 4 of neighbours and 3*2 + 1*1 of others, by 25: 0.39.
     table = {(1, 1): 1, (2, 2): 1, (3, 3): 1, (1, 2): 1, (1, 3): 1}
     assert cohens_kappa(table, [1, 2, 3]) == pytest.approx(1 - 0.25 / 0.39)
 
