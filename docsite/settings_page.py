@@ -35,6 +35,7 @@ _ABOUT = {
     "BatchSettings": "[Files and batches](operations.md#files-and-batches)",
     "RetentionSettings": "[Retention](operations.md#retention)",
     "CacheSettings": "[Response cache](caching.md)",
+    "EvalSettings": "[Rubrics](evals.md#rubrics)",
     "RoutingSettings": "[Training the classifier](routing.md#training-the-classifier)",
     "ConsoleSettings": "[Web console](console.md)",
     "RegionSettings": "[Several regions](deploy.md#several-regions)",

@@ -97,6 +97,8 @@ class Judges:
 
     async def step(self) -> None:
         """Take the judgements whose turn it is: submit the jobs of new ones, and look at the jobs of others."""
+        if self._book.rubrics:
+            await self._identity.principal(self._keys)  # it exists before it spends, so that it can get a budget
         due = await self._runs.take_due(TAKEN)
         running = [one for one in due if one.judgement.judge_job_id is not None]
         if running:

@@ -16,7 +16,7 @@ from shared.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 # How often the request log is read.
-SAMPLE_S = 10.0
+SAMPLE_S = 5.0
 # Judgements of a run that may be open. A judge that is slower than the sample skips answers instead of lagging behind.
 MAX_PENDING = 500
 # How often what judges wrote about old answers is deleted.
