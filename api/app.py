@@ -29,6 +29,8 @@ from api.console.install import install_console
 from api.console.middleware import ConsoleMiddleware
 from api.evals import routes as evals
 from api.evals.rubrics import RubricBook, load_rubrics
+from api.feedback import routes as feedback
+from api.feedback.middleware import FeedbackTokenMiddleware
 from api.files import routes as files
 from api.http import errors
 from api.http.conventions import Conventions
@@ -51,6 +53,7 @@ from api.keys.middleware import AuthenticationMiddleware
 from api.monitoring import health
 from api.openai import routes as openai
 from api.pages import routes as pages
+from api.quality import routes as quality
 from api.requests import routes as requests
 from api.resources import open_resources
 from api.responses import routes as responses
@@ -71,6 +74,9 @@ from shared.telemetry.tracing_setup import open_traces
 DESCRIPTION = (
     "Self-hosted, queue-based, asynchronous LLM inference. Every call is a job: committed, queued, run by vLLM."
 )
+
+# Where browsers need no key, because a token in the body says what they may do.
+OPEN_PATHS = (feedback.PATH,)
 
 
 class Application(FastAPI):
@@ -102,7 +108,7 @@ class Application(FastAPI):
             self.add_route(url, description, include_in_schema=False)
 
     def build_middleware_stack(self) -> ASGIApp:
-        return allow_origins(super().build_middleware_stack(), self.state.cors_origins)
+        return allow_origins(super().build_middleware_stack(), self.state.cors_origins, OPEN_PATHS)
 
 
 def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None) -> FastAPI:
@@ -145,12 +151,15 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.state.cors_origins = settings.cors_origins
     app.state.connections = Connections(settings, settings.send_timeout_s, metrics)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(FeedbackTokenMiddleware)
     app.add_middleware(
         BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH, console_calls.FILES_PATH)
     )
     if settings.console == "on":
         app.add_middleware(ConsoleMiddleware)
-    app.add_middleware(AuthenticationMiddleware, metrics=metrics, api_key_prefix=anthropic_errors.PREFIX)
+    app.add_middleware(
+        AuthenticationMiddleware, metrics=metrics, api_key_prefix=anthropic_errors.PREFIX, open_paths=OPEN_PATHS
+    )
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
     app.add_middleware(ShutdownMiddleware)
@@ -169,6 +178,8 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(files.router)
     app.include_router(batches.router)
     app.include_router(cache.router)
+    app.include_router(feedback.router)
+    app.include_router(quality.router)
     app.include_router(savings.router)
     app.include_router(requests.router)
     app.include_router(usage.router)

@@ -58,6 +58,9 @@ from api.context.window import ContextWindow
 from api.evals.parts import build_evals
 from api.evals.rubrics import RubricBook
 from api.evals.service import EvalService
+from api.feedback.service import FeedbackService
+from api.feedback.store import FeedbackStore
+from api.feedback.tokens import FeedbackTokens, SecretStore
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
 from api.files.s3_blobs import SCHEME, S3Blobs
@@ -96,6 +99,8 @@ from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
 from api.prices.price_sync import PriceSync
+from api.quality.service import QualityService
+from api.quality.store import QualityStore
 from api.request_log.bodies import Bodies
 from api.request_log.body_writer import BodyWriter
 from api.request_log.data_keys import DataKeys
@@ -274,6 +279,9 @@ async def open_resources(
         supervisor.start("batch_driver", driver.run())
         supervisor.start("rate_limits", limit_reload.run())
         supervisor.start("rate_limit_settlement", settlement.run())
+        feedback_tokens = FeedbackTokens(SecretStore(database), settings.feedback_token_s)
+        await feedback_tokens.load_if_available()
+        supervisor.start("feedback_tokens", feedback_tokens.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
         supervisor.start("purge", retention.run_purge())
@@ -419,6 +427,9 @@ async def open_resources(
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        resources.add(FeedbackTokens, feedback_tokens)
+        resources.add(FeedbackService, FeedbackService(FeedbackStore(database), feedback_tokens, keys, metrics))
+        resources.add(QualityService, QualityService(QualityStore(database), keys))
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
         resources.add(EvalService, evals.service)

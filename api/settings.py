@@ -309,6 +309,18 @@ class CacheSettings(SettingsGroup):
         return secret
 
 
+class FeedbackSettings(SettingsGroup):
+    """Feedback about answers."""
+
+    feedback_token_s: int = Field(
+        7 * 24 * 3600,
+        ge=0,
+        le=366 * 24 * 3600,
+        description="Seconds for which the `x-headrace-feedback-token` of an answer is valid, with which a browser"
+        " gives feedback without an API key; 0: there are none.",
+    )
+
+
 class RoutingSettings(SettingsGroup):
     """Routes."""
 
@@ -389,6 +401,7 @@ class ApiSettings(
     RetentionSettings,
     RequestLogSettings,
     CacheSettings,
+    FeedbackSettings,
     RoutingSettings,
     EvalSettings,
     ConsoleSettings,

@@ -12,15 +12,15 @@ from api.evals.statistics import Agreement, Conclusion
 from api.quality.intervals import Interval
 
 
-class IntervalView(BaseModel):
+class ConfidenceInterval(BaseModel):
     """A 95 % interval."""
 
     low: float
     high: float
 
 
-def _interval(interval: Interval | None) -> IntervalView | None:
-    return None if interval is None else IntervalView(low=interval.low, high=interval.high)
+def _interval(interval: Interval | None) -> ConfidenceInterval | None:
+    return None if interval is None else ConfidenceInterval(low=interval.low, high=interval.high)
 
 
 class AgreementView(BaseModel):
@@ -32,7 +32,7 @@ class AgreementView(BaseModel):
         description="Cohen's kappa, with quadratic weights: 1 for perfect agreement, 0 for that of chance. Null if it"
         " is not defined."
     )
-    interval: IntervalView | None
+    interval: ConfidenceInterval | None
 
     @classmethod
     def of(cls, one: Agreement) -> Self:
@@ -46,7 +46,7 @@ class ModelReportView(BaseModel):
     model: str
     n: int
     mean: float | None = Field(description="The mean score; of a `yes/no` scale the share of yes.")
-    interval: IntervalView | None
+    interval: ConfidenceInterval | None
     scores: dict[str, int] = Field(description="How often each score was given.")
     pending: int
     unparsable: int = Field(description="Judgements without a score, because the judge's answer could not be parsed.")
@@ -183,7 +183,7 @@ class ComparisonView(BaseModel):
         description="By how much `b` is better; negative: it is worse. Of a pairwise run from -1 to 1, else on the"
         " rubric's scale."
     )
-    interval: IntervalView | None
+    interval: ConfidenceInterval | None
     p: float | None = Field(description="How likely such a difference would be if there were none.")
     conclusion: Conclusion
     pairwise: PairwiseView | None

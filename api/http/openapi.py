@@ -48,6 +48,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
         "example": "0.000123",
     },
+    "x-headrace-feedback-token": {
+        "description": "Lets a browser give feedback about the answer without an API key: `POST /v1/feedback`.",
+        "schema": {"type": "string"},
+    },
     "Idempotent-Replayed": {
         "description": "An earlier request with the same `Idempotency-Key` created the job.",
         "schema": _TRUE,
@@ -76,6 +80,7 @@ SUBMITTED = headers(
     "x-headrace-max-tokens",
     "x-headrace-tokens-estimated",
     COST_HEADER,
+    "x-headrace-feedback-token",
     "Idempotent-Replayed",
 )
 SUBMITTED_JOB = {"headers": SUBMITTED["headers"] | JOB["headers"] | headers("Preference-Applied")["headers"]}

@@ -155,6 +155,9 @@ class ChoiceView(BaseModel):
         description="Data of the model's provider, such as signatures of its reasoning, to send back as `opaque` of the"
         " message in the next turn. Absent if there is none.",
     )
+    refused: bool = Field(
+        False, description="The provider says that the text is a refusal to answer. Absent if it does not."
+    )
     logprobs: list[dict[str, Any]] | None = Field(
         None, description="For each token: `token`, `logprob`, `bytes`, and in `top` the most likely alternatives."
     )
@@ -393,8 +396,10 @@ def _choice_view(choice: Choice) -> dict[str, Any]:
     """The members of a `ChoiceView`."""
     logprobs, prompt_logprobs = choice.logprobs, choice.prompt_logprobs
     opaque = {"opaque": [part.encoded() for part in choice.opaque]} if choice.opaque else {}
+    refused = {"refused": True} if choice.refused else {}
     return {
         **opaque,
+        **refused,
         "index": choice.index,
         "text": choice.text,
         "finish_reason": choice.finish_reason,

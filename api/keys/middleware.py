@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -25,10 +25,14 @@ class AuthenticationMiddleware:
     The key is a bearer token, `x-api-key`, which takes precedence under `api_key_prefix`, or `api-key`, which Azure's
     clients send. An OPTIONS request, such as a browser's preflight, has no key. The routes require the principal that
     this middleware has found.
+
+    A POST request to one of the `open_paths` may also come without a key. It is marked as anonymous, and its route
+    decides what it may do.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_key_prefix: str) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key_prefix: str, open_paths: Collection[str] = ()) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._metrics = metrics
         self._api_key_prefix = api_key_prefix
 
@@ -38,6 +42,10 @@ class AuthenticationMiddleware:
             return
         resources = cast(Resources, cast(FastAPI, scope["app"]).state.resources)
         key = self._key(scope)
+        if not key and scope["method"] == "POST" and scope["path"] in self._open_paths:
+            scope.setdefault("state", {})["is_anonymous"] = True
+            await self._app(scope, receive, send)
+            return
         try:
             principal = await resources.get(Authenticator).principal(key)
         except Exception as error:

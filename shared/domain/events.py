@@ -111,6 +111,8 @@ class Delta:
     `opaque` has parts of the provider, which follow the delta's other content.
 
     `cursor` is the upstream's position after this delta, if a later attempt can continue there.
+
+    `refused`: the upstream says that the text is a refusal to answer.
     """
 
     index: int
@@ -126,6 +128,7 @@ class Delta:
     prompt_logprobs: Sequence[bytes] = ()
     opaque: tuple[OpaquePart, ...] = ()
     cursor: int | str | None = None
+    refused: bool = False
 
     @property
     def tokens(self) -> int:
@@ -137,6 +140,7 @@ class Delta:
         """Whether it has only text and a finish reason."""
         return (
             not (self.reasoning or self.tool_calls or self.logprobs or self.prompt_logprobs or self.opaque)
+            and not self.refused
             and self.stop_reason is None
             and self.prompt_tokens is None
         )
@@ -178,6 +182,7 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
         merged.prompt_tokens = next((item.prompt_tokens for item in deltas if item.prompt_tokens is not None), None)
         merged.prompt_logprobs = tuple(chain.from_iterable([delta.prompt_logprobs for delta in deltas]))
         merged.opaque = tuple(chain.from_iterable([delta.opaque for delta in deltas]))
+        merged.refused = any(delta.refused for delta in deltas)
     return merged
 
 
@@ -240,6 +245,7 @@ class Event(NamedTuple):
             prompt_tokens=payload.get("prompt_tokens"),
             opaque=decode_all(payload.get("opaque", ())),
             cursor=orjson.loads(self.cursor) if self.cursor else None,
+            refused=payload.get("refused", False),
         )
 
 
@@ -297,6 +303,8 @@ def _optional_fields(delta: Delta) -> dict[str, Any]:
         payload["prompt_logprobs"] = _encoded_list(delta.prompt_logprobs)
     if delta.opaque:
         payload["opaque"] = [part.encoded() for part in delta.opaque]
+    if delta.refused:
+        payload["refused"] = True
     return payload
 
 

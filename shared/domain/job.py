@@ -87,6 +87,7 @@ class Choice:
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
     token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.
     `opaque` has the parts of the provider that generated it, in order.
+    `refused`: that provider says that the text is a refusal to answer.
     """
 
     index: int
@@ -98,6 +99,7 @@ class Choice:
     stop_reason: int | str | None = None
     prompt_logprobs: Sequence[Any] | None = None
     opaque: tuple[OpaquePart, ...] = ()
+    refused: bool = False
 
     @property
     def size(self) -> int:
@@ -120,6 +122,8 @@ class Choice:
             stored["tool_calls"] = [asdict(call) for call in self.tool_calls]
         if self.opaque:
             stored["opaque"] = [part.encoded() for part in self.opaque]
+        if self.refused:
+            stored["refused"] = True
         for name in ("reasoning", "logprobs", "stop_reason", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 stored[name] = value

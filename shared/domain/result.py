@@ -11,6 +11,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, UpstreamState, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
 from shared.domain.ledger import Entry, Run, Source, build_entries
+from shared.domain.refusals import Verdict, find_refusal
 from shared.domain.transcript import encode_output, fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
@@ -39,7 +40,8 @@ class JobResult:
     """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events.
 
     `upstream` is the upstream's request that is to be cancelled, because it has not ended. `cacheable`: other requests
-    may get the same answer. `leads`: other jobs may follow it. `entries` are those of the ledger.
+    may get the same answer. `leads`: other jobs may follow it. `entries` are those of the ledger. `refusal`: whether
+    the model has refused to answer; None if that is not known.
     """
 
     status: JobStatus
@@ -54,6 +56,7 @@ class JobResult:
     cacheable: bool = False
     leads: bool = False
     entries: tuple[Entry, ...] = ()
+    refusal: Verdict | None = None
 
 
 async def build_result(
@@ -114,6 +117,7 @@ async def build_result(
             runs=runs,
             estimate=0 if handed_over else job.decisions.estimated_tokens or prompt_estimate,
         ),
+        refusal=find_refusal(status, output, job.kind),
     )
     return result, last
 

@@ -117,7 +117,8 @@ class _Parts:
     """The parts of one choice."""
 
     __slots__ = (
-        "begun", "calls", "finish_reason", "index", "opaque", "reasoning", "stop_reason", "texts", "token_ids", "tokens"
+        "begun", "calls", "finish_reason", "index", "opaque", "reasoning", "refused", "stop_reason", "texts",
+        "token_ids", "tokens",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -131,6 +132,7 @@ class _Parts:
         self.opaque: list[OpaquePart] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.refused = False
 
     def add(self, delta: Delta) -> None:
         self.begun = True
@@ -143,6 +145,7 @@ class _Parts:
             self.reasoning.append(delta.reasoning)
             self.calls += delta.tool_calls
             self.opaque += delta.opaque
+            self.refused = self.refused or delta.refused
             if delta.stop_reason is not None:
                 self.stop_reason = delta.stop_reason
 
@@ -163,6 +166,7 @@ class _Parts:
             joined_calls(self.calls),
             stop_reason=self.stop_reason,
             opaque=tuple(self.opaque),
+            refused=self.refused,
         )
 
     def choice(self) -> Choice:
@@ -175,6 +179,7 @@ class _Parts:
             tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in delta.tool_calls),
             stop_reason=delta.stop_reason,
             opaque=delta.opaque,
+            refused=delta.refused,
         )
 
 

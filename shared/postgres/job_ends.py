@@ -75,6 +75,8 @@ RESULTS = Records(
     cacheable=Boolean,
     answer_bytes=Integer,
     entries=JSONB,
+    refused=Boolean,
+    refusal_source=Text,
 )
 
 
@@ -135,6 +137,8 @@ def end_statement(
             result.cacheable.label("cacheable"),
             result.answer_bytes.label("answer_bytes"),
             result.entries.label("entries"),
+            result.refused.label("refused"),
+            result.refusal_source.label("refusal_source"),
             _LEADS.label("may_lead"),
             JobRow.decisions,
             *LOGGED_COLUMNS,
@@ -246,6 +250,8 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "cacheable": result.cacheable,
         "answer_bytes": len(result.output) + len(result.log),
         "entries": [entry.stored() for entry in result.entries],
+        "refused": result.refusal.refused if result.refusal is not None else None,
+        "refusal_source": result.refusal.source.value if result.refusal is not None else None,
         "keyed": result.cacheable or result.leads,
     }
 

@@ -23,6 +23,7 @@ from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
 from shared.telemetry.definitions.request_log import RequestLogMetrics
+from shared.telemetry.definitions.quality import QualityMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
 from shared.telemetry.definitions.usage import UsageMetrics
 from shared.telemetry.definitions.workers import WorkerMetrics
@@ -37,6 +38,7 @@ class Metrics(
     UsageMetrics,
     RequestLogMetrics,
     ExportMetrics,
+    QualityMetrics,
     EvalMetrics,
     WorkerMetrics,
 ):
@@ -53,6 +55,7 @@ class Metrics(
         UsageMetrics.__init__(self, new)
         RequestLogMetrics.__init__(self, new)
         ExportMetrics.__init__(self, new)
+        QualityMetrics.__init__(self, new)
         EvalMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
@@ -133,6 +136,8 @@ class Metrics(
         self.jobs_finished.labels(model, priority, result.status.value).inc()
         if result.error is not None:
             self.job_errors.labels(model, result.error.code).inc()
+        if result.refusal is not None and result.refusal.refused:
+            self.refusals.labels(model, result.refusal.source.value).inc()
         if job.follows is None:
             self.job_duration.labels(model, priority).observe((result.finished_at - job.created_at).total_seconds())
         usage = job.charged(result.usage)

@@ -13,6 +13,8 @@ from shared.domain.errors import HeadraceError, InvalidRequest, TooLarge, Unsupp
 from shared.runtime.offload import off_loop
 
 IDENTITY = b"identity"
+# The most bytes of the body of a request without a key, where such a request is accepted.
+ANONYMOUS_BYTES = 64 * 1024
 ENCODINGS = frozenset((b"gzip", b"x-gzip", b"deflate"))
 # The format is detected: gzip's or zlib's header.
 _DETECT = zlib.MAX_WBITS | 32
@@ -31,8 +33,9 @@ class BodyLimitMiddleware:
     The limit holds for a compressed body (`Content-Encoding: gzip` or `deflate`) and for its content. The bytes of both
     count for the quota of the project, beyond which the response is 429.
 
-    Bodies of POST requests to the `streamed` paths are not buffered; their routes enforce their own limits. Bodies of
-    requests that are not authenticated are not read: the routes that need no key have none.
+    Bodies of POST requests to the `streamed` paths are not buffered; their routes enforce their own limits. That of an
+    anonymous request (`api.keys.middleware`) may have `ANONYMOUS_BYTES`. Bodies of other requests that are not
+    authenticated are not read: the routes that need no key have none.
     """
 
     def __init__(self, app: ASGIApp, limit: int, streamed: Collection[str] = ()) -> None:
@@ -41,10 +44,12 @@ class BodyLimitMiddleware:
         self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        open_request: OpenRequest | None = scope.get("state", {}).get("open_request")
-        if scope["type"] != "http" or open_request is None:
+        state = scope.get("state", {})
+        open_request: OpenRequest | None = state.get("open_request")
+        if scope["type"] != "http" or (open_request is None and not state.get("is_anonymous")):
             await self._app(scope, receive, send)
             return
+        limit = self._limit if open_request is not None else min(self._limit, ANONYMOUS_BYTES)
         headers = dict(scope["headers"])
         encoding = headers.get(b"content-encoding", IDENTITY).lower()
         streamed = scope["method"] == "POST" and scope["path"] in self._streamed
@@ -53,10 +58,11 @@ class BodyLimitMiddleware:
             if encoding != IDENTITY and (streamed or encoding not in ENCODINGS):
                 raise UnsupportedEncoding
             if not streamed:
-                pending = await self._read(receive, headers.get(b"content-length", b""), open_request)
+                pending = await _read(receive, headers.get(b"content-length", b""), limit, open_request)
                 if encoding != IDENTITY and pending["type"] == "http.request":
-                    pending["body"] = await off_loop(self._limit, self._decompress, pending["body"])
-                    open_request.hold(len(pending["body"]))
+                    pending["body"] = await off_loop(limit, _decompress, pending["body"], limit)
+                    if open_request is not None:
+                        open_request.hold(len(pending["body"]))
         except HeadraceError as error:
             await render(error)(scope, receive, send)
             return
@@ -70,36 +76,40 @@ class BodyLimitMiddleware:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, receive: Receive, length: bytes, open_request: OpenRequest) -> Message:
-        """Read the complete body as one message, or a disconnect."""
-        if length.isdigit() and int(length) > self._limit:
-            raise self._too_large()
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._limit:
-                raise self._too_large()
+
+async def _read(receive: Receive, length: bytes, limit: int, open_request: OpenRequest | None) -> Message:
+    """Read the complete body as one message, or a disconnect."""
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return message
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        if open_request is not None:
             open_request.hold(len(chunk))
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return {"type": "http.request", "body": b"".join(chunks), "more_body": False}
 
-    def _decompress(self, body: bytes) -> bytes:
-        decompressor = zlib.decompressobj(_DETECT)
-        try:
-            content = decompressor.decompress(body, self._limit + 1)
-        except zlib.error:
-            raise InvalidRequest("The body is not compressed as its Content-Encoding says.") from None
-        if len(content) > self._limit:
-            raise self._too_large()
-        if not decompressor.eof or decompressor.unused_data:
-            raise InvalidRequest("The compressed body is incomplete, or has data after its end.")
-        return content
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The body is larger than {self._limit} bytes.")
+def _decompress(body: bytes, limit: int) -> bytes:
+    decompressor = zlib.decompressobj(_DETECT)
+    try:
+        content = decompressor.decompress(body, limit + 1)
+    except zlib.error:
+        raise InvalidRequest("The body is not compressed as its Content-Encoding says.") from None
+    if len(content) > limit:
+        raise _too_large(limit)
+    if not decompressor.eof or decompressor.unused_data:
+        raise InvalidRequest("The compressed body is incomplete, or has data after its end.")
+    return content
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit} bytes.")

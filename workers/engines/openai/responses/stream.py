@@ -182,6 +182,7 @@ class ResponseParser(RunParser):
                 self._receive(value, text := _string(value["delta"]))
                 self._part.texts.append(text)
                 self._part.tokens += 1
+                self._part.refused |= kind == "refusal.delta"
                 if self._logprobs and (logprobs := value.get("logprobs")):
                     self._part.logprobs += entries({"content": logprobs})
             case "reasoning_summary_text.delta" | "reasoning_text.delta" if self._reasoning:
@@ -322,6 +323,7 @@ class ResponseParser(RunParser):
             return
         output = [item for item in response.get("output") or () if isinstance(item, Mapping)]
         yield from self._rest(output, is_cut=status == "incomplete")
+        self._part.refused |= any(map(_has_refusal, output))
         details = response.get("incomplete_details") or {}
         if status == "incomplete":
             self._reason = "content_filter" if details.get("reason") == "content_filter" else "length"
@@ -381,6 +383,7 @@ class ResponseParser(RunParser):
             tuple(part.logprobs),
             opaque=tuple(part.opaque),
             cursor=Cursor(self.seq, self._open).encoded(),
+            refused=part.refused,
         )
         self._tokens += delta.unidentified
         self.begun = True
@@ -401,7 +404,7 @@ class _Call:
 class _Part:
     """The output of some events. Each delta event counts as one token unless it has more log probabilities."""
 
-    __slots__ = ("calls", "finish_reason", "logprobs", "opaque", "reasoning", "texts", "tokens")
+    __slots__ = ("calls", "finish_reason", "logprobs", "opaque", "reasoning", "refused", "texts", "tokens")
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -411,6 +414,7 @@ class _Part:
         self.opaque: list[OpaquePart] = []
         self.finish_reason: str | None = None
         self.tokens = 0
+        self.refused = False
 
     @property
     def answered(self) -> bool:
@@ -446,6 +450,12 @@ def _text_of(item: Mapping[str, Any]) -> str:
         return ""
     parts = [part for part in item.get("content") or () if isinstance(part, Mapping)]
     return "".join(str(part.get(_TEXT_PARTS.get(str(part.get("type")), "")) or "") for part in parts)
+
+
+def _has_refusal(item: Mapping[str, Any]) -> bool:
+    """Whether an output item is a message in which the model refuses to answer."""
+    parts = item.get("content") if item.get("type") == "message" else None
+    return any(isinstance(part, Mapping) and part.get("type") == "refusal" for part in parts or ())
 
 
 def _reasoning_of(item: Mapping[str, Any]) -> str:

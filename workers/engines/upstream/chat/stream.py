@@ -156,7 +156,8 @@ class StreamParser:
             whole = content is None and self._events.bare
             if content is None:
                 content = self._message(choice, index, parts)
-            text = content.get("content") or choice.get("text") or content.get("refusal")
+            text = content.get("content") or choice.get("text")
+            is_refusal = not text and bool(text := content.get("refusal"))
             reasoning = content.get("reasoning") or content.get("reasoning_content")
             calls = content.get("tool_calls") or content.get("function_call")
             reason = choice.get("finish_reason") or choice.get("finishReason")
@@ -179,6 +180,7 @@ class StreamParser:
                 part.opaque += opaque
             if text:
                 part.add(text, part.texts)
+                part.refused = part.refused or is_refusal
             if calls:
                 known = self._calls.setdefault(index, ToolCalls(self._tools))
                 part.add_calls(known.add(calls))
@@ -260,7 +262,7 @@ class StreamParser:
 class _Part:
     """The content of one choice in one read. A chunk counts as one token unless there are more logprobs."""
 
-    __slots__ = ("calls", "chunks", "logprobs", "opaque", "reason", "reasoning", "stop_reason", "texts")
+    __slots__ = ("calls", "chunks", "logprobs", "opaque", "reason", "reasoning", "refused", "stop_reason", "texts")
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -271,11 +273,13 @@ class _Part:
         self.chunks = 0
         self.reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.refused = False
 
     def add(self, text: Any, texts: list[str]) -> None:
         if text.__class__ is not str:
             for is_thought, piece in _pieces(text):
                 (self.reasoning if is_thought else texts).append(piece)
+            self.refused = self.refused or _has_refusal(text)
         else:
             texts.append(text)
         self.chunks += 1
@@ -297,6 +301,7 @@ class _Part:
             (),
             self.stop_reason,
             opaque=tuple(self.opaque),
+            refused=self.refused,
         )
 
     def deltas(self, index: int) -> Iterator[Delta]:
@@ -335,6 +340,12 @@ def _pieces(content: Any) -> Iterator[tuple[bool, str]]:
         else:
             for _, text in _pieces(value):
                 yield is_thought, text
+
+
+def _has_refusal(content: Any) -> bool:
+    """Whether one of the parts of a content is a refusal."""
+    parts = [content] if isinstance(content, dict) else content
+    return any(isinstance(part, dict) and part.get("type") == "refusal" for part in parts)
 
 
 def _choice_index(index: Any, position: int) -> int:

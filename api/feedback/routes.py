@@ -1,0 +1,101 @@
+"""`/v1/feedback`: what people think of answers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from api.feedback.dependencies import CurrentFeedback, PrincipalIfAny
+from api.feedback.schemas import FeedbackCreate, FeedbackDeleted, FeedbackList, FeedbackView, JobFeedbackCreate
+from api.http.errors import ErrorResponse
+from api.http.json_body import JsonRoute
+from api.http.openapi import ERRORS, NOT_FOUND, READ
+from api.http.pagination import After
+from api.keys.auth import CurrentPrincipal
+from shared.domain.feedback import MAX_METRIC
+from shared.domain.owner import MAX_END_USER
+
+PATH = "/v1/feedback"
+MAX_TEXT = 1024
+
+router = APIRouter(tags=["feedback"], route_class=JsonRoute)
+_GIVEN: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    **NOT_FOUND,
+    200: {"model": FeedbackView, "description": "It was given before, and has been replaced.", **READ},
+    201: READ,
+    413: {"model": ErrorResponse, "description": "The body is too large."},
+}
+
+
+@router.post(PATH, status_code=201, response_model=FeedbackView, responses=_GIVEN)
+async def give_feedback(
+    body: FeedbackCreate, principal: PrincipalIfAny, feedback: CurrentFeedback, response: Response
+) -> FeedbackView:
+    """Give feedback about an answer or a conversation, or change it: each author has one value of a metric.
+
+    A page in a browser needs no API key: it sends the header `x-headrace-feedback-token` of the answer as `token`.
+    """
+    given, is_new = await feedback.give(principal, body)
+    response.status_code = 201 if is_new else 200
+    return FeedbackView.of(given)
+
+
+@router.post("/v1/jobs/{job_id}/feedback", status_code=201, response_model=FeedbackView, responses=_GIVEN)
+async def rate_job(
+    job_id: str, body: JobFeedbackCreate, principal: CurrentPrincipal, feedback: CurrentFeedback, response: Response
+) -> FeedbackView:
+    """Rate the answer of a job with thumbs up or down, or change the rating."""
+    given, is_new = await feedback.rate(principal.project_id, job_id, body)
+    response.status_code = 201 if is_new else 200
+    return FeedbackView.of(given)
+
+
+@router.get(
+    PATH,
+    responses={**ERRORS, 403: {"model": ErrorResponse, "description": "`project` needs a key with the scope `admin`."}},
+)
+async def list_feedback(
+    principal: CurrentPrincipal,
+    feedback: CurrentFeedback,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    job_id: Annotated[str | None, Query(max_length=100)] = None,
+    conversation: Annotated[str | None, Query(max_length=200)] = None,
+    metric: Annotated[str | None, Query(max_length=MAX_METRIC)] = None,
+    user: Annotated[str | None, Query(max_length=MAX_END_USER, description="Whose feedback it is.")] = None,
+    created_after: Annotated[datetime | None, Query(description="Given at this time or later.")] = None,
+    created_before: Annotated[datetime | None, Query(description="Given before this time.")] = None,
+    project: Annotated[
+        str | None,
+        Query(max_length=MAX_TEXT, description="Another project, or `*` for all. Needs a key with the admin scope."),
+    ] = None,
+) -> FeedbackList:
+    """List feedback, newest first."""
+    page = await feedback.page(
+        principal,
+        project=project,
+        limit=limit,
+        after=after,
+        job_id=job_id,
+        conversation=conversation,
+        metric=metric,
+        author=user,
+        start=created_after,
+        end=created_before,
+    )
+    items = [FeedbackView.of(item) for item in page.items]
+    return FeedbackList(
+        data=items,
+        first_id=items[0].id if items else None,
+        last_id=items[-1].id if items else None,
+        has_more=page.has_more,
+    )
+
+
+@router.delete(f"{PATH}/{{feedback_id}}", responses={**ERRORS, **NOT_FOUND})
+async def delete_feedback(feedback_id: str, principal: CurrentPrincipal, feedback: CurrentFeedback) -> FeedbackDeleted:
+    """Delete feedback."""
+    return FeedbackDeleted(id=await feedback.delete(principal, feedback_id))

@@ -1,0 +1,187 @@
+"""SQL of the report on quality: one statement per source, for all groups and periods."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ARRAY, BigInteger, Float, Select, Text, bindparam, cast, func, literal, literal_column, select
+
+from api.usage.periods import Periods
+from shared.domain.errors import InvalidRequest
+from shared.domain.feedback import RATING, Rating
+from shared.domain.job import JobStatus
+from shared.domain.refusals import RefusalSource
+from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow
+from shared.postgres.request_log_tables import RequestLogRow
+from shared.postgres.store import Store
+from shared.postgres.tables import ProjectRow, Timestamp
+
+# A report with more rows does not belong into one response.
+MAX_ROWS = 50_000
+# A job that was cancelled is neither good nor bad: its client did not want it any more.
+_FAILED = (JobStatus.FAILED.value, JobStatus.EXPIRED.value)
+
+
+class Dimension(StrEnum):
+    """What a report can be grouped by, besides the day. `ROUTE`: the model or route that the request named."""
+
+    PROJECT = "project"
+    MODEL = "model"
+    ROUTE = "route"
+
+
+COLUMNS: Mapping[Dimension, str] = {
+    Dimension.PROJECT: "project_id",
+    Dimension.MODEL: "model",
+    Dimension.ROUTE: "requested_model",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySelection:
+    """A report: about which answers, grouped how. With `by_day`, each row belongs to one of the periods."""
+
+    periods: Periods
+    group_by: tuple[Dimension, ...] = ()
+    by_day: bool = False
+    # None: all.
+    project_ids: Collection[int] | None = None
+    models: Collection[str] | None = None
+    routes: Collection[str] | None = None
+
+
+# What identifies a group: the number of its period, or None, and the values of the dimensions.
+Group = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCounts:
+    """Ended requests of clients: without cancelled ones, those that failed, those of which it is known whether the
+    model has refused to answer, and those in which it has, by who says so."""
+
+    ended: int
+    failed: int
+    judged: int
+    refused_by_provider: int
+    refused_by_classifier: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackCounts:
+    """Ratings, those that are thumbs up, and values of other metrics."""
+
+    ratings: int
+    up: int
+    others: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCounts:
+    """The scores that judges have given by a rubric: how often each, and how many judgements have none."""
+
+    scores: Mapping[float, int]
+    unparsable: int
+    failed: int
+
+
+class QualityStore(Store):
+    """Reads what reports on quality are made of."""
+
+    async def requests(self, selection: QualitySelection) -> dict[Group, RequestCounts]:
+        """Counts of requests by group."""
+        row = RequestLogRow
+        by_whom = [
+            func.count().filter(row.refused, row.refusal_source == source.value)
+            for source in (RefusalSource.PROVIDER, RefusalSource.CLASSIFIER)
+        ]
+        values = (
+            func.count().filter(row.status != JobStatus.CANCELLED.value),
+            func.count().filter(row.status.in_(_FAILED)),
+            func.count().filter(row.refused.is_not(None)),
+            *by_whom,
+        )
+        statement = _statement(selection, row, row.ended_at, values).where(row.kind.is_(None))
+        return {tuple(key): RequestCounts(*counts) for key, counts in await self._read(statement, len(values))}
+
+    async def feedback(self, selection: QualitySelection) -> dict[Group, FeedbackCounts]:
+        """Counts of feedback by group, at the time when it was first given."""
+        row = FeedbackRow
+        is_rating = row.metric == RATING
+        values = (
+            func.count().filter(is_rating),
+            func.count().filter(is_rating, row.value.astext == Rating.UP.value),
+            func.count().filter(~is_rating),
+        )
+        rows = await self._read(_statement(selection, row, row.created_at, values), len(values))
+        return {tuple(key): FeedbackCounts(*counts) for key, counts in rows}
+
+    async def scores(self, selection: QualitySelection) -> dict[tuple[Group, str], ScoreCounts]:
+        """The scores of judges by group and rubric, of answers to clients: those of sets are compared elsewhere."""
+        row, run = JudgementRow, EvalRunRow
+        values = (
+            run.rubric,
+            cast(row.score, Float),
+            func.count().filter(row.state == "scored"),
+            func.count().filter(row.state == "unparsable"),
+            func.count().filter(row.state == "failed"),
+        )
+        statement = _statement(selection, row, row.answered_at, values, groups=2)
+        statement = statement.join(run, run.id == row.run_id).where(run.kind == "live", row.position == 0)
+        found: dict[tuple[Group, str], ScoreCounts] = {}
+        for key, (rubric, score, scored, unparsable, failed) in await self._read(statement, len(values)):
+            place = (tuple(key), rubric)
+            so_far = found.get(place, ScoreCounts({}, 0, 0))
+            scores = {**so_far.scores, score: scored} if scored else so_far.scores
+            found[place] = ScoreCounts(scores, so_far.unparsable + unparsable, so_far.failed + failed)
+        return found
+
+    async def project_names(self, project_ids: Collection[int]) -> dict[int, str]:
+        """The names of projects, by id."""
+        statement = select(ProjectRow.id, ProjectRow.name).where(ProjectRow.id.in_(sorted(project_ids)))
+        return dict(await self._all(statement, lambda row: (row.id, row.name)))
+
+    async def _read(self, statement: Select[Any], values: int) -> list[tuple[Sequence[Any], Sequence[Any]]]:
+        """The groups of a statement whose last columns are `values`, and these.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        rows = await self._all(statement.limit(MAX_ROWS + 1), tuple)
+        if len(rows) > MAX_ROWS:
+            raise InvalidRequest(
+                f"The report has more than {MAX_ROWS} rows. Choose a shorter time, or fewer groups", param="group_by"
+            )
+        return [(row[:-values], row[-values:]) for row in rows]
+
+
+def _statement(
+    selection: QualitySelection, row: Any, moment: Any, values: Sequence[Any], *, groups: int = 0
+) -> Select[Any]:
+    """Select values by the groups of a report, from rows that have the columns of its dimensions. The first `groups`
+    of the values are groups too."""
+    periods = selection.periods
+    keys: list[Any] = [getattr(row, COLUMNS[dimension]) for dimension in selection.group_by]
+    if selection.by_day:
+        keys.insert(0, func.width_bucket(moment, _array(periods.starts, Timestamp)) - 1)
+    else:
+        keys.insert(0, literal_column("0"))
+    statement = select(*keys, *values).where(
+        moment >= literal(periods.start, Timestamp), moment < literal(periods.end, Timestamp)
+    )
+    for name, wanted, kind in (
+        ("project_id", selection.project_ids, BigInteger),
+        ("model", selection.models, Text),
+        ("requested_model", selection.routes, Text),
+    ):
+        if wanted is not None:
+            statement = statement.where(getattr(row, name) == func.any(_array(sorted(wanted), kind)))
+    # By number, because the array of the periods is a parameter, and two of them are not the same expression.
+    numbers = [literal_column(str(number + 1)) for number in range(len(keys) + groups)]
+    return statement.group_by(*numbers)
+
+
+def _array(values: Sequence[Any], kind: Any) -> Any:
+    return cast(bindparam(None, list(values), type_=ARRAY(kind), unique=True), ARRAY(kind))
