@@ -22,8 +22,8 @@ from shared.telemetry.definitions.exports import ExportMetrics
 from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.processes import NOT_APPLIED, ProcessMetrics
-from shared.telemetry.definitions.request_log import RequestLogMetrics
 from shared.telemetry.definitions.quality import QualityMetrics
+from shared.telemetry.definitions.request_log import RequestLogMetrics
 from shared.telemetry.definitions.requests import RequestMetrics
 from shared.telemetry.definitions.usage import UsageMetrics
 from shared.telemetry.definitions.workers import WorkerMetrics

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from api.console.actions import read_form, redirect
 from api.console.page import Page
-from api.console.quality.view import ToLabelView, comparison_view, report_view
+from api.console.quality.view import ToLabelView, comparison_view, group_line, report_view
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer, Viewer
 from api.evals.dependencies import CurrentEvals, labelled_project
@@ -18,12 +20,17 @@ from api.evals.rubrics import MAX_NAME
 from api.evals.service import EvalService
 from api.http.dependencies import resource
 from api.keys.principal import Scope
+from api.quality.routes import CurrentQuality, GroupBy
+from api.quality.store import Dimension, QualitySelection
 from api.requests.service import LoggedRequests
+from api.usage.periods import Periods
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.field_types import MAX_MODEL_NAME
 
 DAYS = (7, 30, 90)
 DEFAULT_DAYS = 30
+# Rows of the table of rates.
+MOST = 100
 
 Requests = Annotated[LoggedRequests, Depends(resource(LoggedRequests))]
 Name = Annotated[str, Query(max_length=MAX_NAME)]
@@ -38,15 +45,18 @@ async def quality_page(
     request: Request,
     viewer: CurrentViewer,
     evals: CurrentEvals,
+    quality: CurrentQuality,
     rubric: Name = "",
     days: Days = DEFAULT_DAYS,
+    by: GroupBy = GroupBy.MODEL,
     a: ModelName = "",
     b: ModelName = "",
 ) -> Response:
-    """Scores of judges by model, and a comparison of two models if they are named."""
+    """Rates and scores with their intervals, and a comparison of two models if they are named."""
     states = await evals.rubrics()
     names = [state.rubric.name for state in states]
     chosen = rubric if rubric in names else names[0] if names else ""
+    items, is_cut = await quality.page(_selection(viewer, days, by), limit=MOST)
     values: dict[str, Any] = {"report": None, "comparison": None, "problem": None}
     if chosen:
         values["report"] = report_view(
@@ -61,7 +71,32 @@ async def quality_page(
         except NotFound as error:
             values["problem"] = error.message
     return page_response(
-        request.scope, "quality/quality.html", names=names, rubric=chosen, days=days, choices=DAYS, a=a, b=b, **values
+        request.scope,
+        "quality/quality.html",
+        names=names,
+        rubric=chosen,
+        days=days,
+        choices=DAYS,
+        by=by,
+        groupings=[one for one in GroupBy if viewer.is_operator or one is not GroupBy.PROJECT],
+        groups=[group_line(item) for item in items],
+        is_cut=is_cut,
+        a=a,
+        b=b,
+        **values,
+    )
+
+
+def _selection(viewer: Viewer, days: int, by: GroupBy) -> QualitySelection:
+    """What the table of rates shows: days are those of UTC."""
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    first, zone = tomorrow - timedelta(days=days), ZoneInfo("UTC")
+    by_day = by is GroupBy.DAY
+    return QualitySelection(
+        Periods.days(first, tomorrow, zone) if by_day else Periods.whole(first, tomorrow, zone),
+        () if by_day else (Dimension(by.value),),
+        by_day=by_day,
+        project_ids=None if viewer.project_id is None else {viewer.project_id},
     )
 
 

@@ -14,7 +14,8 @@ from api.context.transcript import entries
 from api.evals.rubrics import Rubric
 from api.evals.service import Comparison, ModelReport, RubricReport, RubricState, ToLabel
 from api.evals.statistics import Agreement, Conclusion
-from api.quality.intervals import Interval
+from api.quality.intervals import Interval, Rate
+from api.quality.service import QualityItem, Scores
 
 # Characters of a text that a person labels; longer ones are cut, which the page says.
 MAX_TEXT = 20_000
@@ -136,6 +137,57 @@ def score_buttons(rubric: Rubric) -> list[ScoreButton]:
 
 def _text(label: str, text: str) -> TextView:
     return TextView(label, text[:MAX_TEXT], len(text) > MAX_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class RateCell:
+    """A rate with its interval, as text and as places in a picture."""
+
+    text: str
+    interval: str
+    n: int
+    range: Range | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLine:
+    """A row of the table of rates."""
+
+    name: str
+    up: RateCell
+    refusals: RateCell
+    by_classifier: int
+    errors: RateCell
+    scores: Sequence[str]
+
+
+def group_line(item: QualityItem) -> GroupLine:
+    """The rates and scores of a group."""
+    name = item.day if item.day is not None else next(iter(item.values), None)
+    return GroupLine(
+        name=str(name) if name else "conversations",
+        up=_rate_cell(item.up),
+        refusals=_rate_cell(item.refusals),
+        by_classifier=item.requests.refused_by_classifier,
+        errors=_rate_cell(item.errors),
+        scores=[_score_text(one) for one in item.scores],
+    )
+
+
+def _rate_cell(rate: Rate) -> RateCell:
+    share, interval = rate.rate, rate.interval
+    if share is None or interval is None:
+        return RateCell("–", "", 0, None)
+    places = Range(round(interval.low * 100, 2), round(share * 100, 2), round(interval.high * 100, 2))
+    return RateCell(f"{share:.1%}", f"{interval.low:.1%} to {interval.high:.1%}", rate.n, places)
+
+
+def _score_text(one: Scores) -> str:
+    if one.mean is None:
+        return f"{one.rubric}: no scores, {number(one.unparsable)} unparsable, {number(one.failed)} failed"
+    interval = one.mean.interval
+    between = "" if interval is None else f" ({_between(interval, '.2f')})"
+    return f"{one.rubric}: {one.mean.mean:.2f}{between}, n = {number(one.mean.n)}"
 
 
 def report_view(
