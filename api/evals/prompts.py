@@ -20,8 +20,6 @@ from shared.domain.job import Choice
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.domain.request import GenerateRequest, Message, Sampling, StructuredOutputs
 
-# Of a judge's answer: a reason of some sentences, and the score.
-MAX_TOKENS = 512
 MAX_REASON = 1000
 # Bytes of what is judged, at most, and per token of the judge's context.
 MAX_BYTES, BYTES_PER_TOKEN = 96 * 1024, 3
@@ -75,7 +73,7 @@ def judge_request(rubric: Rubric, judged: Judged, *, context_tokens: int | None 
     """The request to a judge. Long texts are shortened in their middle to what its context has room for."""
     room = MAX_BYTES
     if context_tokens is not None:
-        tokens = context_tokens - MAX_TOKENS - TASK_TOKENS - len(rubric.question.encode()) // BYTES_PER_TOKEN
+        tokens = context_tokens - rubric.max_tokens - TASK_TOKENS - len(rubric.question.encode()) // BYTES_PER_TOKEN
         room = max(MIN_BYTES, min(room, tokens * BYTES_PER_TOKEN))
     # The answers matter more than the beginning of a long conversation.
     answers = shortened_entries([Entry("answer", answer) for answer in judged.answers], room * 2 // 3)
@@ -94,7 +92,7 @@ def judge_request(rubric: Rubric, judged: Judged, *, context_tokens: int | None 
             Message(role="system", content=_SYSTEM.format(what=what, code=code)),
             Message(role="user", content=task),
         ],
-        sampling=Sampling(max_tokens=MAX_TOKENS, temperature=0.0),
+        sampling=Sampling(max_tokens=rubric.max_tokens, temperature=0.0),
         structured_outputs=StructuredOutputs(json_schema=answer_schema(rubric, pair=is_pair)),
         priority=BATCH_PRIORITY,
     )

@@ -134,6 +134,7 @@ class Rubric(BaseModel):
     question: Annotated[UnicodeText, Field(min_length=1, max_length=MAX_QUESTION), AfterValidator(str.strip)]
     scale: Annotated[Scale, BeforeValidator(_scale), PlainSerializer(str, return_type=str)] = Scale(1, 5)
     judge: str = Field(min_length=1, description="The model that judges, as models.yaml names it.")
+    max_tokens: int = Field(512, ge=1, le=32_768, description="Of the judge's answer, with its reasoning.")
     prompt_version: Annotated[str, Field(min_length=1, max_length=64), BeforeValidator(_version)] = "1"
     sampling: Sampling = Sampling()
 
