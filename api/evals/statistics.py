@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from api.quality.intervals import Interval
 RESAMPLES = 9999
 KAPPA_RESAMPLES = 1000
 SEED = 0
+# Up to so many items, the interval of a comparison is accelerated.
+MOST_ACCELERATED = 2000
 # With fewer pairs than this, neither an interval nor a test says much, whatever it says.
 FEW = 20
 
@@ -128,17 +131,8 @@ def paired_difference(differences: Sequence[float], seed: int = SEED) -> Differe
 
     values: Any = np.asarray(differences, dtype=float)
     mean = float(values.mean())
-    if np.ptp(values) == 0:
-        # Each resample is the same. The test still says what chance would make of it.
-        interval = Interval(mean, mean)
-    else:
-        # The acceleration needs a resample without each item; for many items, percentiles are the same.
-        method = "BCa" if n <= 2000 else "percentile"
-        found: Any = stats.bootstrap(
-            (values,), np.mean, n_resamples=RESAMPLES, batch=200, method=method, rng=np.random.default_rng(seed)
-        ).confidence_interval
-        low, high = float(found.low), float(found.high)
-        interval = Interval(min(low, mean), max(high, mean)) if math.isfinite(low + high) else Interval(mean, mean)
+    # Each resample of equal values is the same: the test still says what chance would make of it.
+    interval = Interval(mean, mean) if np.ptp(values) == 0 else _bootstrapped(values, mean, seed)
     test: Any = stats.permutation_test(
         (values,),
         np.mean,
@@ -149,6 +143,23 @@ def paired_difference(differences: Sequence[float], seed: int = SEED) -> Differe
         rng=np.random.default_rng(seed),
     )
     return Difference(n, mean, interval, float(test.pvalue))
+
+
+def _bootstrapped(values: Any, mean: float, seed: int) -> Interval:
+    import numpy as np
+    from scipy import stats
+
+    # The acceleration needs a resample without each item; for many items, percentiles are about the same.
+    for method in ("BCa", "percentile") if len(values) <= MOST_ACCELERATED else ("percentile",):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values for which it is not defined, which the result says as well
+            found: Any = stats.bootstrap(
+                (values,), np.mean, n_resamples=RESAMPLES, batch=200, method=method, rng=np.random.default_rng(seed)
+            ).confidence_interval
+        low, high = float(found.low), float(found.high)
+        if math.isfinite(low) and math.isfinite(high):
+            return Interval(min(low, mean), max(high, mean))
+    raise AssertionError("percentiles are always defined")
 
 
 def unpaired_difference(first: Mapping[float, int], second: Mapping[float, int], seed: int = SEED) -> Difference:
