@@ -1,7 +1,7 @@
 """Runs and comparisons over a set, through the API: models answer the items, and judges compare the answers.
 
-Everything that takes long is a job, and each call may be repeated: a command that was interrupted continues where it
-was, if it is started again with the same set within a day.
+Everything that takes long is a job, and each call may be repeated: a command that was interrupted finds the answers
+of the models again, if it is started with the same set before their jobs are deleted.
 """
 
 from __future__ import annotations

@@ -191,8 +191,9 @@ class Judges:
         sampled = [one for one in due if one.kind is RunKind.LIVE]
         for one in due:
             if one.kind is not RunKind.LIVE and datetime.now(UTC) - one.judgement.created_at > MAX_UNSENT:
-                await self._runs.end(one.judgement.id, JudgementState.FAILED, reason="its texts were not sent again")
-                self._metrics.judgements.labels(JudgementState.FAILED.value).inc()
+                state = JudgementState.FAILED
+                if await self._runs.end(one.judgement.id, state, reason="its texts were not sent again"):
+                    self._metrics.judgements.labels(state.value).inc()
         bodies = await self._bodies.open_bodies([one.judgement.item for one in sampled]) if sampled else {}
         for one in sampled:
             judged = await asyncio.to_thread(judged_body, bodies[one.judgement.item])

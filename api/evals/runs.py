@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -165,7 +166,7 @@ _RUN = (
 
 def is_run_id(text: str) -> bool:
     """Whether a text has the form of the id of a run; that of a live run is derived from its rubric."""
-    return is_id(RUN_PREFIX, text) or (text.startswith(f"{RUN_PREFIX}live_") and text.isascii() and len(text) < 64)
+    return is_id(RUN_PREFIX, text) or re.fullmatch(f"{RUN_PREFIX}live_[0-9a-f]{{24}}", text) is not None
 
 
 def live_run_id(rubric: Rubric) -> str:

@@ -19,7 +19,7 @@ from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.quality_tables import EvalRunRow, JudgementRow
 from shared.postgres.request_log_tables import RequestLogRow
 from shared.postgres.store import Store
-from shared.postgres.tables import ProjectRow
+from shared.postgres.tables import ProjectRow, Timestamp
 
 # Entries of the log that are read at once.
 CHUNK = 500
@@ -165,13 +165,13 @@ class SampleStore(Store):
 
 
 async def _read_until(connection: AsyncConnection, now: datetime) -> datetime:
-    """Up to which end the log is complete, bodies included."""
+    """Before which end the log is complete, bodies included."""
     until = now - SETTLE
     pending = select(func.min(RequestLogRow.ended_at)).where(
         text("request_log.body = 'pending'"), RequestLogRow.ended_at > now - BODY_WAIT
     )
     oldest: datetime | None = await connection.scalar(pending)
-    return until if oldest is None else min(until, oldest - timedelta(microseconds=1))
+    return until if oldest is None else min(until, oldest)
 
 
 async def _entries(connection: AsyncConnection, after: tuple[datetime, str], until: datetime) -> list[Candidate]:
@@ -188,8 +188,8 @@ async def _entries(connection: AsyncConnection, after: tuple[datetime, str], unt
         )
         .outerjoin(ProjectRow, ProjectRow.id == RequestLogRow.project_id)
         .where(
-            position > tuple_(literal(after[0]), literal(after[1])),
-            RequestLogRow.ended_at <= until,
+            position > tuple_(literal(after[0], Timestamp), literal(after[1])),
+            RequestLogRow.ended_at < until,
             RequestLogRow.level.in_(_LEVELS),
             RequestLogRow.status == JobStatus.COMPLETED.value,
             RequestLogRow.body == "kept",

@@ -20,9 +20,12 @@ MAX_ITEMS = 50
 MAX_MODELS = 10
 MAX_SET_ITEMS = 100_000
 
+# PostgreSQL's `text` refuses U+0000.
+STORABLE = r"^[^\x00]*$"
+
 RubricName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
-ModelName = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_NAME)]
-ItemId = Annotated[UnicodeText, Field(min_length=1, max_length=MAX_ITEM_ID, pattern=r"^[^\x00]*$")]
+ModelName = Annotated[UnicodeText, Field(min_length=1, max_length=MAX_MODEL_NAME, pattern=STORABLE)]
+ItemId = Annotated[UnicodeText, Field(min_length=1, max_length=MAX_ITEM_ID, pattern=STORABLE)]
 
 
 class LiveRunView(BaseModel):
@@ -105,7 +108,7 @@ class EvalSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[UnicodeText, Field(max_length=200)]
+    name: Annotated[UnicodeText, Field(max_length=200, pattern=STORABLE)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     items: int = Field(ge=1, le=MAX_SET_ITEMS, description="How many items the run will have.")
 

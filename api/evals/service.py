@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from api.evals.judging import Judges, judged_body
 from api.evals.labels import Label, LabelStore, Pair
@@ -144,6 +144,7 @@ class EvalService:
             InvalidRequest: `after` is not the id of a run.
         """
         check_after(after, "run", is_run_id)
+        rubric = _storable(rubric)
         return await fetch_page(limit, lambda count: self._runs.page(limit=count, after=after, rubric=rubric))
 
     async def get(self, run_id: str) -> Run:
@@ -234,8 +235,9 @@ class EvalService:
         Raises:
             NotFound: there is no such run or rubric, or nothing to compare by.
         """
+        a, b = _storable(a), _storable(b)
         if run_id is None and project_id is None:
-            run_id = await self._scores.last_pairwise(a, b, rubric)
+            run_id = await self._scores.last_pairwise(a, b, _storable(rubric))
         async with self._one_at_a_time:
             if run_id is not None:
                 return await self._compare_run(await self.get(run_id), a, b)
@@ -304,7 +306,7 @@ class EvalService:
             NotFound: there is no such rubric, or no judgement of this answer that the person may see.
             InvalidRequest: the score is none of the rubric's scale.
         """
-        rubric = self._book[rubric_name]
+        rubric, item = self._book[rubric_name], _storable(item)
         score = rubric.scale.score(value)
         if score is None:
             raise InvalidRequest(f"score: must be one of the scale {rubric.scale}", param="score")
@@ -318,7 +320,7 @@ class EvalService:
         """Return a page of labels, newest first."""
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidRequest(f"after: must be the id of a label, got {after[:64]!r}", param="after")
-        cursor = None if after is None else int(after)
+        cursor, rubric = None if after is None else int(after), _storable(rubric)
         return await fetch_page(
             limit,
             lambda count: self._labels.page(limit=count, after=cursor, rubric=rubric, project_id=project_id),
@@ -347,6 +349,14 @@ class EvalService:
             if isinstance(judged, Judged):
                 return ToLabel(rubric, item, judged.conversation, judged.answers[0])
         return None
+
+
+T = TypeVar("T", str, str | None)
+
+
+def _storable(text: T) -> T:
+    """A name of a request as PostgreSQL's `text` can have it; no name has the character that it refuses."""
+    return text and text.replace("\0", "\ufffd")
 
 
 _WITHOUT_SCORE = (JudgementState.UNPARSABLE, JudgementState.FAILED, JudgementState.PENDING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
@@ -218,7 +218,7 @@ class Pairwise:
     ties: int
 
     @classmethod
-    def of(cls, scores: Mapping[Hashable, tuple[float, float]]) -> Pairwise:
+    def of(cls, scores: Mapping[Any, tuple[float, float]]) -> Pairwise:
         """Compare the models."""
         # The preference for the second model, from -1 to 1: the mean of both orders.
         preferences = [1 - (one + other) for one, other in scores.values()]

@@ -51,6 +51,14 @@ MODELS = (
     Column("UNPARSABLE", right=True, drop=1),
     Column("FAILED", right=True, drop=1),
 )
+JUDGEMENTS = (
+    Column("ITEM"),
+    Column("MODEL", drop=1),
+    Column("ORDER", right=True, drop=2),
+    Column("STATE"),
+    Column("SCORE", right=True),
+    Column("REASON", drop=3),
+)
 CONCLUSIONS = {
     "worse": "{b} is worse than {a}.",
     "better": "{b} is better than {a}, not worse.",
@@ -100,12 +108,10 @@ def judgements(
     as_json: Json = False,
 ) -> None:
     """List the judgements of a run, oldest first."""
-    columns = (Column("ITEM"), Column("MODEL", drop=1), Column("ORDER", right=True, drop=2), Column("STATE"))
-    columns += (Column("SCORE", right=True), Column("REASON", drop=3))
     params = {} if after is None else {"after": after}
     with connect(context) as client:
         shown, where = None if everything else limit, path("evals", "runs", run_id, "judgements")
-        show_list(client, where, params, shown, columns, _judgement_row, as_json=as_json, empty="No judgements.")
+        show_list(client, where, params, shown, JUDGEMENTS, _judgement_row, as_json=as_json, empty="No judgements.")
 
 
 @evals.command()
