@@ -40,12 +40,12 @@ def show_progress(what: str, done: int, total: int) -> None:
 async def compare(arguments: argparse.Namespace, driver: Driver) -> int:
     """Compare two models over a set; returns the exit status: 3 if the second is worse."""
     items, a, b = read_set(arguments.set, arguments.limit), arguments.a, arguments.b
-    answers = [await driver.answers(model, items, max_tokens=arguments.max_tokens) for model in (a, b)]
-    for one in answers:
-        _report_failures(one)
     uses_judge = arguments.rubric is not None or arguments.judge is not None
     if not uses_judge and not items.has_expected:
         raise SetError("name a --rubric or a --judge: not all items of the set have an `expected` answer")
+    answers = [await driver.answers(model, items, max_tokens=arguments.max_tokens) for model in (a, b)]
+    for one in answers:
+        _report_failures(one)
     if uses_judge:
         difference, lines, shares = await _judged(arguments, driver, items, answers)
         what = f"preference for {b}, from -1 to 1"

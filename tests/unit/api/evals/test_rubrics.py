@@ -60,7 +60,7 @@ def test_rubrics_are_read(tmp_path: Path) -> None:
         ("scale: yes/no", "scale: 5", "line 9: rubrics[1].scale: must be yes/no, or a range"),
         ("name: polite", "name: helpful", "line 7: rubrics[1].name: 'helpful' is declared twice"),
         ("name: polite", "name: Polite!", "line 7: rubrics[1].name: String should match pattern"),
-        ("question: Is it polite?\n", "", "line 7: rubrics[1].question: this field is required"),
+        ("    question: Is it polite?\n", "", "line 7: rubrics[1].question: this field is required"),
         ("seed: 3", "seeds: 3", "line 6: rubrics[0].sampling.seeds: unknown field"),
         ("    judge: large\n    prompt", "    judge: large\n    judge: small\n    prompt", "is already set in line 4"),
     ],
@@ -140,7 +140,11 @@ async def test_an_invalid_file_leaves_the_rubrics_as_they_are(tmp_path: Path, ca
     reload = RubricsReload(path, book, Registry(models))
     task = asyncio.create_task(reload.run())
     reload.request()
-    await eventually(lambda: bool(book.rubrics), "the rubrics are read")
+
+    async def are_read() -> bool:
+        return bool(book.rubrics)
+
+    await eventually(are_read, "the rubrics are read")
     task.cancel()
     assert list(book.rubrics) == ["helpful", "polite"]
     path.write_text(VALID.replace("rate: 0.5", "rate: 7"))
