@@ -46,11 +46,12 @@ async def compare(arguments: argparse.Namespace, driver: Driver) -> int:
     answers = [await driver.answers(model, items, max_tokens=arguments.max_tokens) for model in (a, b)]
     for one in answers:
         _report_failures(one)
+    shares: tuple[int, int, int] | None = None
     if uses_judge:
         difference, lines, shares = await _judged(arguments, driver, items, answers)
         what = f"preference for {b}, from -1 to 1"
     else:
-        difference, lines, shares = (*_referenced(arguments.metric, items, answers), None)
+        difference, lines = _referenced(arguments.metric, items, answers)
         what = f"{arguments.metric} against the expected answers"
     print("\n".join([*lines, *conclusion(difference, a, b, what)]))
     if arguments.chart is not None:
