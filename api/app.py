@@ -29,6 +29,8 @@ from api.console import errors as console_errors
 from api.console.install import install_console
 from api.console.middleware import ConsoleMiddleware
 from api.erasure import routes as erasure
+from api.evals import routes as evals
+from api.evals.rubrics import RubricBook, load_rubrics
 from api.feedback import routes as feedback
 from api.feedback.middleware import FeedbackTokenMiddleware
 from api.files import routes as files
@@ -54,6 +56,7 @@ from api.monitoring import health
 from api.openai import routes as openai
 from api.pages import routes as pages
 from api.quality import routes as quality
+from api.requests import routes as requests
 from api.resources import open_resources
 from api.responses import routes as responses
 from api.routing.complexity_loader import load_complexity
@@ -116,11 +119,13 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
 
     Raises:
         shared.config.models.base.RegistryError: models.yaml is invalid.
+        api.evals.rubrics.RubricsError: rubrics.yaml is invalid.
         api.routing.errors.RoutingModelError: the file of HEADRACE_ROUTING_MODEL cannot be used.
         shared.telemetry.tracing_setup.TracingError: an OpenTelemetry variable is invalid.
     """
     registry = load_registry(settings.models)
     complexity = load_complexity(settings.routing_model)
+    rubrics = RubricBook(load_rubrics(settings.rubrics, registry.models))
     conventions: tuple[Conventions, ...] = (anthropic_errors.CONVENTIONS,)
     if settings.console == "on":
         conventions += (console_calls.CONVENTIONS, console_errors.CONVENTIONS)
@@ -131,7 +136,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         reloads = reload_signal or ReloadSignal()
-        async with open_resources(settings, registry, metrics, reloads, complexity, traces) as resources:
+        async with open_resources(settings, registry, metrics, reloads, complexity, rubrics, traces) as resources:
             set_resources(app, resources)
             freeze_gc()
             redact_errors()
@@ -180,9 +185,11 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(feedback.router)
     app.include_router(quality.router)
     app.include_router(savings.router)
+    app.include_router(requests.router)
     app.include_router(usage.router)
     app.include_router(cost_estimate.router)
     app.include_router(organization_usage.router)
+    app.include_router(evals.router)
     app.include_router(fleet.router)
     app.include_router(admin_keys.router)
     app.include_router(budgets.router)

@@ -61,6 +61,9 @@ from api.erasure.ledger_store import LedgerErasure
 from api.erasure.service import ErasureService
 from api.erasure.store import ErasureStore
 from api.event_objects import readers
+from api.evals.parts import build_evals
+from api.evals.rubrics import RubricBook
+from api.evals.service import EvalService
 from api.feedback.service import FeedbackService
 from api.feedback.store import FeedbackStore
 from api.feedback.tokens import FeedbackTokens, SecretStore
@@ -112,6 +115,11 @@ from api.request_log.levels import LogLevels
 from api.request_log.partitions import PartitionUpkeep
 from api.request_log.redaction import new_redactor
 from api.request_log.store import RequestLogStore
+from api.requests.export import Exports, ExportSources
+from api.requests.export_store import ExportStore
+from api.requests.redactors import Redactors
+from api.requests.service import LoggedRequests
+from api.requests.store import LoggedRequestStore
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
@@ -165,6 +173,7 @@ async def open_resources(
     metrics: Metrics,
     reload_signal: ReloadSignal,
     complexity: Complexity,
+    rubrics: RubricBook,
     traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""
@@ -346,6 +355,21 @@ async def open_resources(
 
         readiness = ReadinessCheck(store, redis, registry)
 
+        bodies = Bodies(RequestLogStore(database), masters)
+        evals = build_evals(
+            settings.rubrics,
+            rubrics,
+            database=database,
+            region=settings.region,
+            keys=keys,
+            jobs=jobs,
+            bodies=bodies,
+            registry=registry,
+            metrics=metrics,
+            retention_days=settings.log_retention_days,
+        )
+        evals.start(supervisor)
+
         async def use_models(loaded: Registry) -> ReloadResult:
             """Serve these models and routes from now on."""
             windows = await asyncio.to_thread(context_window.read, loaded.models)
@@ -359,7 +383,11 @@ async def open_resources(
             logger.info("models.yaml reloaded; %s%s", changes, routes_changed)
             return ReloadResult.APPLIED
 
-        models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)
+        def models_reloaded(result: ReloadResult) -> None:
+            metrics.reloaded(result)
+            evals.reload.request()  # afterwards, because rubrics name models
+
+        models_reload = ModelsReload(settings.models, use_models, models_reloaded)
         supervisor.start("models_reload", models_reload.run())
         reload_signal.connect(models_reload.request)
         stack.callback(reload_signal.disconnect)
@@ -435,11 +463,17 @@ async def open_resources(
         resources.add(QualityService, QualityService(QualityStore(database), keys))
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
+        resources.add(EvalService, evals.service)
+        request_log, export_store = LoggedRequestStore(database), ExportStore(database)
+        resources.add(Bodies, bodies)
+        resources.add(LoggedRequests, LoggedRequests(database, request_log, bodies, keys, metrics))
+        resources.add(ExportStore, export_store)
+        sources = ExportSources(request_log, bodies, Redactors(database))
+        resources.add(Exports, Exports(sources, export_store, metrics))
         resources.add(WorstCase, WorstCase(registry, context_window))
         resources.add(PriceStore, price_store)
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys, has_log_key=bool(masters)))
-        resources.add(Bodies, Bodies(RequestLogStore(database), masters))
         resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
         resources.add(AuditStore, AuditStore(database))
         resources.add(PriceListStore, PriceListStore(database))

@@ -363,6 +363,21 @@ class RoutingSettings(SettingsGroup):
         return text or None  # an empty variable is none
 
 
+class EvalSettings(SettingsGroup):
+    """Judges."""
+
+    rubrics: Path | None = Field(
+        None,
+        description="The file that declares the rubrics by which judges score answers, such as `rubrics.yaml`. Default:"
+        " there are none. Read again at SIGHUP.",
+    )
+
+    @field_validator("rubrics", mode="before")
+    @classmethod
+    def _file_or_none(cls, text: str | Path | None) -> str | Path | None:
+        return text or None  # an empty variable is none
+
+
 class ConsoleSettings(SettingsGroup):
     """The web console."""
 
@@ -416,6 +431,7 @@ class ApiSettings(
     CacheSettings,
     FeedbackSettings,
     RoutingSettings,
+    EvalSettings,
     ConsoleSettings,
     RegionSettings,
     Settings,

@@ -9,6 +9,8 @@ import typer
 from cli.commands.admin import audit, prices
 from cli.commands.batch import batch, batches
 from cli.commands.budgets import budgets
+from cli.commands.evals import evals
+from cli.commands.export import export
 from cli.commands.failed import failed
 from cli.commands.feedback import feedback
 from cli.commands.jobs import cancel, job, jobs
@@ -17,6 +19,7 @@ from cli.commands.limits import limits
 from cli.commands.local import bench, up
 from cli.commands.models import models
 from cli.commands.privacy import erase, redact
+from cli.commands.requests import requests
 from cli.commands.status import status
 from cli.commands.submit import submit
 from cli.commands.usage import usage
@@ -79,12 +82,15 @@ app.command(short_help="List batches.")(batches)
 app.add_typer(failed, name="failed")
 app.add_typer(models, name="models")
 app.add_typer(workers, name="workers")
+app.add_typer(requests, name="requests")
+app.command(short_help="Export the request log as a file.")(export)
 app.add_typer(usage, name="usage")
 app.add_typer(projects, name="projects")
 app.add_typer(keys, name="keys")
 app.add_typer(budgets, name="budgets")
 app.add_typer(limits, name="limits")
 app.add_typer(webhooks, name="webhooks")
+app.add_typer(evals, name="evals")
 app.command(short_help="List the prices of models.")(prices)
 app.command(short_help="List what operators have changed.")(audit)
 app.command(short_help="Show what redaction would leave of a text.")(redact)

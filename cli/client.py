@@ -187,12 +187,18 @@ class Client:
 
         return self.request("POST", path, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S), **options)
 
-    def download(self, path: str) -> Iterator[tuple[int | None, bytes]]:
-        """Yield the body of a response: its total size, if it is known, and the next bytes."""
+    def download(
+        self, path: str, params: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> Iterator[tuple[int | None, bytes]]:
+        """Yield the body of a response: its total size, if it is known, and the next bytes.
+
+        `timeout_s`: how long nothing may come.
+        """
         import httpx
 
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         try:
-            with self._http.stream("GET", path) as response:
+            with self._http.stream("GET", path, params=params, timeout=timeout) as response:
                 if not response.is_success:
                     response.read()
                     raise error_of(response)

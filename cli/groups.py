@@ -15,7 +15,8 @@ from cli.output import note, prepare_streams
 # In the order of `headrace --help`.
 COMMANDS = (
     "up", "status", "submit", "jobs", "job", "cancel", "feedback", "batch", "batches", "failed", "models", "workers",
-    "usage", "projects", "keys", "budgets", "limits", "webhooks", "prices", "audit", "bench",
+    "requests", "export", "usage", "projects", "keys", "budgets", "limits", "webhooks", "prices", "evals", "audit",
+    "bench",
 )  # fmt: skip
 
 
@@ -54,10 +55,12 @@ class RootGroup(TyperGroup):
 
 
 class ListGroup(TyperGroup):
-    """A group whose command is `list` if none is given."""
+    """A group with a command that runs if none is given: `list`, unless a subclass names another."""
+
+    default = "list"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         asks_for_help = args[:1] in (["--help"], ["-h"])
         if not asks_for_help and (not args or args[0].startswith("-")):
-            args = ["list", *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)

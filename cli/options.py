@@ -70,7 +70,7 @@ def show_list(
     else:
         print_table(columns, [row(item) for item in found], empty=empty)
     if client.more_after is not None:
-        seen = "The search was stopped after a second" if client.partial else "There are more"
+        seen = "The search was stopped early" if client.partial else "There are more"
         note(f"{seen}: add --after {client.more_after}, or --all.", style="dim")
 
 

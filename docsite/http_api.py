@@ -32,6 +32,7 @@ _TITLES = {
     "webhooks": "Webhooks",
     "cache": "Response cache",
     "savings": "Savings",
+    "evals": "Judges",
     "workers": "Workers and queues",
     "keys": "Keys and projects",
     "limits": "Limits",

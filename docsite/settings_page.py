@@ -38,6 +38,7 @@ _ABOUT = {
     "WebhookSettings": "[Webhooks](webhooks.md)",
     "CacheSettings": "[Response cache](caching.md)",
     "FeedbackSettings": "[Feedback](quality.md#from-a-browser)",
+    "EvalSettings": "[Rubrics](evals.md#rubrics)",
     "RoutingSettings": "[Training the classifier](routing.md#training-the-classifier)",
     "ConsoleSettings": "[Web console](console.md)",
     "RegionSettings": "[Several regions](deploy.md#several-regions)",

@@ -23,7 +23,7 @@ class Group:
 
 def groups(pages: Sequence[Page], viewer: Viewer) -> list[Group]:
     """The pages for which the viewer's key has the scope, grouped in the order of their first page."""
-    visible = [page for page in pages if page.scope is None or page.scope in viewer.principal.scopes]
+    visible = [page for page in pages if page.scope is None or viewer.principal.may(page.scope)]
     titles = dict.fromkeys(page.group for page in visible)
     return [Group(title, tuple(page for page in visible if page.group == title)) for title in titles]
 

@@ -10,6 +10,7 @@ from api.console.limits import routes as limits
 from api.console.overview import routes as overview
 from api.console.page import Page
 from api.console.playground import routes as playground
+from api.console.quality import routes as quality
 from api.console.routing import routes as routing
 from api.console.usage import routes as usage
 from api.console.webhooks import routes as webhooks
@@ -22,6 +23,7 @@ PAGES: tuple[Page, ...] = (
     fleet.PAGE,
     routing.PAGE,
     usage.PAGE,
+    quality.PAGE,
     limits.PAGE,
     webhooks.PAGE,
     keys.PAGE,

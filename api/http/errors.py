@@ -55,6 +55,10 @@ _NUL_IN_TEXT = "22021"
 T = TypeVar("T", str, str | None)
 
 
+class IncompleteResponse(Exception):
+    """A response that has begun cannot be completed. Its connection is closed, so that the client knows."""
+
+
 class ErrorBody(BaseModel):
     """An error: what went wrong, and in which parameter."""
 

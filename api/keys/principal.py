@@ -20,6 +20,8 @@ class Scope(StrEnum):
     """What a key may be used for."""
 
     INFERENCE = "inference"
+    # Read the request log of the project, with what was asked and answered, and export it.
+    LOGS = "logs"
     ADMIN = "admin"
     # Erase the data of end users of its project.
     ERASE = "erase"
@@ -53,9 +55,13 @@ class Principal:
         name = end_user_name(end_user)
         return self if name == self.end_user else replace(self, end_user=name)
 
+    def may(self, scope: Scope) -> bool:
+        """Whether the key has the scope. `admin` includes `logs`."""
+        return scope in self.scopes or (scope is Scope.LOGS and Scope.ADMIN in self.scopes)
+
     def require(self, scope: Scope) -> None:
         """Raise `Forbidden` if the key does not have the scope."""
-        if scope not in self.scopes:
+        if not self.may(scope):
             raise Forbidden(
                 f"This API key has no `{scope.value}` scope; use a key that was created with --scope {scope.value}."
             )

@@ -6,15 +6,19 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api.http.money import decimal_text, dollars
+from api.http.parquet import ParquetFile
 from api.keys.store import format_id
 from api.usage.store import COLUMNS, Dimension, UsageSelection
 from shared.postgres.usage_sums import VALUES
 from shared.runtime.chunked_json import Mapped
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # What a row shows beside its groups.
 SUMS = (
@@ -34,6 +38,11 @@ SUMS = (
     "saved",
     "unpriced",
 )
+_SHARES = ("cached_input_share", "cached_request_share")
+_AMOUNTS = ("cost", "charge", "saved")
+# Decimal places of amounts in Parquet.
+AMOUNT_DIGITS = 18
+_EXACT = Context(prec=38)
 # A spreadsheet takes a cell that begins with one of these for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -112,7 +121,7 @@ class Report:
     def json_sums(self, row: Any) -> dict[str, Any]:
         """The same for JSON."""
         found = self.sums(row)
-        return {**found, **{name: dollars(found[name]) for name in ("cost", "charge", "saved")}}
+        return {**found, **{name: dollars(found[name]) for name in _AMOUNTS}}
 
     def csv(self) -> bytes:
         """The rows as CSV, with a header. Amounts are exact."""
@@ -123,6 +132,20 @@ class Report:
             cells = [_cell(value) for value in self.groups(row).values()]
             writer.writerow([*cells, *map(_number, self.sums(row).values())])
         return file.getvalue().encode()
+
+    def parquet(self) -> bytes:
+        """The same as a Parquet file. `api.http.parquet.load_pyarrow` must have been called."""
+        file = ParquetFile(self._schema, {"headrace.currency": "usd"})
+        rows = [{**self.groups(row), **_quantized(self.sums(row))} for row in self.rows]
+        return file.add(rows) + file.end()
+
+    def _schema(self) -> pyarrow.Schema:
+        import pyarrow
+
+        whole, share, amount = pyarrow.int64(), pyarrow.float64(), pyarrow.decimal128(38, AMOUNT_DIGITS)
+        kinds = dict.fromkeys(SUMS, whole) | dict.fromkeys(_SHARES, share) | dict.fromkeys(_AMOUNTS, amount)
+        groups = {name: pyarrow.bool_() if name == Dimension.BATCH else pyarrow.string() for name in self.columns}
+        return pyarrow.schema(groups | kinds)
 
 
 def input_tokens(row: Any) -> int:
@@ -147,6 +170,13 @@ def known(row: Any, name: str) -> Decimal | None:
     """An amount of a row: the sum of what has a price; None if nothing has."""
     amount: Decimal = getattr(row, name)
     return None if row.unpriced and not amount else amount
+
+
+def _quantized(sums: dict[str, Any]) -> dict[str, Any]:
+    """The sums, with amounts of as many decimal places as Parquet has."""
+    unit = Decimal(1).scaleb(-AMOUNT_DIGITS)
+    amounts = {name: sums[name] for name in _AMOUNTS if sums[name] is not None}
+    return sums | {name: amount.quantize(unit, context=_EXACT) for name, amount in amounts.items()}
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, Query, Request, Response
 
 from api.http.large_json import JsonBody, json_response
+from api.http.parquet import PARQUET, load_pyarrow
 from api.keys.auth import AnyPrincipal
 from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, TimeZone
 from api.usage.periods import Periods, days_of, month_of, zone_of
@@ -27,7 +28,10 @@ MAX_LIMIT = 1000
 # About the bytes of an item as JSON or CSV.
 ITEM_BYTES = 400
 _CSV = "text/csv"
-_CSV_CONTENT: dict[str, Any] = {_CSV: {"schema": {"type": "string"}}}
+_FILES: dict[str, Any] = {
+    _CSV: {"schema": {"type": "string"}},
+    PARQUET: {"schema": {"type": "string", "format": "binary"}},
+}
 
 router = APIRouter(prefix="/v1/usage", tags=["usage"])
 
@@ -48,9 +52,16 @@ class Group(StrEnum):
 
 
 PERIODS = {Group.DAY: Periods.days, Group.MONTH: Periods.months}
+FormatName = Literal["json", "csv", "parquet"]
 Format = Annotated[
-    Literal["json", "csv"] | None, Query(description="By default, CSV if `Accept` prefers `text/csv`, otherwise JSON.")
+    FormatName | None,
+    Query(
+        description="By default, what `Accept` prefers: `text/csv`, `application/vnd.apache.parquet`, otherwise JSON."
+        " Parquet needs pyarrow on the server."
+    ),
 ]
+
+_ACCEPTED: dict[str, FormatName] = {_CSV: "csv", PARQUET: "parquet"}
 
 
 def _filter(description: str) -> Any:
@@ -60,7 +71,7 @@ def _filter(description: str) -> Any:
 @router.get(
     "",
     response_model=UsageReport,
-    responses={**USAGE_ERRORS, 200: {"model": UsageReport, "content": _CSV_CONTENT}},
+    responses={**USAGE_ERRORS, 200: {"model": UsageReport, "content": _FILES}},
 )
 async def get_usage(
     request: Request,
@@ -75,7 +86,7 @@ async def get_usage(
     user: Annotated[list[str] | None, _filter("Only usage of this end user; empty: of none.")] = None,
     model: Annotated[list[str] | None, _filter("Only usage of this model.")] = None,
     batch: Annotated[bool | None, Query(description="Only lines of batches, or none of them.")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="CSV has all items.")] = MAX_LIMIT,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Files have all items.")] = MAX_LIMIT,
     page: Annotated[str | None, Query(description="`next_page` of the previous page.")] = None,
     format: Format = None,  # noqa: A002
 ) -> Response:
@@ -87,8 +98,9 @@ async def get_usage(
         principal, projects=project or (), keys=key or (), users=user or (), models=model or (), batch=batch
     )
     selection, period = _selection(groups, first, after, zone, filters)
-    if _wants_csv(request, format):
-        return await _csv(await usage.report(selection, period, reader=principal), "usage.csv")
+    wanted = format or _preferred(request)
+    if wanted != "json":
+        return await _file(await usage.report(selection, period, reader=principal), "usage", wanted)
     offset = _offset(page)
     report, has_more = await usage.page(selection, period, limit=limit, offset=offset, reader=principal)
     head = {
@@ -108,7 +120,7 @@ async def get_usage(
 @router.get(
     "/statement",
     response_model=UsageStatement,
-    responses={**USAGE_ERRORS, 200: {"model": UsageStatement, "content": _CSV_CONTENT}},
+    responses={**USAGE_ERRORS, 200: {"model": UsageStatement, "content": _FILES}},
 )
 async def get_statement(
     request: Request,
@@ -129,8 +141,9 @@ async def get_statement(
     lines = await usage.report(
         UsageSelection(periods, filters, (Dimension.MODEL, Dimension.SERVICE_TIER, Dimension.BATCH)), reader=principal
     )
-    if _wants_csv(request, format):
-        return await _csv(lines, f"statement-{month}.csv")
+    wanted = format or _preferred(request)
+    if wanted != "json":
+        return await _file(lines, f"statement-{month}", wanted)
     return await json_response(JsonBody(partial(_statement, name, month, time_zone, complete, lines), 0))
 
 
@@ -164,17 +177,26 @@ def _statement(project: str, month: str, time_zone: str, complete: bool, lines: 
     }
 
 
-def _wants_csv(request: Request, chosen: Literal["json", "csv"] | None) -> bool:
-    if chosen is not None:
-        return chosen == "csv"
+def _preferred(request: Request) -> FormatName:
+    """The format that a client accepts first."""
     first = request.headers.get("accept", "").split(",")[0]
-    return first.split(";")[0].strip().lower() == _CSV
+    return _ACCEPTED.get(first.split(";")[0].strip().lower(), "json")
 
 
-async def _csv(report: Report, filename: str) -> Response:
-    content = await off_loop(ITEM_BYTES * len(report.rows), report.csv)
-    headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
-    return Response(content, headers=headers, media_type=f"{_CSV}; charset=utf-8")
+async def _file(report: Report, name: str, file_format: Literal["csv", "parquet"]) -> Response:
+    """A report as a file.
+
+    Raises:
+        InvalidRequest: its format needs a package that is not installed.
+    """
+    size = ITEM_BYTES * len(report.rows)
+    if file_format == "csv":
+        content, media_type = await off_loop(size, report.csv), f"{_CSV}; charset=utf-8"
+    else:
+        await load_pyarrow()
+        content, media_type = await off_loop(size, report.parquet), PARQUET
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{file_format}"'}
+    return Response(content, headers=headers, media_type=media_type)
 
 
 def _offset(page: str | None) -> int:

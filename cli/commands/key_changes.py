@@ -64,7 +64,8 @@ def change_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, such as key_12.")],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Another name.")] = None,
     scope: Annotated[
-        list[str] | None, typer.Option(metavar="SCOPE", help="Its only scope: inference, admin or erase. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="SCOPE", help="Its only scope: inference, logs, erase or admin. Repeatable."),
     ] = None,
     expires: Annotated[
         str | None, typer.Option(metavar="DURATION", help=f"How long it is valid from now on: 90d; {NEVER}: for ever.")

@@ -54,6 +54,7 @@ class Scope(StrEnum):
     """What a key may be used for."""
 
     INFERENCE = "inference"
+    LOGS = "logs"
     ADMIN = "admin"
     ERASE = "erase"
 
@@ -83,7 +84,8 @@ def create(
         typer.Option(metavar="NAME", help="The project, created if it is missing. Without it: a new one of this name."),
     ] = None,
     scope: Annotated[
-        list[Scope] | None, typer.Option(metavar="SCOPE", help="inference or admin. Repeatable.  [default: inference]")
+        list[Scope] | None,
+        typer.Option(metavar="SCOPE", help="inference, logs or admin. Repeatable.  [default: inference]"),
     ] = None,
     expires: Expires = None,
     priority_floor: Annotated[

@@ -50,7 +50,8 @@ STATEMENTS = (
     """,
     "CREATE TABLE IF NOT EXISTS request_log_default PARTITION OF request_log DEFAULT",
     """
-    CREATE INDEX IF NOT EXISTS request_log_end_user ON request_log (project_id, end_user) WHERE end_user IS NOT NULL
+    CREATE INDEX IF NOT EXISTS request_log_end_user ON request_log (project_id, end_user, ended_at, job_id)
+    WHERE end_user IS NOT NULL
     """,
     "CREATE INDEX IF NOT EXISTS request_log_pending ON request_log (ended_at) WHERE body = 'pending'",
     "CREATE INDEX IF NOT EXISTS request_log_project ON request_log (project_id, ended_at, job_id)",

@@ -68,6 +68,7 @@ STATEMENTS = (
         answered_at timestamptz,
         created_at timestamptz DEFAULT now() NOT NULL,
         ended_at timestamptz,
+        due_at timestamptz DEFAULT now() NOT NULL,
         PRIMARY KEY (id),
         FOREIGN KEY(run_id) REFERENCES eval_runs (id) ON DELETE CASCADE,
         UNIQUE (judge_job_id)
@@ -75,7 +76,7 @@ STATEMENTS = (
     """,
     "CREATE INDEX IF NOT EXISTS judgements_item ON judgements (item)",
     "CREATE UNIQUE INDEX IF NOT EXISTS judgements_of ON judgements (run_id, item, position, model)",
-    "CREATE INDEX IF NOT EXISTS judgements_pending ON judgements (id) WHERE state = 'pending'",
+    "CREATE INDEX IF NOT EXISTS judgements_pending ON judgements (due_at) WHERE state = 'pending'",
     "CREATE INDEX IF NOT EXISTS judgements_project ON judgements (project_id, answered_at)",
     """
     CREATE TABLE IF NOT EXISTS labels (

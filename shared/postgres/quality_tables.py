@@ -101,10 +101,12 @@ class JudgementRow(Base):
     answered_at: Mapped[datetime | None] = mapped_column(Timestamp)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # When a pending one is to be submitted, or its job to be looked at.
+    due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
     __table_args__ = (
         Index("judgements_of", "run_id", "item", "position", "model", unique=True),
-        Index("judgements_pending", "id", postgresql_where=text("state = 'pending'")),
+        Index("judgements_pending", "due_at", postgresql_where=text("state = 'pending'")),
         Index("judgements_project", "project_id", "answered_at"),
         Index("judgements_item", "item"),
     )

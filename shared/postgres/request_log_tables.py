@@ -55,7 +55,14 @@ class RequestLogRow(Base):
         Index("request_log_project", "project_id", "ended_at", "job_id"),
         Index("request_log_time", "ended_at", "job_id"),
         Index("request_log_pending", "ended_at", postgresql_where=text("body = 'pending'")),
-        Index("request_log_end_user", "project_id", "end_user", postgresql_where=text("end_user IS NOT NULL")),
+        Index(
+            "request_log_end_user",
+            "project_id",
+            "end_user",
+            "ended_at",
+            "job_id",
+            postgresql_where=text("end_user IS NOT NULL"),
+        ),
         {"postgresql_partition_by": "RANGE (ended_at)"},
     )
 

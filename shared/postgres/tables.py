@@ -208,7 +208,7 @@ class JobRow(Base):
 
     # The model or route that the client named, if another model serves it.
     requested_model: Mapped[str | None] = mapped_column(Text)
-    # What the job is for, if it is not a client's request: `summary`, `count_tokens`.
+    # What the job is for, if it is not a client's request: `summary`, `count_tokens`, `judge`.
     kind: Mapped[str | None] = mapped_column(Text)
     # `shared.domain.decisions.Decisions`.
     decisions: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))

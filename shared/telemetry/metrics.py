@@ -17,6 +17,8 @@ from shared.domain.errors import ErrorCode
 from shared.domain.job import JobStatus, JobSummary
 from shared.domain.result import JobResult
 from shared.telemetry.definitions.answers import AnswerMetrics
+from shared.telemetry.definitions.evals import EvalMetrics
+from shared.telemetry.definitions.exports import ExportMetrics
 from shared.telemetry.definitions.jobs import JobMetrics
 from shared.telemetry.definitions.labels import MODEL, OTHER, priority_label
 from shared.telemetry.definitions.privacy import PrivacyMetrics
@@ -38,8 +40,10 @@ class Metrics(
     UsageMetrics,
     RequestLogMetrics,
     PrivacyMetrics,
+    ExportMetrics,
     WebhookMetrics,
     QualityMetrics,
+    EvalMetrics,
     WorkerMetrics,
 ):
     """The metrics of one process."""
@@ -55,8 +59,10 @@ class Metrics(
         UsageMetrics.__init__(self, new)
         RequestLogMetrics.__init__(self, new)
         PrivacyMetrics.__init__(self, new)
+        ExportMetrics.__init__(self, new)
         WebhookMetrics.__init__(self, new)
         QualityMetrics.__init__(self, new)
+        EvalMetrics.__init__(self, new)
         WorkerMetrics.__init__(self, new)
         self._models: frozenset[str] = frozenset()
         self._declare(models)

@@ -23,6 +23,12 @@ VLLM_OPTIONS: dict[str, object] = {
     "max_num_seqs": 32,
     "kv_cache_memory_bytes": 1 << 30,
 }
+# The second one leaves no room for an answer that can be parsed.
+VLLM_RUBRICS = """\
+rubrics:
+  - {name: helpful, question: Which answer is right?, judge: smollm2, max_tokens: 80}
+  - {name: cut, question: Which answer is right?, judge: smollm2, max_tokens: 3}
+"""
 # A system message that is longer than a block of the prompt cache, which has 128 tokens on a CPU.
 WARM_TEXT = " ".join(f"Rule {number}: answer in {number} words." for number in range(20))
 
@@ -121,6 +127,8 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
     ]
     routes: list[dict[str, object]] = [{"name": "auto", "models": ["smollm2"]}]
     stack = make_stack(servers, tmp_path_factory, "vllm", models, routes=routes, redis_db=VLLM_REDIS_DB)
+    stack.environment["HEADRACE_RUBRICS"] = str(stack.folder / "rubrics.yaml")
+    (stack.folder / "rubrics.yaml").write_text(VLLM_RUBRICS)
     try:
         stack.start_api()
         stack.start_worker("smollm2", within_s=240)

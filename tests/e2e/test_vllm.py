@@ -15,6 +15,7 @@ import pytest
 from chaos.sse import read_events
 from tests.e2e.conftest import WARM_TEXT
 from tests.e2e.test_jobs import wait_for_end
+from tests.e2e.test_projects import bearer, create_key
 from tests.support.metrics import Samples, samples
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
@@ -469,3 +470,34 @@ class TestFailover:
         assert call == list(complete_call[1:])
         assert len(engine) >= 2
         assert not any(process.is_running() for process in engine), "the engine of the killed worker has exited"
+
+
+async def test_a_real_model_judges_in_both_orders(vllm_stack: Stack) -> None:
+    """Its opinions are worth nothing. Its answers keep to the schema, or are no scores."""
+    key = create_key(vllm_stack, "judge-of-vllm", "--scope", "admin")
+    item = {
+        "id": "q1",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "answers": [{"model": "a", "text": "It is Paris."}, {"model": "b", "text": "It is Lyon."}],
+    }
+    found = {}
+    async with bearer(vllm_stack, key) as client:
+        for rubric in ("helpful", "cut"):
+            body = {"kind": "pairwise", "rubric": rubric, "models": ["a", "b"],
+                "set": {"name": "x", "sha256": "0" * 64, "items": 1}}  # fmt: skip
+            run = (await client.post("/v1/evals/runs", json=body)).json()
+            added = await client.post(f"/v1/evals/runs/{run['id']}/items", json={"items": [item]})
+            assert added.status_code == 200, added.text
+            found[rubric] = f"/v1/evals/runs/{run['id']}"
+
+        async def have_ended() -> bool:
+            runs = [(await client.get(path)).json() for path in found.values()]
+            return all(run["ended_at"] is not None for run in runs)
+
+        await eventually(have_ended, "the judgements have ended", within_s=180)
+        judged = {name: (await client.get(f"{path}/judgements")).json()["data"] for name, path in found.items()}
+    for judgements in judged.values():
+        assert [one["position"] for one in judgements] == [1, 2]
+    for one in judged["helpful"]:
+        assert (one["state"], one["score"]) in [("scored", 0), ("scored", 0.5), ("scored", 1), ("unparsable", None)]
+    assert [(one["state"], one["score"]) for one in judged["cut"]] == [("unparsable", None)] * 2

@@ -8,6 +8,7 @@ import logging
 from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.errors import IncompleteResponse
 from api.http.sse import StoppedReading
 from shared.telemetry.metrics import Metrics
 
@@ -18,8 +19,8 @@ class InterruptedResponses:
     """ASGI middleware: closes the connection of a response that cannot be completed.
 
     A client that does not read its stream is disconnected. A shutdown ends streams, and cancels what has not ended
-    within the grace period. In both cases the connection is closed in the middle of the response, so that the client
-    knows that it is incomplete. Errors are passed on.
+    within the grace period. A file that is written while it is sent may fail in the middle. In all cases the connection
+    is closed in the middle of the response, so that the client knows that it is incomplete. Other errors are passed on.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -43,6 +44,9 @@ class InterruptedResponses:
         except StoppedReading:
             self._metrics.stream_drops.inc()
             logger.info("a client reads nothing and is disconnected: %s", scope["path"])
+        except IncompleteResponse:
+            if not started:
+                raise
         except asyncio.CancelledError:
             if not (started and AppStatus.should_exit):
                 raise

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
 import yaml
-import yaml.reader
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -23,6 +22,7 @@ from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
+from shared.config.yaml_file import Location, YamlFileError, field_name, line_of, read_yaml
 from shared.domain.errors import NotFound
 from shared.domain.field_types import message_of
 
@@ -168,26 +168,10 @@ def load_registry(path: Path) -> Registry:
         RegistryError: the file is missing, is not YAML, or a field is wrong; the message names the line and the field.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RegistryError(f"{path}: cannot be read ({error.strerror}); set HEADRACE_MODELS to a file") from error
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RegistryError(f"{path}, line {line}: not valid YAML: not UTF-8") from error
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise RegistryError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise RegistryError(f"{path}, line {line}: not valid YAML: {error.reason}") from error
-    if problems := list(_repeated_keys(path, tree)):
-        raise RegistryError("\n".join(problems))
+        file = read_yaml(path, variable="HEADRACE_MODELS", root="models")
+    except YamlFileError as error:
+        raise RegistryError(str(error)) from error
+    tree, data = file.tree, file.data
     try:
         parsed = TypeAdapter(_File).validate_python(data)
     except ValidationError as error:
@@ -289,29 +273,6 @@ def _summarizer_problem(spec: ModelSpec, models: Mapping[str, ModelSpec]) -> str
     return None
 
 
-def _repeated_keys(path: Path, tree: yaml.Node | None) -> Iterator[str]:
-    """Mappings that have a key twice: YAML would keep the last value."""
-    nodes: list[tuple[yaml.Node, tuple[int | str, ...]]] = [(tree, ())] if tree is not None else []
-    seen = set()
-    while nodes:
-        node, location = nodes.pop(0)
-        if id(node) in seen:  # of an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += [(item, (*location, index)) for index, item in enumerate(node.value)]
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[tuple[str, str], int] = {}
-            for key, value in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                line, name, below = key.start_mark.line + 1, (key.tag, key.value), (*location, key.value)
-                if name in lines:
-                    yield f"{path}, line {line}: {_field(below)}: is already set in line {lines[name]}"
-                lines.setdefault(name, line)
-                nodes.append((value, below))
-
-
 def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
     location, message = problem["loc"], message_of(problem)
     match problem["type"]:
@@ -336,7 +297,7 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
     return f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"
 
 
-def _steps(location: tuple[int | str, ...]) -> list[int | str]:
+def _steps(location: Location) -> list[int | str]:
     """A pydantic location without the union tags that pydantic inserts: of the entry's kind, and of its engine."""
     kind, engine = location[2:3], location[3:4]
     if kind not in ((_MODEL,), (_ADAPTER,)):
@@ -350,27 +311,9 @@ def _steps_of(context: Mapping[str, Any] | None) -> Iterator[int | str]:
         yield int(step) if step.isdigit() else step
 
 
-def _field(location: tuple[int | str, ...]) -> str:
-    name = ""
-    for step in _steps(location):
-        name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else str(step)
-    return name or "models"
+def _field(location: Location) -> str:
+    return field_name(tuple(_steps(location)), "models")
 
 
-def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """The line (counted from 1) of a location; of its closest existing parent if it is missing."""
-    line = node.start_mark.line + 1 if node else 1
-    for step in _steps(location):
-        if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-        elif isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == step:
-                    line, node = key.start_mark.line + 1, value
-                    break
-            else:
-                break
-        else:
-            break
-    return line
+def _line(tree: yaml.Node | None, location: Location) -> int:
+    return line_of(tree, tuple(_steps(location)))

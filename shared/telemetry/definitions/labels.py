@@ -76,3 +76,19 @@ class TokenLimitOutcome(StrEnum):
     DEFAULT = "default"
     REFUSED_OUTPUT = "refused_output"
     REFUSED_INPUT = "refused_input"
+
+
+class SamplingSkip(StrEnum):
+    """Why an answer that was selected for a judge was not judged."""
+
+    # A budget or a quota of the project of judges has no room.
+    BUDGET = "budget"
+    QUOTA = "quota"
+    # Judges are slower than the sample.
+    BACKLOG = "backlog"
+    # The request log does not have the answer any more, or it cannot be read.
+    BODY = "body"
+    # The rubric was changed or removed in between.
+    RUBRIC = "rubric"
+    # The model of the judge does not exist, or cannot take the request.
+    JUDGE = "judge"

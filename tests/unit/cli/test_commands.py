@@ -561,7 +561,7 @@ def test_search_that_was_stopped_says_how_to_go_on(api: ScriptedApi) -> None:
     api.on("GET /v1/jobs", stopped)
     result = run(api.url, "jobs")
     assert len(api.requests) == 1
-    assert "stopped after a second: add --after job_9, or --all" in result.stderr
+    assert "stopped early: add --after job_9, or --all" in result.stderr
 
 
 def test_status_once(api: ScriptedApi) -> None:

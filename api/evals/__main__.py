@@ -1,0 +1,203 @@
+"""`python -m api.evals run|compare`: judge the answers of a set, and compare two models over it.
+
+It talks to the API at HEADRACE_URL with the key in HEADRACE_API_KEY, which needs the scopes `inference` and `admin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from api.evals.chart import svg
+from api.evals.driver import Answers, Driver, DriverError
+from api.evals.reference import METRICS
+from api.evals.sets import EvalSet, SetError, read_set
+from api.evals.statistics import Conclusion, Difference, paired_difference
+from api.quality.intervals import Interval
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_MAX_TOKENS = 512
+_CONCLUSIONS = {
+    Conclusion.WORSE: "{b} is worse than {a}.",
+    Conclusion.BETTER: "{b} is better than {a}, not worse.",
+    Conclusion.NO_DIFFERENCE: "No difference is shown: {b} may be a little worse or a little better than {a}.",
+    Conclusion.TOO_FEW: "There are too few items to tell.",
+}
+
+
+def show_progress(what: str, done: int, total: int) -> None:
+    """Show on a terminal how far a step is."""
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done}/{total}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+
+
+async def compare(arguments: argparse.Namespace, driver: Driver) -> int:
+    """Compare two models over a set; returns the exit status: 3 if the second is worse."""
+    items, a, b = read_set(arguments.set, arguments.limit), arguments.a, arguments.b
+    uses_judge = arguments.rubric is not None or arguments.judge is not None
+    if not uses_judge and not items.has_expected:
+        raise SetError("name a --rubric or a --judge: not all items of the set have an `expected` answer")
+    answers = [await driver.answers(model, items, max_tokens=arguments.max_tokens) for model in (a, b)]
+    for one in answers:
+        _report_failures(one)
+    shares: tuple[int, int, int] | None = None
+    if uses_judge:
+        difference, lines, shares = await _judged(arguments, driver, items, answers)
+        what = f"preference for {b}, from -1 to 1"
+    else:
+        difference, lines = _referenced(arguments.metric, items, answers)
+        what = f"{arguments.metric} against the expected answers"
+    print("\n".join([*lines, *conclusion(difference, a, b, what)]))
+    if arguments.chart is not None:
+        title = f"Is {b} worse than {a}? ({items.name})"
+        arguments.chart.write_text(svg(title, difference, a=a, b=b, what=what, shares=shares))
+        print(f"picture: {arguments.chart}")
+    return 3 if difference.conclusion is Conclusion.WORSE else 0
+
+
+async def _judged(
+    arguments: argparse.Namespace, driver: Driver, items: EvalSet, answers: Sequence[Answers]
+) -> tuple[Difference, list[str], tuple[int, int, int]]:
+    run = await driver.judge("pairwise", items, answers, rubric=arguments.rubric, judge=arguments.judge)
+    found = await driver.comparison(arguments.a, arguments.b, run["id"])
+    pairs, interval = found["pairwise"], found["interval"]
+    difference = Difference(
+        found["n"], found["difference"], None if interval is None else Interval(**interval), found["p"]
+    )
+    lines = [
+        f"judge: {found['judge']}, rubric {found['rubric']}, run {run['id']}",
+        f"preferred: {arguments.a} {pairs['a_wins']}, neither {pairs['ties']}, {arguments.b} {pairs['b_wins']}",
+        f"disagreement of the two orders: {_share(pairs['order_disagreement'], found['n'])}",
+        f"not scored: {found['unparsable']} unparsable, {found['failed']} failed",
+    ]
+    return difference, lines, (pairs["a_wins"], pairs["ties"], pairs["b_wins"])
+
+
+def _referenced(metric: str, items: EvalSet, answers: Sequence[Answers]) -> tuple[Difference, list[str]]:
+    score, first, second = METRICS[metric], answers[0].texts, answers[1].texts
+    scored = [
+        (score(first[item.id], item.expected or ""), score(second[item.id], item.expected or ""))
+        for item in items.items
+        if item.id in first and item.id in second
+    ]
+    count = len(scored) or 1
+    means = [sum(pair[index] for pair in scored) / count for index in (0, 1)]
+    lines = [f"{one.model}: {metric} {mean:.3f}" for one, mean in zip(answers, means, strict=True)]
+    return paired_difference([other - one for one, other in scored]), lines
+
+
+def conclusion(difference: Difference, a: str, b: str, what: str) -> list[str]:
+    """The lines that say whether `b` is worse."""
+    if difference.mean is None:
+        return ["No item was compared."]
+    interval = difference.interval
+    between = "" if interval is None else f", 95 % interval {interval.low:+.3f} to {interval.high:+.3f}"
+    p = "" if difference.p is None else f", p of no difference {difference.p:.4f}"
+    return [
+        f"{what}: {difference.mean:+.3f}{between}{p}, n = {difference.n}",
+        _CONCLUSIONS[difference.conclusion].format(a=a, b=b),
+    ]
+
+
+async def run(arguments: argparse.Namespace, driver: Driver) -> int:
+    """Judge the answers of a set: those of models, or the recorded ones; returns the exit status."""
+    items = read_set(arguments.set, arguments.limit)
+    if arguments.model:
+        answers = [await driver.answers(model, items, max_tokens=arguments.max_tokens) for model in arguments.model]
+        for one in answers:
+            _report_failures(one)
+    else:
+        recorded = {item.id: item.answer for item in items.items if item.answer is not None}
+        if not recorded:
+            raise SetError("the set has no recorded answers: name the --model that answers")
+        models = Counter(item.model for item in items.items if item.answer is not None and item.model is not None)
+        # The answers of an export may be those of several models; the set then stands for all of them.
+        name = next(iter(models)) if len(models) == 1 else items.name
+        answers = [Answers(name, recorded)]
+    found = await driver.judge("set", items, answers, rubric=arguments.rubric, judge=arguments.judge)
+    judgements = await driver.judgements(found["id"])
+    print(f"judge: {found['judge']}, rubric {found['rubric']}, run {found['id']}")
+    for one in answers:
+        print(_scores(one.model, [other for other in judgements if other["model"] == one.model]))
+    return 0
+
+
+def _scores(model: str, judgements: Sequence[dict[str, Any]]) -> str:
+    from api.quality.intervals import bootstrap_mean
+
+    scores = Counter(float(one["score"]) for one in judgements if one["state"] == "scored")
+    states = Counter(one["state"] for one in judgements)
+    without = f"{states['unparsable']} unparsable, {states['failed']} failed"
+    if not scores:
+        return f"{model}: no scores; {without}"
+    mean = bootstrap_mean(scores)
+    interval = "" if mean.interval is None else f", 95 % interval {mean.interval.low:.3f} to {mean.interval.high:.3f}"
+    return f"{model}: mean {mean.mean:.3f}{interval}, n = {mean.n}; {without}"
+
+
+def _report_failures(answers: Answers) -> None:
+    if answers.failed:
+        item, problem = next(iter(answers.failed.items()))
+        print(
+            f"{answers.model} has not answered {len(answers.failed)} items, such as {item}: {problem}", file=sys.stderr
+        )
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count} of {of} items" + (f" ({count / of:.0%})" if of else "")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m api.evals", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    one = actions.add_parser("run", help="score the answers of a set by a rubric")
+    one.add_argument("rubric", metavar="RUBRIC")
+    one.add_argument(
+        "--model", action="append", default=[], metavar="NAME", help="let this model answer; default: recorded answers"
+    )
+    two = actions.add_parser("compare", help="is model B worse than model A?")
+    two.add_argument("a", metavar="A")
+    two.add_argument("b", metavar="B")
+    two.add_argument("--rubric", metavar="NAME", help="compare by its question; default: which answer is better")
+    two.add_argument("--metric", choices=list(METRICS), default="f1", help="without a judge: how answers are scored")
+    two.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw the result")
+    for action in (one, two):
+        action.add_argument("--set", type=Path, required=True, metavar="FILE.jsonl")
+        action.add_argument("--judge", metavar="MODEL", help="the model that judges; default: that of the rubric")
+        action.add_argument("--limit", type=_count, metavar="N", help="only the first items of the set")
+        action.add_argument(
+            "--max-tokens", type=_count, default=DEFAULT_MAX_TOKENS, metavar="N", help="of each answer, at most"
+        )
+    parsed = parser.parse_args(arguments)
+    key = os.environ.get("HEADRACE_API_KEY")
+    if not key:
+        print("HEADRACE_API_KEY: set it to a key with the scopes inference and admin", file=sys.stderr)
+        return 2
+    url = os.environ.get("HEADRACE_URL") or DEFAULT_URL
+
+    async def call() -> int:
+        async with Driver(url, key, show_progress) as driver:
+            return await (compare if parsed.action == "compare" else run)(parsed, driver)
+
+    try:
+        return asyncio.run(call())
+    except (DriverError, SetError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

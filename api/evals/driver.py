@@ -1,0 +1,213 @@
+"""Runs and comparisons over a set, through the API: models answer the items, and judges compare the answers.
+
+Everything that takes long is a job, and each call may be repeated: a command that was interrupted finds the answers
+of the models again, if it is started with the same set before their jobs are deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import orjson
+
+from api.evals.sets import EvalSet, SetItem
+from shared.domain.priorities import BATCH_PRIORITY
+
+# Jobs of a command that are open at the same time.
+CONCURRENCY = 32
+# Items that are sent to the judges at once.
+ITEMS_PER_CALL = 20
+POLL_S, MAX_POLL_S = 0.5, 5.0
+WAIT_S = 30
+TIMEOUT_S = 90.0
+_RETRIED = (429, 500, 502, 503, 504)
+MAX_TRIES = 8
+MAX_RETRY_S = 30.0
+
+Progress = Callable[[str, int, int], None]
+
+
+class DriverError(Exception):
+    """The command cannot continue; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers of a model to the items of a set, by item. `failed`: items that it has not answered, and why."""
+
+    model: str
+    texts: Mapping[str, str]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+class Driver:
+    """Calls the API for a command. Use it as a context manager."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        progress: Progress,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=TIMEOUT_S, transport=transport
+        )
+        self._progress = progress
+        self._sleep = sleep
+
+    async def __aenter__(self) -> Driver:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Send a request, and again while the server is busy.
+
+        Raises:
+            DriverError: it is refused, or the server is unavailable for long.
+        """
+        for attempt in range(MAX_TRIES):
+            try:
+                response = await self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                problem, wait_s = f"{type(error).__name__}: {error}", 2.0**attempt / 4
+            else:
+                if response.is_success:
+                    found: dict[str, Any] = response.json()
+                    return found
+                problem = _problem(response)
+                if response.status_code not in _RETRIED or response.headers.get("x-should-retry") == "false":
+                    break
+                wait_s = float(response.headers.get("retry-after", 2.0**attempt / 4))
+            if attempt < MAX_TRIES - 1:
+                await self._sleep(min(wait_s, MAX_RETRY_S))
+        raise DriverError(f"{method} {path}: {problem}")
+
+    async def answers(self, model: str, items: EvalSet, *, max_tokens: int | None) -> Answers:
+        """Let a model answer the items, as jobs at the priority of batches."""
+        slots, done = asyncio.Semaphore(CONCURRENCY), 0
+
+        async def answer(item: SetItem) -> tuple[str, str | None, str]:
+            nonlocal done
+            async with slots:
+                found = await self._answer(model, items, item, max_tokens)
+            done += 1
+            self._progress(f"{model} answers", done, len(items.items))
+            return item.id, *found
+
+        texts, failed = {}, {}
+        for item_id, text, problem in await asyncio.gather(*map(answer, items.items)):
+            if text is None:
+                failed[item_id] = problem
+            else:
+                texts[item_id] = text
+        return Answers(model, texts, failed)
+
+    async def _answer(
+        self, model: str, items: EvalSet, item: SetItem, max_tokens: int | None
+    ) -> tuple[str | None, str]:
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": _messages(item),
+            "priority": BATCH_PRIORITY,
+            "temperature": 0,
+        }
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        digest = hashlib.sha256(orjson.dumps([items.sha256, item.id, body])).hexdigest()
+        headers = {"Idempotency-Key": f"eval-{digest[:48]}", "Prefer": f"wait={WAIT_S}"}
+        job, wait_s = await self.call("POST", "/v1/jobs", json=body, headers=headers), POLL_S
+        while job["status"] in ("queued", "in_progress", "cancelling"):
+            await self._sleep(wait_s)
+            wait_s = min(MAX_POLL_S, wait_s * 1.5)
+            job = await self.call("GET", f"/v1/jobs/{job['id']}")
+        if job["status"] not in ("completed", "incomplete"):
+            return None, (job.get("error") or {}).get("message") or job["status"]
+        return job.get("output_text") or "", ""
+
+    async def judge(
+        self,
+        kind: str,
+        items: EvalSet,
+        answers: Sequence[Answers],
+        *,
+        rubric: str | None,
+        judge: str | None,
+    ) -> dict[str, Any]:
+        """Let a judge score the answers, or compare them, and return the run once it has ended."""
+        wanted = [item for item in items.items if all(item.id in one.texts for one in answers)]
+        if not wanted:
+            raise DriverError("there are no answers to judge")
+        run = await self.call(
+            "POST",
+            "/v1/evals/runs",
+            json={
+                "kind": kind,
+                "rubric": rubric,
+                "judge": judge,
+                "models": [one.model for one in answers],
+                "set": {"name": items.name[:200], "sha256": items.sha256, "items": len(wanted)},
+            },
+        )
+        for start in range(0, len(wanted), ITEMS_PER_CALL):
+            part = wanted[start : start + ITEMS_PER_CALL]
+            body = {"items": [_item(item, answers) for item in part]}
+            await self.call("POST", f"/v1/evals/runs/{run['id']}/items", json=body)
+        wait_s = POLL_S
+        while run["ended_at"] is None:
+            await self._sleep(wait_s)
+            wait_s = min(MAX_POLL_S, wait_s * 1.5)
+            run = await self.call("GET", f"/v1/evals/runs/{run['id']}")
+            ended = sum(count for state, count in run["judgements"].items() if state != "pending")
+            self._progress("judged", ended, run["expected"])
+        return run
+
+    async def comparison(self, a: str, b: str, run_id: str) -> dict[str, Any]:
+        """Compare two models by a run."""
+        return await self.call("GET", "/v1/evals/comparison", params={"a": a, "b": b, "run_id": run_id})
+
+    async def judgements(self, run_id: str) -> list[dict[str, Any]]:
+        """All judgements of a run."""
+        found: list[dict[str, Any]] = []
+        params: dict[str, Any] = {"limit": 100}
+        while True:
+            page = await self.call("GET", f"/v1/evals/runs/{run_id}/judgements", params=params)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            params["after"] = page["last_id"]
+
+
+def _messages(item: SetItem) -> list[dict[str, str]]:
+    """The messages of a request. Results of tools are given as messages of the user, because a set has texts only."""
+    return [
+        {"role": "user", "content": f"[result of a tool]\n{text}"}
+        if role == "tool"
+        else {"role": role, "content": text}
+        for role, text in item.messages
+    ]
+
+
+def _item(item: SetItem, answers: Iterable[Answers]) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "messages": [{"role": role, "content": text} for role, text in item.messages],
+        "answers": [{"model": one.model, "text": one.texts[item.id]} for one in answers],
+    }
+
+
+def _problem(response: httpx.Response) -> str:
+    try:
+        error = response.json()["error"]
+        return f"{response.status_code}: {error['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}"

@@ -1,0 +1,395 @@
+"""SQL of runs and their judgements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Double,
+    Row,
+    Select,
+    and_,
+    case,
+    cast,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy import Text as SqlText
+from sqlalchemy.dialects.postgresql import JSONB, insert
+
+from api.evals.rubrics import Rubric
+from shared.domain.ids import is_id, new_id
+from shared.domain.job import TERMINAL, Choice, JobStatus
+from shared.postgres.engine import transaction
+from shared.postgres.quality_tables import EvalRunRow, JudgementRow
+from shared.postgres.store import Store, seconds
+from shared.postgres.tables import JobRow
+from shared.postgres.usage_tables import UsageEventRow
+
+RUN_PREFIX = "evalrun_"
+# Until a process that has taken a judgement has to be done with it; then another may take it.
+LEASE_S = 60.0
+# How often the job of a judgement is looked at, from soon after its submission to at most so many seconds: a judge's
+# answer is deleted a minute after its end, because its level of the request log is `none`.
+MIN_WAIT_S, MAX_WAIT_S = 2.0, 20.0
+
+
+class RunKind(StrEnum):
+    """What a run judges: sampled answers of the request log, the answers of a set, or pairs of two models' answers."""
+
+    LIVE = "live"
+    SET = "set"
+    PAIRWISE = "pairwise"
+
+
+class JudgementState(StrEnum):
+    """The states of a judgement. Only a `scored` one has a score."""
+
+    PENDING = "pending"
+    SCORED = "scored"
+    # The judge's answer is not one that the rubric allows.
+    UNPARSABLE = "unparsable"
+    # The judge gave no answer.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run. `counts`: its judgements by state."""
+
+    id: str
+    kind: RunKind
+    project_id: int | None
+    rubric: str
+    prompt_version: str
+    judge_model: str
+    options: Mapping[str, Any]
+    created_at: datetime
+    ended_at: datetime | None
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NewJudgement:
+    """A judgement to make. `position`: 0 of one answer, else which model's answer is shown first."""
+
+    item: str
+    model: str
+    position: int = 0
+    project_id: int | None = None
+    requested_model: str | None = None
+    answered_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A judgement, with what identifies its run."""
+
+    id: int
+    run_id: str
+    item: str
+    model: str
+    position: int
+    project_id: int | None
+    requested_model: str | None
+    judge_job_id: str | None
+    state: JudgementState
+    score: float | None
+    reason: str | None
+    answered_at: datetime | None
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A pending judgement that this process has taken, with its run. `identity`: see `Rubric.identity`."""
+
+    judgement: Judgement
+    kind: RunKind
+    rubric: str
+    judge_model: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeJob:
+    """The job of a judge. `output` is None if it was deleted."""
+
+    id: str
+    model: str
+    status: JobStatus
+    output: Sequence[Choice] | None
+    error: str | None
+
+
+_JUDGEMENT = (
+    JudgementRow.id,
+    JudgementRow.run_id,
+    JudgementRow.item,
+    JudgementRow.model,
+    JudgementRow.position,
+    JudgementRow.project_id,
+    JudgementRow.requested_model,
+    JudgementRow.judge_job_id,
+    JudgementRow.state,
+    JudgementRow.score,
+    JudgementRow.reason,
+    JudgementRow.answered_at,
+    JudgementRow.created_at,
+    JudgementRow.ended_at,
+)
+_RUN = (
+    EvalRunRow.id,
+    EvalRunRow.kind,
+    EvalRunRow.project_id,
+    EvalRunRow.rubric,
+    EvalRunRow.prompt_version,
+    EvalRunRow.judge_model,
+    EvalRunRow.options,
+    EvalRunRow.created_at,
+    EvalRunRow.ended_at,
+)
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of the id of a run; that of a live run is derived from its rubric."""
+    return is_id(RUN_PREFIX, text) or re.fullmatch(f"{RUN_PREFIX}live_[0-9a-f]{{24}}", text) is not None
+
+
+def live_run_id(rubric: Rubric) -> str:
+    """The id of the live run of a rubric: the same in all processes, and another one if the rubric changes."""
+    return f"{RUN_PREFIX}live_{rubric.identity()}"
+
+
+class RunStore(Store):
+    """Runs and judgements."""
+
+    async def create(
+        self, kind: RunKind, rubric: Rubric, options: Mapping[str, Any], *, project_id: int | None = None
+    ) -> Run:
+        """Create a run over a set."""
+        values = {
+            "id": new_id(RUN_PREFIX, self._region),
+            "kind": kind.value,
+            "project_id": project_id,
+            "rubric": rubric.name,
+            "prompt_version": rubric.prompt_version,
+            "judge_model": rubric.judge,
+            "options": {**options, "identity": rubric.identity()},
+        }
+        async with transaction(self._engine) as connection:
+            row = (await connection.execute(insert(EvalRunRow).values(values).returning(*_RUN))).one()
+        return Run(**{**row._asdict(), "kind": kind}, counts={})
+
+    async def get(self, run_id: str) -> Run | None:
+        """Return a run."""
+        return await self._one(_runs().where(EvalRunRow.id == run_id), _run)
+
+    async def page(self, *, limit: int, after: str | None = None, rubric: str | None = None) -> list[Run]:
+        """Return one page of runs, newest first."""
+        statement = _runs().order_by(EvalRunRow.created_at.desc(), EvalRunRow.id.desc()).limit(limit)
+        if rubric is not None:
+            statement = statement.where(EvalRunRow.rubric == rubric)
+        if after is not None:
+            at = select(EvalRunRow.created_at).where(EvalRunRow.id == after).scalar_subquery()
+            statement = statement.where(
+                or_(EvalRunRow.created_at < at, and_(EvalRunRow.created_at == at, EvalRunRow.id < after))
+            )
+        return await self._all(statement, _run)
+
+    async def judgements(self, run_id: str, *, limit: int, after: int | None = None) -> list[Judgement]:
+        """Return one page of the judgements of a run, oldest first."""
+        statement = select(*_JUDGEMENT).where(JudgementRow.run_id == run_id).order_by(JudgementRow.id).limit(limit)
+        if after is not None:
+            statement = statement.where(JudgementRow.id > after)
+        return await self._all(statement, _judgement)
+
+    async def add(self, run_id: str, new: Sequence[NewJudgement]) -> list[Judgement]:
+        """Add judgements to a run, and return them, with those that it already had, in the order of `new`.
+
+        They are leased to the caller, who submits their jobs.
+        """
+        if not new:
+            return []
+        values = [
+            {
+                "run_id": run_id,
+                "item": one.item,
+                "model": one.model,
+                "position": one.position,
+                "project_id": one.project_id,
+                "requested_model": one.requested_model,
+                "answered_at": func.now() if one.answered_at is None else one.answered_at,
+                "due_at": func.now() + seconds(LEASE_S),
+            }
+            for one in new
+        ]
+        found = select(*_JUDGEMENT).where(
+            JudgementRow.run_id == run_id, JudgementRow.item.in_({one.item for one in new})
+        )
+        async with transaction(self._engine) as connection:
+            for value in values:
+                await connection.execute(insert(JudgementRow).values(value).on_conflict_do_nothing())
+            rows = [_judgement(row) for row in await connection.execute(found)]
+        by_key = {(row.item, row.model, row.position): row for row in rows}
+        return [by_key[one.item, one.model, one.position] for one in new]
+
+    async def take_due(self, limit: int) -> list[Due]:
+        """Take pending judgements whose turn it is. No other process gets them until their lease has ended."""
+        due = (
+            select(JudgementRow.id)
+            .where(JudgementRow.state == JudgementState.PENDING.value, JudgementRow.due_at <= func.now())
+            .order_by(JudgementRow.due_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("due")
+        )
+        taken = (
+            update(JudgementRow)
+            .where(JudgementRow.id == due.c.id, EvalRunRow.id == JudgementRow.run_id)
+            .values(due_at=func.now() + seconds(LEASE_S))
+            .returning(
+                *_JUDGEMENT,
+                EvalRunRow.kind.label("run_kind"),
+                EvalRunRow.rubric.label("run_rubric"),
+                EvalRunRow.judge_model.label("run_judge"),
+                EvalRunRow.options["identity"].astext.label("run_identity"),
+            )
+        )
+        async with transaction(self._engine) as connection:
+            rows = list(await connection.execute(taken))
+        return [
+            Due(_judgement(row), RunKind(row.run_kind), row.run_rubric, row.run_judge, row.run_identity or "")
+            for row in rows
+        ]
+
+    async def submitted(self, judgement_id: int, job_id: str) -> None:
+        """Note the job of a judgement."""
+        await self._changes(
+            update(JudgementRow)
+            .where(JudgementRow.id == judgement_id, JudgementRow.state == JudgementState.PENDING.value)
+            .values(judge_job_id=job_id, due_at=func.now() + seconds(MIN_WAIT_S))
+        )
+
+    async def look_again(self, judgement_ids: Sequence[int]) -> None:
+        """Look at the jobs of these judgements again: the longer they take, the less often."""
+        age = func.extract("epoch", func.now() - JudgementRow.created_at)
+        wait_s = func.least(func.greatest(cast(age, Double) / 4, MIN_WAIT_S), MAX_WAIT_S)
+        await self._changes(
+            update(JudgementRow)
+            .where(JudgementRow.id.in_(judgement_ids), JudgementRow.state == JudgementState.PENDING.value)
+            .values(due_at=func.now() + seconds(wait_s))
+        )
+
+    async def drop(self, judgement_id: int) -> None:
+        """Remove a judgement that was not submitted."""
+        await self._changes(
+            delete(JudgementRow).where(JudgementRow.id == judgement_id, JudgementRow.judge_job_id.is_(None))
+        )
+
+    async def end(
+        self, judgement_id: int, state: JudgementState, *, score: float | None = None, reason: str | None = None
+    ) -> bool:
+        """End a judgement, and its run with the last one that is expected. False: it has ended before."""
+        ended = (
+            update(JudgementRow)
+            .where(JudgementRow.id == judgement_id, JudgementRow.state == JudgementState.PENDING.value)
+            .values(
+                state=state.value,
+                score=None if score is None else Decimal(str(score)),
+                reason=reason,
+                ended_at=func.now(),
+            )
+            .returning(JudgementRow.run_id)
+        )
+        run_of = select(JudgementRow.run_id).where(JudgementRow.id == judgement_id).scalar_subquery()
+        # Of two transactions that end the last judgements of a run, the second sees the first one's.
+        locked = select(EvalRunRow.id).where(EvalRunRow.id == run_of, EvalRunRow.options.has_key("expected"))
+        async with transaction(self._engine) as connection:
+            await connection.execute(locked.with_for_update())
+            run_id = await connection.scalar(ended)
+            if run_id is None:
+                return False
+            expected = cast(EvalRunRow.options["expected"].astext, BigInteger)
+            done = (
+                select(func.count())
+                .where(JudgementRow.run_id == run_id, JudgementRow.state != JudgementState.PENDING.value)
+                .scalar_subquery()
+            )
+            await connection.execute(
+                update(EvalRunRow)
+                .where(EvalRunRow.id == run_id, EvalRunRow.ended_at.is_(None), expected <= done)
+                .values(ended_at=func.now())
+            )
+        return True
+
+    async def jobs(self, job_ids: Sequence[str]) -> dict[str, JudgeJob]:
+        """The jobs of judges, by id; those that have not ended without their output."""
+        has_ended = JobRow.status.in_([status.value for status in TERMINAL])
+        statement = select(
+            JobRow.id,
+            JobRow.model,
+            JobRow.status,
+            case((has_ended, JobRow.output)).label("output"),
+            JobRow.error_code,
+        ).where(JobRow.id.in_(job_ids))
+        return {job.id: job for job in await self._all(statement, _judge_job)}
+
+    async def costs(self, job_ids: Sequence[str]) -> dict[str, Decimal]:
+        """What jobs cost the installation, in dollars, by model; without attempts that have no price."""
+        statement = (
+            select(UsageEventRow.model, func.sum(UsageEventRow.cost).label("cost"))
+            .where(UsageEventRow.job_id.in_(job_ids), UsageEventRow.cost.is_not(None))
+            .group_by(UsageEventRow.model)
+        )
+        return dict(await self._all(statement, lambda row: (row.model, row.cost)))
+
+
+def _runs() -> Select[Any]:
+    counted = (
+        select(JudgementRow.state, func.count().label("judgements"))
+        .where(JudgementRow.run_id == EvalRunRow.id)
+        .group_by(JudgementRow.state)
+        .correlate(EvalRunRow)
+        .subquery()
+    )
+    counts = select(func.jsonb_object_agg(counted.c.state, counted.c.judgements)).scalar_subquery()
+    return select(*_RUN, func.coalesce(counts, cast(literal("{}", SqlText), JSONB)).label("counts"))
+
+
+def _run(row: Row[Any]) -> Run:
+    return Run(**{**row._asdict(), "kind": RunKind(row.kind)})
+
+
+def _judgement(row: Row[Any]) -> Judgement:
+    values = {column.key: getattr(row, column.key) for column in _JUDGEMENT}
+    return Judgement(
+        **{
+            **values,
+            "state": JudgementState(row.state),
+            "score": None if row.score is None else float(row.score),
+        }
+    )
+
+
+def _judge_job(row: Row[Any]) -> JudgeJob:
+    output = None if row.output is None else tuple(Choice.of(one) for one in row.output)
+    return JudgeJob(row.id, row.model, JobStatus(row.status), output, row.error_code)
+
+
+def is_scored() -> ColumnElement[bool]:
+    """Condition: a judgement has a score."""
+    return JudgementRow.state == JudgementState.SCORED.value

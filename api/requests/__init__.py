@@ -1,0 +1,1 @@
+"""`/v1/requests`: reads the request log, and exports it."""

@@ -1,0 +1,25 @@
+"""The rules by which bodies are redacted that an export shows less of than the log has."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from api.request_log.content import BodyRedactor
+from api.request_log.redaction import new_redactor
+from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
+from shared.postgres.store import Store
+from shared.postgres.tables import ProjectRow
+
+
+class Redactors(Store):
+    """Provides redactors with the rules that projects have now."""
+
+    async def of(self, project_id: int) -> BodyRedactor:
+        """The redactor of a project; that with the default rules if it has none, or was deleted.
+
+        Raises:
+            ValueError: this version cannot read its rules.
+        """
+        statement = select(ProjectRow.options).where(ProjectRow.id == project_id)
+        options = await self._one(statement, lambda row: ProjectOptions.read(row.options))
+        return new_redactor((options or NO_PROJECT_OPTIONS).redaction)

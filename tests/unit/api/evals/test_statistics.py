@@ -1,0 +1,154 @@
+"""Kappa, and comparisons of models."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api.evals.statistics import (
+    FEW,
+    Conclusion,
+    Pairwise,
+    agreement,
+    cohens_kappa,
+    paired_difference,
+    unpaired_difference,
+)
+
+SCALE = [1, 2, 3, 4, 5]
+PAIRS = st.lists(st.tuples(st.sampled_from(SCALE), st.sampled_from(SCALE)), min_size=1, max_size=60)
+
+
+def test_kappa_of_two_points_by_hand() -> None:
+    # Both yes 20, both no 15, and 5 and 10 of the mixed ones: the example of Cohen's kappa that textbooks have.
+    # Observed 35/50 = 0.7; expected (25 * 30 + 25 * 20) / 50^2 = 0.5; kappa 0.2 / 0.5 = 0.4.
+    table = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
+    assert cohens_kappa(table, [0, 1]) == pytest.approx(0.4)
+    found = agreement([pair for pair, count in table.items() for _ in range(count)], [0, 1])
+    assert (found.n, found.observed) == (50, pytest.approx(0.7))
+    assert found.kappa == pytest.approx(0.4)
+    assert found.interval is not None
+    assert 0.1 < found.interval.low < 0.4 < found.interval.high < 0.7
+
+
+def test_weighted_kappa_by_hand() -> None:
+    # Scale 1 to 3, weights (distance / 2)^2: 0, 1/4, 1. Pairs: (1,1), (2,2), (3,3), (1,2), (1,3).
+    # Observed disagreement: (1/4 + 1) / 5 = 1/4. The first rater gave 1 three times, 2 and 3 once; the second gave 1
+    # once, 2 and 3 twice. Expected: (3*2 + 1*1 + 1*2 + 1*2) / 4 of neighbours and 3*2 + 1*1 of others, by 25: 0.39.
+    table = {(1, 1): 1, (2, 2): 1, (3, 3): 1, (1, 2): 1, (1, 3): 1}
+    assert cohens_kappa(table, [1, 2, 3]) == pytest.approx(1 - 0.25 / 0.39)
+
+
+def test_kappa_that_is_not_defined() -> None:
+    assert cohens_kappa({}, SCALE) is None
+    assert cohens_kappa({(4, 4): 10}, SCALE) is None, "chance alone would agree"
+    found = agreement([(4, 4)] * 10, SCALE)
+    assert (found.n, found.observed, found.kappa, found.interval) == (10, 1, None, None)
+    assert agreement([], SCALE).observed is None
+
+
+@given(PAIRS)
+def test_kappa_is_symmetric_bounded_and_one_for_equal_scores(pairs: list[tuple[int, int]]) -> None:
+    kappa = cohens_kappa(Counter(pairs), SCALE)
+    assert kappa == cohens_kappa(Counter((second, first) for first, second in pairs), SCALE)
+    if kappa is not None:
+        assert -1 - 1e-9 <= kappa <= 1 + 1e-9
+    same = cohens_kappa(Counter((first, first) for first, _ in pairs), SCALE)
+    assert same is None or same == pytest.approx(1)
+
+
+@given(PAIRS)
+def test_kappa_does_not_depend_on_where_the_scale_begins(pairs: list[tuple[int, int]]) -> None:
+    shifted = Counter((first + 7, second + 7) for first, second in pairs)
+    assert cohens_kappa(shifted, [score + 7 for score in SCALE]) == cohens_kappa(Counter(pairs), SCALE)
+
+
+def test_a_worse_model_is_found_and_chance_is_not() -> None:
+    worse = paired_difference([-1.0, -0.5, 0.0, -1.0, 0.5] * 20)
+    assert worse.conclusion is Conclusion.WORSE
+    assert worse.mean == pytest.approx(-0.4)
+    assert worse.p is not None
+    assert worse.p < 0.001
+    better = paired_difference([1.0, 0.5, 0.0, 1.0, -0.5] * 20)
+    assert better.conclusion is Conclusion.BETTER
+    even = paired_difference([1.0, -1.0] * 50)
+    assert even.conclusion is Conclusion.NO_DIFFERENCE
+    assert even.p is not None
+    assert even.p > 0.5
+
+
+def test_differences_of_few_or_equal_values() -> None:
+    assert paired_difference([]).conclusion is Conclusion.TOO_FEW
+    assert paired_difference([0.5]).interval is None
+    few = paired_difference([-1.0] * (FEW - 1))
+    assert few.conclusion is Conclusion.TOO_FEW
+    same = paired_difference([0.0] * 50)
+    assert (same.mean, same.conclusion) == (0, Conclusion.NO_DIFFERENCE)
+    assert same.p == pytest.approx(1)
+    lost = paired_difference([-1.0] * 50)
+    assert lost.conclusion is Conclusion.WORSE
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=2, max_size=40))
+def test_intervals_contain_the_mean_and_are_those_of_the_other_direction(values: list[float]) -> None:
+    found, reverse = paired_difference(values), paired_difference([-value for value in values])
+    assert found.mean == pytest.approx(np.mean(values))
+    assert reverse.mean == pytest.approx(-float(np.mean(values)))
+    assert found.interval is not None
+    assert found.interval.low <= found.mean <= found.interval.high  # type: ignore[operator]
+    assert min(values) <= found.interval.low
+    assert found.interval.high <= max(values)
+    assert found.p is not None
+    assert 0 < found.p <= 1
+    assert found == paired_difference(values), "the same values give the same interval"
+
+
+def test_a_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(60):
+        found = paired_difference([float(value) for value in rng.choice([-1, 0, 0, 1, 1], size=60)])
+        assert found.interval is not None
+        covered += found.interval.low <= 0.2 <= found.interval.high
+    assert covered >= 51, "about 57 of 60"
+
+
+def test_scores_of_different_items() -> None:
+    worse = unpaired_difference({4.0: 30, 5.0: 50}, {2.0: 20, 3.0: 20, 4.0: 20})
+    assert worse.conclusion is Conclusion.WORSE
+    assert worse.n == 60
+    assert worse.mean == pytest.approx(3 - (4 * 30 + 5 * 50) / 80)
+    assert worse.p is not None
+    assert worse.p < 0.001
+    assert unpaired_difference({4.0: 30}, {}).conclusion is Conclusion.TOO_FEW
+    assert unpaired_difference({4.0: 30}, {4.0: 30}).p == 1
+    same = unpaired_difference({3.0: 20, 4.0: 20}, {3.0: 21, 4.0: 20})
+    assert same.conclusion is Conclusion.NO_DIFFERENCE
+
+
+def test_pairs_are_counted_in_both_orders() -> None:
+    # By item: the score of the first model when it was shown first, and when it was shown second.
+    found = Pairwise.of(
+        {
+            "always a": (1, 1),
+            "always b": (0, 0),
+            "the one shown first": (1, 0),
+            "neither": (0.5, 0.5),
+            "a, then tie": (1, 0.5),
+        }
+    )
+    assert found.swapped == 2, "the one shown first, and the last"
+    assert (found.wins, found.ties) == ((2, 1), 2)
+    assert found.difference.n == 5
+    assert found.difference.mean == pytest.approx((-1 + 1 + 0 + 0 - 0.5) / 5)
+
+
+def test_a_judge_that_prefers_the_first_answer_shows_no_difference() -> None:
+    found = Pairwise.of(dict.fromkeys(range(40), (1.0, 0.0)))
+    assert (found.swapped, found.ties) == (40, 40)
+    assert found.difference.conclusion is Conclusion.NO_DIFFERENCE
