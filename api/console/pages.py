@@ -10,6 +10,7 @@ from api.console.limits import routes as limits
 from api.console.overview import routes as overview
 from api.console.page import Page
 from api.console.playground import routes as playground
+from api.console.requests import routes as requests
 from api.console.routing import routes as routing
 from api.console.usage import routes as usage
 
@@ -19,6 +20,7 @@ PAGES: tuple[Page, ...] = (
     playground.PAGE,
     batches.PAGE,
     fleet.PAGE,
+    requests.PAGE,
     routing.PAGE,
     usage.PAGE,
     limits.PAGE,
