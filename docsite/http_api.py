@@ -31,6 +31,7 @@ _TITLES = {
     "batches": "Batches",
     "cache": "Response cache",
     "savings": "Savings",
+    "requests": "Request log",
     "workers": "Workers and queues",
     "keys": "Keys and projects",
     "limits": "Limits",
