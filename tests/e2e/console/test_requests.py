@@ -51,8 +51,9 @@ async def logged(database: AsyncEngine, reader_key: str) -> AsyncIterator[list[s
     statement = text(
         "INSERT INTO request_log (job_id, ended_at, project_id, key_id, end_user, model, requested_model, status,"
         " created_at, level, body, refused, refusal_source)"
-        " SELECT :id, now() - :age * interval '1 min', project_id, id, :user, 'log-model', 'log-route', 'completed', now() - interval '2 h', :level, :body, :refused, 'classifier'"
-        " FROM api_keys WHERE name = 'log reader' RETURNING ended_at"
+        " SELECT :id, now() - :age * interval '1 min', project_id, id, :user, 'log-model', 'log-route', 'completed',"
+        " now() - interval '2 h', :level, :body, :refused, 'classifier'"
+        " FROM api_keys WHERE name = 'log reader'"
     )
     ids = []
     async with database.connect() as connection:
