@@ -34,6 +34,7 @@ _ABOUT = {
     "FileSettings": "[Files and batches](operations.md#files-and-batches)",
     "BatchSettings": "[Files and batches](operations.md#files-and-batches)",
     "RetentionSettings": "[Retention](operations.md#retention)",
+    "RequestLogSettings": "[Request log](request-log.md)",
     "CacheSettings": "[Response cache](caching.md)",
     "RoutingSettings": "[Training the classifier](routing.md#training-the-classifier)",
     "ConsoleSettings": "[Web console](console.md)",

@@ -38,7 +38,9 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         }
     ]
     key = b64encode(secrets.token_bytes(32)).decode()
-    found = make_stack(servers, tmp_path_factory, "requests", models, HEADRACE_LOG_LEVEL="full", HEADRACE_LOG_KEY=key)
+    found = make_stack(
+        servers, tmp_path_factory, "requests", models, HEADRACE_REQUEST_LOG_LEVEL="full", HEADRACE_LOG_KEY=key
+    )
     try:
         found.start_api()
         found.start_worker("sim")

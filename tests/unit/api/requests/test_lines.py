@@ -114,7 +114,7 @@ def test_prompts_failures_and_continued_messages() -> None:
 
 def test_what_is_kept_in_full_is_redacted() -> None:
     logged = row(end_user="secret user", conversation="secret", feedback=[Feedback("note", "secret", ["secret"])])
-    output = [{"text": "secret", "logprobs": [["sec", -1], ["ret", -1]], "finish_reason": "stop"}]
+    output = [{"text": "secret", "finish_reason": "stop"}]
     kept = body(asking("my secret"), output)
     line = export_line(logged, kept, Censor(), "e")
     assert line is not None
