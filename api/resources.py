@@ -60,10 +60,10 @@ from api.erasure.files import FileErasure
 from api.erasure.ledger_store import LedgerErasure
 from api.erasure.service import ErasureService
 from api.erasure.store import ErasureStore
-from api.event_objects import readers
 from api.evals.parts import build_evals
 from api.evals.rubrics import RubricBook
 from api.evals.service import EvalService
+from api.event_objects import readers
 from api.feedback.service import FeedbackService
 from api.feedback.store import FeedbackStore
 from api.feedback.tokens import FeedbackTokens, SecretStore
