@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from benchmarks.redaction.values import OTHERS, VALUES, password
+from benchmarks.redaction.values import HARD, OTHERS, password, value_of
 from shared.domain.redaction_rules import RedactionKind
 
 LANGUAGES = ("en", "de", "fr", "es", "ja")
@@ -92,8 +92,11 @@ _FILLERS: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
-def generate(count: int, seed: int = 1) -> Iterator[LabelledText]:
-    """Yield texts, as many in each language. A third has nothing that is to be found."""
+def generate(count: int, seed: int = 1, *, hard: float = HARD) -> Iterator[LabelledText]:
+    """Yield texts, as many in each language. A third has nothing that is to be found.
+
+    `hard`: the share of the values that are written in a way that is hard to find.
+    """
     random = Random(seed)
     for number in range(count):
         language = LANGUAGES[number % len(LANGUAGES)]
@@ -104,7 +107,7 @@ def generate(count: int, seed: int = 1) -> Iterator[LabelledText]:
             if kind is SECRET and random.random() < 0.2:
                 sentence, value = _PASSWORDS[language], password(random)
             else:
-                sentence, value = random.choice(_SENTENCES[language][kind]), VALUES[kind](random, language)
+                sentence, value = random.choice(_SENTENCES[language][kind]), value_of(random, kind, language, hard)
             values.append((kind, value))
             sentences.append(sentence.replace(_PLACE, value))
         fillers = random.choices(_FILLERS[language], k=random.randint(1, 4))

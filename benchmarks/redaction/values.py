@@ -42,7 +42,7 @@ _PHONES: Mapping[str, Sequence[str]] = {
     ),
     "ja": (
         "090-1ddd-dddd", "03-3ddd-dddd", "+81 90 1ddd dddd", "080-5ddd-dddd", "06-6ddd-dddd", "+81-3-3ddd-dddd",
-        "070-1ddd-dddd", "045-2dd-dddd", "０９０－１ddd－dddd", "+8190dddddddd",
+        "070-1ddd-dddd", "045-2dd-dddd", "０９０－１ddd－dddd", "+81901ddddddd",
     ),
 }  # fmt: skip
 _NAMES: Mapping[str, Sequence[str]] = {
@@ -59,6 +59,10 @@ _DOMAINS: Mapping[str, Sequence[str]] = {
     "es": ("ejemplo.es", "correo.example.com", "tienda.com.mx", "empresa.es"),
     "ja": ("example.co.jp", "rei.example.jp", "kaisha.jp", "mail.example.com"),
 }
+
+
+# Digits that are as wide as letters, as Japanese keyboards have them.
+_WIDE = str.maketrans(string.digits, "０１２３４５６７８９")
 
 
 def _digits(random: Random, count: int) -> str:
@@ -126,7 +130,9 @@ def _email(random: Random, language: str) -> str:
 
 
 def _phone(random: Random, language: str) -> str:
-    return "".join(random.choice(string.digits) if sign == "d" else sign for sign in random.choice(_PHONES[language]))
+    form = random.choice(_PHONES[language])
+    number = "".join(random.choice(string.digits) if sign == "d" else sign for sign in form)
+    return number.translate(_WIDE) if "０" in form else number
 
 
 def _base64(random: Random, count: int) -> str:
@@ -165,6 +171,24 @@ def _secret(random: Random, _: str) -> str:
     return random.choice(_SECRETS)(random)
 
 
+def _hard(random: Random, kind: RedactionKind, language: str) -> str:
+    """A value as few people write it: some of these are not found."""
+    value = VALUES[kind](random, language)
+    match kind:
+        case RedactionKind.CARD:
+            return random.choice(("  ", "\n", "_")).join(card_number(random)[at : at + 4] for at in range(0, 16, 4))
+        case RedactionKind.IBAN:
+            return value.replace(" ", "\n", 1) if " " in value else f"{value[:2]} {value[2:]}"
+        case RedactionKind.EMAIL:
+            return value.replace("@", random.choice((" @ ", " (at) ", "[at]")))
+        case RedactionKind.PHONE:
+            return random.choice((f"212{_digits(random, 7)}", f"+45{_digits(random, 8)} w", f"{_digits(random, 6)}"))
+        case RedactionKind.SECRET:
+            return random.choice((_token(random, 32, "0123456789abcdef"), _base64(random, 30)))
+
+
+# The share of the values that are written in a way that is hard to find.
+HARD = 0.04
 VALUES: Mapping[RedactionKind, Callable[[Random, str], str]] = {
     RedactionKind.CARD: _card,
     RedactionKind.IBAN: _iban,
@@ -172,6 +196,11 @@ VALUES: Mapping[RedactionKind, Callable[[Random, str], str]] = {
     RedactionKind.PHONE: _phone,
     RedactionKind.SECRET: _secret,
 }
+
+
+def value_of(random: Random, kind: RedactionKind, language: str, hard: float) -> str:
+    """A value of a kind, as it is written in texts of a language. `hard`: the share of those that are hard to find."""
+    return _hard(random, kind, language) if random.random() < hard else VALUES[kind](random, language)
 
 
 def password(random: Random) -> str:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 # The part of the text to replace: its start and its end. None: nothing of the match is.
 Span = tuple[int, int] | None
 Check = Callable[[re.Match[str]], Span]
-# A separator in a number: a space, a dot or a hyphen, also those that do not break a line.
-SEPARATOR = "[ \u00a0\u2007\u202f.\\-\u2010-\u2013]"
+# A separator in a number: a space, a dot or a hyphen, also those that do not break a line or are as wide as a letter.
+SEPARATORS = " \u00a0\u2007\u202f\u3000.\\-\u2010-\u2013\u2212\uff0d"
+SEPARATOR = f"[{SEPARATORS}]"
 
 
 def replace_checked(

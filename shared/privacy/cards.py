@@ -1,27 +1,27 @@
 """Numbers of payment cards.
 
-A candidate is a number without separators, one in the groups that are printed on cards, or one in other groups if no
-other digits are beside it. It is a card's if a network issues numbers with its beginning and its length, and if the
-last digit is the checksum of the others (Luhn, ISO/IEC 7812-1).
+A candidate is a number without separators that is no fraction, one in the groups that are printed on cards, or one in
+other groups if no other digits are beside it. It is a card's if a network issues numbers with its beginning and its
+length, and if the last digit is the checksum of the others (Luhn, ISO/IEC 7812-1).
 """
 
 from __future__ import annotations
 
 import re
 
-from shared.privacy.candidates import SEPARATOR, Span, replace_checked
+from shared.privacy.candidates import SEPARATOR, SEPARATORS, Span, replace_checked
 
-SHORTEST = 12
+SHORTEST = 13
 # Numbers that are checked in a text.
 MOST = 2000
 _S = SEPARATOR
 # The first character is a class, so that `re` skips to it quickly; what must not precede it is checked afterwards.
 _CANDIDATE = re.compile(
-    rf"[2-69](?<!\d[2-69])(?:\d{{11,18}}(?!\d)"
+    rf"[2-69](?<!\d[2-69])(?:(?<!\d\.[2-69])\d{{12,18}}(?!\d)"
     rf"|\d{{3}}({_S})(?:\d{{4}}\1\d{{4}}\1\d{{4}}(?!\d)|\d{{6}}\1\d{{4,5}}(?!\d))"
-    rf"|(?<!\d{_S}[2-69])(?:{_S}?\d){{11,18}}(?!{_S}?\d))"
+    rf"|(?<!\d{_S}[2-69])(?:{_S}?\d){{12,18}}(?!{_S}?\d))"
 )
-_ANY = re.compile(rf"\d(?:{_S}?\d){{11,18}}")
+_ANY = re.compile(rf"\d[\d{SEPARATORS}]{{11,35}}(?<=\d)")
 _NO_DIGIT = re.compile(r"\D+")
 # Beginnings of numbers, as ranges of the first six digits, and the lengths that exist of each: ISO/IEC 7812 and the
 # networks' own tables.
@@ -36,10 +36,10 @@ _NETWORKS = (
     (370000, 379999, (15,)),  # American Express
     (380000, 399999, (14, 16, 19)),  # Diners Club
     (400000, 499999, (13, 16, 19)),  # Visa
-    (500000, 509999, tuple(range(12, 20))),  # Maestro, Elo, Verve
+    (500000, 509999, (16, 17, 18, 19)),  # Maestro, Elo, Verve
     (510000, 559999, (16,)),  # Mastercard
-    (560000, 589999, tuple(range(12, 20))),  # Maestro
-    (600000, 699999, tuple(range(12, 20))),  # Discover, UnionPay, Maestro, RuPay
+    (560000, 589999, (16, 17, 18, 19)),  # Maestro
+    (600000, 699999, (16, 17, 18, 19)),  # Discover, UnionPay, Maestro, RuPay
     (979200, 979289, (16,)),  # Troy
 )
 # Sums of the digits of each group of four, with every other one doubled. Groups are counted from the right.
@@ -69,6 +69,8 @@ def is_card(digits: str) -> bool:
 def _check(match: re.Match[str]) -> Span:
     text = match[0]
     digits = _ascii(_NO_DIGIT.sub("", text))
+    if len(digits) < len(text) and match[1] is None and not _is_grouped(text):
+        return None
     if is_card(digits):
         return match.span()
     if len(digits) == len(text):
@@ -92,6 +94,12 @@ def _check(match: re.Match[str]) -> Span:
             size -= groups[last][1] - groups[last][0]
         before += groups[first][1] - groups[first][0]
     return None
+
+
+def _is_grouped(text: str) -> bool:
+    """Whether digits are in groups, as people write them: not those of a fraction, and no single ones among others."""
+    sizes = [len(group) for group in _GROUP.findall(text)]
+    return not (len(sizes) == 2 and "." in text) and (min(sizes) > 1 or max(sizes) == 1)
 
 
 _THREE_MORE = re.compile(rf"{_S}\d{{3}}(?!\d)")

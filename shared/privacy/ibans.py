@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from shared.privacy.candidates import SEPARATOR, Span, replace_checked
+from shared.privacy.candidates import SEPARATOR, SEPARATORS, Span, replace_checked
 
 SHORTEST = 15
 # Numbers that are checked in a text.
@@ -27,8 +27,8 @@ LENGTHS = {
 _CANDIDATE = re.compile(
     rf"[0-9](?<=[A-Za-z]{{2}}[0-9])(?<![^\W_][A-Za-z]{{2}}[0-9])[0-9](?={SEPARATOR}?[A-Za-z0-9]{{2}})"
 )
-_ANY = re.compile(rf"[A-Za-z]{{2}}(?<![^\W_][A-Za-z]{{2}})[0-9]{{2}}(?:{SEPARATOR}?[A-Za-z0-9]){{11,30}}")
-_SEPARATORS = re.compile(SEPARATOR)
+_ANY = re.compile(rf"[A-Za-z]{{2}}(?<![^\W_][A-Za-z]{{2}})[0-9]{{2}}[A-Za-z0-9{SEPARATORS}]{{11,38}}")
+_ANY_SEPARATOR = re.compile(SEPARATOR)
 # ISO 7064: letters count from 10.
 _NUMBERS = {letter: str(number) for number, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 10)}
 _VALUES = str.maketrans(_NUMBERS)
@@ -54,7 +54,7 @@ def _check(match: re.Match[str]) -> Span:
     found = rest.match(text, match.end()) if rest is not None else None
     if found is None:
         return None
-    number = _SEPARATORS.sub("", text[start : found.end()]).upper()
+    number = _ANY_SEPARATOR.sub("", text[start : found.end()]).upper()
     return (start, found.end()) if is_iban(number) else None
 
 

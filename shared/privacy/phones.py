@@ -12,16 +12,18 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from shared.privacy.candidates import Span, replace_checked
+from shared.privacy.candidates import SEPARATORS, Span, replace_checked
 
 SHORTEST = 7
 _LONGEST = 15
+# How often a candidate is shortened.
+_SHORTENED = 5
 # Numbers that are looked up in a text: each takes some 20 microseconds and region.
 MOST = 200
-_S = " \u00a0\u2007\u202f.()/\\-\u2010-\u2013"
-# Not after a letter, digit, or what precedes a part of a longer name or number.
+_S = f"{SEPARATORS}()/\uff08\uff09"
+# Not after a letter or digit, nor after what precedes a part of a longer name or number, such as `ORD-`.
 _CANDIDATE = re.compile(
-    rf"[+(\d\uff0b](?<![\w#$€£¥=_][+(\d\uff0b])(?<!\d[.,:][+(\d\uff0b])[\d{_S}]{{6,40}}(?<=\d)(?![\w%€])"
+    rf"[+(\d\uff0b](?<![\w#$€£¥=_][+(\d\uff0b])(?<!\d[.,:][+(\d\uff0b])(?<![A-Za-z]-[+(\d\uff0b])[\d{_S}]{{6,40}}(?<=\d)(?![\w%€])"
 )
 _PARTS = re.compile(r"[ \u00a0]{2,}| ?[/;] |(?<=\d) ?(?=\+)")
 _DATE = re.compile(
@@ -29,6 +31,8 @@ _DATE = re.compile(
 )
 _ADDRESS = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}$")
 _GROUP = re.compile(r"\d+")
+# A slash is behind the area code only.
+_LATE_SLASH = re.compile(r"\D*\d+[^\d/]+\d+[^/]*/")
 # What follows an amount: `612 345 678 km`.
 _UNIT = re.compile(
     r"[ \u00a0]?(?:[kcm]?m|[kM]?g|l|[kMGT]?B|[mk]?s|[kMG]?W|h|°|EUR|USD|GBP|JPY|CHF|Euros?|Dollars?|[$€£¥円%])(?!\w)"
@@ -80,7 +84,9 @@ class Phones:
             groups = [found.span() for found in _GROUP.finditer(part)]
             digits = sum(after - before for before, after in groups)
             # Without its last groups, if these are not of the number.
-            while groups and digits >= SHORTEST:
+            for _ in range(_SHORTENED):
+                if digits < SHORTEST:
+                    break
                 number = part[: groups[-1][1]]
                 if digits <= _LONGEST and not _DATE.match(number) and self._is_number(number, match.string, start):
                     return start, start + groups[-1][1]
@@ -101,13 +107,14 @@ class Phones:
 
     @staticmethod
     def _is_written_as_number(number: str, digits: str, region: str, text: str, start: int) -> bool:
-        if _ADDRESS.match(number) or _UNIT.match(text, start + len(number)):
-            return False
         has_prefix = digits.startswith("0")
-        if _national_prefix(region) == "0" and not has_prefix:
+        prefix = _national_prefix(region)
+        if prefix is not None and has_prefix != prefix.startswith("0"):
             return False
-        if has_prefix or number[0] == "(" or len(_GROUP.findall(number)) >= 3:
-            return has_prefix or len(digits) >= 9
+        if _ADDRESS.match(number) or _LATE_SLASH.match(number) or _UNIT.match(text, start + len(number)):
+            return False
+        if len(digits) >= 9 and (has_prefix or number[0] == "(" or len(_GROUP.findall(number)) >= 3):
+            return True
         return _CONTEXT.search(text[max(0, start - _CONTEXT_CHARACTERS) : start]) is not None
 
 

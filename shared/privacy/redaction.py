@@ -130,7 +130,7 @@ class Redactor:
         return text if found else original
 
 
-def _count(kind: str, counts: dict[str, int], text: str, found: int) -> str:
+def _count(kind: RedactionKind, counts: dict[str, int], text: str, found: int) -> str:
     if found:
-        counts[kind] = counts.get(kind, 0) + found
+        counts[kind.value] = counts.get(kind.value, 0) + found
     return text
