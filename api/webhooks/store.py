@@ -223,11 +223,12 @@ async def _locked(connection: AsyncConnection, endpoint_id: str, project_id: int
     statement = select(*WebhookEndpointRow.__table__.columns, limit_idle()).where(WebhookEndpointRow.id == endpoint_id)
     if project_id is not None:
         statement = statement.where(WebhookEndpointRow.project_id == project_id)
-    return (await connection.execute(statement.with_for_update())).first()
+    row: Row[Any] | None = (await connection.execute(statement.with_for_update())).first()
+    return row
 
 
 async def _now(connection: AsyncConnection) -> datetime:
-    now = await connection.scalar(select(func.clock_timestamp()))
+    now: datetime | None = await connection.scalar(select(func.clock_timestamp()))
     assert now is not None
     return now
 
