@@ -244,10 +244,15 @@ async def _record(
     after: Mapping[str, Any] | None = None,
 ) -> None:
     """Record a change in the audit log. URLs lose what may be a secret."""
-    old, new = (
-        None if values is None else {name: public_url(one) if name == "url" else one for name, one in values.items()}
-        for values in (before, after)
-    )
+    old, new = (None if values is None else dict(values) for values in (before, after))
+    for values in (old, new):
+        if values is not None and "url" in values:
+            values["url"] = public_url(values["url"])
+    if before is not None and after is not None and before.get("url") != after.get("url"):
+        assert old is not None
+        assert new is not None
+        if old["url"] == new["url"]:
+            new["url"] += " (another query)"
     await record(
         connection,
         key_id=by,

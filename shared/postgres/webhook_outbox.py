@@ -161,6 +161,7 @@ def _inserted(rows: Select[Any]) -> Any:
 
 def _includes(patterns: Any, event_type: Any) -> ColumnElement[bool]:
     """`shared.domain.webhook_events.matches` in SQL."""
+    event_type = sql_cast(event_type, Text)  # a parameter is a varchar
     group = func.split_part(event_type, _text("."), literal_column("1")) + _text(".*")
     condition: ColumnElement[bool] = patterns.op("&&")(array([event_type, group, _text(ALL)]))
     return condition

@@ -222,7 +222,7 @@ class TestInABrowser:
         await receiver.wait(1)
         await visitor.sign_in(hooked_key)
         page = visitor.page
-        await visitor.open("webhooks/deliveries?state=&type=job.completed")
+        await visitor.open("webhooks/deliveries?state=&type=job.incomplete")
         await page.get_by_role("row").nth(1).get_by_role("link").first.click()
         await expect(page.locator("main")).to_contain_text("named by the request")
         await expect(page.get_by_role("link", name=job_id)).to_have_attribute("href", re.compile(f"jobs/{job_id}$"))
