@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
@@ -35,7 +35,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=JsonRou
 
 Webhooks = Annotated[WebhookService, Depends(resource(WebhookService))]
 Limit = Annotated[int, Query(ge=1, le=100)]
-DISABLED = {409: {"model": ErrorResponse, "description": "The endpoint is disabled."}}
+DISABLED: dict[int | str, dict[str, Any]] = {409: {"model": ErrorResponse, "description": "The endpoint is disabled."}}
 
 
 @router.get("/endpoints", responses=ERRORS)

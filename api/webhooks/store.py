@@ -223,11 +223,12 @@ async def _locked(connection: AsyncConnection, endpoint_id: str, project_id: int
     statement = select(*WebhookEndpointRow.__table__.columns, limit_idle()).where(WebhookEndpointRow.id == endpoint_id)
     if project_id is not None:
         statement = statement.where(WebhookEndpointRow.project_id == project_id)
-    return (await connection.execute(statement.with_for_update())).first()
+    row: Row[Any] | None = (await connection.execute(statement.with_for_update())).first()
+    return row
 
 
 async def _now(connection: AsyncConnection) -> datetime:
-    now = await connection.scalar(select(func.clock_timestamp()))
+    now: datetime | None = await connection.scalar(select(func.clock_timestamp()))
     assert now is not None
     return now
 
@@ -243,10 +244,15 @@ async def _record(
     after: Mapping[str, Any] | None = None,
 ) -> None:
     """Record a change in the audit log. URLs lose what may be a secret."""
-    old, new = (
-        None if values is None else {name: public_url(one) if name == "url" else one for name, one in values.items()}
-        for values in (before, after)
-    )
+    old, new = (None if values is None else dict(values) for values in (before, after))
+    for values in (old, new):
+        if values is not None and "url" in values:
+            values["url"] = public_url(values["url"])
+    if before is not None and after is not None and before.get("url") != after.get("url"):
+        assert old is not None
+        assert new is not None
+        if old["url"] == new["url"]:
+            new["url"] += " (another query)"
     await record(
         connection,
         key_id=by,

@@ -64,7 +64,7 @@ async def test_a_receiver_takes_what_is_signed_once(
     secret = (await sim.get("/v1/webhooks/secret")).json()["secret"]
     async with running(program, path, secret) as (url, output), receiving() as copy, httpx.AsyncClient() as sender:
         job = (await sim.post("/v1/jobs", json={**JOB, "webhook": url})).json()
-        assert (await output.readline()).decode() == f"job.completed {job['id']}\n"
+        assert (await output.readline()).decode() == f"job.incomplete {job['id']}\n"
 
         await sim.post("/v1/jobs", json={**JOB, "webhook": copy.url})
         (request,) = await copy.wait(1)
@@ -74,7 +74,7 @@ async def test_a_receiver_takes_what_is_signed_once(
         cases = (
             (request.body, forged, 400),
             (request.body, old, 400),
-            (request.body.replace(b"completed", b"cancelled"), {**headers, "content-length": ""}, 400),
+            (request.body.replace(b"incomplete", b"completed"), {**headers, "content-length": ""}, 400),
             (request.body, headers, 204),
             (request.body, headers, 204),
         )
@@ -91,7 +91,9 @@ async def test_openais_sdk_unwraps_an_event(
 ) -> None:
     monkeypatch.setenv("WEBHOOK_SECRET", (await sim.get("/v1/webhooks/secret")).json()["secret"])
     async with receiving() as receiver:
-        body = {"model": "sim", "input": "x", "webhook": receiver.url}
+        schema = {"type": "object", "properties": {"wheels": {"type": "integer"}}, "required": ["wheels"]}
+        text = {"format": {"type": "json_schema", "name": "mill", "schema": schema}}
+        body = {"model": "sim", "input": "x", "text": text, "webhook": receiver.url}
         response = (await sim.post("/v1/responses", json=body)).json()
         (request,) = await receiver.wait(1)
     exec(block("unwrap.py"), {"body": request.body, "headers": request.headers})  # noqa: S102

@@ -64,7 +64,7 @@ def api(sim_stack: Stack, hooked_key: str) -> Iterator[httpx.Client]:
             client.delete(f"{PATH}/endpoints/{endpoint['id']}")
 
 
-def add(api: httpx.Client, url: str = "http://127.0.0.1:9/hook?token=hidden", **more: Any) -> dict[str, Any]:
+def add(api: httpx.Client, url: str = "http://127.0.0.1:9/hook?token=canary", **more: Any) -> dict[str, Any]:
     response = api.post(f"{PATH}/endpoints", json={"url": url, "events": ["*"], **more})
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
@@ -89,7 +89,7 @@ def test_members_see_their_own_endpoints_and_operators_all(
     for page in (own, all_projects):
         assert endpoint["id"] in page
         assert "http://127.0.0.1:9/hook?…" in page
-        assert "hidden" not in page
+        assert "canary" not in page
         assert "&lt;b&gt;mine" in page
         assert "<b>mine" not in page
     assert "console hooks" in all_projects
@@ -177,7 +177,7 @@ class TestInABrowser:
         await visitor.open("webhooks")
         await page.get_by_role("link", name="Add an endpoint").click()
         assert await accessibility_faults(page) == []
-        await page.get_by_label("URL").fill(f"{receiver.url}?token=hidden")
+        await page.get_by_label("URL").fill(f"{receiver.url}?token=canary")
         await page.get_by_label("Events").fill("job.*, batch.*")
         await page.get_by_label("the whole object").check()
         await page.get_by_role("button", name="Add the endpoint").click()
@@ -218,15 +218,15 @@ class TestInABrowser:
         self, visitor: Visit, hooked_key: str, api: httpx.Client, receiver: Receiver
     ) -> None:
         receiver.answer = status(410)
-        job_id = submit(api, f"{receiver.url}?token=hidden")
+        job_id = submit(api, f"{receiver.url}?token=canary")
         await receiver.wait(1)
         await visitor.sign_in(hooked_key)
         page = visitor.page
-        await visitor.open("webhooks/deliveries?state=&type=job.completed")
+        await visitor.open("webhooks/deliveries?state=&type=job.incomplete")
         await page.get_by_role("row").nth(1).get_by_role("link").first.click()
         await expect(page.locator("main")).to_contain_text("named by the request")
         await expect(page.get_by_role("link", name=job_id)).to_have_attribute("href", re.compile(f"jobs/{job_id}$"))
-        assert "hidden" not in await page.content()
+        assert "canary" not in await page.content()
         await expect(page.locator("main")).to_contain_text("dead")
         receiver.answer = status(200)
         await page.get_by_role("button", name="Send again").click()

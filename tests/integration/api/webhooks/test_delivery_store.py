@@ -87,7 +87,7 @@ async def test_lists_are_narrowed_and_follow_the_last_id(
 async def test_a_delivery_shows_its_tries(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
     delivery_id = await add(database, owner, 1, tries=2)
     async with database.connect() as connection:
-        tries = [
+        tries: list[dict[str, Any]] = [
             {"delivery_id": delivery_id, "number": 1, "status": None, "error": "no answer", "duration_ms": 10_000},
             {"delivery_id": delivery_id, "number": 2, "status": 503, "error": "answered 503", "duration_ms": 12},
         ]

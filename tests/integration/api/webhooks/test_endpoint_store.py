@@ -62,6 +62,18 @@ async def test_an_endpoint_is_created_found_changed_and_deleted(
     assert "whsec_" not in str(entries)
 
 
+async def test_the_audit_log_shows_that_only_the_query_of_a_url_has_changed(
+    store: EndpointStore, database: AsyncEngine, owner: Owner
+) -> None:
+    created = await store.create(owner.project_id, NEW, by=owner.key_id)
+    await store.change(created.id, owner.project_id, {"url": f"{NEW.url}2"}, by=owner.key_id)
+    await store.change(created.id, owner.project_id, {"url": f"{NEW.url}2"}, by=owner.key_id)
+    entries = await AuditStore(database).page(limit=10, action="webhook_endpoint.change")
+    assert [(entry.before, entry.after) for entry in entries] == [
+        ({"url": "https://example.com/hook?…"}, {"url": "https://example.com/hook?… (another query)"})
+    ]
+
+
 async def test_other_projects_find_nothing(store: EndpointStore, database: AsyncEngine, owner: Owner) -> None:
     created = await store.create(owner.project_id, NEW, by=owner.key_id)
     other = await make_owner(database, "other")
