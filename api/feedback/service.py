@@ -101,14 +101,12 @@ class FeedbackService:
             project_id = None if project == ALL else await self._keys.project_id(project.replace("\0", "\ufffd"))
             if project_id is None and project != ALL:
                 raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
-        found = FeedbackFilters(
-            project_id=project_id,
-            **{
-                name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
-                for name, value in filters.items()
-                if value is not None
-            },
-        )
+        given: dict[str, Any] = {
+            name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
+            for name, value in filters.items()
+            if value is not None
+        }
+        found = FeedbackFilters(project_id=project_id, **given)
         return await fetch_page(limit, lambda count: self._store.page(found, limit=count, after=after_id))
 
     async def ratings_of(self, project_id: int | None, job_id: str) -> list[Feedback]:
