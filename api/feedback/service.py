@@ -63,6 +63,8 @@ class FeedbackService:
                     source=FeedbackSource.KEY,
                 )
             )
+        if body.job_id is None and body.response_id is None:
+            raise InvalidRequest("job_id: give this, response_id or conversation", param="job_id")
         named, param = (body.job_id, "job_id") if body.job_id is not None else (body.response_id, "response_id")
         assert named is not None
         job_id = named if param == "job_id" else job_id_of(named)

@@ -54,7 +54,6 @@ def test_what_is_not_possible(member: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"value": "up"}, "job_id"),
         ({"value": "up", "job_id": JOB, "response_id": "resp_1"}, "response_id"),
         ({"value": "up", "response_id": "resp_1", "conversation": "c"}, "conversation"),
         ({"value": "good", "job_id": JOB}, "value"),
