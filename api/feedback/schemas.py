@@ -107,8 +107,6 @@ class FeedbackCreate(BaseModel):
         targets = [name for name in ("job_id", "response_id", "conversation") if getattr(self, name) is not None]
         if len(targets) > 1:
             raise contradiction(targets[1], f"give only one of {targets[0]} and {targets[1]}")
-        if not targets and self.token is None:
-            raise contradiction("job_id", "give this, response_id or conversation")
         if self.metric == RATING:
             if isinstance(self.value, bool):
                 self.value = Rating.UP if self.value else Rating.DOWN

@@ -63,6 +63,8 @@ class FeedbackService:
                     source=FeedbackSource.KEY,
                 )
             )
+        if body.job_id is None and body.response_id is None:
+            raise InvalidRequest("job_id: give this, response_id or conversation", param="job_id")
         named, param = (body.job_id, "job_id") if body.job_id is not None else (body.response_id, "response_id")
         assert named is not None
         job_id = named if param == "job_id" else job_id_of(named)
@@ -101,14 +103,12 @@ class FeedbackService:
             project_id = None if project == ALL else await self._keys.project_id(project.replace("\0", "\ufffd"))
             if project_id is None and project != ALL:
                 raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
-        found = FeedbackFilters(
-            project_id=project_id,
-            **{
-                name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
-                for name, value in filters.items()
-                if value is not None
-            },
-        )
+        given: dict[str, Any] = {
+            name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
+            for name, value in filters.items()
+            if value is not None
+        }
+        found = FeedbackFilters(project_id=project_id, **given)
         return await fetch_page(limit, lambda count: self._store.page(found, limit=count, after=after_id))
 
     async def ratings_of(self, project_id: int | None, job_id: str) -> list[Feedback]:

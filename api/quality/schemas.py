@@ -86,8 +86,10 @@ class ClassifierView(BaseModel):
     recall: RateView = Field(description="Of the refusals, those that it finds.")
 
 
-_RATE = {"count": 18, "n": 20, "rate": 0.9, "low": 0.6990, "high": 0.9721}
-_REFUSALS = {"count": 3, "n": 412, "rate": 0.0073, "low": 0.0025, "high": 0.0212, "by_provider": 1, "by_classifier": 2}
+_RATE: dict[str, Any] = {"count": 18, "n": 20, "rate": 0.9, "low": 0.6990, "high": 0.9721}
+_REFUSALS: dict[str, Any] = {
+    "count": 3, "n": 412, "rate": 0.0073, "low": 0.0025, "high": 0.0212, "by_provider": 1, "by_classifier": 2,
+}  # fmt: skip
 
 
 class QualityReport(BaseModel):

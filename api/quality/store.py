@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Float, Select, Text, bindparam, cast, func, literal, literal_column, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Float,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 
 from api.usage.periods import Periods
 from shared.domain.errors import InvalidRequest
@@ -96,7 +110,7 @@ class QualityStore(Store):
         """Counts of requests by group."""
         row = RequestLogRow
         by_whom = [
-            func.count().filter(row.refused, row.refusal_source == source.value)
+            func.count().filter(row.refused.is_(true()), row.refusal_source == source.value)
             for source in (RefusalSource.PROVIDER, RefusalSource.CLASSIFIER)
         ]
         values = (
@@ -114,7 +128,7 @@ class QualityStore(Store):
         is_rating = row.metric == RATING
         values = (
             func.count().filter(is_rating),
-            func.count().filter(is_rating, row.value.astext == Rating.UP.value),
+            func.count().filter(is_rating, row.value == literal(Rating.UP.value, JSONB)),
             func.count().filter(~is_rating),
         )
         rows = await self._read(_statement(selection, row, row.created_at, values), len(values))
@@ -182,7 +196,7 @@ def _statement(
         if wanted is not None:
             statement = statement.where(getattr(row, name) == func.any(_array(sorted(wanted), kind)))
     # By number, because the array of the periods is a parameter, and two of them are not the same expression.
-    numbers = [literal_column(str(number + 1)) for number in range(len(keys) + groups)]
+    numbers: list[Any] = [literal_column(str(number + 1)) for number in range(len(keys) + groups)]
     return statement.group_by(*numbers)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
-from api.quality.intervals import Interval, Rate, bootstrap_mean
+from api.quality.intervals import Rate, bootstrap_mean, wilson
 from api.quality.service import QualityItem, QualityService
 from api.quality.store import Dimension, QualitySelection, QualityStore, RequestCounts
 from api.usage.periods import Periods
@@ -97,7 +97,7 @@ async def test_rates_of_requests(database: AsyncEngine, quality: QualityService,
     (found,) = await items(quality, selection())
     assert found.requests == RequestCounts(5, 2, 3, 1, 1)
     assert (found.refusals, found.errors, found.up) == (Rate(2, 3), Rate(2, 5), Rate(0, 0))
-    assert found.refusals.interval == Interval(pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4))
+    assert found.refusals.interval == wilson(2, 3)
 
 
 async def test_rates_of_feedback(database: AsyncEngine, quality: QualityService, owner: Owner) -> None:

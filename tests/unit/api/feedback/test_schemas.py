@@ -37,7 +37,7 @@ def test_values_keep_their_types(value: bool | float | str) -> None:
 @pytest.mark.parametrize(
     ("member", "value"),
     [
-        ("value", math.nan), ("value", math.inf), ("value", 2**53 + 1), ("value", 10**400), ("value", "x" * 1001),
+        ("value", math.nan), ("value", math.inf), ("value", 2**54), ("value", 10**400), ("value", "x" * 1001),
         ("value", None), ("value", []), ("value", {}), ("value", "\ud800"), ("metric", ""), ("metric", "x" * 65),
         ("metric", "a b"), ("metric", "a\n"), ("comment", "x" * 4001), ("comment", "\ud800"), ("tags", ["x"] * 17),
         ("tags", ["x" * 65]), ("tags", [""]), ("tags", "x"), ("user", "x" * 513), ("token", "x" * 201),
@@ -54,7 +54,6 @@ def test_what_is_not_possible(member: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"value": "up"}, "job_id"),
         ({"value": "up", "job_id": JOB, "response_id": "resp_1"}, "response_id"),
         ({"value": "up", "response_id": "resp_1", "conversation": "c"}, "conversation"),
         ({"value": "good", "job_id": JOB}, "value"),

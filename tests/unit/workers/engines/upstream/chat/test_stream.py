@@ -269,7 +269,8 @@ def test_deep_nesting(start: str, end: str) -> None:
 )
 def test_a_refusal_is_marked(content: list[dict[str, object]]) -> None:
     parser = StreamParser(1)
-    deltas = list(parser.feed(b"".join(map(frame, content)) + frame({"delta": {}, "finish_reason": "stop"})))
+    body = b"".join(map(frame, content)) + frame({"delta": {}, "finish_reason": "stop"}) + b"data: [DONE]\n\n"
+    deltas = list(parser.feed(body))
     (choice,) = choices_of(deltas)
     assert (choice.text, choice.refused, choice.finish_reason) == ("I will not.", True, "stop")
     assert delta_event(1, merge_deltas(deltas)).delta().refused, "another attempt reads it from the log"
