@@ -192,6 +192,7 @@ async def test_a_used_up_budget_pauses_sampling_and_is_counted(
     assert await evaluation.judgements() == []
     assert evaluation.counted("sampling_skipped", reason) == 2
     evaluation.queue.refusal = None
+    await evaluation.move_watermark(45)
     await evaluation.log(owner, ended_s_ago=40)
     await evaluation.sampler.step()
     await evaluation.judges.step()
@@ -203,6 +204,7 @@ async def test_a_used_up_budget_pauses_sampling_and_is_counted(
         await connection.execute(
             text("UPDATE eval_runs SET options = jsonb_set(options, '{paused,until}', to_jsonb(now()))")
         )
+    await evaluation.move_watermark(30)
     await evaluation.log(owner, ended_s_ago=20)
     await evaluation.sampler.step()
     await evaluation.judges.step()
