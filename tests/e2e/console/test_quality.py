@@ -48,7 +48,7 @@ ITEMS = 20
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """An API that logs everything, with judges; all its jobs are run by simulated engines. `dear` has no worker."""
-    options = {"ttft_ms": 1, "itl_ms": 1}
+    options = {"ttft_ms": 1, "itl_ms": 1, "stop_after": 6}  # a cut answer is not judged
     models: list[dict[str, object]] = [
         {"name": name, "engine": "simulated", "slots": 32, "options": options} for name in ("sim", "other", "judge")
     ]
