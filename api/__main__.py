@@ -20,8 +20,10 @@ def main() -> int:
     from shared.config.settings import settings_or_exit
     from shared.domain.errors import HeadraceError
     from shared.postgres.schema_version import database_or_exit
+    from shared.runtime.core_dumps import forbid_core_dumps
     from shared.telemetry.logs import configure_logging
 
+    forbid_core_dumps()
     settings = settings_or_exit(ApiSettings)
     configure_logging(settings.log_level, settings.log_format)
     try:

@@ -12,6 +12,7 @@ from cli.commands.budgets import budgets
 from cli.commands.evals import evals
 from cli.commands.export import export
 from cli.commands.failed import failed
+from cli.commands.feedback import feedback
 from cli.commands.jobs import cancel, job, jobs
 from cli.commands.keys import keys, projects
 from cli.commands.limits import limits
@@ -73,6 +74,7 @@ app.command(short_help="Submit a prompt and show the answer as it comes.")(submi
 app.command(short_help="List jobs.")(jobs)
 app.command(short_help="Show a job, or follow its answer.")(job)
 app.command(short_help="Cancel jobs and batches.")(cancel)
+app.command(short_help="Rate the answer of a job.")(feedback)
 app.command(short_help="Run a file of requests and save the results.")(batch)
 app.command(short_help="List batches.")(batches)
 app.add_typer(failed, name="failed")

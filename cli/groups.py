@@ -14,8 +14,8 @@ from cli.output import note, prepare_streams
 
 # In the order of `headrace --help`.
 COMMANDS = (
-    "up", "status", "submit", "jobs", "job", "cancel", "batch", "batches", "failed", "models", "workers", "requests",
-    "export", "usage", "projects", "keys", "budgets", "limits", "prices", "evals", "audit", "bench",
+    "up", "status", "submit", "jobs", "job", "cancel", "feedback", "batch", "batches", "failed", "models", "workers",
+    "requests", "export", "usage", "projects", "keys", "budgets", "limits", "prices", "evals", "audit", "bench",
 )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ import ctypes
 import logging
 import multiprocessing
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -58,6 +57,7 @@ def main() -> int:
     from shared.domain.errors import HeadraceError
     from shared.postgres.schema_version import database_or_exit
     from shared.redis.job_queue import queue_name, use_broker
+    from shared.runtime.core_dumps import forbid_core_dumps
     from shared.telemetry.instruments import Exporter
     from shared.telemetry.logs import configure_logging
     from shared.telemetry.metrics import Metrics
@@ -75,6 +75,7 @@ def main() -> int:
     from workers.settings import WorkerSettings
     from workers.supervision.consumer_control import ConsumerControl
 
+    forbid_core_dumps()
     settings = settings_or_exit(WorkerSettings)
     configure_logging(settings.log_level, settings.log_format)
     try:
@@ -83,8 +84,6 @@ def main() -> int:
     except HeadraceError as error:
         print(error, file=sys.stderr)
         return 2
-    if arguments.model in registry and registry[arguments.model].secret_envs:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain the keys
     if arguments.model not in registry:
         known = ", ".join(registry.models)
         print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 
 from api.feedback.dependencies import CurrentFeedback, PrincipalIfAny
 from api.feedback.schemas import FeedbackCreate, FeedbackDeleted, FeedbackList, FeedbackView, JobFeedbackCreate
@@ -24,33 +24,26 @@ router = APIRouter(tags=["feedback"], route_class=JsonRoute)
 _GIVEN: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     **NOT_FOUND,
-    200: {"model": FeedbackView, "description": "It was given before, and has been replaced.", **READ},
-    201: READ,
+    200: READ,
     413: {"model": ErrorResponse, "description": "The body is too large."},
 }
 
 
-@router.post(PATH, status_code=201, response_model=FeedbackView, responses=_GIVEN)
-async def give_feedback(
-    body: FeedbackCreate, principal: PrincipalIfAny, feedback: CurrentFeedback, response: Response
-) -> FeedbackView:
+@router.post(PATH, responses=_GIVEN)
+async def give_feedback(body: FeedbackCreate, principal: PrincipalIfAny, feedback: CurrentFeedback) -> FeedbackView:
     """Give feedback about an answer or a conversation, or change it: each author has one value of a metric.
 
     A page in a browser needs no API key: it sends the header `x-headrace-feedback-token` of the answer as `token`.
     """
-    given, is_new = await feedback.give(principal, body)
-    response.status_code = 201 if is_new else 200
-    return FeedbackView.of(given)
+    return FeedbackView.of(await feedback.give(principal, body))
 
 
-@router.post("/v1/jobs/{job_id}/feedback", status_code=201, response_model=FeedbackView, responses=_GIVEN)
+@router.post("/v1/jobs/{job_id}/feedback", responses=_GIVEN)
 async def rate_job(
-    job_id: str, body: JobFeedbackCreate, principal: CurrentPrincipal, feedback: CurrentFeedback, response: Response
+    job_id: str, body: JobFeedbackCreate, principal: CurrentPrincipal, feedback: CurrentFeedback
 ) -> FeedbackView:
     """Rate the answer of a job with thumbs up or down, or change the rating."""
-    given, is_new = await feedback.rate(principal.project_id, job_id, body)
-    response.status_code = 201 if is_new else 200
-    return FeedbackView.of(given)
+    return FeedbackView.of(await feedback.rate(principal.project_id, job_id, body))
 
 
 @router.get(

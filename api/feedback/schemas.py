@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -23,6 +22,7 @@ from api.feedback.tokens import MAX_TOKEN
 from api.http.pagination import PageView
 from shared.domain.feedback import (
     MAX_COMMENT,
+    MAX_CONVERSATION,
     MAX_METRIC,
     MAX_NUMBER,
     MAX_TAG,
@@ -42,28 +42,30 @@ def _stored(text: str) -> str:
     return unicode_text(text).replace("\0", "\ufffd")
 
 
-Text = Annotated[str, AfterValidator(_stored)]
+STORED = AfterValidator(_stored)
 Metric = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METRIC, pattern=METRIC_PATTERN)]
-Number = (
-    Annotated[StrictInt, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
-    | Annotated[StrictFloat, FiniteFloat, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Value = (
+    StrictBool
+    | Annotated[StrictInt, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+    | Annotated[StrictFloat, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+    | Annotated[str, StringConstraints(max_length=MAX_VALUE), STORED]
 )
-Value = StrictBool | Number | Annotated[Text, StringConstraints(max_length=MAX_VALUE)]
 Comment = Annotated[
-    Annotated[Text, StringConstraints(max_length=MAX_COMMENT)] | None,
-    Field(None, description="Why; kept as it is."),
+    Annotated[str, StringConstraints(max_length=MAX_COMMENT), STORED] | None, Field(description="Why; kept as it is.")
+]
+Conversation = Annotated[
+    Annotated[str, StringConstraints(min_length=1, max_length=MAX_CONVERSATION), STORED] | None,
+    Field(description="Or the conversation that it is about."),
 ]
 Tags = Annotated[
-    list[Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TAG)]],
-    Field(default_factory=list, max_length=MAX_TAGS, description="Such as `wrong`, `too-long`."),
+    list[Annotated[str, StringConstraints(min_length=1, max_length=MAX_TAG), STORED]],
+    Field(max_length=MAX_TAGS, description="Such as `wrong`, `too-long`."),
 ]
 Author = Annotated[
-    str | None,
+    Annotated[str, StringConstraints(max_length=MAX_END_USER), STORED] | None,
     Field(
-        None,
-        max_length=MAX_END_USER,
         description="Whose feedback it is; by default that of the end user whom the request named. Each has one value"
-        " of a metric.",
+        " of a metric."
     ),
 ]
 
@@ -88,9 +90,7 @@ class FeedbackCreate(BaseModel):
 
     job_id: str | None = Field(None, max_length=100, description="The job that gave the answer.")
     response_id: str | None = Field(None, max_length=100, description="The same, by the id of its response.")
-    conversation: Annotated[
-        Text | None, Field(min_length=1, max_length=200, description="Or the conversation that it is about.")
-    ] = None
+    conversation: Conversation = None
     token: str | None = Field(
         None,
         max_length=MAX_TOKEN,
@@ -98,17 +98,15 @@ class FeedbackCreate(BaseModel):
     )
     metric: Metric = Field(RATING, description="What the value is about. `rating` is that of thumbs.")
     value: Value = Field(description="A boolean, a number or a text; of the metric `rating`: `up` or `down`.")
-    comment: Comment
-    tags: Tags
-    user: Author
+    comment: Comment = None
+    tags: Tags = Field(default_factory=list)
+    user: Author = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         targets = [name for name in ("job_id", "response_id", "conversation") if getattr(self, name) is not None]
         if len(targets) > 1:
             raise contradiction(targets[1], f"give only one of {targets[0]} and {targets[1]}")
-        if not targets and self.token is None:
-            raise contradiction("job_id", "give this, response_id or conversation")
         if self.metric == RATING:
             if isinstance(self.value, bool):
                 self.value = Rating.UP if self.value else Rating.DOWN
@@ -123,9 +121,9 @@ class JobFeedbackCreate(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"rating": "down", "comment": "It is not true."}]})
 
     rating: Rating
-    comment: Comment
-    tags: Tags
-    user: Author
+    comment: Comment = None
+    tags: Tags = Field(default_factory=list)
+    user: Author = None
 
 
 class FeedbackView(BaseModel):

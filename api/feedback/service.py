@@ -32,10 +32,8 @@ class FeedbackService:
         self._keys = keys
         self._metrics = metrics
 
-    async def give(self, principal: Principal | None, body: FeedbackCreate) -> tuple[Feedback, bool]:
+    async def give(self, principal: Principal | None, body: FeedbackCreate) -> Feedback:
         """Give or replace feedback with a key, or without a principal, with the token of the body.
-
-        Returns it, and whether it is new.
 
         Raises:
             Unauthorized: there is neither a key nor a valid token for the answer.
@@ -44,7 +42,11 @@ class FeedbackService:
             NotFound: the project has no such job.
         """
         if principal is None:
-            return await self._give_by_token(body)
+            try:
+                return await self._give_by_token(body)
+            except Unauthorized:
+                self._metrics.auth_failures.labels("missing" if body.token is None else "invalid").inc()
+                raise
         if body.token is not None:
             raise InvalidRequest("token: send either this or an API key", param="token")
         if body.conversation is not None:
@@ -61,6 +63,8 @@ class FeedbackService:
                     source=FeedbackSource.KEY,
                 )
             )
+        if body.job_id is None and body.response_id is None:
+            raise InvalidRequest("job_id: give this, response_id or conversation", param="job_id")
         named, param = (body.job_id, "job_id") if body.job_id is not None else (body.response_id, "response_id")
         assert named is not None
         job_id = named if param == "job_id" else job_id_of(named)
@@ -74,7 +78,7 @@ class FeedbackService:
         body: JobFeedbackCreate,
         *,
         source: FeedbackSource = FeedbackSource.KEY,
-    ) -> tuple[Feedback, bool]:
+    ) -> Feedback:
         """Give or replace thumbs for the answer of a job of a project, or of any; raises as `give`."""
         job = await self._job(job_id, project_id, job_id, "job_id")
         values = {"job_id": job.id, "metric": RATING, "value": body.rating.value}
@@ -99,20 +103,24 @@ class FeedbackService:
             project_id = None if project == ALL else await self._keys.project_id(project.replace("\0", "\ufffd"))
             if project_id is None and project != ALL:
                 raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
-        found = FeedbackFilters(
-            project_id=project_id,
-            **{
-                name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
-                for name, value in filters.items()
-                if value is not None
-            },
-        )
+        given: dict[str, Any] = {
+            name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
+            for name, value in filters.items()
+            if value is not None
+        }
+        found = FeedbackFilters(project_id=project_id, **given)
         return await fetch_page(limit, lambda count: self._store.page(found, limit=count, after=after_id))
 
     async def ratings_of(self, project_id: int | None, job_id: str) -> list[Feedback]:
         """The thumbs for the answer of a job of a project, or of any; the latest first."""
         filters = FeedbackFilters(project_id=project_id, job_id=job_id, metric=RATING)
         return await self._store.page(filters, limit=MAX_OF_TARGET, after=None)
+
+    async def take_back(self, project_id: int | None, job_id: str, author: str) -> None:
+        """Delete the thumbs of an author for the answer of a job of a project, or of any, if there are any."""
+        for one in await self.ratings_of(project_id, job_id):
+            if one.author == author:
+                await self._store.delete(one.id, project_id)
 
     async def delete(self, principal: Principal, feedback_id: str) -> str:
         """Delete feedback of the principal's project; return its id.
@@ -127,7 +135,7 @@ class FeedbackService:
             )
         return format_id(number)
 
-    async def _give_by_token(self, body: FeedbackCreate) -> tuple[Feedback, bool]:
+    async def _give_by_token(self, body: FeedbackCreate) -> Feedback:
         if body.token is None:
             raise Unauthorized
         job_id = self._tokens.job_of(body.token)
@@ -147,7 +155,7 @@ class FeedbackService:
             raise NotFound(f"There is no {what} `{named[:64]}`.", param=param, code=f"{what}_not_found")
         return job
 
-    async def _put(self, new: NewFeedback) -> tuple[Feedback, bool]:
+    async def _put(self, new: NewFeedback) -> Feedback:
         put = await self._store.put(new)
         if put is None:
             limit = MAX_BY_TOKEN if new.source is FeedbackSource.TOKEN else MAX_OF_TARGET
@@ -155,7 +163,7 @@ class FeedbackService:
             raise InvalidRequest(f"metric: {message}", param="metric")
         rating = new.value if new.metric == RATING and isinstance(new.value, str) else "other"
         self._metrics.feedback.labels(new.source.value, rating if rating in tuple(Rating) else "other").inc()
-        return put
+        return put[0]
 
 
 def _about(job: JobFacts, body: FeedbackCreate, source: FeedbackSource, author: str | None) -> NewFeedback:

@@ -102,14 +102,14 @@ class FeedbackStore(Store):
 
     async def job(self, job_id: str) -> JobFacts | None:
         """What feedback copies from a job. Of a job whose row was deleted, the ledger has it."""
-        of_row = select(
+        of_row: Select[Any] = select(
             literal_column("1").label("place"),
             JobRow.project_id,
             JobRow.model,
             func.coalesce(JobRow.requested_model, JobRow.model).label("requested_model"),
             JobRow.end_user,
         ).where(JobRow.id == job_id)
-        of_ledger = select(
+        of_ledger: Select[Any] = select(
             literal_column("2"),
             UsageEventRow.project_id,
             UsageEventRow.model,
@@ -173,7 +173,9 @@ def _put(new: NewFeedback, job_id: str | None) -> Any:
         "model": new.job.model if new.job is not None else None,
         "requested_model": new.job.requested_model if new.job is not None else None,
     }
-    columns = [value if name == "value" else literal(value, getattr(row, name).type) for name, value in values.items()]
+    columns: list[Any] = [
+        value if name == "value" else literal(value, getattr(row, name).type) for name, value in values.items()
+    ]
     limit = MAX_BY_TOKEN if by_token else MAX_OF_TARGET
     insert = upsert(row).from_select(list(values), select(*columns).where(or_(own, number < limit)))
     given = insert.excluded

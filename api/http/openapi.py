@@ -68,7 +68,7 @@ def headers(*names: str) -> dict[str, Any]:
 
 
 READ = headers(IGNORED)
-JOB = headers("Location", "Retry-After", COST_HEADER)
+JOB = headers("Location", "Retry-After", COST_HEADER, "x-headrace-job-id", "x-headrace-feedback-token")
 # Of each response to a request that was run as a job.
 SUBMITTED = headers(
     IGNORED,

@@ -20,7 +20,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
-    union,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -95,9 +95,14 @@ def _unlogged() -> Prepared:
     unstored = (
         select(JobRow.id)
         .join(ResponseRow, ResponseRow.job_id == JobRow.id)
-        .where(~ResponseRow.stored, JobRow.status.in_(TERMINAL), JobRow.finished_at < _LONG_AGO)
+        .where(
+            ~ResponseRow.stored,
+            JobRow.log_level.is_(None),
+            JobRow.status.in_(TERMINAL),
+            JobRow.finished_at < _LONG_AGO,
+        )
     )
-    return Prepared(select(union(unlogged, unstored).subquery("unlogged").c.id).limit(_LIMIT))
+    return Prepared(select(union_all(unlogged, unstored).subquery("unlogged").c.id).limit(_LIMIT))
 
 
 _ENDED = _ended()

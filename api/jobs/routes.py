@@ -125,9 +125,11 @@ router.include_router(action_routes.router)  # here, because GET /{job_id} would
         202: {"model": JobView, "description": "The job has not ended.", **JOB},
     },
 )
-async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
+async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs, request: Request) -> Response:
     """Get a job. Status 200 if it has ended, 202 before."""
-    return await _job_response(jobs, *await jobs.result(job_id, principal.project_id), {})
+    job, output = await jobs.result(job_id, principal.project_id)
+    request.state.job_id = job.id
+    return await _job_response(jobs, job, output, {})
 
 
 @router.get(

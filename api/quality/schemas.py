@@ -44,6 +44,7 @@ class ScoresView(IntervalView):
     """The scores that judges have given by a rubric, with the percentile interval of a bootstrap."""
 
     rubric: str
+    prompt_version: str = Field(description="The version of the judge's prompt.")
     n: int = Field(description="The scores.")
     mean: float | None
     unparsable: int = Field(description="Judgements that could not be read, which are not in the mean.")
@@ -54,7 +55,8 @@ class ScoresView(IntervalView):
         """The JSON form of scores."""
         mean = scores.mean or Mean(0.0, 0, None)
         return cls(
-            rubric=scores.rubric,
+            rubric=scores.rubric[0],
+            prompt_version=scores.rubric[1],
             n=mean.n,
             mean=mean.mean if mean.n else None,
             unparsable=scores.unparsable,
@@ -84,8 +86,10 @@ class ClassifierView(BaseModel):
     recall: RateView = Field(description="Of the refusals, those that it finds.")
 
 
-_RATE = {"count": 18, "n": 20, "rate": 0.9, "low": 0.6990, "high": 0.9721}
-_REFUSALS = {"count": 3, "n": 412, "rate": 0.0073, "low": 0.0025, "high": 0.0212, "by_provider": 1, "by_classifier": 2}
+_RATE: dict[str, Any] = {"count": 18, "n": 20, "rate": 0.9, "low": 0.6990, "high": 0.9721}
+_REFUSALS: dict[str, Any] = {
+    "count": 3, "n": 412, "rate": 0.0073, "low": 0.0025, "high": 0.0212, "by_provider": 1, "by_classifier": 2,
+}  # fmt: skip
 
 
 class QualityReport(BaseModel):
@@ -108,8 +112,8 @@ class QualityReport(BaseModel):
                             "refusals": _REFUSALS,
                             "errors": {"count": 2, "n": 414, "rate": 0.0048, "low": 0.0013, "high": 0.0174},
                             "scores": [
-                                {"rubric": "helpful", "n": 41, "mean": 3.9, "low": 3.6, "high": 4.2,
-                                 "unparsable": 1, "failed": 0}
+                                {"rubric": "helpful", "prompt_version": "1", "n": 41, "mean": 3.9, "low": 3.6,
+                                 "high": 4.2, "unparsable": 1, "failed": 0}
                             ],
                         }
                     ],

@@ -17,6 +17,7 @@ from api.quality.store import (
     QualitySelection,
     QualityStore,
     RequestCounts,
+    Rubric,
     ScoreCounts,
 )
 from shared.domain.errors import Forbidden, InvalidRequest, Unavailable
@@ -32,7 +33,7 @@ _NO_FEEDBACK = FeedbackCounts(0, 0, 0)
 class Scores:
     """What judges say by a rubric. `mean` is None without scores."""
 
-    rubric: str
+    rubric: Rubric
     mean: Mean | None
     unparsable: int
     failed: int
@@ -113,7 +114,7 @@ class QualityService:
         groups = sorted({*requests, *feedback, *(group for group, _ in scores)}, key=_order)
         shown = groups[offset : offset + limit]
         wanted = set(shown)
-        by_group: dict[Group, list[tuple[str, ScoreCounts]]] = {}
+        by_group: dict[Group, list[tuple[Rubric, ScoreCounts]]] = {}
         for (group, rubric), counts in sorted(scores.items(), key=lambda item: item[0][1]):
             if group in wanted:
                 by_group.setdefault(group, []).append((rubric, counts))
@@ -145,7 +146,7 @@ def _order(group: Group) -> tuple[Any, ...]:
     return tuple((value is not None, value) if value is not None else (False, 0) for value in group)
 
 
-def _means(by_group: dict[Group, list[tuple[str, ScoreCounts]]]) -> dict[Group, list[Scores]]:
+def _means(by_group: dict[Group, list[tuple[Rubric, ScoreCounts]]]) -> dict[Group, list[Scores]]:
     return {
         group: [
             Scores(rubric, bootstrap_mean(one.scores) if one.scores else None, one.unparsable, one.failed)

@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Float, Select, Text, bindparam, cast, func, literal, literal_column, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Float,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 
 from api.usage.periods import Periods
 from shared.domain.errors import InvalidRequest
@@ -55,6 +69,8 @@ class QualitySelection:
 
 # What identifies a group: the number of its period, or None, and the values of the dimensions.
 Group = tuple[Any, ...]
+# A rubric by its name and the version of its prompt: scores of different prompts are not comparable.
+Rubric = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +110,7 @@ class QualityStore(Store):
         """Counts of requests by group."""
         row = RequestLogRow
         by_whom = [
-            func.count().filter(row.refused, row.refusal_source == source.value)
+            func.count().filter(row.refused.is_(true()), row.refusal_source == source.value)
             for source in (RefusalSource.PROVIDER, RefusalSource.CLASSIFIER)
         ]
         values = (
@@ -112,27 +128,28 @@ class QualityStore(Store):
         is_rating = row.metric == RATING
         values = (
             func.count().filter(is_rating),
-            func.count().filter(is_rating, row.value.astext == Rating.UP.value),
+            func.count().filter(is_rating, row.value == literal(Rating.UP.value, JSONB)),
             func.count().filter(~is_rating),
         )
         rows = await self._read(_statement(selection, row, row.created_at, values), len(values))
         return {tuple(key): FeedbackCounts(*counts) for key, counts in rows}
 
-    async def scores(self, selection: QualitySelection) -> dict[tuple[Group, str], ScoreCounts]:
+    async def scores(self, selection: QualitySelection) -> dict[tuple[Group, Rubric], ScoreCounts]:
         """The scores of judges by group and rubric, of answers to clients: those of sets are compared elsewhere."""
         row, run = JudgementRow, EvalRunRow
         values = (
             run.rubric,
+            run.prompt_version,
             cast(row.score, Float),
             func.count().filter(row.state == "scored"),
             func.count().filter(row.state == "unparsable"),
             func.count().filter(row.state == "failed"),
         )
-        statement = _statement(selection, row, row.answered_at, values, groups=2)
+        statement = _statement(selection, row, row.answered_at, values, groups=3)
         statement = statement.join(run, run.id == row.run_id).where(run.kind == "live", row.position == 0)
-        found: dict[tuple[Group, str], ScoreCounts] = {}
-        for key, (rubric, score, scored, unparsable, failed) in await self._read(statement, len(values)):
-            place = (tuple(key), rubric)
+        found: dict[tuple[Group, Rubric], ScoreCounts] = {}
+        for key, (name, version, score, scored, unparsable, failed) in await self._read(statement, len(values)):
+            place = (tuple(key), (name, version))
             so_far = found.get(place, ScoreCounts({}, 0, 0))
             scores = {**so_far.scores, score: scored} if scored else so_far.scores
             found[place] = ScoreCounts(scores, so_far.unparsable + unparsable, so_far.failed + failed)
@@ -179,7 +196,7 @@ def _statement(
         if wanted is not None:
             statement = statement.where(getattr(row, name) == func.any(_array(sorted(wanted), kind)))
     # By number, because the array of the periods is a parameter, and two of them are not the same expression.
-    numbers = [literal_column(str(number + 1)) for number in range(len(keys) + groups)]
+    numbers: list[Any] = [literal_column(str(number + 1)) for number in range(len(keys) + groups)]
     return statement.group_by(*numbers)
 
 

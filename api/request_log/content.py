@@ -46,9 +46,6 @@ class BodyText:
 def body_text(content: JobContent, level: LogLevel, redactor: BodyRedactor | None) -> BodyText:
     """The body that a level keeps: the members of `api.request_log.bodies.Body` that are not columns.
 
-    Of `redacted` bodies, what redaction cannot read is left out: images and files, token ids, log probabilities (which
-    have the answer in pieces), and the opaque parts of providers.
-
     Raises:
         ValueError: the texts are no JSON of a job, or there is no redactor for a level that needs one.
     """
@@ -61,33 +58,9 @@ def body_text(content: JobContent, level: LogLevel, redactor: BodyRedactor | Non
     if level is not LogLevel.FULL:
         if redactor is None:
             raise ValueError(f"there is no redactor for the level {level}")
-        remove_unreadable(body)
         body, redactions = redactor.redact_body(body)
         body["redactions"] = dict(redactions)
     return BodyText(_dumps(body, content.size), sum(redactions.values()))
-
-
-def remove_unreadable(body: dict[str, Any]) -> None:
-    """Remove from a body what redaction cannot read. Media become texts that say what was there."""
-    request = body["request"]
-    if isinstance(request.get("prompt"), list):
-        request["prompt"] = f"[{len(request['prompt'])} token ids]"
-    for message in request.get("messages") or ():
-        message.pop("opaque", None)
-        if isinstance(message.get("content"), list):
-            message["content"] = [_without_data(part) for part in message["content"]]
-    for choice in body["output"]:
-        for name in ("logprobs", "prompt_logprobs", "opaque"):
-            choice.pop(name, None)
-
-
-def _without_data(part: dict[str, Any]) -> dict[str, Any]:
-    if part.get("type") == "text":
-        return part
-    names = (part.get(name) for name in ("type", "media_type", "filename", "url", "file_id"))
-    what = " ".join(str(name) for name in names if name)
-    size = f", {len(part['data']) * 3 // 4} bytes" if part.get("data") is not None else ""
-    return {"type": "text", "text": f"[{what}{size}]"}
 
 
 def _loads(text: str) -> Any:

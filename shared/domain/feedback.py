@@ -12,6 +12,7 @@ MAX_VALUE = 1000
 # Larger numbers are not exact in JSON.
 MAX_NUMBER = 2**53
 MAX_COMMENT = 4000
+MAX_CONVERSATION = 200
 MAX_TAGS = 16
 MAX_TAG = 64
 # Values of an answer or of a conversation: of all metrics and authors, and those that a token can give.

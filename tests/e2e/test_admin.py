@@ -283,9 +283,36 @@ async def test_a_project_is_changed(admin: httpx.AsyncClient) -> None:
     assert (await admin.patch("/v1/admin/projects/a%2Fb%20c", json={"tier": None})).json()["tier"] is None
     refused = await admin.patch("/v1/admin/projects/a%2Fb%20c", json={"tier": "not a word"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tier")
+    assert changed.json()["options"] == {"log_level": None, "redaction": None}
+    options = {"options": {"log_level": "none"}}
+    assert (await admin.patch("/v1/admin/projects/a%2Fb%20c", json=options)).json()["options"]["log_level"] == "none"
+    assert (await admin.patch("/v1/admin/projects/a%2Fb%20c", json={})).json()["options"]["log_level"] == "none"
+    (entry, *_) = (await admin.get("/v1/admin/audit", params={"object": "a/b c"})).json()["data"]
+    assert (entry["action"], entry["after"]) == ("project.change", options)
+    for removed in (None, {"log_level": None}):
+        response = await admin.patch("/v1/admin/projects/a%2Fb%20c", json={"options": removed})
+        assert response.json()["options"]["log_level"] is None
     for path, code in (("projects/nothing", "project_not_found"), ("keys/key_999999", "api_key_not_found")):
         response = await admin.patch(f"/v1/admin/{path}", json={})
         assert (response.status_code, response.json()["error"]["code"]) == (404, code)
+
+
+async def test_a_level_that_keeps_bodies_needs_a_key_to_encrypt_them(admin: httpx.AsyncClient) -> None:
+    key = (await admin.post("/v1/admin/keys", json={"name": "k", "project": "log levels"})).json()
+    options = {"options": {"log_level": "redacted"}}
+    for method, path, body in (
+        ("POST", "projects", {"name": "another", **options}),
+        ("PATCH", "projects/log levels", options),
+        ("POST", "keys", {"name": "k", "project": "log levels", **options}),
+        ("PATCH", f"keys/{key['id']}", options),
+    ):
+        refused = await admin.request(method, f"/v1/admin/{path}", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "options.log_level"), refused.text
+        assert "HEADRACE_LOG_KEY" in refused.json()["error"]["message"]
+    level = {"options": {"log_level": "metadata"}}
+    assert (await admin.patch(f"/v1/admin/keys/{key['id']}", json=level)).json()["options"]["log_level"] == "metadata"
+    unknown = await admin.patch("/v1/admin/projects/log levels", json={"options": {"log_level": "some"}})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "options.log_level")
 
 
 async def test_errors_about_keys_name_the_field(admin: httpx.AsyncClient) -> None:

@@ -48,14 +48,19 @@ async def test_every_example_runs(vllm: httpx.AsyncClient, vllm_stack: Stack) ->
         budgeted = {"project": "examples", "period": "month", "limit_usd": 100, "hard": False}
         budget: str = (await client.post("/v1/admin/budgets", json=budgeted)).json()["id"]
 
+    model = (await vllm.get("/v1/models")).json()["data"][0]["id"]
+    rated = (await vllm.post("/v1/jobs", json={"model": model, "prompt": "x", "max_tokens": 1})).json()["id"]
+
     async def run(method: str, path: str, example: dict[str, Any]) -> None:
         if path == "/v1/batches":
             example = {**example, "input_file_id": await create_file(vllm)}
         if path in ("/v1/admin/limits", "/v1/admin/budgets"):
             example = {**example, "project": "examples"}
+        if "job_id" in example:
+            example = {**example, "job_id": rated}
         headers = {"Authorization": f"Bearer {admin}"} if path.startswith("/v1/admin/") else {}
         url = path.replace("{key_id}", key.split()[0]).replace("{name}", "examples").replace("{limit_id}", limit)
-        url = url.replace("{budget_id}", budget)
+        url = url.replace("{budget_id}", budget).replace("{job_id}", rated)
         response = await vllm.request(method, url, json=example, headers=headers)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
         responses = document["paths"][path][method]["responses"]

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api.keys.changes import ProjectChanges
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore, generate_key, parse_id
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions, TokenLimits
@@ -101,7 +102,7 @@ async def _keys(engine: AsyncEngine) -> None:
                 " last_used_at = now() - CAST(:used AS interval) WHERE id = :id"
             )
             await connection.execute(text(statement), values)
-    await keys.set_tier("trials", "free")
+    await keys.change_project("trials", ProjectChanges(tier="free"))
     revoked = await keys.create("old gateway", generate_key(), project="team-search", generated=True)
     await keys.revoke(parse_id(revoked or "") or 0)
 

@@ -101,3 +101,29 @@ async def test_the_page_is_accessible(member: Visit, sim_stack: Stack, member_ke
     await member.open("jobs")
     await expect(member.page.locator("[data-row]").first).to_be_visible()
     assert await accessibility_faults(member.page, rules) == []
+
+
+async def test_an_answer_is_rated_on_its_page(member: Visit, sim_stack: Stack, member_key: str) -> None:
+    job = await start(sim_stack, member_key, model="sim", max_tokens=3)
+    await member.open(f"jobs/{job}")
+    good, bad = (member.page.get_by_role("button", name=f"{text} answer") for text in ("Good", "Bad"))
+
+    async def given() -> list[tuple[str, str]]:
+        headers = {"Authorization": f"Bearer {member_key}"}
+        async with httpx.AsyncClient(base_url=sim_stack.url, headers=headers) as client:
+            found = (await client.get("/v1/feedback", params={"job_id": job})).json()["data"]
+        return [(one["value"], one["source"]) for one in found]
+
+    await good.click()
+    await expect(good).to_have_attribute("aria-pressed", "true")
+    await expect(good).to_contain_text("1")
+    assert await given() == [("up", "console")]
+    await bad.click()
+    await expect(bad).to_have_attribute("aria-pressed", "true")
+    await expect(good).to_have_attribute("aria-pressed", "false")
+    assert await given() == [("down", "console")]
+    await member.page.reload()
+    await expect(bad).to_have_attribute("aria-pressed", "true")
+    await bad.click()
+    await expect(bad).to_have_attribute("aria-pressed", "false")
+    assert await given() == []

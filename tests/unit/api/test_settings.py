@@ -1,4 +1,4 @@
-"""The limits of images and files fit in a body, whichever of the settings are set."""
+"""Settings that depend on each other: the limits of images and files, and those of the request log."""
 
 from __future__ import annotations
 
@@ -50,3 +50,40 @@ def test_limits_that_cannot_be_reached(values: dict[str, int], named: str) -> No
         settings(**values)
     (problem,) = caught.value.errors()
     assert problem["ctx"]["param"] in values
+
+
+KEY = base64.b64encode(b"k" * 32).decode()
+
+
+@pytest.mark.parametrize(
+    ("values", "param", "message"),
+    [
+        ({"request_log_level": "redacted"}, "request_log_level", "HEADRACE_LOG_KEY.*generate-key"),
+        ({"request_log_level": "full"}, "request_log_level", "HEADRACE_LOG_KEY"),
+        ({"log_key_previous": KEY}, "log_key_previous", "HEADRACE_LOG_KEY"),
+        ({"log_retention_days": 91}, "log_metadata_days", "HEADRACE_LOG_RETENTION_DAYS, which is 91"),
+    ],
+)
+def test_a_request_log_that_is_not_possible(values: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message) as caught:
+        settings(**values)
+    (problem,) = caught.value.errors()
+    assert problem["ctx"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"request_log_level": "some"}, "'none', 'metadata', 'redacted' or 'full'"),
+        ({"log_key": "x"}, "base64 of 32 bytes"),
+        ({"log_key": KEY, "log_key_previous": "x"}, "base64 of 32 bytes"),
+    ],
+)
+def test_a_level_and_a_key_are_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings(**values)
+
+
+def test_by_default_no_bodies_are_kept() -> None:
+    assert settings().request_log_level == "metadata"
+    assert settings(request_log_level="full", log_key=KEY).request_log_level == "full"

@@ -13,6 +13,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from api.console.jobs.job.answer import choices, request_view, title_of
 from api.console.jobs.job.code import body_text, programs, request_body
 from api.console.jobs.job.live import merged
+from api.console.jobs.job.thumbs import CurrentFeedback, thumbs
+from api.console.jobs.job.thumbs import router as thumbs_router
 from api.console.jobs.job.view import JobPageView, build_view
 from api.console.jobs.service import ConsoleJobs
 from api.console.live import Broadcaster, part_frame
@@ -105,11 +107,18 @@ async def answer_part(job: Job) -> str:
 CurrentJobs = Annotated[ConsoleJobs, Depends(resource(ConsoleJobs))]
 CurrentParts = Annotated[JobParts, Depends(resource(JobParts))]
 router = APIRouter()
+router.include_router(thumbs_router)  # here, because POST /{job_id}/{action} would match it
 
 
 @router.get("/{job_id}")
 async def job_page(
-    request: Request, job_id: str, viewer: CurrentViewer, jobs: CurrentJobs, parts: CurrentParts, tab: Tab = "answer"
+    request: Request,
+    job_id: str,
+    viewer: CurrentViewer,
+    jobs: CurrentJobs,
+    parts: CurrentParts,
+    feedback: CurrentFeedback,
+    tab: Tab = "answer",
 ) -> Response:
     """The page."""
     job = await jobs.job(viewer.project_id, job_id)
@@ -125,6 +134,8 @@ async def job_page(
         tab=tab,
         tabs=TABS,
         answer=await answer_part(job),
+        thumbs=await thumbs(feedback, viewer, job.id),
+        job_id=job.id,
         request_view=await off_loop(job.request.size, request_view, job) if tab == "request" else None,
         programs=programs(body),
     )

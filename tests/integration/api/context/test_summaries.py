@@ -24,14 +24,17 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions, TokenLimits
 from shared.domain.errors import ErrorCode, QuotaExceeded
 from shared.domain.job import Choice, Failure, Job, JobStatus
+from shared.domain.log_level import LogLevel
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.postgres.job_store import JobStore
 from shared.postgres.store import seconds
 from shared.postgres.tables import JobRow, SummaryRow
+from shared.redis.event_log import EventLog
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
+from tests.support.metrics import api_metrics
 from tests.support.waiting import eventually
 
 SUMMARIZE = ContextOptions(strategy="summarize", model="cheap")
@@ -111,7 +114,7 @@ class Setup:
         turns: int,
         *,
         owner: Owner | None = None,
-        store: bool | None = None,
+        log_level: LogLevel | None = None,
         first: str = "",
         newest: int = 18,
         max_tokens: int | None = None,
@@ -135,7 +138,8 @@ class Setup:
             "sim",
             4,
             GenerateRequest(messages=messages, sampling=Sampling(max_tokens=max_tokens)),
-            options=RequestOptions(context=options, store=store),
+            options=RequestOptions(context=options),
+            log_level=log_level,
         )
         principal = replace(Principal.of(new.owner), options=KeyOptions(token_limits=limits))
         return await self._shortening.shorten(principal, new, self.writer)
@@ -302,10 +306,12 @@ async def test_a_model_that_is_too_small(database: AsyncEngine, owner: Owner, wr
     assert not writer.written
 
 
-async def test_with_store_false_nothing_is_kept(setup: Setup, writer: Writer, database: AsyncEngine) -> None:
-    decision = (await setup.shorten(9, store=False)).decisions.context
+async def test_no_summary_is_kept_of_a_request_of_which_nothing_is_kept(
+    setup: Setup, writer: Writer, database: AsyncEngine
+) -> None:
+    decision = (await setup.shorten(9, log_level=LogLevel.NONE)).decisions.context
     assert decision is not None
-    assert "`store` false" in (decision.note or "")
+    assert "nothing of the request may be stored" in (decision.note or "")
     assert (writer.written, await stored(database)) == ([], 0)
 
 
@@ -568,8 +574,10 @@ async def test_a_stored_summary_of_another_process_is_used(
     assert (await stored(database), await contents(database)) == (1, {"summary": 1})
 
 
-async def test_summaries_are_kept_as_long_as_they_are_used(setup: Setup, writer: Writer, database: AsyncEngine) -> None:
-    retention = Retention(RetentionStore(database), retention_s=3 * 3600)
+async def test_summaries_are_kept_as_long_as_they_are_used(
+    setup: Setup, writer: Writer, database: AsyncEngine, logs: EventLog
+) -> None:
+    retention = Retention(RetentionStore(database), logs, api_metrics(), retention_s=3 * 3600)
 
     async def age(hours: int) -> None:
         async with database.connect() as connection:

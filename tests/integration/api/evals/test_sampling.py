@@ -41,7 +41,7 @@ async def test_only_complete_answers_with_a_body_are_judged(evaluation: Evaluati
         {"level": "metadata", "body": "none"}, {"body": "lost"}, {"body": "erased"}, {"status": "incomplete"},
         {"status": "failed"}, {"kind": "summary"}, {"kind": "judge"}, {"ended_s_ago": 0}, {"ended_s_ago": 7200},
     ):  # fmt: skip
-        await evaluation.log(owner, **left_out)  # type: ignore[arg-type]
+        await evaluation.log(owner, **left_out)
     await evaluation.sampler.step()
     assert {row.item for row in await evaluation.judgements()} == wanted
     await evaluation.sampler.step()

@@ -28,6 +28,7 @@ from tests.integration.shared.postgres.test_state_machine import ROUTED, WITHIN_
 from tests.support.examples import LONG, example_count
 from tests.support.interleavings import Interleavings
 from tests.support.ledger import check_entries, ledger
+from tests.support.request_log import check_logged, log_rows
 from tests.support.steered_engine import Call, text_of_tokens
 from tests.support.waiting import eventually
 
@@ -219,6 +220,7 @@ class Requests(Interleavings):
             entries[entry.job_id].append(entry)
         for job_id, own in entries.items():
             row = self.ends[job_id]
+            check_logged(row, [one._mapping for one in await log_rows(self.world.database, job_id)])
             if row.attempts:
                 check_entries([entry._mapping for entry in own], row.attempts)
             elif row.status in ("completed", "incomplete"):

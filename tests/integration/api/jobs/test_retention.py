@@ -10,6 +10,8 @@ from api.jobs import retention
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from shared.domain.owner import Owner
+from shared.redis.event_log import EventLog
+from tests.support.metrics import api_metrics
 
 # Jobs without and with an entry in the response cache.
 ROWS = """
@@ -46,14 +48,14 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("plain", "cached"), [(7, 0), (0, 7), (6, 1), (3, 4)])
 async def test_a_sweep_deletes_all_jobs_that_are_due(
-    database: AsyncEngine, owner: Owner, plain: int, cached: int
+    database: AsyncEngine, owner: Owner, logs: EventLog, plain: int, cached: int
 ) -> None:
     """The answer that another job has is kept, and does not end the sweep."""
     async with database.begin() as connection:
         values = {"project": owner.project_id, "key": owner.key_id}
         await connection.execute(text(ROWS), {**values, "plain": plain, "cached": cached})
         await connection.execute(text(SHARED), values)
-    sweeper = Retention(RetentionStore(database), retention_s=1800)
+    sweeper = Retention(RetentionStore(database), logs, api_metrics(), retention_s=1800)
     assert await sweeper.sweep() == plain + cached + 1
     async with database.connect() as connection:
         left = (await connection.execute(text("SELECT id, log FROM jobs ORDER BY id"))).all()
@@ -62,12 +64,12 @@ async def test_a_sweep_deletes_all_jobs_that_are_due(
 
 
 async def test_the_jobs_of_summaries_that_were_deleted_before_their_end_are_purged(
-    database: AsyncEngine, owner: Owner
+    database: AsyncEngine, owner: Owner, logs: EventLog
 ) -> None:
     """The process that waited for the summary, and would have purged its job, may have died."""
     async with database.begin() as connection:
         await connection.execute(text(DISCARDED), {"project": owner.project_id, "key": owner.key_id})
-    assert await Retention(RetentionStore(database), retention_s=0).sweep() == 1
+    assert await Retention(RetentionStore(database), logs, api_metrics(), retention_s=0).sweep() == 1
     async with database.connect() as connection:
         rows = await connection.execute(text("SELECT id FROM jobs WHERE CAST(request AS text) <> '{}' ORDER BY id"))
         assert list(rows.scalars()) == ["kept", "running"]

@@ -26,6 +26,8 @@ from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, ValidKey
 from shared.domain.answer_options import KeyOptions, TokenLimits
 from shared.domain.errors import Forbidden, Unauthorized, UnreadableRow
+from shared.domain.log_level import LogLevel
+from shared.domain.master_key import generate_master_key
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually
 
@@ -574,6 +576,46 @@ async def test_a_project_has_a_tier(keys: Keys, database: AsyncEngine) -> None:
     missing = keys("tier", "another", "free")
     assert (missing.returncode, missing.stderr) == (1, "there is no project 'another'; `list` shows the projects\n")
     assert keys("tier", "shop", "").returncode == 2
+
+
+async def test_a_project_and_a_key_have_levels_of_the_request_log(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "web", "--project", "shop", "--log-level", "none").stdout.strip()
+    found = await principal(database, key)
+    assert (found.options.log_level, found.project_log_level) == (LogLevel.NONE, None)
+    assert keys("list").stdout.endswith("  [log-level=none]\n")
+    assert keys("set", "key_1", "--log-level", "metadata").returncode == 0
+    assert keys("log-level", "shop", "none").returncode == 0
+    found = await principal(database, key)
+    assert (found.options.log_level, found.project_log_level) == (LogLevel.METADATA, LogLevel.NONE)
+    earlier = await EarlierWork(ApiKeyStore(database), cache_s=0).principal(found.owner)
+    assert (earlier.options.log_level, earlier.project_log_level) == (LogLevel.METADATA, LogLevel.NONE)
+    assert keys("set", "key_1", "--log-level", "unset").returncode == 0
+    assert keys("log-level", "shop", "unset").returncode == 0
+    found = await principal(database, key)
+    assert (found.options.log_level, found.project_log_level) == (None, None)
+    assert keys("log-level", "another", "none").returncode == 1
+    assert keys("log-level", "shop", "some").returncode == 2
+
+
+async def test_a_level_that_keeps_bodies_needs_a_key_to_encrypt_them(keys: Keys, database: AsyncEngine) -> None:
+    keys("create", "web")
+    for arguments in (("set", "key_1", "--log-level", "full"), ("log-level", "web", "redacted")):
+        refused = keys(*arguments)
+        assert (refused.returncode, "HEADRACE_LOG_KEY" in refused.stderr) == (2, True)
+        assert "generate-key" in refused.stderr
+        assert keys(*arguments, HEADRACE_LOG_KEY=generate_master_key()).returncode == 0
+
+
+async def test_options_of_a_project_of_a_newer_version_are_kept(keys: Keys, database: AsyncEngine) -> None:
+    keys("create", "web")
+    async with database.begin() as connection:
+        await connection.execute(text("""UPDATE projects SET options = '{"later": 1, "log_level": "hashed"}'"""))
+    assert keys("tier", "web", "free").returncode == 0
+    async with database.connect() as connection:
+        query = text("SELECT options FROM projects")
+        assert (await connection.execute(query)).scalar_one() == {"later": 1, "log_level": "hashed"}
+        assert keys("log-level", "web", "metadata").returncode == 0
+        assert (await connection.execute(query)).scalar_one() == {"later": 1, "log_level": "metadata"}
 
 
 async def test_earlier_work_has_the_options_that_its_key_has_now(keys: Keys, database: AsyncEngine) -> None:

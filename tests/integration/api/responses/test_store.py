@@ -16,6 +16,7 @@ from api.jobs.retention import BATCH, Retention
 from api.jobs.retention_store import RetentionStore
 from api.responses.store import ResponseStore
 from shared.domain.job import Job, JobSummary
+from shared.domain.log_level import LogLevel
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -23,7 +24,9 @@ from shared.domain.response import ResponseFacts
 from shared.postgres.job_store import JobStore
 from shared.postgres.store import seconds
 from shared.postgres.tables import BatchRow, JobRow, ResponseRow
+from shared.redis.event_log import EventLog
 from tests.conftest import Workers
+from tests.support.metrics import api_metrics
 
 FACTS = ResponseFacts({"store": True}, [{"type": "message", "content": "x\0"}], "resp_1", background=True)
 # The input is read on its own.
@@ -36,8 +39,8 @@ def responses(database: AsyncEngine) -> ResponseStore:
 
 
 @pytest.fixture
-def retention(database: AsyncEngine) -> Retention:
-    return Retention(RetentionStore(database), retention_s=3600)
+def retention(database: AsyncEngine, logs: EventLog) -> Retention:
+    return Retention(RetentionStore(database), logs, api_metrics(), retention_s=3600)
 
 
 def new(owner: Owner, facts: ResponseFacts | None = FACTS) -> NewJob:
@@ -147,26 +150,36 @@ class TestRetention:
         assert await count(database, JobRow) == 0
 
     async def test_nothing_is_deleted_with_unlimited_retention(
-        self, database: AsyncEngine, store: JobStore, owner: Owner
+        self, database: AsyncEngine, store: JobStore, owner: Owner, logs: EventLog
     ) -> None:
         job, _ = await store.insert(new(owner))
         await age(database, 1e9, job.id)
-        assert await Retention(RetentionStore(database), retention_s=0).sweep() == 0
+        assert await Retention(RetentionStore(database), logs, api_metrics(), retention_s=0).sweep() == 0
         assert await count(database, JobRow) == 1
 
+    @pytest.mark.parametrize("level", [LogLevel.NONE, None])
     async def test_a_response_with_store_false_is_cleared_soon_after_its_end(
-        self, database: AsyncEngine, store: JobStore, responses: ResponseStore, retention: Retention, owner: Owner
+        self,
+        database: AsyncEngine,
+        store: JobStore,
+        responses: ResponseStore,
+        retention: Retention,
+        owner: Owner,
+        level: LogLevel | None,
     ) -> None:
+        """Also one of an earlier version, whose job has no level."""
+
         async def insert(*, stored: bool) -> Job:
-            return (await store.insert(new(owner, replace(FACTS, stored=stored))))[0]
+            made = replace(new(owner, replace(FACTS, stored=stored)), log_level=None if stored else level)
+            return (await store.insert(made))[0]
 
         stored, unstored, running, recent = [await insert(stored=n == 0) for n in range(4)]
         await age(database, 61, stored.id, unstored.id)
         await age(database, 10, recent.id)
         assert await responses.get(unstored.id, owner.project_id) is None
         assert await responses.get(unstored.id, owner.project_id, unstored=True) is not None
-        assert await retention.sweep() == 1
-        assert await retention.sweep() == 0
+        assert await retention.purge() == 1
+        assert await retention.purge() == 0
         assert await store.get(unstored.id, owner.project_id) is None
         for job in (stored, running, recent):
             assert await store.get(job.id, owner.project_id) is not None

@@ -65,6 +65,7 @@ from tests.support.examples import LONG, example_count
 from tests.support.interleavings import Interleavings
 from tests.support.ledger import check_entries, dollars, set_price
 from tests.support.metrics import api_metrics, worker_metrics
+from tests.support.request_log import check_logged
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from tests.support.transcripts import transcript_of
 from workers.engines.base import EngineError
@@ -91,9 +92,10 @@ LEASE_S = 600
 WITHIN_S = 10.0
 LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
-# Jobs with their entries of the ledger.
+# Jobs with their entries of the ledger, and their rows of the request log.
 _JOBS = """
-    SELECT jobs.*, ARRAY(SELECT to_json(e) FROM usage_events e WHERE e.job_id = jobs.id ORDER BY attempt) AS ledger
+    SELECT jobs.*, ARRAY(SELECT to_json(e) FROM usage_events e WHERE e.job_id = jobs.id ORDER BY attempt) AS ledger,
+        ARRAY(SELECT to_json(l) FROM request_log l WHERE l.job_id = jobs.id) AS logged
     FROM jobs ORDER BY id
 """
 ROUTED = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=(FALLBACK,)))
@@ -487,6 +489,7 @@ class World:
         for worker in self.workers:
             assert worker.engine.calls.keys() <= worker.runs.keys(), "what was started in vain is aborted"
         for row in await self._rows(_JOBS):
+            check_logged(row, row.logged)
             history = [item["outcome"] for item in row.attempts]
             numbers = [item["number"] for item in row.attempts]
             running = JobStatus(row.status) in RUNNING

@@ -230,7 +230,7 @@ async def delete_conversation(database: AsyncEngine) -> None:
 # A call, and the indexes by which it finds what is due.
 RETENTION: dict[str, tuple[Call, set[str]]] = {
     "old jobs": (retention(lambda store: store.delete_ended(3600, 100)), {"jobs_ended"}),
-    "unstored responses": (retention(lambda store: store.purge_unstored(3600, 100)), {"responses_unstored"}),
+    "unlogged jobs": (retention(lambda store: store.unlogged(3600, 100)), {"jobs_unlogged", "responses_unstored"}),
     "discarded summaries": (retention(lambda store: store.purge_discarded(100)), {"jobs_discarded"}),
     "answers of deleted jobs": (retention(lambda store: store.release_answers(100)), {"jobs_kept", "jobs_answered_by"}),
     "unused summaries": (retention(lambda store: store.delete_unused_summaries(3600, 100)), {"summaries_used"}),

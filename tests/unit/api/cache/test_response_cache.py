@@ -19,10 +19,10 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import CacheControl, CacheOptions, KeyOptions, RequestOptions
 from shared.domain.decisions import CacheDecision, Decisions
 from shared.domain.job import Job
+from shared.domain.log_level import LogLevel
 from shared.domain.new_job import NewJob
 from shared.domain.owner import MAX_END_USER, Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.domain.response import ResponseFacts
 from shared.postgres.job_store import JobStore
 from shared.telemetry.metrics import Metrics
 from tests.support.metrics import api_metrics
@@ -83,9 +83,7 @@ def cache(models: Registry | None = None, jobs: Any = None, store: Any = None, *
 
 
 def new_job(request: GenerateRequest = REPEATABLE, end_user: str | None = None, **changes: Any) -> NewJob:
-    options = RequestOptions(
-        **{name: changes.pop(name) for name in ("cache", "cache_control", "store") if name in changes}
-    )
+    options = RequestOptions(**{name: changes.pop(name) for name in ("cache", "cache_control") if name in changes})
     return NewJob(Owner(1, 2, end_user), "m", 3, request, options=options, **changes)
 
 
@@ -133,8 +131,7 @@ async def test_the_request_decides_before_the_key_and_the_key_before_the_model()
     [
         {"cache_control": CacheControl(no_store=True)},
         {"cache_control": CacheControl(no_store=True, max_age_s=60)},
-        {"store": False},
-        {"response": ResponseFacts({}, [], stored=False)},
+        {"log_level": LogLevel.NONE},
         {"request": REPEATABLE.model_copy(update={"prompt_only": True})},
     ],
     ids=str,
@@ -146,7 +143,7 @@ async def test_requests_that_bypass_the_cache(changes: dict[str, Any]) -> None:
 
 async def test_no_store_is_reported_even_if_the_cache_is_off() -> None:
     assert await outcome(new_job(cache_control=CacheControl(no_store=True))) == "BYPASS"
-    assert await outcome(new_job(store=False)) is None, "there is nothing to bypass"
+    assert await outcome(new_job(log_level=LogLevel.NONE)) is None, "there is nothing to bypass"
 
 
 @pytest.mark.parametrize(

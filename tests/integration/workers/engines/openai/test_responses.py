@@ -725,3 +725,24 @@ def test_what_counts_as_progress() -> None:
     assert [late > early for early, late in pairwise(times)] == [False, True, False, True]
     assert list(parser.feed(b'data: {"type": "response.in_progress", "sequence_number": 1}\n\n')) == []
     assert parser.progress_at > times[-1]
+
+
+REFUSAL = {"type": "message", "content": [{"type": "refusal", "refusal": "I will not."}]}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [
+            {"type": "response.refusal.delta", "output_index": 0, "delta": "I will ", "sequence_number": 1},
+            {"type": "response.refusal.delta", "output_index": 0, "delta": "not.", "sequence_number": 2},
+        ],
+        [],
+    ],
+)
+def test_a_refusal_is_marked(events: list[dict[str, Any]]) -> None:
+    _, deltas = parse(*events, ended(output=[REFUSAL]))
+    assert "".join(delta.text for delta in deltas) == "I will not."
+    assert any(delta.refused for delta in deltas)
+    _, deltas = parse(text(1, "abc"), ended(output=[MESSAGE]))
+    assert not any(delta.refused for delta in deltas)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.domain.events import CallDelta, Delta, delta_event, merge_deltas
 from shared.domain.job import Usage
-from tests.support.transcripts import transcript_of
+from tests.support.transcripts import choices_of, transcript_of
 from workers.engines.upstream.chat.stream import StreamParser
 from workers.engines.upstream.error_body import parse_error
 from workers.engines.upstream.usage import MAX_COUNT
@@ -256,3 +256,30 @@ def test_deep_nesting(start: str, end: str) -> None:
     parser = StreamParser(1)
     assert not list(parser.feed(b"data: " + text.encode() + b"\n\n"))
     assert parse_error(text.encode()).message is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"delta": {"content": None, "refusal": "I will not."}}],
+        [{"delta": {"content": "", "refusal": "I will "}}, {"delta": {"refusal": "not."}}],
+        [{"message": {"content": None, "refusal": "I will not."}}],
+        [{"delta": {"content": [{"type": "refusal", "refusal": "I will not."}]}}],
+    ],
+)
+def test_a_refusal_is_marked(content: list[dict[str, object]]) -> None:
+    parser = StreamParser(1)
+    body = b"".join(map(frame, content)) + frame({"delta": {}, "finish_reason": "stop"}) + b"data: [DONE]\n\n"
+    deltas = list(parser.feed(body))
+    (choice,) = choices_of(deltas)
+    assert (choice.text, choice.refused, choice.finish_reason) == ("I will not.", True, "stop")
+    assert delta_event(1, merge_deltas(deltas)).delta().refused, "another attempt reads it from the log"
+    assert choice.of(choice.stored()) == choice
+
+
+def test_another_answer_is_not_marked() -> None:
+    deltas = list(StreamParser(1).feed(frame({"delta": {"content": "Hi", "refusal": None}, "finish_reason": "stop"})))
+    (choice,) = choices_of(deltas)
+    assert (choice.text, choice.refused) == ("Hi", False)
+    assert b"refused" not in delta_event(1, merge_deltas(deltas)).data
+    assert "refused" not in choice.stored()
