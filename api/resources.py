@@ -463,6 +463,7 @@ async def open_resources(
         resources.add(QualityService, QualityService(QualityStore(database), keys))
         resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(UsageService, UsageService(UsageReportStore(database), keys))
+        resources.add(ApiKeyStore, keys)
         resources.add(EvalService, evals.service)
         request_log, export_store = LoggedRequestStore(database), ExportStore(database)
         resources.add(Bodies, bodies)

@@ -139,7 +139,7 @@ def _of_project(project_id: int | None) -> ColumnElement[bool]:
     return true() if project_id is None else JudgementRow.project_id == project_id
 
 
-def _label(row: Row[Any]) -> Label:
+def _label(row: Any) -> Label:
     return Label(**{**row._asdict(), "score": float(row.score)})
 
 

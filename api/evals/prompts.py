@@ -100,6 +100,7 @@ def judge_request(rubric: Rubric, judged: Judged, *, context_tokens: int | None 
 
 def answer_schema(rubric: Rubric, *, pair: bool) -> dict[str, Any]:
     """The JSON Schema of a judge's answer. The reason comes first: a score that follows it is better founded."""
+    value: dict[str, Any]
     if pair:
         name, value = "winner", {"type": "string", "enum": [FIRST, SECOND, TIE]}
     elif rubric.scale.yes_no:

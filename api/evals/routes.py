@@ -8,10 +8,9 @@ from fastapi import APIRouter, Query
 
 from api.evals.dependencies import CurrentEvals, CurrentKeys, Labeller, Operator, labelled_project
 from api.evals.report_schemas import ComparisonView, ReportView
+from api.evals.rubrics import MAX_NAME
 from api.evals.runs import RunKind
 from api.evals.schemas import (
-    MAX_MODEL_NAME,
-    MAX_NAME,
     ItemsCreate,
     JudgementList,
     JudgementView,
@@ -28,6 +27,7 @@ from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND, READ
 from api.http.pagination import After
+from shared.domain.field_types import MAX_MODEL_NAME
 
 MAX_DAYS = 365
 

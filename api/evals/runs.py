@@ -374,7 +374,7 @@ def _run(row: Row[Any]) -> Run:
     return Run(**{**row._asdict(), "kind": RunKind(row.kind)})
 
 
-def _judgement(row: Row[Any]) -> Judgement:
+def _judgement(row: Any) -> Judgement:
     values = {column.key: getattr(row, column.key) for column in _JUDGEMENT}
     return Judgement(
         **{

@@ -49,7 +49,9 @@ class Sampler:
 
     async def run(self) -> None:
         """Sample every few seconds, until cancelled."""
-        await run_periodically(self.step, "sampling of answers for judges", interval_s=SAMPLE_S, jitter=0.2)
+        await run_periodically(
+            self.step, "sampling of answers for judges", interval_s=SAMPLE_S, jitter=0.2, immediately=True
+        )
 
     async def step(self) -> None:
         """Read what the log has had since the last step."""

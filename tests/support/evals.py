@@ -47,7 +47,9 @@ class KnownBodies(Bodies):
     def __init__(self, bodies: dict[str, Body | Missing]) -> None:
         self._known = bodies
 
-    async def open_bodies(self, job_ids: Sequence[str]) -> dict[str, Body | Missing]:
+    async def open_bodies(
+        self, job_ids: Sequence[str], *, since: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, Body | Missing]:
         return {one: self._known.get(one, Missing(MissingReason.LOST)) for one in job_ids}
 
 
@@ -116,6 +118,10 @@ class Evaluation:
     async def begin_sampling(self, s_ago: float = 3600) -> None:
         """Open the live runs, as if that had been some time ago."""
         await self.sampler.step()
+        await self.move_watermark(s_ago)
+
+    async def move_watermark(self, s_ago: float) -> None:
+        """Let the log have been read up to some time ago."""
         began = {"watermark": {"ended_at": (datetime.now(UTC) - timedelta(seconds=s_ago)).isoformat(), "job_id": ""}}
         async with self.database.begin() as connection:
             await connection.execute(

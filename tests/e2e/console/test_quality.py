@@ -21,7 +21,8 @@ from shared.postgres.engine import connect
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.console.test_protection import sign_in
-from tests.support.console import COLOURS, PHONE, accessibility_faults, create_key, needs_chromium, visit
+from tests.support.browser import needs_chromium
+from tests.support.console import COLOURS, PHONE, accessibility_faults, create_key, visit
 from tests.support.database import drop_database
 from tests.support.forked import run_forked
 from tests.support.metrics import samples
@@ -48,7 +49,7 @@ ITEMS = 20
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """An API that logs everything, with judges; all its jobs are run by simulated engines. `dear` has no worker."""
-    options = {"ttft_ms": 1, "itl_ms": 1}
+    options = {"ttft_ms": 1, "itl_ms": 1, "stop_after": 6}  # a cut answer is not judged
     models: list[dict[str, object]] = [
         {"name": name, "engine": "simulated", "slots": 32, "options": options} for name in ("sim", "other", "judge")
     ]
@@ -109,6 +110,12 @@ def write_set(folder: Path, **members: Any) -> str:
 async def judged_answers(client: httpx.AsyncClient, database: AsyncEngine, count: int = 2) -> list[str]:
     """Answers of the model `sim` that were sampled and judged, as if they had been given a minute ago."""
     body = {"model": "sim", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+
+    async def has_begun() -> bool:
+        async with database.connect() as connection:
+            return bool(await connection.scalar(text("SELECT count(*) FROM eval_runs WHERE kind = 'live'")))
+
+    await eventually(has_begun, "the live run has begun")
     jobs = [
         (await client.post("/v1/jobs", json=body, headers={"Prefer": "wait=30"})).json()["id"] for _ in range(count)
     ]

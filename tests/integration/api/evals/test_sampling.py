@@ -41,7 +41,7 @@ async def test_only_complete_answers_with_a_body_are_judged(evaluation: Evaluati
         {"level": "metadata", "body": "none"}, {"body": "lost"}, {"body": "erased"}, {"status": "incomplete"},
         {"status": "failed"}, {"kind": "summary"}, {"kind": "judge"}, {"ended_s_ago": 0}, {"ended_s_ago": 7200},
     ):  # fmt: skip
-        await evaluation.log(owner, **left_out)  # type: ignore[arg-type]
+        await evaluation.log(owner, **left_out)
     await evaluation.sampler.step()
     assert {row.item for row in await evaluation.judgements()} == wanted
     await evaluation.sampler.step()
@@ -192,6 +192,7 @@ async def test_a_used_up_budget_pauses_sampling_and_is_counted(
     assert await evaluation.judgements() == []
     assert evaluation.counted("sampling_skipped", reason) == 2
     evaluation.queue.refusal = None
+    await evaluation.move_watermark(45)
     await evaluation.log(owner, ended_s_ago=40)
     await evaluation.sampler.step()
     await evaluation.judges.step()
@@ -203,6 +204,7 @@ async def test_a_used_up_budget_pauses_sampling_and_is_counted(
         await connection.execute(
             text("UPDATE eval_runs SET options = jsonb_set(options, '{paused,until}', to_jsonb(now()))")
         )
+    await evaluation.move_watermark(30)
     await evaluation.log(owner, ended_s_ago=20)
     await evaluation.sampler.step()
     await evaluation.judges.step()

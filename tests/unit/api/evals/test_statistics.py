@@ -29,7 +29,8 @@ def test_kappa_of_two_points_by_hand() -> None:
     table = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
     assert cohens_kappa(table, [0, 1]) == pytest.approx(0.4)
     found = agreement([pair for pair, count in table.items() for _ in range(count)], [0, 1])
-    assert (found.n, found.observed) == (50, pytest.approx(0.7))
+    assert found.n == 50
+    assert found.observed == pytest.approx(0.7)
     assert found.kappa == pytest.approx(0.4)
     assert found.interval is not None
     assert 0.1 < found.interval.low < 0.4 < found.interval.high < 0.7
