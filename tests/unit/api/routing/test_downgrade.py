@@ -21,10 +21,11 @@ routes:
     models: [small, middle, large]
     rules:
       - {name: images, if: {images: true}, model: vision}
-    fallbacks: {small: [middle], middle: [small]}
+    fallbacks: {middle: [small]}
   - name: flat
     otherwise: vision
     fallbacks: {vision: [small, middle]}
+  - {name: upwards, models: [small, middle], fallbacks: {small: [middle]}}
   - {name: mixed, models: [small, claude, large]}
 """
 COSTS = {"small": 1, "middle": 5, "large": 10, "vision": 20, "claude": 3}
@@ -69,8 +70,8 @@ async def test_no_dearer_model_takes_over(routing: Routing) -> None:
 
 
 async def test_the_same_model_may_remain_without_the_fallbacks_that_cost_more(routing: Routing) -> None:
-    assert await routing.decided(chat(SIMPLE)) == ("small", (), ("middle",))
-    decision = await routing.downgrade(chat(SIMPLE), COSTS, below=5, room=3)
+    assert await routing.decided(chat(SIMPLE), "upwards") == ("small", (), ("middle",))
+    decision = await routing.downgrade(chat(SIMPLE), COSTS, below=5, room=3, name="upwards")
     assert decision is not None
     assert (routing.model, decision.rule, decision.fallbacks, decision.downgraded_from) == ("small", "budget", (), None)
 
