@@ -99,7 +99,7 @@ async def _merge_sums(connection: AsyncConnection, project_id: int, end_user: st
 async def _erase_entries(connection: AsyncConnection, project_id: int, end_user: str, times: Sequence[datetime]) -> int:
     times_of = func.unnest(literal([*times], ARRAY(Timestamp))).table_valued("starts_at").render_derived("quarter_hour")
     starts_at = times_of.c.starts_at
-    quarter_hour = literal_column("interval '15 minutes'")
+    quarter_hour: ColumnElement[Any] = literal_column("interval '15 minutes'")
     within = and_(UsageEventRow.ended_at >= starts_at, UsageEventRow.ended_at < starts_at + quarter_hour)
     return (await connection.execute(_entries(project_id, end_user, within))).rowcount
 

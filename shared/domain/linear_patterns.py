@@ -18,7 +18,7 @@ MAX_PATTERN = 500
 MAX_STEPS = 256
 # Characters of a match.
 MAX_MATCH = 4096
-_PARSER: Any = re._parser  # type: ignore[attr-defined]
+_PARSER: Any = re._parser
 # Flags that may be set at the beginning: `(?i)`, and those that are always set for texts.
 _FLAGS = re.IGNORECASE | re.UNICODE
 _BOUNDARIES = ("AT_BOUNDARY", "AT_NON_BOUNDARY")

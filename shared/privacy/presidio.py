@@ -18,7 +18,7 @@ _ENTITIES = [entity.upper() for entity in PRESIDIO_ENTITIES]
 
 
 class PresidioMissing(Exception):
-    """`presidio: true` needs the package presidio-analyzer, which is not installed: pip install 'headrace[presidio]'"""
+    """`presidio: true` needs the package presidio-analyzer, which is not installed: pip install '.[presidio]'"""
 
     def __str__(self) -> str:
         return self.__doc__ or ""

@@ -14,7 +14,7 @@ REDACTED = {"object": "redaction.preview", "text": "Card [CARD]", "counts": {"ca
 
 
 def erasure(*, complete: bool = True, **members: Any) -> dict[str, Any]:
-    empty = {"erased": {}, "unended_batches": [], "exports": [], "named_in": []}
+    empty: dict[str, Any] = {"erased": {}, "unended_batches": [], "exports": [], "named_in": []}
     return {"id": "ann", "object": "user.data.erasure", "complete": complete, **empty, **members}
 
 

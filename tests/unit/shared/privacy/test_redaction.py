@@ -218,5 +218,5 @@ def test_the_library_of_phone_numbers_is_loaded_when_it_is_needed() -> None:
 
 def test_presidio_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-    with pytest.raises(PresidioMissing, match=re.escape("pip install 'headrace[presidio]'")):
+    with pytest.raises(PresidioMissing, match=re.escape("pip install '.[presidio]'")):
         Redactor(RedactionRules(presidio=True)).redact_text("Jane Doe lives in Berlin")
