@@ -40,8 +40,8 @@ RESOLVED_S = 5.0
 # A DNS server that does not answer occupies a thread for each of its hosts.
 _RESOLVER_THREADS = 32
 _MAX_RESOLVED = 1024
-# How long a connection is kept for the next delivery to the same host.
-_KEEP_ALIVE_S = 15.0
+# How long a connection is kept for the next delivery to the same host: many servers close it after 5 s.
+_KEEP_ALIVE_S = 4.0
 
 # The only globally routed unicast addresses of IPv6. All special ones outside of it, such as fec0::/10, are refused.
 _GLOBAL_V6 = IPv6Network("2000::/3")

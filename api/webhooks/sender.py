@@ -167,11 +167,7 @@ def _describe(failure: httpx.HTTPError) -> str:
         cause = cause.__cause__ or cause.__context__
     if isinstance(failure, httpx.ConnectError):
         return "the host was not found, or refused the connection"
-    if isinstance(failure, httpx.RemoteProtocolError):
-        return "the answer was not HTTP, or incomplete"
-    if isinstance(failure, httpx.TimeoutException):
-        return "the connection timed out"
-    return "the connection was closed before an answer"
+    return "the connection was closed before an answer, or the answer was not HTTP"
 
 
 def _outcome(

@@ -312,7 +312,7 @@ async def test_a_process_that_stops_gives_back_what_it_has_not_tried(
             task.cancel()
             await released.wait()
             go_on.set()
-            await cancel_and_wait(task)
+            await asyncio.wait([task])
     rows = await deliveries(database)
     found = Counter((row.state, row.tries) for row in rows)
     assert found == {("delivered", 1): CONCURRENCY, ("pending", 0): CONCURRENCY}

@@ -19,6 +19,7 @@ from shared.domain.request_webhook import RequestWebhook
 from shared.domain.response import ResponseFacts, response_id
 from shared.domain.webhook_events import EventType, event_id
 from shared.postgres.budget_store import BudgetStore
+from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore
 from shared.postgres.webhook_outbox import insert_event
 from tests.conftest import Workers
@@ -190,7 +191,7 @@ async def test_an_end_does_not_wait_for_a_change_of_an_endpoint(
 ) -> None:
     endpoint = await add_endpoint(database, owner.project_id, URL)
     job = await running(store, workers, owner)
-    async with database.begin() as connection:
+    async with transaction(database) as connection:
         await connection.execute(text("DELETE FROM webhook_endpoints WHERE id = :id"), {"id": endpoint})
         async with asyncio.timeout(10):
             assert await workers("w").finish(job.id, 1, completed(LOG))

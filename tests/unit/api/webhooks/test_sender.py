@@ -36,6 +36,8 @@ from tests.support.webhooks import (
     unfinished_body,
 )
 
+NO_CONTENT = status(204, body=b"")
+
 
 @pytest.fixture
 async def sender() -> AsyncIterator[Sender]:
@@ -147,7 +149,7 @@ async def test_a_receiver_that_does_not_listen_is_unreachable(sender: Sender, re
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("answer", [endless_body, unfinished_body, status(200, body=b"x" * 300_000), status(204)])
+@pytest.mark.parametrize("answer", [endless_body, unfinished_body, status(200, body=b"x" * 300_000), NO_CONTENT])
 async def test_the_status_decides_whatever_the_body_is(sender: Sender, receiver: Receiver, answer: Answer) -> None:
     receiver.answer = answer
     outcome, result = await sender.send(delivery(receiver.url))
