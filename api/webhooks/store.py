@@ -220,7 +220,8 @@ async def _lock_project(connection: AsyncConnection, project_id: int) -> None:
 
 
 async def _locked(connection: AsyncConnection, endpoint_id: str, project_id: int | None) -> Row[Any] | None:
-    statement = select(*WebhookEndpointRow.__table__.columns, limit_idle()).where(WebhookEndpointRow.id == endpoint_id)
+    columns: Any = WebhookEndpointRow.__table__.columns
+    statement = select(*columns, limit_idle()).where(WebhookEndpointRow.id == endpoint_id)
     if project_id is not None:
         statement = statement.where(WebhookEndpointRow.project_id == project_id)
     row: Row[Any] | None = (await connection.execute(statement.with_for_update())).first()

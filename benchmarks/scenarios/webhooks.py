@@ -24,7 +24,7 @@ NAME = "quick"
 MODEL = {"name": NAME, "engine": "simulated", "slots": 256, "options": {"ttft_ms": 5, "itl_ms": 1}}
 BODY: dict[str, Any] = {"model": NAME, "prompt": f"{NUMBER}: name three rivers.", "max_tokens": 4, "ignore_eos": True}
 RATE = 200.0
-SETTINGS = {"HEADRACE_WEBHOOK_ALLOW_HTTP": "true", "HEADRACE_WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8"}
+SETTINGS: dict[str, Any] = {"HEADRACE_WEBHOOK_ALLOW_HTTP": "true", "HEADRACE_WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8"}
 # How long events are waited for that have not arrived when the last job has ended.
 PATIENCE_S = 15.0
 

@@ -100,7 +100,8 @@ def insert_deliveries(ended: CTE, responses: Select[Any] | None = None) -> CTE:
         .join_from(target, event, true())
         .where(or_(_includes(target.c.events, event.c.type), and_(target.c.events.is_(None), event.c.by_default)))
     )  # fmt: skip
-    return _inserted(rows).cte("webhook_deliveries_inserted")
+    inserted: CTE = _inserted(rows).cte("webhook_deliveries_inserted")
+    return inserted
 
 
 async def insert_event(
@@ -154,7 +155,7 @@ def event_id(event_type: Any, object_id: Any) -> ColumnElement[str]:
     return identifier
 
 
-def _inserted(rows: Select[Any]) -> Any:
+def _inserted(rows: Any) -> Any:
     # An event happens once. If it has deliveries nevertheless, they must not keep its statement from succeeding.
     return upsert(WebhookDeliveryRow).from_select(list(_COLUMNS), rows).on_conflict_do_nothing()
 

@@ -88,7 +88,7 @@ async def test_each_try_is_signed_anew(sender: Sender, receiver: Receiver, monke
 
         class Clock(datetime):
             @classmethod
-            def now(cls, tz: Any = None) -> datetime:
+            def now(cls, tz: Any = None) -> Any:
                 return now  # noqa: B023 - used in this round only
 
         monkeypatch.setattr(sender_module, "datetime", Clock)
