@@ -59,7 +59,7 @@ def body_text(content: JobContent, level: LogLevel, redactor: BodyRedactor | Non
         if redactor is None:
             raise ValueError(f"there is no redactor for the level {level}")
         body, redactions = redactor.redact_body(body)
-        body["redactions"] = dict(redactions)
+        body["redactions"] = {str(kind): count for kind, count in redactions.items()}
     return BodyText(_dumps(body, content.size), sum(redactions.values()))
 
 

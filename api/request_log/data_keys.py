@@ -83,8 +83,8 @@ class DataKeys(Store):
 
     async def count_by_master(self) -> dict[str, int]:
         """The number of data keys by the id of the master key that they are encrypted with."""
-        statement = select(DataKeyRow.master, func.count().label("keys")).group_by(DataKeyRow.master)
-        return dict(await self._all(statement, lambda row: (row.master, row.keys)))
+        statement = select(DataKeyRow.master, func.count().label("number")).group_by(DataKeyRow.master)
+        return dict(await self._all(statement, lambda row: (row.master, row.number)))
 
     @staticmethod
     def _by_day(day: date) -> object:

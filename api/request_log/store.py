@@ -117,7 +117,7 @@ class RequestLogStore(Store):
         days = [datetime.combine(day, time.min, UTC) for day in without]
         others = [~RequestLogRow.ended_at.between(day, day + timedelta(days=1)) for day in days]
         columns = (JobRow.request, JobRow.output, _SOURCE.output)
-        size = sum((func.coalesce(func.pg_column_size(one), 0) for one in columns), literal_column("0"))
+        size: Any = sum((func.coalesce(func.pg_column_size(one), 0) for one in columns), literal_column("0"))
         statement = (
             select(
                 RequestLogRow.job_id,
@@ -208,8 +208,10 @@ class RequestLogStore(Store):
             .limit(MOST_COUNTED)
             .subquery("pending")
         )
-        row = await self._first(select(func.count().label("count"), func.min(found.c.ended_at).label("oldest")))
-        return Backlog(row.count if row is not None else 0, row.oldest if row is not None else None)
+        statement = select(func.count().label("waiting"), func.min(found.c.ended_at).label("oldest"))
+        row = await self._first(statement)
+        assert row is not None
+        return Backlog(row.waiting, row.oldest)
 
     async def give_up(self, before: datetime) -> int:
         """Mark the bodies of jobs that ended before a time as lost, if they were not written. Returns their number."""

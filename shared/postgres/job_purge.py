@@ -42,11 +42,9 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
-    digests = (
-        update(IdempotencyKeyRow)
-        .where(IdempotencyKeyRow.job_id.in_(select(purged.c.id)))
-        .values(request_sha256=DELETED_DIGEST)
-    )
+    # As an array, by which the index is used, however many jobs the plan expects.
+    ids = func.any(func.array(select(purged.c.id).scalar_subquery()))
+    digests = update(IdempotencyKeyRow).where(IdempotencyKeyRow.job_id == ids).values(request_sha256=DELETED_DIGEST)
     return select(purged.c.id, purged.c.conversation).add_cte(
         response.cte("response"), delete_entries(purged).cte("entry"), digests.cte("digests")
     )

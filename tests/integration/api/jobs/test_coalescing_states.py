@@ -220,7 +220,7 @@ class Requests(Interleavings):
             entries[entry.job_id].append(entry)
         for job_id, own in entries.items():
             row = self.ends[job_id]
-            check_logged(row, [one._mapping for one in await log_rows(self.world.database, job_id)])
+            check_logged(row, [dict(one._mapping) for one in await log_rows(self.world.database, job_id)])
             if row.attempts:
                 check_entries([entry._mapping for entry in own], row.attempts)
             elif row.status in ("completed", "incomplete"):

@@ -124,7 +124,9 @@ async def test_a_job_of_a_batch_is_kept_until_the_results_are_written(
             ),
             {"project": owner.project_id, "key": owner.key_id},
         )
-        await connection.execute(text("UPDATE jobs SET batch_id = 'batch_1', batch_line = 1"))
+        await connection.execute(
+            text("UPDATE jobs SET batch_id = 'batch_1', batch_line = 1, finished_at = now() - interval '1 h'")
+        )
     assert await retention.purge(unlogged_s=0) == 0
     async with database.begin() as connection:
         await connection.execute(text("UPDATE batches SET ended_at = now() - interval '30 s'"))

@@ -122,10 +122,10 @@ async def test_the_rules_are_those_of_the_project(
     store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
     async with database.begin() as connection:
-        await connection.execute(text("""UPDATE projects SET options = '{"redaction": {"word": "prompt"}}'"""))
+        await connection.execute(text("""UPDATE projects SET options = '{"redaction": {"word": "number"}}'"""))
     job_id = await logged(store, workers, owner, LogLevel.REDACTED)
     await writer_of(database).step()
-    assert (await opened(database, job_id)).request["prompt"] == "a [X] with the number 4242"
+    assert (await opened(database, job_id)).request["prompt"] == "a prompt with the [X] 4242"
 
 
 async def test_what_cannot_be_redacted_is_lost_and_does_not_keep_others_from_being_kept(

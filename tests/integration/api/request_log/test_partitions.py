@@ -23,7 +23,6 @@ from shared.postgres.job_store import JobStore
 from tests.conftest import Workers
 from tests.integration.api.request_log.test_bodies import KEY, opened, reason, writer_of
 from tests.integration.api.request_log.test_rows import ended, result
-from tests.support.database import run_sql, switch_database
 from tests.support.request_log import log_rows
 
 TODAY = datetime.now(UTC).date()
@@ -165,7 +164,7 @@ async def test_only_partitions_of_the_log_are_created_and_dropped(database: Asyn
             await connection.execute(text(f"SELECT {call}"))
 
 
-async def test_a_role_without_rights_cannot_drop_partitions(database: AsyncEngine, database_url: str) -> None:
+async def test_a_role_without_rights_cannot_drop_partitions(database: AsyncEngine) -> None:
     await Partitions(database).create(LOG, TODAY)
     async with database.begin() as connection:
         await connection.execute(text("CREATE ROLE nobody_in_particular"))
@@ -176,7 +175,8 @@ async def test_a_role_without_rights_cannot_drop_partitions(database: AsyncEngin
                 await connection.execute(text("SELECT drop_log_partition('request_log', now()::date)"))
             await connection.execute(text("RESET SESSION AUTHORIZATION"))
     finally:
-        run_sql(switch_database(database_url, "template1"), "DROP ROLE nobody_in_particular")
+        async with database.begin() as connection:
+            await connection.execute(text("DROP ROLE nobody_in_particular"))
     assert TODAY in await Partitions(database).days(LOG)
 
 

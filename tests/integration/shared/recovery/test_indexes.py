@@ -73,6 +73,10 @@ RETAINED = (
     SELECT id, '{}', '[]', false, right(id, 2) <> '05' FROM jobs
     """,
     """
+    INSERT INTO idempotency_keys (key_id, key, project_id, request_sha256, job_id)
+    SELECT :key, 'key ' || id, :project, 'x', id FROM jobs
+    """,
+    """
     INSERT INTO summaries (project_id, model, sha256, messages, summary, job_id, conversation, used_at)
     SELECT :project, 'm', decode(lpad(to_hex(n), 64, '0'), 'hex'), 1, 'text', 'job_' || lpad(n::text, 6, '0'),
         'conversation_' || n / 100, now() - CASE WHEN n <= 50 THEN interval '2 h' ELSE interval '1 s' END

@@ -28,6 +28,7 @@ from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.domain.answer_options import ContextOptions, KeyOptions, TokenLimits
 from shared.domain.errors import InvalidRequest
+from shared.domain.log_level import LogLevel
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
@@ -396,7 +397,8 @@ def test_jobs_of_the_server_have_no_limits() -> None:
     registry = Registry({"m": spec({"max_output": 10, "max_input": 10})})
     admission = Admission(registry, ContextWindow(registry))
     new = NewJob(OWNER, "m", 3, conversation("word " * 20, max_tokens=100), kind="summary")
-    assert run_now(admission.admit(principal(max_output=1), new)) == new
+    admitted = run_now(admission.admit(principal(max_output=1), new))
+    assert admitted == replace(new, log_level=LogLevel.METADATA)
 
 
 def test_outcomes_are_counted() -> None:
