@@ -59,6 +59,7 @@ def test_the_fields_of_deltas_are_those_of_the_code() -> None:
         prompt_tokens=1,
         prompt_logprobs=[b"[]"],
         opaque=(OpaquePart("provider", "kind", {}),),
+        refused=True,
     )
     assert set(table(DOCS / "events.md", "Deltas")) == set(delta_event(1, delta, with_count=True).payload())
 
