@@ -153,6 +153,18 @@ def _usage() -> Iterator[Goal]:
         yield Goal(f"{what} p95, 10,000,000 entries of the ledger", key, 150, False, "ms")
 
 
+def _request_log() -> Iterator[Goal]:
+    for what in (
+        "newest page of all projects",
+        "page of a project, two weeks back",
+        "page of an end user, of all projects",
+        "page of a project with bad feedback",
+        "page of failures, which are rare",
+    ):
+        key = Key("request-log", "headrace", f"{what} p95, 10,000,000 requests")
+        yield Goal(f"request log: {what} p95, 10,000,000 requests", key, 150, False, "ms")
+
+
 GOALS = (
     *_vllm((16, 64, 256)),
     Goal(
@@ -228,6 +240,7 @@ GOALS = (
     *_console_tabs(),
     *_search_indexes(),
     *_usage(),
+    *_request_log(),
     *_loops(),
     Goal(
         "p99 of a stream's steps beside heavy requests, relative to the stream alone",

@@ -32,6 +32,7 @@ _TITLES = {
     "cache": "Response cache",
     "savings": "Savings",
     "evals": "Judges",
+    "requests": "Request log",
     "workers": "Workers and queues",
     "keys": "Keys and projects",
     "limits": "Limits",

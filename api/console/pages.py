@@ -11,6 +11,7 @@ from api.console.overview import routes as overview
 from api.console.page import Page
 from api.console.playground import routes as playground
 from api.console.quality import routes as quality
+from api.console.requests import routes as requests
 from api.console.routing import routes as routing
 from api.console.usage import routes as usage
 
@@ -20,6 +21,7 @@ PAGES: tuple[Page, ...] = (
     playground.PAGE,
     batches.PAGE,
     fleet.PAGE,
+    requests.PAGE,
     routing.PAGE,
     usage.PAGE,
     quality.PAGE,

@@ -241,6 +241,7 @@ class _ExportResponse(StreamingResponse):
         options = writing.options
         name = format_export_id(writing.export_id)
         headers = {
+            "Cache-Control": "no-store",
             "Content-Disposition": f'attachment; filename="{name}.{options.file_format}"',
             EXPORT_HEADER: name,
             LEVEL_HEADER: options.level.value,

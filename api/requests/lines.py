@@ -10,7 +10,7 @@ import orjson
 
 from api.http.parquet import PARQUET, ParquetFile
 from api.request_log.bodies import Body
-from api.request_log.content import BodyRedactor, remove_unreadable
+from api.request_log.content import BodyRedactor
 from api.requests.chat import chat_messages, chat_tools, with_answer
 from api.requests.schemas import values_of
 from api.requests.store import LoggedRequest
@@ -37,9 +37,7 @@ def export_line(row: LoggedRequest, body: Body, redactor: BodyRedactor | None, e
     if redactor is not None:
         metadata |= redactor.redact_body({name: metadata[name] for name in _NAMED})[0]
         if level is LogLevel.FULL:
-            content = {"request": request, "output": output}
-            remove_unreadable(content)
-            redacted, _ = redactor.redact_body(content)
+            redacted, _ = redactor.redact_body({"request": request, "output": output})
             request, output, level = redacted["request"], redacted["output"], LogLevel.REDACTED
     messages = chat_messages(request)
     if messages is None:

@@ -127,4 +127,5 @@ async def get_request(job_id: str, principal: AnyPrincipal, requests: CurrentLog
     row, body = await requests.open(principal, job_id)
     tokens = (row.input_tokens or 0) + (row.output_tokens or 0) if isinstance(body, Body) else 0
     view = OpenedRequest.of_body(row, body)
-    return await json_response(JsonBody(partial(view.model_dump, mode="json"), TOKEN_BYTES * tokens))
+    shown = JsonBody(partial(view.model_dump, mode="json"), TOKEN_BYTES * tokens)
+    return await json_response(shown, headers={"Cache-Control": "no-store"})

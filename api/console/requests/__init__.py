@@ -1,0 +1,1 @@
+"""The request log: what was asked and answered."""
