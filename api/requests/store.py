@@ -246,17 +246,17 @@ def _statement(shape: _Shape) -> Select[Any]:
         # Of each project, because the index begins with it.
         project = ProjectRow.__table__.alias("project")
         own = _slice(select(*columns, matches), row, project.c.id, by_user=True).lateral("own")
-        order = [own.c.ended_at.desc(), own.c.job_id.desc()]
+        keys = _keys(by_project=False, by_user=False)
         scanned = (
-            select(*own.c, func.row_number().over(order_by=order).label("number"))
+            select(*own.c, func.row_number().over(order_by=_newest(own, keys)).label("number"))
             .select_from(project.join(own, true()))
-            .order_by(*order)
+            .order_by(*_newest(own, keys))
             .limit(_SIZE)
             .subquery("scanned")
         )
     else:
-        order = _order(row, by_project=shape.has_project, by_user=shape.has_user)
-        number = func.row_number().over(order_by=order).label("number")
+        keys = _keys(by_project=shape.has_project, by_user=shape.has_user)
+        number = func.row_number().over(order_by=_newest(row, keys)).label("number")
         statement = select(*columns, matches, number)
         scanned = _slice(statement, row, _PROJECT if shape.has_project else None, by_user=shape.has_user).subquery(
             "scanned"
@@ -264,16 +264,21 @@ def _statement(shape: _Shape) -> Select[Any]:
     found = (
         select(scanned)
         .where(or_(scanned.c.matches, scanned.c.number == _SIZE))
-        .order_by(*(scanned.c[key.element.key].desc() for key in order))  # the order that they are in: no sort
+        .order_by(*_newest(scanned, keys))  # the order that they are in: nothing is sorted
         .limit(_LIMIT)
         .subquery("found")
     )
     return _shown(found, list(found.c)).order_by(found.c.number)
 
 
-def _order(row: Any, *, by_project: bool, by_user: bool) -> list[Any]:
-    names = ["project_id"] * by_project + ["end_user"] * by_user + ["ended_at", "job_id"]
-    return [row.c[name].desc() for name in names]
+def _keys(*, by_project: bool, by_user: bool) -> list[str]:
+    """The columns of an index."""
+    return ["project_id"] * by_project + ["end_user"] * by_user + ["ended_at", "job_id"]
+
+
+def _newest(rows: Any, keys: Sequence[str]) -> list[Any]:
+    """The order of an index, from its end."""
+    return [rows.c[name].desc() for name in keys]
 
 
 def _slice(statement: Select[Any], row: Any, project: Any, *, by_user: bool) -> Select[Any]:
@@ -283,9 +288,9 @@ def _slice(statement: Select[Any], row: Any, project: Any, *, by_user: bool) -> 
     project, it would read those of all others too. The last two let it leave out partitions, which it does not conclude
     from the others.
     """
-    names: list[str] = [*(["project_id"] if project is not None else []), *(["end_user"] if by_user else [])]
+    names = _keys(by_project=project is not None, by_user=by_user)
     values = [*([project] if project is not None else []), *([_USER] if by_user else [])]
-    keys = tuple_(*(row.c[name] for name in names), row.c.ended_at, row.c.job_id)
+    keys = tuple_(*(row.c[name] for name in names))
     statement = statement.where(
         keys < tuple_(*values, _BEYOND, _BEYOND_ID),
         keys >= tuple_(*values, _START, _EMPTY),
@@ -294,8 +299,7 @@ def _slice(statement: Select[Any], row: Any, project: Any, *, by_user: bool) -> 
     )
     if by_user:
         statement = statement.where(row.c.end_user.is_not(None))  # as in the index
-    order = _order(row, by_project=project is not None, by_user=by_user)
-    return statement.order_by(*order).limit(_SIZE)
+    return statement.order_by(*_newest(row, names)).limit(_SIZE)
 
 
 def _conditions(shape: _Shape, row: Any) -> list[ColumnElement[bool]]:
