@@ -16,6 +16,7 @@ from shared.domain.errors import InvalidRequest
 MAX_COUNT = 10_000
 MAX_SEED = 2**63 - 1
 _BYTES = 8
+_ALL: int = 2 ** (8 * _BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +50,4 @@ def sample_number(seed: int, job_id: str) -> bytes:
 
 def below(fraction: float) -> bytes:
     """What the numbers of a fraction of the requests sort before."""
-    return min(round(fraction * 2 ** (8 * _BYTES)), 2 ** (8 * _BYTES) - 1).to_bytes(_BYTES, "big")
+    return min(round(fraction * _ALL), _ALL - 1).to_bytes(_BYTES, "big")

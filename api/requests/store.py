@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -35,7 +36,7 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.requests.filters import FIRST, LAST, SKEW, Cursor, RequestFilters, submitted_at
@@ -49,7 +50,13 @@ from shared.postgres.tables import ProjectRow, Timestamp
 SLICE = 20_000
 # Searches that a process makes at a time, so that submits always get connections.
 CONCURRENT = 4
-_PLAN_EACH = select(func.set_config("plan_cache_mode", "force_custom_plan", literal_column("true")))
+# A plan for any parameters would not know how many rows a project has. And where PostgreSQL expects few rows, it would
+# read and sort all of them: of the project with the lowest id it expects hardly any, whatever there is.
+_PLANNER = select(
+    func.set_config("plan_cache_mode", "force_custom_plan", literal_column("true")),
+    func.set_config("enable_sort", "off", literal_column("true")),
+    func.set_config("enable_incremental_sort", "off", literal_column("true")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +137,7 @@ class LoggedRequestStore(Store):
         """Return at most `limit` of the next `size` requests after a cursor: those that match."""
         statement, parameters = page_statement(filters, after, limit + 1, size)
         async with self._searches, transaction(self._engine) as connection:
-            # A plan for any parameters would not know how many rows a project has.
-            await connection.execute(_PLAN_EACH)
+            await connection.execute(_PLANNER)
             rows = (await connection.execute(statement, parameters)).all()
         found = [_request(row) for row in rows if row.matches]
         if len(found) > limit:
@@ -236,22 +242,21 @@ def _statement(shape: _Shape) -> Select[Any]:
     row = RequestLogRow.__table__
     matches = and_(true(), *_conditions(shape, row)).label("matches")
     columns = [row.c[name] for name in _COLUMNS]
-    newest_first = [row.c.ended_at.desc(), row.c.job_id.desc()]
     if shape.has_user and not shape.has_project:
         # Of each project, because the index begins with it.
         project = ProjectRow.__table__.alias("project")
         own = _slice(select(*columns, matches), row, project.c.id, by_user=True).lateral("own")
-        newest_first = [own.c.ended_at.desc(), own.c.job_id.desc()]
+        keys = _keys(by_project=False, by_user=False)
         scanned = (
-            select(*own.c, func.row_number().over(order_by=newest_first).label("number"))
+            select(*own.c, func.row_number().over(order_by=_newest(own, keys)).label("number"))
             .select_from(project.join(own, true()))
-            .order_by(*newest_first)
+            .order_by(*_newest(own, keys))
             .limit(_SIZE)
             .subquery("scanned")
         )
     else:
-        order = _order(row, by_project=shape.has_project, by_user=shape.has_user)
-        number = func.row_number().over(order_by=order).label("number")
+        keys = _keys(by_project=shape.has_project, by_user=shape.has_user)
+        number = func.row_number().over(order_by=_newest(row, keys)).label("number")
         statement = select(*columns, matches, number)
         scanned = _slice(statement, row, _PROJECT if shape.has_project else None, by_user=shape.has_user).subquery(
             "scanned"
@@ -259,16 +264,21 @@ def _statement(shape: _Shape) -> Select[Any]:
     found = (
         select(scanned)
         .where(or_(scanned.c.matches, scanned.c.number == _SIZE))
-        .order_by(scanned.c.number)
+        .order_by(*_newest(scanned, keys))  # the order that they are in: nothing is sorted
         .limit(_LIMIT)
         .subquery("found")
     )
     return _shown(found, list(found.c)).order_by(found.c.number)
 
 
-def _order(row: Any, *, by_project: bool, by_user: bool) -> list[Any]:
-    names = ["project_id"] * by_project + ["end_user"] * by_user + ["ended_at", "job_id"]
-    return [row.c[name].desc() for name in names]
+def _keys(*, by_project: bool, by_user: bool) -> list[str]:
+    """The columns of an index."""
+    return ["project_id"] * by_project + ["end_user"] * by_user + ["ended_at", "job_id"]
+
+
+def _newest(rows: Any, keys: Sequence[str]) -> list[Any]:
+    """The order of an index, from its end."""
+    return [rows.c[name].desc() for name in keys]
 
 
 def _slice(statement: Select[Any], row: Any, project: Any, *, by_user: bool) -> Select[Any]:
@@ -278,9 +288,9 @@ def _slice(statement: Select[Any], row: Any, project: Any, *, by_user: bool) -> 
     project, it would read those of all others too. The last two let it leave out partitions, which it does not conclude
     from the others.
     """
-    names: list[str] = [*(["project_id"] if project is not None else []), *(["end_user"] if by_user else [])]
+    names = _keys(by_project=project is not None, by_user=by_user)
     values = [*([project] if project is not None else []), *([_USER] if by_user else [])]
-    keys = tuple_(*(row.c[name] for name in names), row.c.ended_at, row.c.job_id)
+    keys = tuple_(*(row.c[name] for name in names))
     statement = statement.where(
         keys < tuple_(*values, _BEYOND, _BEYOND_ID),
         keys >= tuple_(*values, _START, _EMPTY),
@@ -289,8 +299,7 @@ def _slice(statement: Select[Any], row: Any, project: Any, *, by_user: bool) -> 
     )
     if by_user:
         statement = statement.where(row.c.end_user.is_not(None))  # as in the index
-    order = _order(row, by_project=project is not None, by_user=by_user)
-    return statement.order_by(*order).limit(_SIZE)
+    return statement.order_by(*_newest(row, names)).limit(_SIZE)
 
 
 def _conditions(shape: _Shape, row: Any) -> list[ColumnElement[bool]]:
@@ -342,9 +351,8 @@ def _shown(found: Any, columns: Sequence[Any]) -> Select[Any]:
     feedback = (
         select(
             func.jsonb_agg(
-                aggregate_order_by(
-                    func.jsonb_build_array(FeedbackRow.metric, FeedbackRow.value, func.to_jsonb(FeedbackRow.tags)),
-                    FeedbackRow.id,
+                func.jsonb_build_array(
+                    FeedbackRow.id, FeedbackRow.metric, FeedbackRow.value, func.to_jsonb(FeedbackRow.tags)
                 )
             )
         )
@@ -355,10 +363,7 @@ def _shown(found: Any, columns: Sequence[Any]) -> Select[Any]:
     scores = (
         select(
             func.jsonb_agg(
-                aggregate_order_by(
-                    func.jsonb_build_array(EvalRunRow.rubric, JudgementRow.score, EvalRunRow.judge_model),
-                    JudgementRow.id,
-                )
+                func.jsonb_build_array(JudgementRow.id, EvalRunRow.rubric, JudgementRow.score, EvalRunRow.judge_model)
             )
         )
         .where(JudgementRow.item == found.c.job_id, *_IS_SCORE)
@@ -378,6 +383,11 @@ def _request(row: Row[Any]) -> LoggedRequest:
     return LoggedRequest(
         **values,
         project=row.project,
-        feedback=[Feedback(metric, value, tags) for metric, value, tags in row.feedback or ()],
-        scores=[Score(rubric, float(score), judge) for rubric, score, judge in row.scores or ()],
+        feedback=[Feedback(metric, value, tags) for _, metric, value, tags in _in_order(row.feedback)],
+        scores=[Score(rubric, float(score), judge) for _, rubric, score, judge in _in_order(row.scores)],
     )
+
+
+def _in_order(items: list[Any] | None) -> list[Any]:
+    """Rows of another table by their ids, which come first. PostgreSQL would read all of its index to sort them."""
+    return sorted(items or (), key=itemgetter(0))

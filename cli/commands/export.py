@@ -129,7 +129,7 @@ def export(
     if not quiet:
         note(f"Exported {checked.text}, level {level.value}.", style="dim")
     if output is not None and output != STDOUT:
-        say(output)
+        say(str(output))
 
 
 def _chunks(client: Client, params: dict[str, Any], checked: _Lines | _Parquet, progress: Spinner) -> Iterator[bytes]:

@@ -71,7 +71,7 @@ class Project:
             found = await self.reader.get("/v1/requests", params={"has_body": True})
             return job_id in [one["id"] for one in found.json()["data"]]
 
-        await eventually(is_kept)
+        await eventually(is_kept, "the body is in the log")
         return job_id
 
 
@@ -173,7 +173,7 @@ async def test_the_command_line(project: Project, tmp_path: Path) -> None:
     assert job_id in run(url, "requests", key=key).stdout
     assert f"user: {ASKED}" in run(url, "requests", "show", job_id, key=key).stdout
     path = tmp_path / "set.jsonl"
-    result = run(url, "export", "--output", str(path), "--sample", "0.99", "--status", "completed", key=key)
+    result = run(url, "export", "--output", str(path), "--sample", "1", "--model", "sim", key=key)
     assert result.exit_code == 0, result.stderr
     assert json.loads(path.read_text())["metadata"]["job_id"] == job_id
 
@@ -204,7 +204,7 @@ async def test_usage_as_parquet(project: Project) -> None:
     async def is_summed() -> bool:
         return bool(await report())
 
-    await eventually(is_summed)
+    await eventually(is_summed, "the job is in the sums")
     (row,) = await report()
     assert (row["model"], row["requests"], row["charge"]) == ("sim", 1, None)
     statement = await project.submitter.get(

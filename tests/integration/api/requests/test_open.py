@@ -66,13 +66,12 @@ async def test_requests_of_other_projects_do_not_exist(
 async def test_why_a_body_is_missing(
     database: AsyncEngine, owner: Owner, reader: Principal, requests: LoggedRequests, metrics: Metrics
 ) -> None:
-    kept = {"level": "redacted"}
     rows = {
         MissingReason.LEVEL: logged(project_id=owner.project_id),
-        MissingReason.PENDING: logged(project_id=owner.project_id, **kept, body="pending"),
-        MissingReason.LOST: logged(project_id=owner.project_id, **kept, body="lost"),
-        MissingReason.ERASED: logged(project_id=owner.project_id, **kept, body="erased"),
-        MissingReason.EXPIRED: logged(project_id=owner.project_id, **kept, body="kept"),
+        MissingReason.PENDING: logged(project_id=owner.project_id, level="redacted", body="pending"),
+        MissingReason.LOST: logged(project_id=owner.project_id, level="redacted", body="lost"),
+        MissingReason.ERASED: logged(project_id=owner.project_id, level="redacted", body="erased"),
+        MissingReason.EXPIRED: logged(project_id=owner.project_id, level="redacted", body="kept"),
     }
     sealed = logged(project_id=owner.project_id, asked="Name a river.")
     await write(database, [*rows.values(), sealed])

@@ -66,7 +66,7 @@ def test_a_line_is_a_conversation_that_ends_with_the_answer() -> None:
 
 
 def test_tool_calls_and_parts() -> None:
-    request = {
+    request: dict[str, Any] = {
         "messages": [
             {"role": "user", "content": [
                 {"type": "text", "text": "look"},
