@@ -26,7 +26,7 @@ def admin_key(sim_stack: Stack) -> str:
 
 @pytest.fixture(scope="module")
 def client_key(sim_stack: Stack) -> str:
-    return create_key(sim_stack, "spender", "--project", "thrifty")
+    return create_key(sim_stack, "thrifty client", "--project", "thrifty")
 
 
 @pytest.fixture

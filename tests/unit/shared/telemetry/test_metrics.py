@@ -37,7 +37,7 @@ from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
     "attention_backend", "code", "at", "dtype", "endpoint", "from", "kind", "level", "method", "model", "outcome",
-    "parameter", "priority", "quantization", "rating", "reason", "result", "route", "rule", "scope", "source",
+    "parameter", "part", "priority", "quantization", "rating", "reason", "result", "route", "rule", "scope", "source",
     "speculation", "start", "state", "status", "strategy", "to", "unit", "write",
 }  # fmt: skip
 MODEL = "sim"
