@@ -211,7 +211,8 @@ def _finish() -> Prepared:
         .cte("finished")
     )  # fmt: skip
     columns = ["delivery_id", "number", "at", "status", "error", "duration_ms"]
-    took = seconds(sql_cast(finished.c.duration_ms, Double) / literal_column("1000.0", Double))
+    took_s: Any = sql_cast(finished.c.duration_ms, Double) / literal_column("1000.0", Double)
+    took = seconds(took_s)
     tries = select(
         finished.c.id, finished.c.number, func.clock_timestamp() - took, finished.c.status, finished.c.error,
         finished.c.duration_ms,

@@ -224,8 +224,9 @@ async def _locked(connection: AsyncConnection, endpoint_id: str, project_id: int
     statement = select(*columns, limit_idle()).where(WebhookEndpointRow.id == endpoint_id)
     if project_id is not None:
         statement = statement.where(WebhookEndpointRow.project_id == project_id)
-    row: Row[Any] | None = (await connection.execute(statement.with_for_update())).first()
-    return row
+    row: Any = (await connection.execute(statement.with_for_update())).first()
+    found: Row[Any] | None = row
+    return found
 
 
 async def _now(connection: AsyncConnection) -> datetime:
