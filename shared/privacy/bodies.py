@@ -22,13 +22,17 @@ _JSON = ("{", "[")
 # A number with fewer digits is neither that of a card nor of a phone.
 _LONG_NUMBER = 10**8
 _MAX_DEPTH = 200
+# How many names of members are remembered, and how long ones.
+_MAX_CLEAN, _MAX_CLEAN_NAME = 1000, 40
 
 
 class BodyWalk:
     """Applies a function to all texts of a body."""
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
+    def __init__(self, redact: Callable[[str], str], clean: set[str]) -> None:
+        """`clean`: names of members in which nothing is found. More are added: most bodies have the same few."""
         self._redact = redact
+        self._clean = clean
 
     def redact(self, value: Any, depth: int = 0) -> Any:
         """Return a value with its texts redacted. Values that are nested too deeply are left out."""
@@ -49,7 +53,7 @@ class BodyWalk:
             value = {**value, "data": _data(kind, len(data))}
         redacted: dict[str, Any] = {}
         for name, item in value.items():
-            key = self._redact(name)
+            key = name if name in self._clean else self._name(name)
             while key in redacted:
                 key += "_"
             if isinstance(item, list) and item and (name in _TOKENS or (name == _PROMPT and type(item[0]) is int)):
@@ -57,6 +61,12 @@ class BodyWalk:
             else:
                 redacted[key] = self.redact(item, depth)
         return redacted
+
+    def _name(self, name: str) -> str:
+        key = self._redact(name)
+        if key == name and len(name) <= _MAX_CLEAN_NAME and len(self._clean) < _MAX_CLEAN:
+            self._clean.add(name)
+        return key
 
     def _text(self, text: str, depth: int) -> str:
         if text.startswith("hr") and _OPAQUE.fullmatch(text):

@@ -22,6 +22,8 @@ _CANDIDATE = re.compile(
     rf"|(?<!\d{_S}[2-69])(?:{_S}?\d){{12,18}}(?!{_S}?\d))"
 )
 _ANY = re.compile(rf"\d[\d{SEPARATORS}]{{11,35}}(?<=\d)")
+# A text without it has no candidate.
+_LONG_ROW = re.compile(rf"[2-69][\d{SEPARATORS}]{{{SHORTEST - 1}}}")
 _NO_DIGIT = re.compile(r"\D+")
 # Beginnings of numbers, as ranges of the first six digits, and the lengths that exist of each: ISO/IEC 7812 and the
 # networks' own tables.
@@ -114,4 +116,6 @@ def _ascii(digits: str) -> str:
 
 def replace_cards(text: str, placeholder: str) -> tuple[str, int]:
     """Replace the numbers of cards; return the new text, and how many there were."""
+    if _LONG_ROW.search(text) is None:
+        return text, 0
     return replace_checked(text, _CANDIDATE, _check, placeholder, most=MOST, rest=_ANY)

@@ -21,9 +21,12 @@ _SHORTENED = 5
 # Numbers that are looked up in a text: each takes some 20 microseconds and region.
 MOST = 200
 _S = f"{SEPARATORS}()/\uff08\uff09"
-# Not after a letter or digit, nor after what precedes a part of a longer name or number, such as `ORD-`.
+# It begins with a sign, a bracket or a digit, but not after a letter or digit, nor after what precedes a part of a
+# longer name or number, such as `ORD-`. The most frequent dates are left out here.
+_BEGIN = r"[+(\d\uff0b]"
 _CANDIDATE = re.compile(
-    rf"[+(\d\uff0b](?<![\w#$€£¥=_][+(\d\uff0b])(?<!\d[.,:][+(\d\uff0b])(?<![A-Za-z]-[+(\d\uff0b])[\d{_S}]{{6,40}}(?<=\d)(?![\w%€])"
+    rf"{_BEGIN}(?<![\w#$€£¥=_]{_BEGIN})(?<!\d[.,:-]{_BEGIN})(?<![A-Za-z]-{_BEGIN})(?!\d{{3}}-\d\d-\d\d(?![\d-]))"
+    rf"[\d{_S}]{{6,40}}(?<=\d)(?![\w%€])"
 )
 _PARTS = re.compile(r"[ \u00a0]{2,}| ?[/;] |(?<=\d) ?(?=\+)")
 _DATE = re.compile(

@@ -22,7 +22,7 @@ def _shape(marker: str, pattern: str, flags: re.RegexFlag = re.NOFLAG) -> Shape:
 
 # The characters of tokens in base64, and of those in base64url.
 _WORD = r"[A-Za-z0-9_-]"
-_SHAPES = (
+_ALL_SHAPES = (
     # PEM and OpenPGP. A key without its end counts too.
     _shape(
         "-----BEGIN ",
@@ -67,6 +67,8 @@ _SHAPES = (
     # The user and the password in a URL.
     _shape("://", r"://(?P<secret>[^\s/?#@:\[\]]{0,100}:[^\s/?#@\[\]]{1,100})@"),
 )
+_WITH_UNDERSCORE = tuple(shape for shape in _ALL_SHAPES if "_" in shape.marker)
+_SHAPES = tuple(shape for shape in _ALL_SHAPES if "_" not in shape.marker)
 # As above, of texts in lower case.
 _FOLDED_SHAPES = (
     _shape("bearer", r"bearer(?<!\wbearer)[ \t]{1,4}(?P<secret>(?=[a-z._~+/=-]{0,100}[0-9])[a-z0-9._~+/=-]{16,})"),
@@ -113,6 +115,11 @@ def replace_secrets(text: str, placeholder: str) -> tuple[str, int]:
         if shape.marker in text:
             text, found = _replace(text, shape.pattern, placeholder)
             count += found
+    if "_" in text:  # in half of the markers, and in few texts
+        for shape in _WITH_UNDERSCORE:
+            if shape.marker in text:
+                text, found = _replace(text, shape.pattern, placeholder)
+                count += found
     return text, count
 
 
