@@ -79,7 +79,7 @@ async def quality_page(
         choices=DAYS,
         by=by,
         groupings=[one for one in GroupBy if viewer.is_operator or one is not GroupBy.PROJECT],
-        groups=[group_line(item) for item in items],
+        lines=[group_line(item) for item in items],
         is_cut=is_cut,
         a=a,
         b=b,
