@@ -102,14 +102,14 @@ class FeedbackStore(Store):
 
     async def job(self, job_id: str) -> JobFacts | None:
         """What feedback copies from a job. Of a job whose row was deleted, the ledger has it."""
-        of_row: Select[Any] = select(
+        of_row: Any = select(
             literal_column("1").label("place"),
             JobRow.project_id,
             JobRow.model,
             func.coalesce(JobRow.requested_model, JobRow.model).label("requested_model"),
             JobRow.end_user,
         ).where(JobRow.id == job_id)
-        of_ledger: Select[Any] = select(
+        of_ledger: Any = select(
             literal_column("2"),
             UsageEventRow.project_id,
             UsageEventRow.model,
