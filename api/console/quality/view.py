@@ -183,11 +183,12 @@ def _rate_cell(rate: Rate) -> RateCell:
 
 
 def _score_text(one: Scores) -> str:
+    name = "{} (version {})".format(*one.rubric)
     if one.mean is None:
-        return f"{one.rubric}: no scores, {number(one.unparsable)} unparsable, {number(one.failed)} failed"
+        return f"{name}: no scores, {number(one.unparsable)} unparsable, {number(one.failed)} failed"
     interval = one.mean.interval
     between = "" if interval is None else f" ({_between(interval, '.2f')})"
-    return f"{one.rubric}: {one.mean.mean:.2f}{between}, n = {number(one.mean.n)}"
+    return f"{name}: {one.mean.mean:.2f}{between}, n = {number(one.mean.n)}"
 
 
 def report_view(

@@ -37,7 +37,7 @@ ITEM = QualityItem(
     ["small"],
     RequestCounts(100, 4, 50, 1, 2),
     FeedbackCounts(10, 9, 0),
-    [Scores("helpful", Mean(3.9, 41, Interval(3.6, 4.2)), 1, 0), Scores("polite", None, 2, 1)],
+    [Scores(("helpful", "1"), Mean(3.9, 41, Interval(3.6, 4.2)), 1, 0), Scores(("polite", "2"), None, 2, 1)],
 )
 
 
@@ -67,6 +67,7 @@ def test_a_report_has_intervals_and_places(rubric: Rubric) -> None:
     assert (second.mean, second.range, second.pending) == ("–", None, 5)
     if rubric is RUBRIC:
         assert (first.mean, first.interval) == ("4.00", "3.50 to 4.50")
+        assert first.range is not None
         assert (first.range.low, first.range.mean, first.range.high) == (62.5, 75, 87.5)
     lines = view.agreement
     assert [(line.who, line.words) for line in lines] == [
@@ -93,7 +94,10 @@ def test_rates_of_a_group() -> None:
     line = group_line(ITEM)
     assert (line.name, line.up.text, line.up.n) == ("small", "90.0%", 10)
     assert (line.refusals.n, line.by_classifier, line.errors.text) == (50, 2, "4.0%")
-    assert line.scores == ["helpful: 3.90 (3.60 to 4.20), n = 41", "polite: no scores, 2 unparsable, 1 failed"]
+    assert line.scores == [
+        "helpful (version 1): 3.90 (3.60 to 4.20), n = 41",
+        "polite (version 2): no scores, 2 unparsable, 1 failed",
+    ]
     nothing = group_line(QualityItem(None, [None]))
     assert (nothing.name, nothing.up.range, nothing.scores) == ("conversations", None, [])
 
