@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import orjson
+
+from shared.domain.content import FilePart, ImagePart, TextPart
+from shared.domain.job import Choice, ToolCall
+from shared.domain.request import (
+    CacheBreakpoint,
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Sampling,
+    StructuredOutputs,
+    Tool,
+)
 
 # Lists with these names are tokens: their texts can be joined to what was removed elsewhere.
 _TOKENS = ("logprobs", "prompt_logprobs", "token_ids")
@@ -22,17 +38,30 @@ _JSON = ("{", "[")
 # A number with fewer digits is neither that of a card nor of a phone.
 _LONG_NUMBER = 10**8
 _MAX_DEPTH = 200
-# How many names of members are remembered, and how long ones.
-_MAX_CLEAN, _MAX_CLEAN_NAME = 1000, 40
+_MODELS = (
+    GenerateRequest, Sampling, ChatOptions, StructuredOutputs, CacheBreakpoint, Message, MessageToolCall, FunctionCall,
+    Tool, Function, TextPart, ImagePart, FilePart,
+)  # fmt: skip
+# The names of the members of requests and answers themselves, which are never redacted.
+_STRUCTURE = frozenset(
+    {name for model in _MODELS for name in model.model_fields}
+    | {member.name for kind in (Choice, ToolCall) for member in fields(kind)}
+    | {"request", "output", "metadata", "error_message"}
+)
+# Their values that say what something is: roles, types, and reasons of ends.
+_VOCABULARY = frozenset(
+    {
+        "system", "developer", "user", "assistant", "tool", "text", "image", "file", "function", "none", "auto",
+        "required", "stop", "length", "tool_calls", "content_filter",
+    }
+)  # fmt: skip
 
 
 class BodyWalk:
     """Applies a function to all texts of a body."""
 
-    def __init__(self, redact: Callable[[str], str], clean: set[str]) -> None:
-        """`clean`: names of members in which nothing is found. More are added: most bodies have the same few."""
+    def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
-        self._clean = clean
 
     def redact(self, value: Any, depth: int = 0) -> Any:
         """Return a value with its texts redacted. Values that are nested too deeply are left out."""
@@ -53,7 +82,7 @@ class BodyWalk:
             value = {**value, "data": _data(kind, len(data))}
         redacted: dict[str, Any] = {}
         for name, item in value.items():
-            key = name if name in self._clean else self._name(name)
+            key = name if name in _STRUCTURE else self._redact(name)
             while key in redacted:
                 key += "_"
             if isinstance(item, list) and item and (name in _TOKENS or (name == _PROMPT and type(item[0]) is int)):
@@ -62,13 +91,9 @@ class BodyWalk:
                 redacted[key] = self.redact(item, depth)
         return redacted
 
-    def _name(self, name: str) -> str:
-        key = self._redact(name)
-        if key == name and len(name) <= _MAX_CLEAN_NAME and len(self._clean) < _MAX_CLEAN:
-            self._clean.add(name)
-        return key
-
     def _text(self, text: str, depth: int) -> str:
+        if text in _VOCABULARY:
+            return text
         if text.startswith("hr") and _OPAQUE.fullmatch(text):
             return f"[OPAQUE {len(text)} characters]"
         if "data:" in text:

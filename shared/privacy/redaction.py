@@ -60,7 +60,6 @@ class Redactor:
         self._placeholders = re.compile("|".join(re.escape(placeholder(name)) for name in names))
         self._own = OwnRules(rules.own, self._placeholders) if rules.own else None
         self._presidio = rules.presidio
-        self._clean: set[str] = set()
         self._shortest = 1 if rules.own or rules.presidio else _SHORTEST
 
     def load(self) -> None:
@@ -93,7 +92,7 @@ class Redactor:
             shared.privacy.presidio.PresidioMissing: as `redact_text`.
         """
         counts: dict[str, int] = {}
-        redacted: dict[str, Any] = BodyWalk(lambda text: self._redact(text, counts), self._clean).redact(body)
+        redacted: dict[str, Any] = BodyWalk(lambda text: self._redact(text, counts)).redact(body)
         return redacted, counts
 
     def _redact(self, text: str, counts: dict[str, int]) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shared.domain.content import ImagePart, TextPart
 from shared.domain.job import Choice, ToolCall
 from shared.domain.opaque import OpaquePart
+from shared.domain.redaction_rules import OwnRule, RedactionRules
 from shared.domain.request import FunctionCall, GenerateRequest, Message, MessageToolCall
 from shared.privacy.redaction import Redactor
 
@@ -57,6 +58,14 @@ def test_arguments_remain_json() -> None:
 
 def test_names_of_members() -> None:
     assert redacted({"a@b.de": 1, "c@d.de": 2}) == {"[EMAIL]": 1, "[EMAIL]_": 2}
+
+
+def test_the_structure_of_a_body_remains_whatever_the_rules_are() -> None:
+    redactor = Redactor(RedactionRules(own=(OwnRule(name="words", words=("request", "content", "text", "user")),)))
+    body, counts = redactor.redact_body({"request": stored(Message(role="user", content="my content, a"))})
+    (message,) = body["request"]["messages"]
+    assert message["content"] == "my [WORDS], a"
+    assert (message["role"], counts) == ("user", {"words": 1})
 
 
 def test_images_and_files_are_replaced_by_their_size() -> None:
