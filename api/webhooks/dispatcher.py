@@ -12,11 +12,12 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from api.webhooks.outbox import DueDelivery, Outbox, TryOutcome
-from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY, TIMEOUT_S, breaker_pause_s
+from api.webhooks.schedule import BREAKER_S, BREAKER_THRESHOLD, CONCURRENCY, TIMEOUT_S, breaker_pause_s
 from api.webhooks.sender import Sender, TryResult
 from shared.postgres.group_commit import GroupCommit
 from shared.runtime.aio import cancel_and_wait, wait_for_event
@@ -40,6 +41,8 @@ REST = 4.0
 STATE_S = 10.0
 # How long open requests may continue when the process stops. `Supervisor.stop` waits a little longer.
 STOP_S = 3.0
+# Outcomes that become known within this time are written together.
+GATHER_S = 0.03
 # Pauses between the tries to write an outcome during an outage of the database. Then the delivery is repeated.
 WRITE_PAUSES_S = (0.2, 1.0, 3.0)
 # Hosts whose failures are remembered.
@@ -83,10 +86,13 @@ class Dispatcher:
         self._metrics = metrics
         self._retention_s = retention_s
         self._targets: dict[str, _Target] = {}
-        self._releasing: set[asyncio.Task[None]] = set()
-        # The breakers of endpoints are in the database; the hosts of requests' own URLs have only these.
+        # What is written in the background: outcomes, and leases that are given back.
+        self._writing: set[asyncio.Task[None]] = set()
+        # The breakers of endpoints are in the database, too: here they hold until it has them.
         self._failing: dict[str, _Failing] = {}
         self._write = GroupCommit(outbox.finish)
+        # Ends when outcomes have been gathered for long enough.
+        self._gathering: asyncio.Future[None] | None = None
         self._wake = asyncio.Event()
         self._pause_s = IDLE_S
         self._in_use = True
@@ -119,7 +125,7 @@ class Dispatcher:
         found = []
         if room > 0:
             blocked = [name for name, target in self._targets.items() if target.held > LOW]
-            blocked += [name for name, one in self._failing.items() if one.open_until > began and "://" in name]
+            blocked += [name for name, one in self._failing.items() if one.open_until > began]
             found = await self._outbox.claim(blocked=blocked, per_target=HELD - LOW, room=room, lease_s=LEASE_S)
         took_s = time.monotonic() - began
         # The lease began after `began`, so it ends after this.
@@ -175,9 +181,18 @@ class Dispatcher:
         if delivery.tries == 1:
             self._metrics.webhook_lag.observe(delivery.age_s + time.monotonic() - began)
         self._metrics.webhook_tries.labels(result.value).inc()
-        is_written = await self._written(outcome)
         self._note(delivery.target, failed=result is not TryResult.OK)
-        if is_written and outcome.state != "pending":
+        self._in_background(self._conclude(outcome))
+
+    async def _conclude(self, outcome: TryOutcome) -> None:
+        """Write an outcome, and report how its delivery has ended. The next delivery does not wait for this."""
+        delivery = outcome.delivery
+        if self._gathering is None or self._gathering.done():
+            loop = asyncio.get_running_loop()
+            self._gathering = loop.create_future()
+            loop.call_later(GATHER_S, self._gathering.set_result, None)
+        await asyncio.shield(self._gathering)
+        if await self._written(outcome) and outcome.state != "pending":
             self._metrics.webhook_deliveries.labels(outcome.state).inc()
             if outcome.state == "dead":
                 logger.warning(
@@ -216,7 +231,7 @@ class Dispatcher:
         pause_s = breaker_pause_s(one.failures)
         if not pause_s:
             return
-        one.open_until = time.monotonic() + pause_s
+        one.open_until = time.monotonic() + (pause_s if "://" in name else min(pause_s, BREAKER_S))
         if (target := self._targets.get(name)) is not None:
             self._give_back(target)
 
@@ -226,9 +241,17 @@ class Dispatcher:
         for target in targets:
             target.waiting.clear()
         if left:
-            task = asyncio.create_task(self._release(left), name="webhook-release")
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+            self._in_background(self._release(left))
+
+    def _in_background(self, write: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(write, name="webhook-write")
+        self._writing.add(task)
+        task.add_done_callback(self._written_in_background)
+
+    def _written_in_background(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a webhook's outcome was not written", exc_info=error)
 
     async def _release(self, deliveries: list[DueDelivery]) -> None:
         try:
@@ -240,11 +263,14 @@ class Dispatcher:
 
     async def _stop(self) -> None:
         self._give_back(*self._targets.values())
-        tasks = [task for target in self._targets.values() for task in target.open]
-        tasks += self._releasing
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_S)
-            await cancel_and_wait(*tasks)  # their receivers may get them again
+        until = time.monotonic() + STOP_S
+        # An outcome is written after its try.
+        while tasks := [*self._writing, *(task for target in self._targets.values() for task in target.open)]:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                await cancel_and_wait(*tasks)  # their receivers may get them again
+                return
+            await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
 
     # Upkeep
 

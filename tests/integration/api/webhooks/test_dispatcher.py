@@ -180,7 +180,7 @@ async def test_a_lost_process_between_the_answer_and_the_write_loses_nothing(
             await sql(database, "UPDATE webhook_deliveries SET due_at = now()")  # as if it had ended
             await outbox.wait(1)
         late.set()
-        await asyncio.gather(*(task for target in lost._targets.values() for task in target.open))
+        await _drained(lost)
     assert [request.headers["webhook-id"] for request in receiver.requests] == ["evt_1"] * 2
     (row,) = await deliveries(database)
     assert (row.state, row.tries) == ("delivered", 2)
@@ -225,6 +225,7 @@ async def test_an_endpoint_that_fails_is_left_alone(
         # After the pause, one delivery is tried; it succeeds, and the others follow.
         receiver.answer = status(200)
         await sql(database, "UPDATE webhook_endpoints SET open_until = now()")
+        dispatcher._failing[endpoint].open_until = 0.0
         await dispatcher.look()
         await _drained(dispatcher)
         assert len(receiver.requests) == asked + 1
@@ -399,7 +400,7 @@ async def test_the_content_of_a_job_with_log_level_none_is_not_sent(
 
 async def _drained(dispatcher: Dispatcher) -> None:
     """Wait until the dispatcher holds no deliveries."""
-    while tasks := [*dispatcher._releasing, *(task for one in dispatcher._targets.values() for task in one.open)]:
+    while tasks := [*dispatcher._writing, *(task for one in dispatcher._targets.values() for task in one.open)]:
         await asyncio.wait(tasks)
 
 
