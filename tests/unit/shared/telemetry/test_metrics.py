@@ -37,8 +37,8 @@ from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
     "attention_backend", "code", "at", "dtype", "endpoint", "from", "kind", "level", "method", "model", "outcome",
-    "parameter", "part", "priority", "quantization", "reason", "result", "route", "rule", "scope", "source", "speculation",
-    "start", "state", "status", "strategy", "to", "unit", "write",
+    "parameter", "part", "priority", "quantization", "reason", "result", "route", "rule", "scope", "source",
+    "speculation", "start", "state", "status", "strategy", "to", "unit", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"
