@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.domain.events import EventType, parse_archive
 from workers.engines.simulated.engine import EMOJI, EMOJI_IDS, WORDS
 
-# A token of the simulated engine: no token is the beginning of another one that others complete. Or its emoji, which are
-# several tokens each, in each row of 16.
+# A token of the simulated engine: no token is the beginning of another one that others complete. Or its emoji, which
+# is several tokens, in each row of 16.
 _TOKEN = re.compile("|".join(re.escape(word) for word in sorted((*WORDS, EMOJI), key=len, reverse=True)))
 _ROW, _EMOJI_AT = 16, 5
 _LOGS = text("SELECT id, log FROM jobs WHERE log IS NOT NULL")

@@ -49,8 +49,8 @@ class Verdict:
 
     `ledger_tokens` are the output tokens in the ledger, by the source of the entries. `log_tokens` are those in the
     event logs of jobs whose texts show how many they are, and `ledger_of_logs` those of the same jobs in the ledger;
-    without `lost_logs`, the jobs whose log was lost with Redis, or whose output started again: what there is of it cannot
-    have more tokens than the ledger.
+    without `lost_logs`, the jobs whose log was lost with Redis, or whose output started again: what there is of it
+    cannot have more tokens than the ledger.
     """
 
     broken: list[Violation]
