@@ -10,10 +10,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.events import EventType, parse_archive
-from workers.engines.simulated.engine import WORDS
+from workers.engines.simulated.engine import EMOJI, EMOJI_IDS, WORDS
 
-# A token of the simulated engine. No token is the beginning of another one that others complete.
-_TOKEN = re.compile("|".join(re.escape(word) for word in sorted(WORDS, key=len, reverse=True)))
+# A token of the simulated engine: no token is the beginning of another one that others complete. Or its emoji, which
+# is several tokens, in each row of 16.
+_TOKEN = re.compile("|".join(re.escape(word) for word in sorted((*WORDS, EMOJI), key=len, reverse=True)))
+_ROW, _EMOJI_AT = 16, 5
 _LOGS = text("SELECT id, log FROM jobs WHERE log IS NOT NULL")
 _ENTRIES = text("""
     SELECT job_id, attempt, final, source, output_text + output_reasoning AS output,
@@ -32,11 +34,19 @@ async def read_entries(database: AsyncEngine) -> dict[str, list[Any]]:
 
 
 class Logged(NamedTuple):
-    """How many tokens the event log of an ended job has, discarded ones included. `whole`: Redis has not lost it."""
+    """How many tokens the event log of an ended job has. `whole`: Redis has not lost it, and nothing was discarded."""
 
     job_id: str
     tokens: int
     whole: bool
+
+    def agrees(self, in_ledger: int) -> bool:
+        """Whether so many tokens in the ledger are those of the log. Tokens of an emoji that is not complete are in the
+        log without a text."""
+        missing = in_ledger - self.tokens
+        if not self.whole:
+            return missing >= 0
+        return missing == 0 or (0 < missing < len(EMOJI_IDS) and self.tokens % _ROW == _EMOJI_AT)
 
 
 async def logged_tokens(database: AsyncEngine) -> AsyncIterator[Logged]:
@@ -45,7 +55,13 @@ async def logged_tokens(database: AsyncEngine) -> AsyncIterator[Logged]:
         async for row in await connection.stream(_LOGS):
             events = parse_archive(row.log)
             deltas = (event.payload()["text"] for event in events if event.type is EventType.DELTA)
-            yield Logged(row.id, sum(len(_TOKEN.findall(delta)) for delta in deltas), events[0].seq == 1)
+            tokens = sum(_tokens(delta) for delta in deltas)
+            is_whole = events[0].seq == 1 and all(event.type is not EventType.RESTARTED for event in events)
+            yield Logged(row.id, tokens, is_whole)
+
+
+def _tokens(delta: str) -> int:
+    return sum(len(EMOJI_IDS) if token == EMOJI else 1 for token in _TOKEN.findall(delta))
 
 
 def differences(job: Mapping[str, Any], entries: Sequence[Any]) -> Iterator[str]:

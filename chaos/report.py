@@ -36,7 +36,7 @@ def table(result: Result) -> str:
     tokens = ", ".join(f"{count} {source}" for source, count in sorted(verdict.ledger_tokens.items()))
     lines.append(("output tokens in the ledger", tokens))
     difference = f"{verdict.log_tokens} in the event logs, difference {verdict.ledger_of_logs - verdict.log_tokens}"
-    lines.append(("  of jobs with a whole log", f"{difference}; {verdict.lost_logs} logs were lost with Redis"))
+    lines.append(("  of jobs with a whole log", f"{difference}; {verdict.lost_logs} logs are not whole"))
     lines.append(("attempts exhausted", str(verdict.exhausted)))
     lines.append(("workers restarted by their watchdog", str(result.self_restarts)))
     lines.append(("failed starts during outages", str(result.failed_starts)))

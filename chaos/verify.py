@@ -50,7 +50,8 @@ class Verdict:
 
     `ledger_tokens` are the output tokens in the ledger, by the source of the entries. `log_tokens` are those in the
     event logs of jobs whose texts show how many they are, and `ledger_of_logs` those of the same jobs in the ledger;
-    without `lost_logs`, the jobs whose log was lost with Redis: its end cannot have more tokens than the ledger.
+    without `lost_logs`, the jobs whose log was lost with Redis, or whose output started again: what there is of it
+    cannot have more tokens than the ledger.
     """
 
     broken: list[Violation]
@@ -86,7 +87,8 @@ async def verify(cluster: Cluster, load: Load) -> Verdict:
     for job_id, job in verdict.jobs.items():
         if job_id not in accepted and f"job.{job['status']}" not in TERMINAL:
             verdict.broken.append(Violation(Promise.LOST, job_id, f"not acknowledged, but still {job['status']}"))
-    await _check_ledger(verdict, cluster, {item.job_id for item in load.accepted if item.work.stop is None})
+    countable = {item.job_id for item in load.accepted if item.work.stop is None and not item.work.more}
+    await _check_ledger(verdict, cluster, countable)
     _check_webhooks(verdict, cluster)
     verdict.broken += [Violation(Promise.ANSWER, None, what) for what in load.problems]
     verdict.broken += [Violation(Promise.PROCESS, None, what) for what in cluster.processes.unexpected_exits]
@@ -94,7 +96,7 @@ async def verify(cluster: Cluster, load: Load) -> Verdict:
 
 
 async def _check_ledger(verdict: Verdict, cluster: Cluster, countable: Set[str]) -> None:
-    """Check the entries of all jobs. `countable`: the jobs whose texts end with a whole token."""
+    """Check the entries of all jobs. `countable`: the jobs whose texts show how many tokens they are."""
     entries = await read_entries(cluster.observer)
     for job_id, job in verdict.jobs.items():
         if f"job.{job['status']}" in TERMINAL:
@@ -105,11 +107,11 @@ async def _check_ledger(verdict: Verdict, cluster: Cluster, countable: Set[str])
             continue
         in_ledger = sum(entry.output for entry in entries.get(log.job_id, []))
         if log.whole:
-            verdict.log_tokens += log.tokens
+            verdict.log_tokens += in_ledger if log.agrees(in_ledger) else log.tokens
             verdict.ledger_of_logs += in_ledger
         else:
             verdict.lost_logs += 1
-        if in_ledger < log.tokens or (log.whole and in_ledger > log.tokens):
+        if not log.agrees(in_ledger):
             what = f"{in_ledger} output tokens in the ledger, {log.tokens} in the event log"
             verdict.broken.append(Violation(Promise.LEDGER, log.job_id, what))
     for entry in (entry for of_job in entries.values() for entry in of_job):
