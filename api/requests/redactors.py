@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from sqlalchemy import select
 
 from api.request_log.content import BodyRedactor
@@ -22,4 +24,5 @@ class Redactors(Store):
         """
         statement = select(ProjectRow.options).where(ProjectRow.id == project_id)
         options = await self._one(statement, lambda row: ProjectOptions.read(row.options))
-        return new_redactor((options or NO_PROJECT_OPTIONS).redaction)
+        # The first one loads tables.
+        return await asyncio.to_thread(new_redactor, (options or NO_PROJECT_OPTIONS).redaction)
