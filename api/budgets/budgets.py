@@ -148,10 +148,10 @@ class Budgets:
         return amount
 
     async def most_cost(self, new: NewJob) -> Decimal | None:
-        """What a job could cost at most, in dollars; None if it is not known."""
+        """What a job could cost at most, in dollars; None if it is not known, or the model rejects the prompt."""
         try:
             return await self._worst_case.of(new, self._prices)
-        except (Unpriced, Unbounded):
+        except (Unpriced, Unbounded, InvalidRequest):
             return None
 
     async def held(self, new: NewJob, error: BudgetExceeded) -> NewJob | None:

@@ -95,13 +95,14 @@ class Admission:
             return await self._admitted(principal, new, jobs)
 
     async def _admitted(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None) -> NewJob:
-        new = self._log_levels.apply(principal, new)
         routed = await self._router.route(principal, new) if self._router is not None else None
         return await self._checked(principal, new if routed is None else routed.job, routed, jobs)
 
     async def _checked(
         self, principal: Principal, new: NewJob, routed: Routed | None, jobs: SummaryJobs | None
     ) -> NewJob:
+        """Run the checks and steps of a job whose model is known: whichever way it was chosen."""
+        new = self._log_levels.apply(principal, new)
         new = self._token_limiter.limit_output(principal, new)
         new = await self._shortening.shorten(principal, new, jobs)
         new = await self._token_limiter.check_input(principal, new)

@@ -125,8 +125,15 @@ class JobService:
             else:
                 self._metrics.budget_downgraded_jobs.inc(created)
                 return job, created
+        if (existing := await self._created_earlier(new, idempotency)) is not None:
+            return existing, False
         self._metrics.budget_rejections.labels(refusal.scope.value).inc()
         raise refusal
+
+    async def _created_earlier(self, new: NewJob, idempotency: Idempotency | None) -> Job | None:
+        """The job of an earlier call with this idempotency key: a retry receives it, although there may be no room for
+        another one."""
+        return None if idempotency is None else await self._store.find_created(new.owner, idempotency)
 
     async def _submit_admitted(
         self,
@@ -146,9 +153,7 @@ class JobService:
             try:
                 return await self._create_within_limits(new, idempotency, background=background, kept=taken)
             except QuotaExceeded:
-                # A retry receives the job of the first call, which may be what has used up the quota.
-                existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
-                if existing is None:
+                if (existing := await self._created_earlier(new, idempotency)) is None:
                     raise
                 return existing, False
 
@@ -162,8 +167,10 @@ class JobService:
         try:
             delayed = replace(new, delay_s=taken.delay_s)
             job, created = await self._create(delayed, idempotency, background=background)
-        except HeadraceError:  # after other errors, the job may have been committed
+        except HeadraceError as error:  # after other errors, the job may have been committed
             self._settlement.give_back(taken)
+            if isinstance(error, BudgetExceeded) and error.downgrades:
+                await self._settlement.apply()  # a cheaper model takes it again at once
             raise
         if created:
             self._settlement.job_created(job, taken)

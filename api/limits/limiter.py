@@ -133,6 +133,8 @@ class RateLimiter:
             limits |= {key: limit for key, (_, limit) in error.asked.items()}
         if any(error.wait_s is None for error in refused) or any(amounts[key] > limit for key, limit in limits.items()):
             return first.with_wait(None)
+        if not limits:  # soft ones alone refuse them
+            return first
         # What they have taken themselves is the newest in the windows, and is there no more when they are sent again.
         windows = [Window(key, amounts[key], limit + own[key]) for key, limit in limits.items()]
         try:
@@ -175,7 +177,8 @@ class RateLimiter:
             rule = rules[outcome.decisive]
             if not of_batch:
                 self._metrics.rate_limited.labels(UNITS[rule.measure], rule.scope.kind, "refused").inc()
-            asked = {window.key: (window.amount, window.limit) for window in windows}
+            # Soft limits refuse nothing because several requests need more than a minute together.
+            asked = {window.key: (window.amount, window.limit) for window in windows if not window.soft}
             raise RateLimited(_message(rule, windows[outcome.decisive], outcome), wait_s=outcome.wait_s, asked=asked)
         if outcome.wait_s and outcome.decisive is not None:
             rule = rules[outcome.decisive]

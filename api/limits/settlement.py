@@ -93,7 +93,15 @@ class Settlement:
                 if job_id in used:
                     self._corrections += taken.settled(used[job_id])
             self._remember(found, used, now)
-        await self._apply()
+        await self.apply()
+
+    async def apply(self) -> None:
+        """Apply the corrections that are known now. Those that Redis does not accept are dropped."""
+        while self._corrections:
+            some, self._corrections = self._corrections[:MAX_CORRECTIONS], self._corrections[MAX_CORRECTIONS:]
+            if not await self._limiter.settle(some):
+                return
+            await asyncio.sleep(0)
 
     def _remember(
         self, found: Sequence[tuple[float, int, float, str, Taken]], ended: Collection[str], now: float
@@ -104,10 +112,3 @@ class Settlement:
             if job_id in ended or (taken.bounded and age_s > WINDOW_S + (taken.delay_s or 0)):
                 continue
             heapq.heappush(self._due, (now + max(INTERVAL_S, SHARE * age_s), number, since, job_id, taken))
-
-    async def _apply(self) -> None:
-        while self._corrections:
-            some, self._corrections = self._corrections[:MAX_CORRECTIONS], self._corrections[MAX_CORRECTIONS:]
-            if not await self._limiter.settle(some):
-                return
-            await asyncio.sleep(0)

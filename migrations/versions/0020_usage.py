@@ -65,7 +65,6 @@ STATEMENTS = (
         output_reasoning integer NOT NULL,
         total_tokens integer NOT NULL,
         charged jsonb,
-        counted jsonb,
         source text NOT NULL,
         price_id bigint,
         cost numeric,
@@ -171,9 +170,6 @@ STATEMENTS = (
     """,
     """
     CREATE UNIQUE INDEX IF NOT EXISTS budget_windows_of ON budget_windows (budget_id, end_user, starts_at)
-    """,
-    """
-    CREATE INDEX IF NOT EXISTS budget_windows_ended ON budget_windows (ends_at)
     """,
     """
     CREATE TABLE IF NOT EXISTS budget_reservations (

@@ -1,4 +1,5 @@
-"""The request log in daily partitions, its data keys, and its exports; the options of projects.
+"""The request log in daily partitions, its data keys, and its exports; the options of projects; our own numbers beside
+usage that cannot be right, and an index to delete old windows of budgets by.
 
 API processes create and drop partitions, with a role that cannot change the schema. So these are functions with the
 rights of the schema's owner, for those who may delete rows of the log anyway. They give up soon if they get no lock.
@@ -18,6 +19,7 @@ depends_on = None
 COLUMNS = (
     ("projects", "options", "jsonb NOT NULL DEFAULT '{}'::jsonb"),
     ("jobs", "log_level", "text"),
+    ("usage_events", "counted", "jsonb"),
 )
 STATEMENTS = (
     """
@@ -170,6 +172,7 @@ def upgrade() -> None:
             "jobs_unlogged",
             "ON jobs (finished_at) WHERE log_level = 'none' AND finished_at IS NOT NULL AND deleted_at IS NULL",
         )
+        create_index("budget_windows_ended", "ON budget_windows (ends_at)")
         create_index("jobs_end_user", "ON jobs (project_id, end_user, id) WHERE end_user IS NOT NULL")
         declare_compatible(revision, "0009")
 
@@ -178,6 +181,7 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         execute("DROP INDEX CONCURRENTLY IF EXISTS jobs_unlogged")
         execute("DROP INDEX CONCURRENTLY IF EXISTS idempotency_keys_job")
+        execute("DROP INDEX CONCURRENTLY IF EXISTS budget_windows_ended")
         for signature in SIGNATURES:
             execute(f"DROP FUNCTION IF EXISTS {signature}")
         for table in reversed(TABLES):

@@ -176,7 +176,7 @@ class RateLimited(QuotaExceeded):
         self, reason: str, *, wait_s: float | None, asked: Mapping[str, tuple[int, int]] | None = None
     ) -> None:
         """`wait_s`: after so many seconds the request would be accepted; None if it never is. `asked`: by the keys of
-        the windows, what it needs of them and their limits."""
+        the windows of hard limits, what it needs of them and their limits."""
         message = reason if wait_s is None else f"{reason} Try again in {wait_s:.3f} s."
         super().__init__(message, retry_after_s=1 if wait_s is None else math.ceil(wait_s))
         self.reason = reason

@@ -90,7 +90,7 @@ class UsageEventRow(Base):
     # The transaction that wrote the row, in whose order the sums are made.
     written_by: Mapped[int] = mapped_column(BigInteger, server_default=text("((pg_current_xact_id())::text)::bigint"))
     ended_at: Mapped[datetime] = mapped_column(Timestamp)
-    # `generate`, or the `kind` of the job: `summary`, `count_tokens`, `judge`.
+    # `generate`, or the `kind` of the job: `summary`, `count_tokens`, `judge`; or `warm_up`, without a job.
     kind: Mapped[str] = mapped_column(Text)
     project_id: Mapped[int] = mapped_column(BigInteger)
     key_id: Mapped[int] = mapped_column(BigInteger)

@@ -79,4 +79,4 @@ def rate_window(project_id: int, scope: str, unit: str) -> str:
     The scope is that of a limit within the project, the unit `requests` or `tokens`. All windows of a project have the
     same hash tag.
     """
-    return f"hr:limit:{{{project_id}}}{scope}:{unit}"
+    return f"hr:rate:{{{project_id}}}{scope}:{unit}"

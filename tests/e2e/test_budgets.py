@@ -161,6 +161,28 @@ async def test_a_route_gets_a_cheaper_model_when_its_budget_has_no_room(
     assert "the request names a model" in plain.json()["error"]["message"]
 
 
+async def test_a_job_with_a_cheaper_model_is_one_request(
+    client: httpx.AsyncClient, budgets: Any, admin: httpx.AsyncClient
+) -> None:
+    """It takes what was taken from rate limits for the dearer one, and a retry receives it, whatever there is room for
+    then."""
+    budget = await budgets(on_exceed="downgrade")
+    assert (await client.post("/v1/jobs", json=JOB)).status_code == 202
+    created = await admin.post("/v1/admin/limits", json={"project": "thrifty", "requests_per_minute": 1})
+    assert created.status_code == 200, created.text
+    try:
+        body, headers = {**JOB, "model": DEAR_ROUTE, "max_tokens": 40}, {"Idempotency-Key": "cheaper"}
+        cheaper = await client.post("/v1/jobs", json=body, headers=headers)
+        assert cheaper.status_code == 202, cheaper.text
+        assert cheaper.json()["route"]["downgraded_from"] == "dear"
+        await admin.patch(f"{PATH}/{budget['id']}", json={"limit_usd": 0.01})
+        assert (await client.post("/v1/jobs", json=body)).status_code == 429
+        again = await client.post("/v1/jobs", json=body, headers=headers)
+        assert again.json()["id"] == cheaper.json()["id"], again.text
+    finally:
+        await admin.delete(f"/v1/admin/limits/{created.json()['id']}")
+
+
 @pytest.mark.parametrize("body", [{"model": "sim", "prompt": "x", "max_tokens": 1}])
 async def test_a_model_without_a_price_needs_a_soft_budget(
     client: httpx.AsyncClient, budgets: Any, admin: httpx.AsyncClient, body: dict[str, Any]

@@ -74,7 +74,7 @@ async def left(admin: httpx.AsyncClient, limit: dict[str, Any], unit: str) -> in
 def let_time_pass(stack: Stack, seconds: int) -> None:
     """Make the windows of all limits older, as if so much time had passed."""
     with sync_redis.Redis.from_url(stack.environment["REDIS_URL"]) as client:
-        for key in client.scan_iter("hr:limit:*"):
+        for key in client.scan_iter("hr:rate:*"):
             fields: Any = client.hgetall(key)
             amount, first, last, seen, shift, taken = struct.unpack(HEADER, fields.pop(b"h"))
             older: dict[Any, Any] = {int(name) - seconds: value for name, value in fields.items()}

@@ -6,7 +6,7 @@ and hardly more than two words: numbers that no tokenizer can result in are poin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shared.domain.job import Choice, Usage
@@ -37,32 +37,37 @@ def disagreement(request: GenerateRequest, choices: Sequence[Choice], usage: Usa
     """What disagrees with the usage that a provider has reported for a complete answer; None if nothing does."""
     if request.echo:  # the answer has the prompt too
         return None
-    input_bytes, input_words = _measured(_input_texts(request))
-    output_bytes, output_words = _measured(_output_texts(choices))
+    inputs, outputs = list(_input_texts(request)), list(_output_texts(choices))
+    input_bytes, output_bytes = _bytes(inputs), _bytes(outputs)
     ids = request.prompt if isinstance(request.prompt, list) else ()
     parts = []
     # Token ids, and the tokens of images and files, have no bytes to compare with.
     most = request.prompt_bytes
-    too_few = usage.prompt_tokens < max(input_words // WORDS, len(ids)) - TOLERATED
+    too_few = _are_too_few(usage.prompt_tokens, inputs) or usage.prompt_tokens < len(ids) - TOLERATED
     if too_few or (most is not None and usage.prompt_tokens > most + TOLERATED):
         parts.append("input")
     # Reasoning that is summarized or encrypted has more tokens than what there is of it.
     is_whole = not any(choice.reasoning or choice.opaque for choice in choices)
     visible = usage.completion_tokens - usage.reasoning_tokens
-    too_few = usage.completion_tokens < output_words // WORDS - TOLERATED
+    too_few = _are_too_few(usage.completion_tokens, outputs)
     if too_few or (is_whole and visible > output_bytes + TOLERATED):
         parts.append("output")
     own_input = len(ids) or -(-input_bytes // BYTES)
     return Disagreement(own_input, -(-output_bytes // BYTES), tuple(parts)) if parts else None
 
 
-def _measured(texts: Iterable[str]) -> tuple[int, int]:
-    """The bytes and the words of texts."""
-    size = words = 0
-    for text in texts:
-        size += len(text) if text.isascii() else len(text.encode(errors="replace"))
-        words += text.count(" ")
-    return size, words
+def _bytes(texts: Sequence[str]) -> int:
+    return sum(len(text) if text.isascii() else len(text.encode(errors="replace")) for text in texts)
+
+
+def _are_too_few(tokens: int, texts: Sequence[str]) -> bool:
+    """Whether texts have more words than so many tokens can be."""
+    most = WORDS * (tokens + TOLERATED)
+    # Spaces are counted faster than words, but indented code and tables have many more of them: a run of spaces is one
+    # token.
+    if sum(text.count(" ") for text in texts) <= most:
+        return False
+    return sum(len(text.split()) for text in texts) > most
 
 
 def _input_texts(request: GenerateRequest) -> Iterator[str]:

@@ -341,6 +341,21 @@ async def test_the_wait_of_several_prompts_is_that_for_all_of_them(process: Proc
     assert (await process.limiter.together(more, [])).wait_s is None, "they never fit together"
 
 
+async def test_several_prompts_may_need_more_than_a_minute_of_a_soft_limit(process: Process) -> None:
+    owner = process.owner
+    tokens = Limit(owner.project_id, None, None, "sim", {Measure.TOKENS: Allowance(200, True, 8)})
+    process.book.replace([limit(owner, requests_per_minute=3), tokens])
+    for _ in range(2):
+        await process.limiter.take(job(owner))
+    taken = await process.limiter.take(job(owner))
+    with pytest.raises(RateLimited) as caught:
+        await process.limiter.take(job(owner))
+    together = await process.limiter.together([caught.value], [taken])
+    assert together.wait_s == caught.value.wait_s, "that of the hard limit"
+    soft_alone = RateLimited("above an hour of waiting", wait_s=5.0)
+    assert await process.limiter.together([soft_alone], [taken]) is soft_alone
+
+
 async def test_limits_hold_while_the_event_loop_is_blocked(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer of Redis is there when the loop runs again, after the timeout."""
     await process.limiter.take_request(process.owner, "sim")  # connect, and load the script

@@ -1,4 +1,5 @@
-"""No interleaving of submits, ends, cancellations, answers of the cache and followers makes a budget's books wrong.
+"""No interleaving of submits, lines of batches, ends, cancellations, answers of the cache and followers makes the books
+of a budget wrong.
 
 Hypothesis generates the interleavings: after each step, what is reserved is that of open jobs, what is spent is what
 the ledger has charged, and both together are within the limit.
@@ -17,11 +18,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from sqlalchemy import text
 
+from api.batches.batch import Position
+from api.batches.store import BatchJob, BatchStore, NoRoom
 from shared.domain.answer_options import CacheControl, RequestOptions
 from shared.domain.errors import BudgetExceeded
 from shared.domain.job import Failure, Job, JobStatus
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
 from shared.postgres.budget_store import Budget, BudgetStore
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
@@ -40,6 +44,10 @@ SETTINGS = settings(example_count(6, long=500), stateful_step_count=25, suppress
 # What a job reserves, in dollars; one of 20 output tokens is charged 2 cents.
 an_amount = st.sampled_from(["0.1", "0.3", "0.7", "2"])
 a_job = st.integers(0, 5)
+BATCH = """
+    INSERT INTO batches (id, project_id, key_id, endpoint, input_file_id, completion_window, status, expires_at)
+    VALUES (:id, :project, :key, '/v1/completions', 'file', '24h', 'in_progress', now() + interval '1 day')
+"""
 KEYS = [bytes([number]) * 32 for number in range(2)]
 _projects = iter(range(1_000_000))
 
@@ -55,6 +63,7 @@ class Books(Interleavings):
         self.database = connect(self.database_url)
         self.store = JobStore(self.database)
         self.recovery = RecoveryStore(self.database)
+        self.batches = BatchStore(self.database)
         self.worker = ClaimStore(self.database, "w")
         self.keys = 0
         self._do(self._open())
@@ -65,6 +74,10 @@ class Books(Interleavings):
         await set_price(self.database, output_text=1000)
         self.owner = await make_owner(self.database, f"p{next(_projects)}")
         self.budget = await add_budget(self.database, self.owner, 1)
+        self.batch = f"batch_{self.owner.project_id}"
+        async with self.database.begin() as connection:
+            values = {"id": self.batch, "project": self.owner.project_id, "key": self.owner.key_id}
+            await connection.execute(text(BATCH), values)
 
     async def _close(self) -> None:
         await self.database.dispose()
@@ -73,6 +86,28 @@ class Books(Interleavings):
         wanted = replace(wanted, reservations=(await reservation(self.database, self.budget, amount),))
         with suppress(BudgetExceeded):
             await insert(wanted)
+
+    async def _promote(self, amounts: list[str]) -> None:
+        batch = await self.batches.get(self.batch, self.owner.project_id)
+        assert batch is not None
+        lines = [
+            BatchJob(
+                batch.next.line + place,
+                "m",
+                GenerateRequest(prompt="x"),
+                {},
+                reservations=(await reservation(self.database, self.budget, amount),),
+            )
+            for place, amount in enumerate(amounts)
+        ]
+        end = batch.next.line + len(lines)
+        submitted = await self.batches.submit(batch, lines, len(lines), Position(end))
+        if isinstance(submitted, NoRoom) and submitted.line > batch.next.line:
+            end = submitted.line
+            before = [line for line in lines if line.line < end]
+            submitted = await self.batches.submit(batch, before, len(before), Position(end))
+            assert not isinstance(submitted, NoRoom), "there is room for the lines before it"
+        assert submitted is not None
 
     async def _open_job(self, number: int) -> Job | None:
         query = text("SELECT id FROM jobs WHERE finished_at IS NULL ORDER BY id")
@@ -106,6 +141,10 @@ class Books(Interleavings):
         self.keys += not again
         key = Idempotency(f"k{self.keys}", "0" * 64)
         self._do(self._submit(lambda wanted: self.store.insert(wanted, key), new(self.owner), amount))
+
+    @rule(amounts=st.lists(an_amount, min_size=1, max_size=3))
+    def promote_lines_of_a_batch(self, amounts: list[str]) -> None:
+        self._do(self._promote(amounts))
 
     @rule(amount=an_amount, key=st.sampled_from(KEYS), anew=st.booleans())
     def coalesce(self, amount: str, key: bytes, anew: bool) -> None:

@@ -97,7 +97,7 @@ def test_keys_of_windows_are_short_and_in_one_slot(scope: LimitScope) -> None:
     names = {scope.window_key(measure) for measure in BOTH}
     assert len(names) == 2
     for name in names:
-        assert name.startswith("hr:limit:{12}")
+        assert name.startswith("hr:rate:{12}")
         assert len(name) < 80
         assert name.count("}") == 1
 

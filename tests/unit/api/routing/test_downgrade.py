@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from tests.support.routing import COMPLEX, IMAGE, SIMPLE, Routing, chat, user
+from api.budgets.budgets import Budgets
+from api.jobs.admission import Admission
+from api.keys.principal import Principal
+from shared.domain.answer_options import RequestOptions
+from shared.domain.errors import BudgetExceeded
+from shared.domain.log_level import LogLevel
+from shared.domain.new_job import NewJob
+from tests.support.routing import COMPLEX, IMAGE, OWNER, SIMPLE, Routing, chat, user
 from tests.unit.api.routing.test_sticky import request, result, said
 
 MODELS = """\
@@ -113,3 +121,27 @@ async def test_opaque_parts_keep_their_provider(routing: Routing) -> None:
     turns = [user(COMPLEX), said("...", opaque="anthropic"), user(COMPLEX)]
     await routing.downgrade(request(*turns), COSTS, below=10, room=1, name="mixed")
     assert routing.model == "claude", "the cheaper one cannot read the history"
+
+
+class KnownCosts(Budgets):
+    """Budgets that know what a job could cost without a database, and apply to none."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def most_cost(self, new: NewJob) -> Decimal | None:
+        return Decimal(COSTS[new.model])
+
+    async def plan(self, new: NewJob) -> NewJob:
+        return new
+
+
+async def test_a_job_with_a_cheaper_model_is_logged_like_any_other(routing: Routing) -> None:
+    admission = Admission(routing.registry, routing.window, router=routing.router, budgets=KnownCosts())
+    principal = Principal.of(OWNER)
+    new = NewJob(OWNER, "auto", 3, chat(COMPLEX), options=RequestOptions(store=False))
+    refused = await admission.admit(principal, new)
+    assert (refused.model, refused.log_level) == ("large", LogLevel.NONE)
+    refusal = BudgetExceeded("no room", downgrades=True, amount=Decimal(10), room=Decimal(9))
+    cheaper = await admission.downgrade(principal, new, refusal)
+    assert (cheaper.model, cheaper.log_level) == ("middle", LogLevel.NONE)

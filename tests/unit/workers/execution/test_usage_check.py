@@ -12,6 +12,8 @@ from workers.execution.attempts.usage_check import TOLERATED, disagreement
 
 # 4,000 words of 5 bytes.
 LONG = "word " * 4000
+# The columns of a table: as many words, in which runs of spaces are one token.
+PADDED = f"word{' ' * 20}" * 4000
 IMAGE = ImagePart(type="image", media_type="image/png", data="iVBORw0KGgo=")
 
 
@@ -26,6 +28,8 @@ def chat(content: str, *, image: bool = False) -> GenerateRequest:
         (chat(LONG), LONG, Usage(5000, 0, 5000), None),
         (chat(LONG), LONG, Usage(5000, 0, 5000 + 30_000, 30_000), None),  # it reports its hidden reasoning
         (chat("hi"), "hi", Usage(900, 0, 900), None),  # a template
+        (chat(PADDED), PADDED, Usage(2500, 0, 2500), None),
+        (chat(PADDED), PADDED, Usage(3, 0, 3), ("input", "output")),
         (chat(LONG), LONG, Usage(40_000, 0, 5000), ("input",)),
         (chat(LONG), LONG, Usage(3, 0, 5000), ("input",)),
         (chat(LONG, image=True), LONG, Usage(40_000, 0, 5000), None),
