@@ -109,7 +109,10 @@ class BodyWalk:
         except ValueError:
             return self._redact(text)
         redacted = self.redact(value, depth)
-        return text if redacted == value else orjson.dumps(redacted).decode()
+        # Of members with the same name, only the last one is in the value.
+        if redacted == value and orjson.dumps(value).count(b'"') == text.count('"'):
+            return text
+        return orjson.dumps(redacted).decode()
 
 
 def _data(media_type: str, characters: int) -> str:
