@@ -125,6 +125,17 @@ async def test_an_export_has_the_requests_whose_bodies_are_kept(
     assert metrics.request_exports.labels("jsonl", "complete")._value.get() == 1
 
 
+async def test_the_audit_log_does_not_name_end_users(
+    database: AsyncEngine, reader: Principal, exports: Exports
+) -> None:
+    """An erasure could not remove the name from it."""
+    await export(exports, reader, end_user="ann", models=("m",))
+    (row,) = await exported(database)
+    assert row.filters == {"models": ["m"], "end_user": "ann", "format": "jsonl"}
+    (entry,) = await AuditStore(database).page(limit=9, action="request.export")
+    assert entry.after == {"models": ["m"], "format": "jsonl", "level": "full"}
+
+
 async def test_the_list_of_exports(
     database: AsyncEngine, owner: Owner, other_owner: Owner, reader: Principal, exports: Exports
 ) -> None:
