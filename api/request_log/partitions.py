@@ -54,6 +54,13 @@ class Partitions(Store):
         found = (_NAME.fullmatch(name) for name in names)
         return {datetime.strptime(match[1], "%Y%m%d").replace(tzinfo=UTC).date() for match in found if match}
 
+    async def today(self) -> date:
+        """The day by UTC, by the clock of PostgreSQL: if that of one process is wrong, nothing must be dropped."""
+        row = await self._first(text("SELECT CAST(now() AT TIME ZONE 'UTC' AS date) AS today"))
+        assert row is not None
+        today: date = row.today
+        return today
+
     async def create(self, parent: str, day: date) -> str:
         """Create the partition of a day. Returns `created`, `exists`, `busy` (another process creates it), or `full`:
         too many rows of the day are in the default partition, where they stay.
@@ -117,9 +124,9 @@ class PartitionUpkeep:
             tolerates=lambda error: is_outage(error) or isinstance(error, DBAPIError),
         )
 
-    async def step(self, now: datetime | None = None) -> None:
+    async def step(self) -> None:
         """Create and drop what is due."""
-        today = (now or datetime.now(UTC)).date()
+        today = await self._partitions.today()
         for parent in (LOG, BODIES):
             await self._create(parent, [today + timedelta(days=ahead) for ahead in range(AHEAD_DAYS + 1)])
         for parent in (BODIES, LOG):

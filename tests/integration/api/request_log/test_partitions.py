@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from typing import Self
 
 import pytest
 from sqlalchemy import text
@@ -153,6 +154,24 @@ async def test_neither_waits_for_statements_that_end_jobs(
 async def test_the_partition_of_today_is_never_dropped(database: AsyncEngine) -> None:
     await upkeep(database, bodies=1, rows=1).step()
     assert TODAY in await Partitions(database).days(LOG)
+
+
+async def test_a_process_with_a_wrong_clock_drops_nothing(
+    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(days=400)
+
+    monkeypatch.setattr(partitions, "datetime", Ahead)
+    await upkeep(database).step()
+    await DataKeys(database, MasterKeys.of(KEY)).of_day(TODAY)
+    await fill(database, noon(0))
+    await upkeep(database).step()
+    assert await tables(database) == {named(TODAY): 3}
+    async with database.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM data_keys"))).scalar_one() == 1
 
 
 @pytest.mark.parametrize(
