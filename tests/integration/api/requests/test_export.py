@@ -125,6 +125,19 @@ async def test_an_export_has_the_requests_whose_bodies_are_kept(
     assert metrics.request_exports.labels("jsonl", "complete")._value.get() == 1
 
 
+async def test_a_sample_is_drawn_from_bodies_that_have_not_expired(
+    database: AsyncEngine, owner: Owner, reader: Principal, exports: Exports
+) -> None:
+    """Rows are kept for longer than bodies, and say that they were kept."""
+    kept = await fill(database, owner.project_id, 3)
+    midnight = NOON.replace(hour=0)
+    first = logged(midnight, project_id=owner.project_id, asked="the first one of its day")
+    expired = [logged(midnight - (1 + n) * MINUTE, project_id=owner.project_id, body="kept") for n in range(100)]
+    await write(database, [first, *expired])
+    received = await export(exports, reader, ExportOptions(level=LogLevel.FULL, sample=Sample(count=10)))
+    assert received.ids == [row.id for row in (*kept, first)]
+
+
 async def test_the_audit_log_does_not_name_end_users(
     database: AsyncEngine, reader: Principal, exports: Exports
 ) -> None:
