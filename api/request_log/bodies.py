@@ -106,6 +106,12 @@ class Bodies:
             found[row.job_id] = await off_loop(len(row.sealed or b""), self._opened, row)
         return found
 
+    async def sizes(
+        self, job_ids: Sequence[str], *, since: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, int]:
+        """The bytes of the bodies that there are, compressed, by job id. `since` and `until`: as of `open_bodies`."""
+        return await self._store.sizes(job_ids, since, until)
+
     def _opened(self, row: StoredBody) -> Body | Missing:
         if not row.level.keeps_body:
             return Missing(MissingReason.LEVEL)

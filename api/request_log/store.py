@@ -219,15 +219,21 @@ class RequestLogStore(Store):
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).rowcount
 
+    async def sizes(
+        self, job_ids: Sequence[str], since: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, int]:
+        """The bytes of these jobs' bodies as they are stored, if the jobs ended in this time. No body is read."""
+        statement = select(RequestBodyRow.job_id, func.pg_column_size(RequestBodyRow.body).label("size")).where(
+            RequestBodyRow.job_id == func.any(literal([*job_ids], ARRAY(Text))),
+            *_between(RequestBodyRow.ended_at, since, until),
+        )
+        return dict(await self._all(statement, lambda row: (str(row.job_id), int(row.size))))
+
     async def stored(
         self, job_ids: Sequence[str], since: datetime | None = None, until: datetime | None = None
     ) -> list[StoredBody]:
         """What the tables have of these jobs' bodies, if the jobs ended in this time."""
-        bounds: list[ColumnElement[bool]] = []
-        if since is not None:
-            bounds.append(RequestLogRow.ended_at >= since)
-        if until is not None:
-            bounds.append(RequestLogRow.ended_at <= until)
+        bounds = _between(RequestLogRow.ended_at, since, until)
         body = and_(RequestBodyRow.job_id == RequestLogRow.job_id, RequestBodyRow.ended_at == RequestLogRow.ended_at)
         statement = (
             select(
@@ -245,6 +251,15 @@ class RequestLogStore(Store):
             .where(RequestLogRow.job_id == func.any(literal([*job_ids], ARRAY(Text))), *bounds)
         )
         return await self._all(statement, _stored)
+
+
+def _between(ended_at: Any, since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    bounds: list[ColumnElement[bool]] = []
+    if since is not None:
+        bounds.append(ended_at >= since)
+    if until is not None:
+        bounds.append(ended_at <= until)
+    return bounds
 
 
 def _stored(row: Any) -> StoredBody:

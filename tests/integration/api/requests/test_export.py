@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import secrets
 import tracemalloc
 from collections.abc import Sequence
 from datetime import timedelta
@@ -20,6 +21,7 @@ from api.http import parquet
 from api.http.errors import IncompleteResponse
 from api.keys.principal import Principal
 from api.request_log.bodies import Bodies
+from api.requests import export as export_module
 from api.requests.export import EXPORT_HEADER, LEVEL_HEADER, ExportOptions, Exports
 from api.requests.export_store import ExportStore
 from api.requests.filters import RequestFilters
@@ -263,6 +265,9 @@ class Failing(Bodies):
             raise ConnectionError("the database is away")
         return await self._bodies.open_bodies(job_ids, **options)
 
+    async def sizes(self, job_ids: Sequence[str], **options: Any) -> Any:
+        return await self._bodies.sizes(job_ids, **options)
+
 
 @pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
 async def test_an_export_that_fails_is_cut_off(
@@ -311,6 +316,29 @@ async def test_few_exports_are_made_at_a_time(
     for response in waiting:
         await Received().of(response)
     assert (await export(exports, reader)).is_complete
+
+
+async def test_large_bodies_are_read_a_few_at_a_time(
+    database: AsyncEngine, owner: Owner, reader: Principal, exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever tokens the log says they have: images have few."""
+    monkeypatch.setattr(export_module, "GROUP_BYTES", 3000)
+    opened: list[int] = []
+    open_bodies = Bodies.open_bodies
+
+    async def recorded(self: Bodies, job_ids: Sequence[str], **options: Any) -> Any:
+        opened.append(len(job_ids))
+        return await open_bodies(self, job_ids, **options)
+
+    monkeypatch.setattr(Bodies, "open_bodies", recorded)
+    asked = [secrets.token_hex(size) for size in (1000, 1000, 4000, 10, 10)]
+    rows = [
+        logged(NOON - number * MINUTE, project_id=owner.project_id, asked=question)
+        for number, question in enumerate(asked)
+    ]
+    await write(database, rows)
+    assert (await export(exports, reader)).ids == [row.id for row in rows]
+    assert opened == [2, 1, 2]
 
 
 async def test_memory_does_not_grow_with_the_export(
