@@ -104,6 +104,8 @@ class BodyWriter:
 
     async def _batch(self, since: datetime) -> int:
         async with transaction(self._engine) as connection:
+            if not await self._store.may_write(connection):
+                return 0
             pending = await self._store.lock_pending(connection, BATCH, since, self._without)
             written, deadline = 0, time.monotonic() + BATCH_S
             for page in _pages(pending):

@@ -161,10 +161,23 @@ class PartitionUpkeep:
         while deleted == DELETED:
             deleted = await self._partitions.delete_default(parent, before)
         is_complete = True
-        for day in sorted(day for day in await self._partitions.days(parent) if day < first):
-            is_complete = await self._drop(parent, day) and is_complete
+        if days := sorted(day for day in await self._partitions.days(parent) if day < first):
+            try:
+                async with self._store.without_writers():
+                    is_complete = await self._drop_all(parent, days)
+            except DBAPIError as error:
+                if not _is_locked(error):
+                    raise
+                is_complete = await self._drop_all(parent, days)
         if parent == BODIES and is_complete:
             await self._partitions.delete_keys(first)
+
+    async def _drop_all(self, parent: str, days: Iterable[date]) -> bool:
+        """Drop partitions. False: the lock of one was not free; the next round tries again."""
+        for day in days:
+            if not await self._drop(parent, day):
+                return False
+        return True
 
     async def _drop(self, parent: str, day: date) -> bool:
         """Drop a partition. False: its lock was not free; the next round tries again."""

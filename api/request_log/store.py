@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    true,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -28,12 +30,16 @@ from sqlalchemy.types import BigInteger
 
 from api.request_log.content import JobContent
 from shared.domain.log_level import LogLevel, stored_level
-from shared.postgres.engine import limit_idle
+from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_rows import OUTPUT, REQUEST
 from shared.postgres.request_log_tables import DataKeyRow, RequestBodyRow, RequestLogRow
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import JobRow, ProjectRow, Timestamp
 
+# Identifies the advisory lock that writers of bodies share, and that those who drop partitions have for themselves.
+_WRITERS = 0x6872_0006
+# How long dropping waits for writers.
+WRITERS_WAIT_MS = 10_000
 # The backlog is counted up to this number.
 MOST_COUNTED = 100_000
 _IS_PENDING = RequestLogRow.body == literal_column("'pending'")
@@ -106,6 +112,26 @@ class RequestLogStore(Store):
 
     Times bound the partitions that a statement reads.
     """
+
+    async def may_write(self, connection: AsyncConnection) -> bool:
+        """Whether a transaction may write bodies now. False: partitions are to be dropped, which it would hold up.
+
+        A transaction that writes bodies may take seconds, and as several processes write all the time, there would
+        never be an instant without one.
+        """
+        return bool(await connection.scalar(select(func.pg_try_advisory_xact_lock_shared(_WRITERS))))
+
+    @asynccontextmanager
+    async def without_writers(self) -> AsyncIterator[None]:
+        """Wait until no transaction writes bodies, and let none begin.
+
+        Raises:
+            DBAPIError: one takes longer than `WRITERS_WAIT_MS` (SQLSTATE 55P03).
+        """
+        async with transaction(self._engine) as connection:
+            await connection.execute(select(func.set_config("lock_timeout", f"{WRITERS_WAIT_MS}", true())))
+            await connection.execute(select(func.pg_advisory_xact_lock(_WRITERS), limit_idle()))
+            yield
 
     async def lock_pending(
         self, connection: AsyncConnection, limit: int, since: datetime, without: Collection[date] = ()

@@ -13,10 +13,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.request_log import partitions
+from api.request_log import store as store_module
 from api.request_log.bodies import MissingReason
 from api.request_log.data_keys import DataKeys
 from api.request_log.encryption import MasterKeys
 from api.request_log.partitions import AHEAD_DAYS, BODIES, LOG, Partitions, PartitionUpkeep
+from api.request_log.store import RequestLogStore
 from shared.domain.log_level import LogLevel
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
@@ -25,12 +27,18 @@ from tests.conftest import Workers
 from tests.integration.api.request_log.test_bodies import KEY, opened, reason, writer_of
 from tests.integration.api.request_log.test_rows import ended, result
 from tests.support.request_log import log_rows
+from tests.support.waiting import eventually
 
 TODAY = datetime.now(UTC).date()
 FILL = """
 INSERT INTO request_log (job_id, ended_at, project_id, key_id, model, requested_model, status, created_at, level, body)
 SELECT 'job_' || n, CAST(:ended_at AS timestamptz), 1, 1, 'm', 'm', 'completed', now(), 'full', CAST(:body AS text)
 FROM generate_series(1, CAST(:count AS int)) AS n
+"""
+
+WAITING = """
+SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted
 """
 
 
@@ -149,6 +157,39 @@ async def test_neither_waits_for_statements_that_end_jobs(
     assert "cannot drop the partition" in caplog.text
     await upkeep(database).step()
     assert noon(6).date() not in await Partitions(database).days(LOG)
+
+
+async def test_partitions_are_dropped_between_transactions_that_write_bodies(database: AsyncEngine) -> None:
+    """Such transactions may follow each other without a pause, in several processes: none begins meanwhile."""
+    await Partitions(database).create(LOG, noon(6).date())
+    log = RequestLogStore(database)
+    async with transaction(database) as writing:
+        assert await log.may_write(writing)
+        await writing.execute(text(FILL), {"ended_at": noon(6), "count": 1, "body": "none"})
+        dropping = asyncio.create_task(upkeep(database).step())
+
+        async def is_waiting() -> bool:
+            async with database.connect() as connection:
+                return (await connection.execute(text(WAITING))).scalar_one() == 1
+
+        await eventually(is_waiting, "the upkeep waits for the writer")
+        async with transaction(database) as other:
+            assert not await log.may_write(other)
+    await dropping
+    assert noon(6).date() not in await Partitions(database).days(LOG)
+    async with transaction(database) as other:
+        assert await log.may_write(other)
+
+
+async def test_a_body_that_takes_too_long_is_not_waited_for(
+    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "WRITERS_WAIT_MS", 1)
+    await Partitions(database).create(LOG, noon(6).date())
+    async with transaction(database) as writing:
+        assert await RequestLogStore(database).may_write(writing)
+        await upkeep(database).step()
+    assert noon(6).date() not in await Partitions(database).days(LOG), "the writer had no lock on the table"
 
 
 async def test_the_partition_of_today_is_never_dropped(database: AsyncEngine) -> None:
