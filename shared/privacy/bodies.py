@@ -81,10 +81,16 @@ class BodyWalk:
             # An image or a file, with its data in base64.
             value = {**value, "data": _data(kind, len(data))}
         redacted: dict[str, Any] = {}
+        # How many members were named alike; searched from there on, so that many of them take linear time.
+        numbers: dict[str, int] = {}
         for name, item in value.items():
             key = name if name in _STRUCTURE else self._redact(name)
-            while key in redacted:
-                key += "_"
+            if key in redacted:
+                number = numbers.get(key, 1) + 1
+                while f"{key}_{number}" in redacted:
+                    number += 1
+                numbers[key] = number
+                key = f"{key}_{number}"
             if isinstance(item, list) and item and (name in _TOKENS or (name == _PROMPT and type(item[0]) is int)):
                 redacted[key] = f"[TOKENS {len(item)}]"
             else:

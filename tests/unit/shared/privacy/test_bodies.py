@@ -73,7 +73,19 @@ def test_json_that_was_cut_off() -> None:
 
 
 def test_names_of_members() -> None:
-    assert redacted({"a@b.de": 1, "c@d.de": 2}) == {"[EMAIL]": 1, "[EMAIL]_": 2}
+    assert redacted({"a@b.de": 1, "c@d.de": 2}) == {"[EMAIL]": 1, "[EMAIL]_2": 2}
+    body = redacted({"[EMAIL]_2": 0, "a@b.de": 1, "c@d.de": 2, "e@f.de": 3})
+    assert body == {"[EMAIL]_2": 0, "[EMAIL]": 1, "[EMAIL]_3": 2, "[EMAIL]_4": 3}
+    assert redacted(body) == body
+
+
+def test_many_members_with_the_same_redacted_name() -> None:
+    """The time is linear: a longer name for each of them would take minutes."""
+    count = 20_000
+    body = redacted({"arguments": json.dumps({f"n{number}@b.de": number for number in range(count)})})
+    members = json.loads(body["arguments"])
+    assert list(members.values()) == list(range(count))
+    assert list(members)[-1] == f"[EMAIL]_{count}"
 
 
 def test_the_structure_of_a_body_remains_whatever_the_rules_are() -> None:
