@@ -206,8 +206,10 @@ class _Run:
             job_ids = [job_id for job_id, _ in jobs]
             if leaders := [job_id for job_id, may_lead in jobs if may_lead]:
                 await self._jobs.settle_followers(*leaders)  # without the answer, they would all be run
+            # Before the rows, which a repeated call could not find if Redis was unavailable afterwards.
+            await self._logs.delete(*job_ids)
             portion = await self._store.erase_jobs(self._of[0], job_ids, keep_user=in_batches)
-            await self._logs.delete(*portion.job_ids, *portion.others)
+            await self._logs.delete(*portion.others)
             self._counts.update(portion.counts)
 
     async def _erase_ledger(self) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisUnavailable
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -17,12 +19,13 @@ from api.erasure.ledger_store import LedgerErasure
 from api.erasure.service import _Run
 from api.erasure.store import PORTION, ErasureStore
 from api.files.blobs import CHUNK, LocalBlobs
+from shared.domain.events import EventType, event
 from shared.domain.owner import Owner
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow, LabelRow
 from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
 from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow
 from shared.postgres.usage_sums import UsageSums
-from shared.redis.event_log import EventLog
+from shared.redis.event_log import Append, EventLog
 from tests.support.database import make_owner
 from tests.support.job_rows import add_job
 from tests.support.usage_entries import NOON, entry, write
@@ -225,6 +228,30 @@ async def test_exports_of_the_user_lose_the_name(
     erased = {"end_user": "[erased]", "models": ["m"]}
     filters = [row.filters for row in await rows(database, select(ExportRow.filters).order_by(ExportRow.id))]
     assert filters == [erased, erased, {"end_user": "bob"}, {"models": ["ann"]}, of_ann]
+
+
+async def test_a_call_that_redis_has_failed_can_be_repeated(
+    database: AsyncEngine, erasure: ErasureStore, owner: Owner, logs: EventLog, redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    job = await add_job(database, owner, ended_s_ago=10, end_user="ann")
+    await logs.append([Append(job, 1, [event(1, EventType.STARTED, {"attempt": 1, "text": "of ann"})])])
+
+    async def unavailable(*_: str) -> None:
+        raise RedisUnavailable
+
+    unused: Any = None
+
+    def new_run() -> _Run:
+        return _Run(erasure, LedgerErasure(database), unused, unused, logs, owner.project_id, "ann", 60.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(logs, "delete", unavailable)
+        with pytest.raises(RedisUnavailable):
+            await new_run().run()
+    await new_run().run()
+    assert [key async for key in redis.scan_iter("hr:log:*")] == []
+    assert not await rows(database, select(JobRow.id).where(JobRow.end_user == "ann"))
 
 
 class RecordedFiles:
