@@ -17,11 +17,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.request_log.store import RequestLogStore
+from api.request_log.store import MOST_GIVEN_UP, RequestLogStore
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store
 from shared.runtime.outages import is_outage
 from shared.runtime.periodic import run_periodically
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ class Partitions(Store):
 class PartitionUpkeep:
     """Keeps partitions from today to `AHEAD_DAYS` ahead, and rows and bodies for their numbers of days."""
 
-    def __init__(self, engine: AsyncEngine, *, body_days: int, row_days: int) -> None:
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, *, body_days: int, row_days: int) -> None:
+        self._metrics = metrics
         self._partitions = Partitions(engine)
         self._store = RequestLogStore(engine)
         self._days = {BODIES: body_days, LOG: row_days}
@@ -155,8 +157,6 @@ class PartitionUpkeep:
     async def _retain(self, parent: str, first: date) -> None:
         """Delete what is of days before `first`."""
         before = datetime.combine(first, time.min, UTC)
-        if parent == BODIES:
-            await self._store.give_up(before)
         deleted = DELETED
         while deleted == DELETED:
             deleted = await self._partitions.delete_default(parent, before)
@@ -169,8 +169,20 @@ class PartitionUpkeep:
                 if not _is_locked(error):
                     raise
                 is_complete = await self._drop_all(parent, days)
-        if parent == BODIES and is_complete:
-            await self._partitions.delete_keys(first)
+        if parent == BODIES:
+            if is_complete:
+                await self._partitions.delete_keys(first)
+            await self._give_up(before)
+
+    async def _give_up(self, before: datetime) -> None:
+        """Note that bodies that were not written in time will not be."""
+        lost = given_up = await self._store.give_up(before)
+        while given_up == MOST_GIVEN_UP:
+            given_up = await self._store.give_up(before)
+            lost += given_up
+        if lost:
+            logger.error("%d bodies of jobs that ended before %s are lost: they were not written", lost, before.date())
+            self._metrics.log_bodies.labels("lost").inc(lost)
 
     async def _drop_all(self, parent: str, days: Iterable[date]) -> bool:
         """Drop partitions. False: the lock of one was not free; the next round tries again."""

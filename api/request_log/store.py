@@ -19,6 +19,7 @@ from sqlalchemy import (
     literal_column,
     select,
     true,
+    tuple_,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -40,6 +41,8 @@ from shared.postgres.tables import JobRow, ProjectRow, Timestamp
 _WRITERS = 0x6872_0006
 # How long dropping waits for writers.
 WRITERS_WAIT_MS = 10_000
+# Rows of one statement that gives up their bodies.
+MOST_GIVEN_UP = 5_000
 # The backlog is counted up to this number.
 MOST_COUNTED = 100_000
 _IS_PENDING = RequestLogRow.body == literal_column("'pending'")
@@ -239,9 +242,15 @@ class RequestLogStore(Store):
         assert row is not None
         return Backlog(row.waiting, row.oldest)
 
-    async def give_up(self, before: datetime) -> int:
-        """Mark the bodies of jobs that ended before a time as lost, if they were not written. Returns their number."""
-        statement = update(RequestLogRow).where(_IS_PENDING, RequestLogRow.ended_at < before).values(body="lost")
+    async def give_up(self, before: datetime, limit: int = MOST_GIVEN_UP) -> int:
+        """Mark some bodies of jobs that ended before a time as lost, if they were not written. Returns their number."""
+        key = (RequestLogRow.job_id, RequestLogRow.ended_at)
+        overdue = select(*key).where(_IS_PENDING, RequestLogRow.ended_at < before).limit(limit)
+        statement = (
+            update(RequestLogRow)
+            .where(tuple_(*key).in_(overdue), RequestLogRow.ended_at < before, _IS_PENDING)
+            .values(body="lost")
+        )
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).rowcount
 

@@ -23,9 +23,11 @@ from shared.domain.log_level import LogLevel
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore
+from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers
 from tests.integration.api.request_log.test_bodies import KEY, opened, reason, writer_of
 from tests.integration.api.request_log.test_rows import ended, result
+from tests.support.metrics import api_metrics
 from tests.support.request_log import log_rows
 from tests.support.waiting import eventually
 
@@ -47,8 +49,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "PAUSE_S", 0)
 
 
-def upkeep(database: AsyncEngine, *, bodies: int = 2, rows: int = 5) -> PartitionUpkeep:
-    return PartitionUpkeep(database, body_days=bodies, row_days=rows)
+def upkeep(database: AsyncEngine, *, bodies: int = 2, rows: int = 5, metrics: Metrics | None = None) -> PartitionUpkeep:
+    return PartitionUpkeep(database, metrics or api_metrics(), body_days=bodies, row_days=rows)
 
 
 def noon(days_ago: int) -> datetime:
@@ -138,7 +140,9 @@ async def test_old_rows_of_the_default_partition_are_deleted(
     monkeypatch.setattr(partitions, "DELETED", 2)
     await fill(database, noon(6), count=5)
     await fill(database, noon(4), count=2, body="pending")
-    await upkeep(database).step()
+    metrics = api_metrics()
+    await upkeep(database, metrics=metrics).step()
+    assert metrics.log_bodies.labels("lost")._value.get() == 2
     rows = await log_rows(database)
     assert {row.ended_at.date() for row in rows} == {noon(4).date()}
     assert [row.body for row in rows] == ["lost", "lost"], "their bodies are not written any more"
