@@ -195,6 +195,19 @@ async def test_what_is_kept_in_full_is_redacted_by_the_rules_of_the_project(
     assert [line["metadata"]["headrace"]["redaction_level"] for line in full] == ["full", "full", "redacted"]
 
 
+async def test_nothing_is_exported_by_rules_that_cannot_be_read(
+    database: AsyncEngine, owner: Owner, reader: Principal, exports: Exports
+) -> None:
+    statement = text("UPDATE projects SET options = CAST(:options AS jsonb)")
+    async with database.connect() as connection:
+        await connection.execute(statement, {"options": '{"redaction": [{"name": "codename"}]}'})
+    await fill(database, owner.project_id, 1)
+    received = Received()
+    with pytest.raises(IncompleteResponse):
+        await received.of(await exports.start(reader, RequestFilters(owner.project_id), ExportOptions()))
+    assert not received.content
+
+
 async def test_samples_are_drawn_again_by_their_seed(
     database: AsyncEngine, owner: Owner, reader: Principal, exports: Exports
 ) -> None:
