@@ -309,7 +309,7 @@ async def open_resources(
         supervisor.start("budgets", budgets.run())
         masters = MasterKeys.of(settings.log_key, settings.log_key_previous)
         partitions = PartitionUpkeep(
-            database, body_days=settings.log_retention_days, row_days=settings.log_metadata_days
+            database, metrics, body_days=settings.log_retention_days, row_days=settings.log_metadata_days
         )
         supervisor.start("request_log_partitions", partitions.run())
         if masters:

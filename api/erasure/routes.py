@@ -38,8 +38,8 @@ async def erase_user_data(
 
     Open jobs are cancelled. Of ended jobs, requests and answers are deleted, with their responses, cached answers,
     events, bodies in the request log, comments, judgements and labels; lines of batch files are erased. In the ledger
-    and the request log, only the name of the end user is erased. The call takes at most about 20 seconds and can be
-    repeated: the answer says whether something is left.
+    and the request log, only the name of the end user is erased. The call takes at most about 20 seconds, or as long
+    as the files of one batch take, and can be repeated: the answer says whether something is left.
     """
     result = await erasure.erase(principal, user, project)
     if not result.complete:

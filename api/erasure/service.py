@@ -24,7 +24,7 @@ from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# How long one call may take. What is left then is erased by the next one.
+# How long one call may take, apart from the batch that it has begun. What is left then is erased by the next one.
 MAX_S = 20.0
 
 
@@ -159,9 +159,8 @@ class _Run:
         if self.is_late:
             return
         await self._erase_jobs(in_batches=True)
-        await self._erase_jobs(in_batches=False)
-        while not self.is_late and (counts := await self._store.erase_log(*self._of, self.unended)) is not None:
-            self._counts.update(counts)
+        await self._erase_jobs()
+        await self._erase_log()
         self._counts.update(await self._store.erase_author(*self._of))
         await self._erase_ledger()
 
@@ -185,19 +184,32 @@ class _Run:
             for file_id in batch.result_file_ids:
                 lines += await self._files.results_of(file_id, batch.job_ids, custom_ids)
             self._counts["file_lines"] += lines
+            # Also if it is late: a later call, which finds the batch by what names the user, would read its files
+            # again.
+            await self._erase_jobs(batch_id=batch.id)
+            await self._erase_log(batch_id=batch.id)
 
-    async def _erase_jobs(self, *, in_batches: bool) -> None:
+    async def _erase_log(self, *, batch_id: str | None = None) -> None:
+        while batch_id is not None or not self.is_late:
+            counts = await self._store.erase_log(*self._of, self.unended, batch_id=batch_id)
+            if counts is None:
+                return
+            self._counts.update(counts)
+
+    async def _erase_jobs(self, *, in_batches: bool = False, batch_id: str | None = None) -> None:
         if in_batches and not self.unended:
             return
-        while not self.is_late:
-            jobs = await self._store.jobs(*self._of, self.unended, in_batches=in_batches)
+        while batch_id is not None or not self.is_late:
+            jobs = await self._store.jobs(*self._of, self.unended, in_batches=in_batches, batch_id=batch_id)
             if not jobs:
                 return
             job_ids = [job_id for job_id, _ in jobs]
             if leaders := [job_id for job_id, may_lead in jobs if may_lead]:
                 await self._jobs.settle_followers(*leaders)  # without the answer, they would all be run
+            # Before the rows, which a repeated call could not find if Redis was unavailable afterwards.
+            await self._logs.delete(*job_ids)
             portion = await self._store.erase_jobs(self._of[0], job_ids, keep_user=in_batches)
-            await self._logs.delete(*portion.job_ids, *portion.others)
+            await self._logs.delete(*portion.others)
             self._counts.update(portion.counts)
 
     async def _erase_ledger(self) -> None:

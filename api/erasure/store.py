@@ -29,7 +29,7 @@ from sqlalchemy import (
     union,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -50,6 +50,8 @@ PORTION = 200
 MAX_EXPORTS = 1000
 _NO_LOG = "none"
 _BODIES = ("kept", "pending")
+# In place of the name in the conditions of exports.
+_ERASED = "[erased]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +162,26 @@ class ErasureStore(Store):
         )
 
     async def jobs(
-        self, project_id: int, end_user: str, unended: Sequence[str], *, in_batches: bool = False
+        self,
+        project_id: int,
+        end_user: str,
+        unended: Sequence[str],
+        *,
+        in_batches: bool = False,
+        batch_id: str | None = None,
     ) -> list[tuple[str, bool]]:
         """A portion of the user's jobs that are to be erased, and of each, whether other jobs may follow it.
 
         Those of batches that have not ended are left out. `in_batches`: only these, if they have ended and were not
-        erased.
+        erased. `batch_id`: only those of this batch.
         """
         of_unended = and_(JobRow.batch_id.is_not(None), _in(JobRow.batch_id, unended))
         if in_batches:
             condition = and_(of_unended, JobRow.status.in_(TERMINAL), JobRow.deleted_at.is_(None))
         else:
             condition = ~of_unended
+        if batch_id is not None:
+            condition = and_(condition, JobRow.batch_id == batch_id)
         may_lead = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None), JobRow.status.in_(TERMINAL))
         statement = (
             select(JobRow.id, may_lead.label("may_lead"))
@@ -213,8 +223,10 @@ class ErasureStore(Store):
         await self._changes(release_statement(or_(ours, _in(JobRow.id, others))))
         return Portion(job_ids, others, counts)
 
-    async def erase_log(self, project_id: int, end_user: str, unended: Sequence[str]) -> dict[str, int] | None:
-        """Erase a portion of the user's rows in the request log; None if there is none.
+    async def erase_log(
+        self, project_id: int, end_user: str, unended: Sequence[str], *, batch_id: str | None = None
+    ) -> dict[str, int] | None:
+        """Erase a portion of the user's rows in the request log; None if there is none. `batch_id`: of this batch.
 
         The rows remain, without the name of the user and without bodies. Those of batches that have not ended keep the
         name.
@@ -227,6 +239,8 @@ class ErasureStore(Store):
             .limit(PORTION)
             .with_for_update()
         )
+        if batch_id is not None:
+            found = found.where(RequestLogRow.batch_id == batch_id)
         async with transaction(self._engine) as connection:
             statement = (
                 update(RequestLogRow)
@@ -253,7 +267,7 @@ class ErasureStore(Store):
         return counts
 
     async def erase_author(self, project_id: int, end_user: str) -> dict[str, int]:
-        """Erase what the user has written as feedback, and the name where feedback and budgets have it."""
+        """Erase what the user has written as feedback, and the name where feedback, budgets and exports have it."""
         by_user = and_(FeedbackRow.project_id == project_id, FeedbackRow.author == end_user)
         anonymous = aliased(FeedbackRow)
         same = exists().where(
@@ -274,13 +288,22 @@ class ErasureStore(Store):
                 .where(BudgetWindowRow.end_user == end_user, BudgetWindowRow.budget_id.in_(budgets))
                 .values(end_user=func.concat("erased-", cast(BudgetWindowRow.id, Text)))
             )
-            return {"feedback": erased, "budget_windows": (await connection.execute(windows)).rowcount}
+            spent = (await connection.execute(windows)).rowcount
+            # Exports that somebody has made of the user's requests.
+            erased_filters = ExportRow.filters.concat(cast(literal({"end_user": _ERASED}, JSONB), JSONB))
+            exports = (
+                update(ExportRow)
+                .where(_may_have(project_id), ExportRow.filters["end_user"].astext == end_user)
+                .values(filters=erased_filters)
+            )
+            await connection.execute(exports)
+            return {"feedback": erased, "budget_windows": spent}
 
     async def exports(self, project_id: int) -> list[Export]:
         """The exports that may have data of the project's users, newest first."""
         statement = (
             select(ExportRow.id, ExportRow.created_at, ExportRow.level, ExportRow.rows)
-            .where(or_(ExportRow.project_id == project_id, ExportRow.project_id.is_(None)))
+            .where(_may_have(project_id))
             .order_by(ExportRow.id.desc())
             .limit(MAX_EXPORTS)
         )
@@ -311,6 +334,11 @@ def _of(project_id: int, end_user: str) -> ColumnElement[bool]:
 
 def _of_log(project_id: int, end_user: str) -> ColumnElement[bool]:
     return and_(RequestLogRow.project_id == project_id, RequestLogRow.end_user == end_user)
+
+
+def _may_have(project_id: int) -> ColumnElement[bool]:
+    """Condition: the export may have data of the project's users."""
+    return or_(ExportRow.project_id == project_id, ExportRow.project_id.is_(None))
 
 
 def _in(column: Any, values: Sequence[str]) -> ColumnElement[bool]:

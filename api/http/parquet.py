@@ -50,10 +50,11 @@ class ParquetFile:
         self._writer = pyarrow.parquet.ParquetWriter(self._sink, self._schema)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
-        """Write rows, as one group of the file."""
+        """Write rows, if there are any, as one group of the file."""
         import pyarrow
 
-        self._writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=self._schema))
+        if rows:
+            self._writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=self._schema))
         return self._sink.take()
 
     def end(self) -> bytes:

@@ -24,7 +24,7 @@ from shared.domain.answer_options import (
     ToolClearing,
 )
 from shared.domain.errors import InvalidRequest
-from shared.domain.log_level import LOG_HEADER, LogLevel
+from shared.domain.log_level import LOG_HEADER, LogLevel, strictest
 from shared.domain.new_job import Idempotency
 
 MAX_DURATION_S = 30 * 24 * 3600
@@ -104,13 +104,15 @@ async def submit_headers(request: Request) -> SubmitHeaders:
     idempotency_key = headers.get(_IDEMPOTENCY_KEY)
     if idempotency_key is not None and not (0 < len(idempotency_key) <= 255 and idempotency_key.isprintable()):
         raise InvalidRequest(f"{_IDEMPOTENCY_KEY}: must be 1 to 255 printable characters", param=_IDEMPOTENCY_KEY)
-    cache_control = headers.get(_CACHE_CONTROL)
+    # Lists: a proxy may add a line of its own, or join lines.
+    cache_control = ",".join(headers.getlist(_CACHE_CONTROL))
+    log_levels = ",".join(headers.getlist(LOG_HEADER))
     return SubmitHeaders(
         idempotency_key,
         _seconds(_START_BEFORE, headers.get(_START_BEFORE)),
         _seconds(_CANCEL_AFTER, headers.get(_CANCEL_AFTER)),
-        _read_cache_control(cache_control) if cache_control is not None else NO_CACHE_CONTROL,
-        _read_log_level(headers.get(LOG_HEADER)),
+        _read_cache_control(cache_control) if cache_control else NO_CACHE_CONTROL,
+        _read_log_level(log_levels) if LOG_HEADER in headers else None,
     )
 
 
@@ -161,11 +163,10 @@ def _read_cache_control(value: str) -> CacheControl:
     )
 
 
-def _read_log_level(value: str | None) -> LogLevel | None:
-    if value is None:
-        return None
+def _read_log_level(value: str) -> LogLevel:
+    """The strictest level of a list."""
     try:
-        return LogLevel(value.strip().lower())
+        return strictest(*(LogLevel(level.strip().lower()) for level in value.split(",")))
     except ValueError:
         known = ", ".join(LogLevel)
         raise InvalidRequest(f"{LOG_HEADER}: must be one of {known}, got {value[:64]!r}", param=LOG_HEADER) from None

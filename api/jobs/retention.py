@@ -47,14 +47,16 @@ class Retention:
 
     async def purge(self, *, unlogged_s: float = UNLOGGED_S) -> int:
         """Purge the jobs of which nothing is to be kept, and that are due. Returns their number."""
-
-        async def step() -> int:
-            job_ids = await self._store.unlogged(unlogged_s, BATCH)
+        purged = 0
+        while job_ids := await self._store.unlogged(unlogged_s, BATCH):
             # Before the rows, by which the next round finds what this one could not delete.
             await self._logs.delete(*job_ids)
-            return await self._store.purge(job_ids) if job_ids else 0
-
-        purged = await self._all(step)
+            done = await self._store.purge(job_ids)
+            purged += done
+            # Others have locked what is left of a portion: there may be more behind it, unless they have all of it.
+            if len(job_ids) < BATCH or not done:
+                break
+            await asyncio.sleep(PAUSE_S)
         self._metrics.purged_jobs.inc(purged)
         return purged
 

@@ -70,7 +70,7 @@ class Body:
 
     `request` is the JSON form of a `GenerateRequest`, `output` that of the job's choices (as in the job's row), and
     `metadata` the client's. With the level `redacted`, all strings in them are redacted, and `redactions` counts what
-    was replaced, by kind.
+    was replaced, by kind. `size`: the bytes of all of it as JSON.
     """
 
     job_id: str
@@ -81,6 +81,7 @@ class Body:
     metadata: dict[str, str] = field(default_factory=dict)
     error_message: str | None = None
     redactions: dict[str, int] = field(default_factory=dict)
+    size: int = 0
 
 
 class Bodies:
@@ -106,6 +107,12 @@ class Bodies:
             found[row.job_id] = await off_loop(len(row.sealed or b""), self._opened, row)
         return found
 
+    async def sizes(
+        self, job_ids: Sequence[str], *, since: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, int]:
+        """The bytes of the bodies that there are, compressed, by job id. `since` and `until`: as of `open_bodies`."""
+        return await self._store.sizes(job_ids, since, until)
+
     def _opened(self, row: StoredBody) -> Body | Missing:
         if not row.level.keeps_body:
             return Missing(MissingReason.LEVEL)
@@ -122,7 +129,7 @@ class Bodies:
             logger.error("job=%s its body in the request log cannot be decrypted: %s", row.job_id, error)
             return Missing(MissingReason.DAMAGED)
         members = orjson.loads(text) if len(text) <= INLINE_BYTES else chunked_json.loads(text.decode())
-        return Body(row.job_id, row.ended_at, row.level, **known_fields(Body, members))
+        return Body(row.job_id, row.ended_at, row.level, **{**known_fields(Body, members), "size": len(text)})
 
 
 _STATES = {"none": MissingReason.LEVEL, "pending": MissingReason.PENDING, "erased": MissingReason.ERASED}

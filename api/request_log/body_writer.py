@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -20,10 +21,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from api.request_log.content import BodyRedactor, BodyText, body_text
 from api.request_log.data_keys import DataKey, DataKeys
 from api.request_log.encryption import DecryptionFailed, UnknownMasterKey, seal
+from api.request_log.redaction import takes_long
 from api.request_log.store import PendingBody, PendingContent, RequestLogStore, SealedBody
 from shared.domain.log_level import LogLevel
-from shared.postgres.engine import transaction
-from shared.runtime.offload import off_loop
+from shared.postgres.engine import keep_alive, transaction
+from shared.runtime.aio import cancel_and_wait
+from shared.runtime.offload import INLINE_BYTES, off_loop
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
 
@@ -33,6 +36,10 @@ INTERVAL_S = 1.0
 # Rows per transaction, and about the bytes of content, compressed, that are in memory at once.
 BATCH = 100
 PAGE_BYTES = 2 * 1024 * 1024
+# A transaction ends after the body at which it has taken so long: what it has locked can be dropped and erased then.
+BATCH_S = 2.0
+# How often PostgreSQL hears of a transaction while one body takes longer than that (`limit_idle`).
+KEEP_ALIVE_S = 2.0
 # Most rounds read only the partitions of the last days. Older rows wait only after a long outage.
 RECENT = timedelta(days=1)
 RECHECK_S = 600.0
@@ -40,6 +47,8 @@ RECHECK_S = 600.0
 COUNT_S = 15.0
 # So many rules of projects, as compiled redactors, are kept.
 MOST_REDACTORS = 100
+
+T = TypeVar("T")
 
 # Makes the redactor for the rules of a project, as its options have them; None: the default rules.
 RedactorFactory = Callable[[Mapping[str, Any] | None], BodyRedactor]
@@ -95,15 +104,20 @@ class BodyWriter:
 
     async def _batch(self, since: datetime) -> int:
         async with transaction(self._engine) as connection:
+            if not await self._store.may_write(connection):
+                return 0
             pending = await self._store.lock_pending(connection, BATCH, since, self._without)
-            written = 0
+            written, deadline = 0, time.monotonic() + BATCH_S
             for page in _pages(pending):
-                written += await self._write(connection, page)
+                written += await self._write(connection, page, deadline)
+                if time.monotonic() >= deadline:
+                    break
         if pending and not written:  # the keys of their days cannot be used; others may be behind them
             return await self._batch(since)
         return written
 
-    async def _write(self, connection: AsyncConnection, page: Sequence[PendingBody]) -> int:
+    async def _write(self, connection: AsyncConnection, page: Sequence[PendingBody], deadline: float) -> int:
+        """Write the bodies of a page, or the first ones, until a time by the monotonic clock. Returns their number."""
         contents = await self._store.contents(connection, [one.job_id for one in page])
         sealed = []
         for pending in page:
@@ -111,8 +125,10 @@ class BodyWriter:
             if found is None:
                 sealed.append(SealedBody(pending))
             elif (key := await self._key(pending.ended_at.astimezone(UTC).date())) is not None:
-                sealed.append(await self._sealed(pending, found, key))
+                sealed.append(await self._sealed(connection, pending, found, key))
                 await asyncio.sleep(0)  # each takes up to a millisecond
+            if sealed and time.monotonic() >= deadline:
+                break
         if sealed:
             await self._store.keep(connection, sealed)
         for one in sealed:
@@ -130,20 +146,28 @@ class BodyWriter:
             self._without.add(day)
             return None
 
-    async def _sealed(self, pending: PendingBody, found: PendingContent, key: DataKey) -> SealedBody:
-        content, job_id = found.content, pending.job_id
+    async def _sealed(
+        self, connection: AsyncConnection, pending: PendingBody, found: PendingContent, key: DataKey
+    ) -> SealedBody:
+        content, job_id, rules = found.content, pending.job_id, found.project_options.get("redaction")
         try:
-            redactor = None if pending.level is LogLevel.FULL else await self._redactor(found.project_options)
+            redactor = None if pending.level is LogLevel.FULL else await self._redactor(rules)
+            call = partial(_seal, found, pending, redactor, key)
             body: BodyText
-            body, sealed = await off_loop(content.size, _seal, found, pending, redactor, key)
+            if redactor is not None and takes_long(rules):
+                # Not in the thread of `off_loop`, where requests would wait for it.
+                body, sealed = await _kept_alive(connection, asyncio.to_thread(call))
+            elif content.size > INLINE_BYTES:
+                body, sealed = await _kept_alive(connection, off_loop(content.size, call))
+            else:
+                body, sealed = call()
         except Exception as error:  # what cannot be redacted must not be kept, nor keep others from being kept
             logger.error("job=%s its body is lost to the request log: %s", job_id, type(error).__name__)
             return SealedBody(pending)
         self._metrics.redacted(body.redactions)
         return SealedBody(pending, key.id, sealed)
 
-    async def _redactor(self, project_options: Mapping[str, Any]) -> BodyRedactor:
-        rules = project_options.get("redaction")
+    async def _redactor(self, rules: Mapping[str, Any] | None) -> BodyRedactor:
         name = orjson.dumps(rules, option=orjson.OPT_SORT_KEYS)
         if name not in self._redactors:
             if len(self._redactors) >= MOST_REDACTORS:
@@ -158,6 +182,17 @@ def _seal(
 ) -> tuple[BodyText, bytes]:
     body = body_text(found.content, pending.level, redactor)
     return body, seal(key.cipher, pending.job_id, body.text)
+
+
+async def _kept_alive(connection: AsyncConnection, work: Awaitable[T]) -> T:
+    """Wait for work in a thread that may take longer than a transaction may be idle."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_S))[0]:
+            await keep_alive(connection)
+        return task.result()
+    finally:
+        await cancel_and_wait(task)
 
 
 def _pages(pending: Sequence[PendingBody]) -> Iterator[list[PendingBody]]:

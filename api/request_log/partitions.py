@@ -17,11 +17,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.request_log.store import RequestLogStore
+from api.request_log.store import MOST_GIVEN_UP, RequestLogStore
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store
 from shared.runtime.outages import is_outage
 from shared.runtime.periodic import run_periodically
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,13 @@ class Partitions(Store):
         names = await self._all(statement.bindparams(parent=parent), lambda row: str(row.relname))
         found = (_NAME.fullmatch(name) for name in names)
         return {datetime.strptime(match[1], "%Y%m%d").replace(tzinfo=UTC).date() for match in found if match}
+
+    async def today(self) -> date:
+        """The day by UTC, by the clock of PostgreSQL: if that of one process is wrong, nothing must be dropped."""
+        row = await self._first(text("SELECT CAST(now() AT TIME ZONE 'UTC' AS date) AS today"))
+        assert row is not None
+        today: date = row.today
+        return today
 
     async def create(self, parent: str, day: date) -> str:
         """Create the partition of a day. Returns `created`, `exists`, `busy` (another process creates it), or `full`:
@@ -98,7 +106,8 @@ class Partitions(Store):
 class PartitionUpkeep:
     """Keeps partitions from today to `AHEAD_DAYS` ahead, and rows and bodies for their numbers of days."""
 
-    def __init__(self, engine: AsyncEngine, *, body_days: int, row_days: int) -> None:
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, *, body_days: int, row_days: int) -> None:
+        self._metrics = metrics
         self._partitions = Partitions(engine)
         self._store = RequestLogStore(engine)
         self._days = {BODIES: body_days, LOG: row_days}
@@ -117,9 +126,9 @@ class PartitionUpkeep:
             tolerates=lambda error: is_outage(error) or isinstance(error, DBAPIError),
         )
 
-    async def step(self, now: datetime | None = None) -> None:
+    async def step(self) -> None:
         """Create and drop what is due."""
-        today = (now or datetime.now(UTC)).date()
+        today = await self._partitions.today()
         for parent in (LOG, BODIES):
             await self._create(parent, [today + timedelta(days=ahead) for ahead in range(AHEAD_DAYS + 1)])
         for parent in (BODIES, LOG):
@@ -148,16 +157,39 @@ class PartitionUpkeep:
     async def _retain(self, parent: str, first: date) -> None:
         """Delete what is of days before `first`."""
         before = datetime.combine(first, time.min, UTC)
-        if parent == BODIES:
-            await self._store.give_up(before)
         deleted = DELETED
         while deleted == DELETED:
             deleted = await self._partitions.delete_default(parent, before)
         is_complete = True
-        for day in sorted(day for day in await self._partitions.days(parent) if day < first):
-            is_complete = await self._drop(parent, day) and is_complete
-        if parent == BODIES and is_complete:
-            await self._partitions.delete_keys(first)
+        if days := sorted(day for day in await self._partitions.days(parent) if day < first):
+            try:
+                async with self._store.without_writers():
+                    is_complete = await self._drop_all(parent, days)
+            except DBAPIError as error:
+                if not _is_locked(error):
+                    raise
+                is_complete = await self._drop_all(parent, days)
+        if parent == BODIES:
+            if is_complete:
+                await self._partitions.delete_keys(first)
+            await self._give_up(before)
+
+    async def _give_up(self, before: datetime) -> None:
+        """Note that bodies that were not written in time will not be."""
+        lost = given_up = await self._store.give_up(before)
+        while given_up == MOST_GIVEN_UP:
+            given_up = await self._store.give_up(before)
+            lost += given_up
+        if lost:
+            logger.error("%d bodies of jobs that ended before %s are lost: they were not written", lost, before.date())
+            self._metrics.log_bodies.labels("lost").inc(lost)
+
+    async def _drop_all(self, parent: str, days: Iterable[date]) -> bool:
+        """Drop partitions. False: the lock of one was not free; the next round tries again."""
+        for day in days:
+            if not await self._drop(parent, day):
+                return False
+        return True
 
     async def _drop(self, parent: str, day: date) -> bool:
         """Drop a partition. False: its lock was not free; the next round tries again."""

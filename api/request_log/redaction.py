@@ -8,6 +8,14 @@ from typing import Any
 from api.request_log.content import BodyRedactor
 
 
+def takes_long(rules: Mapping[str, Any] | None) -> bool:
+    """Whether redaction by the rules of a project, as its options have them, is too slow for the event loop.
+
+    Each pattern of a project may take as long as all kinds together, and Presidio a hundred times as long.
+    """
+    return rules is not None and bool(rules.get("own") or rules.get("presidio"))
+
+
 def new_redactor(rules: Mapping[str, Any] | None) -> BodyRedactor:
     """The redactor for the rules of a project, as its options have them; None: the default rules.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -17,6 +18,8 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    true,
+    tuple_,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -28,12 +31,18 @@ from sqlalchemy.types import BigInteger
 
 from api.request_log.content import JobContent
 from shared.domain.log_level import LogLevel, stored_level
-from shared.postgres.engine import limit_idle
+from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_rows import OUTPUT, REQUEST
 from shared.postgres.request_log_tables import DataKeyRow, RequestBodyRow, RequestLogRow
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import JobRow, ProjectRow, Timestamp
 
+# Identifies the advisory lock that writers of bodies share, and that those who drop partitions have for themselves.
+_WRITERS = 0x6872_0006
+# How long dropping waits for writers.
+WRITERS_WAIT_MS = 10_000
+# Rows of one statement that gives up their bodies.
+MOST_GIVEN_UP = 5_000
 # The backlog is counted up to this number.
 MOST_COUNTED = 100_000
 _IS_PENDING = RequestLogRow.body == literal_column("'pending'")
@@ -106,6 +115,26 @@ class RequestLogStore(Store):
 
     Times bound the partitions that a statement reads.
     """
+
+    async def may_write(self, connection: AsyncConnection) -> bool:
+        """Whether a transaction may write bodies now. False: partitions are to be dropped, which it would hold up.
+
+        A transaction that writes bodies may take seconds, and as several processes write all the time, there would
+        never be an instant without one.
+        """
+        return bool(await connection.scalar(select(func.pg_try_advisory_xact_lock_shared(_WRITERS))))
+
+    @asynccontextmanager
+    async def without_writers(self) -> AsyncIterator[None]:
+        """Wait until no transaction writes bodies, and let none begin.
+
+        Raises:
+            DBAPIError: one takes longer than `WRITERS_WAIT_MS` (SQLSTATE 55P03).
+        """
+        async with transaction(self._engine) as connection:
+            await connection.execute(select(func.set_config("lock_timeout", f"{WRITERS_WAIT_MS}", true())))
+            await connection.execute(select(func.pg_advisory_xact_lock(_WRITERS), limit_idle()))
+            yield
 
     async def lock_pending(
         self, connection: AsyncConnection, limit: int, since: datetime, without: Collection[date] = ()
@@ -213,21 +242,33 @@ class RequestLogStore(Store):
         assert row is not None
         return Backlog(row.waiting, row.oldest)
 
-    async def give_up(self, before: datetime) -> int:
-        """Mark the bodies of jobs that ended before a time as lost, if they were not written. Returns their number."""
-        statement = update(RequestLogRow).where(_IS_PENDING, RequestLogRow.ended_at < before).values(body="lost")
+    async def give_up(self, before: datetime, limit: int = MOST_GIVEN_UP) -> int:
+        """Mark some bodies of jobs that ended before a time as lost, if they were not written. Returns their number."""
+        key = (RequestLogRow.job_id, RequestLogRow.ended_at)
+        overdue = select(*key).where(_IS_PENDING, RequestLogRow.ended_at < before).limit(limit)
+        statement = (
+            update(RequestLogRow)
+            .where(tuple_(*key).in_(overdue), RequestLogRow.ended_at < before, _IS_PENDING)
+            .values(body="lost")
+        )
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).rowcount
+
+    async def sizes(
+        self, job_ids: Sequence[str], since: datetime | None = None, until: datetime | None = None
+    ) -> dict[str, int]:
+        """The bytes of these jobs' bodies as they are stored, if the jobs ended in this time. No body is read."""
+        statement = select(RequestBodyRow.job_id, func.pg_column_size(RequestBodyRow.body).label("size")).where(
+            RequestBodyRow.job_id == func.any(literal([*job_ids], ARRAY(Text))),
+            *_between(RequestBodyRow.ended_at, since, until),
+        )
+        return dict(await self._all(statement, lambda row: (str(row.job_id), int(row.size))))
 
     async def stored(
         self, job_ids: Sequence[str], since: datetime | None = None, until: datetime | None = None
     ) -> list[StoredBody]:
         """What the tables have of these jobs' bodies, if the jobs ended in this time."""
-        bounds: list[ColumnElement[bool]] = []
-        if since is not None:
-            bounds.append(RequestLogRow.ended_at >= since)
-        if until is not None:
-            bounds.append(RequestLogRow.ended_at <= until)
+        bounds = _between(RequestLogRow.ended_at, since, until)
         body = and_(RequestBodyRow.job_id == RequestLogRow.job_id, RequestBodyRow.ended_at == RequestLogRow.ended_at)
         statement = (
             select(
@@ -245,6 +286,15 @@ class RequestLogStore(Store):
             .where(RequestLogRow.job_id == func.any(literal([*job_ids], ARRAY(Text))), *bounds)
         )
         return await self._all(statement, _stored)
+
+
+def _between(ended_at: Any, since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    bounds: list[ColumnElement[bool]] = []
+    if since is not None:
+        bounds.append(ended_at >= since)
+    if until is not None:
+        bounds.append(ended_at <= until)
+    return bounds
 
 
 def _stored(row: Any) -> StoredBody:

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 2
 # Rows of the log that one statement returns.
 PORTION = 500
-# Bodies that are read together: at most this many, and about as many as have these tokens.
-GROUP, GROUP_TOKENS = 32, 200_000
+# Bodies that are read together: at most this many, and about as many as have these tokens, and these bytes, compressed.
+GROUP, GROUP_TOKENS, GROUP_BYTES = 32, 200_000, 4 * 1024 * 1024
 LEVEL_HEADER = "x-headrace-redaction-level"
 EXPORT_HEADER = "x-headrace-export"
 
@@ -147,15 +147,17 @@ class _Writing:
             if self.options.level is not LogLevel.FULL:
                 for project_id in {row.project_id for row in group} - redactors.keys():
                     redactors[project_id] = await self._sources.redactors.of(project_id)
-            bodies = await self._sources.bodies.open_bodies(
-                [row.job_id for row in group], since=group[-1].ended_at, until=group[0].ended_at
-            )
-            lines = await asyncio.to_thread(_lines, group, bodies, redactors, name)
-            part = await asyncio.to_thread(writer.add, lines)
-            self.rows += len(lines)
-            self._metrics.exported_requests.inc(len(lines))
-            if part:
-                yield part
+            bodies, times = self._sources.bodies, {"since": group[-1].ended_at, "until": group[0].ended_at}
+            sizes = await bodies.sizes([row.job_id for row in group], **times)
+            for rows in _fitting(group, sizes):
+                found = await bodies.open_bodies([row.job_id for row in rows], **times)
+                lines = await asyncio.to_thread(_lines, rows, found, redactors, name)
+                del found
+                part = await asyncio.to_thread(writer.add, lines)
+                self.rows += len(lines)
+                self._metrics.exported_requests.inc(len(lines))
+                if part:
+                    yield part
         yield await asyncio.to_thread(writer.end, self.rows)
 
     async def _groups(self) -> AsyncIterator[list[LoggedRequest]]:
@@ -232,6 +234,21 @@ def _grouped(rows: Sequence[LoggedRequest]) -> Iterator[list[LoggedRequest]]:
         tokens += own
     if group:
         yield group
+
+
+def _fitting(rows: Sequence[LoggedRequest], sizes: Mapping[str, int]) -> Iterator[list[LoggedRequest]]:
+    """The rows in portions whose bodies fit in memory; each has at least one. Images and files have few tokens."""
+    portion: list[LoggedRequest] = []
+    size = 0
+    for row in rows:
+        own = sizes.get(row.job_id, 0)
+        if portion and size + own > GROUP_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(row)
+        size += own
+    if portion:
+        yield portion
 
 
 class _ExportResponse(StreamingResponse):

@@ -76,7 +76,8 @@ class ExportStore(Store):
                 action=EXPORTED,
                 object_id=format_export_id(export_id),
                 project_id=project_id,
-                after={**filters, "level": level.value},
+                # An erasure leaves the audit log as it is: end users are named in the list of exports only.
+                after={**{name: value for name, value in filters.items() if name != "end_user"}, "level": level.value},
             )
         return export_id
 

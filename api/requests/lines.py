@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ExportFormat = Literal["jsonl", "parquet"]
 TYPES: Mapping[ExportFormat, str] = {"jsonl": "application/x-ndjson", "parquet": PARQUET}
+# Rows of a group of a Parquet file, and about the characters in them: fewer, if they are long.
+GROUP_ROWS, GROUP_CHARACTERS = 1000, 4 * 1024 * 1024
 # Members of a request's view that a line has elsewhere, or that say nothing about its content.
 _LEFT_OUT = {"id", "model", "kind", "level", "body", "key", "request_id"}
 # What clients have named themselves: it may have personal data too.
@@ -108,21 +110,38 @@ def _encodable(value: Any) -> Any:
 
 
 class ParquetLines:
-    """The same lines as rows of a Parquet file. Its metadata has the export and its level; its end, their number."""
+    """The same lines as rows of a Parquet file. Its metadata has the export and its level; its end, their number.
+
+    Rows are collected until they fill a group. The end of the file describes each group, with some kilobytes: of small
+    groups, it would fill the memory of this process, and readers refuse more than 100 MB.
+    """
 
     def __init__(self, export_id: str, level: LogLevel) -> None:
         self._file = ParquetFile(_schema, {"headrace.export": export_id, "headrace.redaction_level": level.value})
+        self._rows: list[dict[str, Any]] = []
+        self._characters = 0
 
     def add(self, lines: Sequence[dict[str, Any]]) -> bytes:
-        if not lines:
-            return b""
-        try:
-            return self._file.add([_parquet_row(line) for line in lines])
-        except (TypeError, UnicodeEncodeError):  # as for lines of JSON
-            return self._file.add([_parquet_row(_encodable(line)) for line in lines])
+        for line in lines:
+            try:
+                row = _parquet_row(line)
+            except TypeError:  # as for lines of JSON
+                row = _parquet_row(_encodable(line))
+            self._rows.append(row)
+            self._characters += sum(len(one["content"] or "") + len(one["parts"] or "") for one in row["messages"])
+        if len(self._rows) < GROUP_ROWS and self._characters < GROUP_CHARACTERS:
+            return self._file.add(())
+        return self._write()
 
     def end(self, rows: int) -> bytes:
-        return self._file.end()
+        return self._write() + self._file.end()
+
+    def _write(self) -> bytes:
+        rows, self._rows, self._characters = self._rows, [], 0
+        try:
+            return self._file.add(rows)
+        except UnicodeEncodeError:
+            return self._file.add([_encodable(row) for row in rows])
 
 
 def _schema() -> pyarrow.Schema:

@@ -8,7 +8,6 @@ from sqlalchemy import select
 
 from api.request_log.content import BodyRedactor
 from api.request_log.redaction import new_redactor
-from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
 from shared.postgres.store import Store
 from shared.postgres.tables import ProjectRow
 
@@ -23,6 +22,7 @@ class Redactors(Store):
             ValueError: this version cannot read its rules.
         """
         statement = select(ProjectRow.options).where(ProjectRow.id == project_id)
-        options = await self._one(statement, lambda row: ProjectOptions.read(row.options))
+        # As they are stored: rules that cannot be read are no reason to use the default ones.
+        rules = await self._one(statement, lambda row: row.options.get("redaction"))
         # The first one loads tables.
-        return await asyncio.to_thread(new_redactor, (options or NO_PROJECT_OPTIONS).redaction)
+        return await asyncio.to_thread(new_redactor, rules)

@@ -28,8 +28,6 @@ from api.requests.sampling import MAX_COUNT, MAX_SEED, read_sample
 from api.requests.schemas import ExportList, ExportView, OpenedRequest, RequestList
 from shared.domain.log_level import LogLevel
 
-# About the bytes of a token of a body as JSON.
-TOKEN_BYTES = 6
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
 _FILES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -125,7 +123,6 @@ async def get_request(job_id: str, principal: AnyPrincipal, requests: CurrentLog
     That the key has read it is recorded in the audit log.
     """
     row, body = await requests.open(principal, job_id)
-    tokens = (row.input_tokens or 0) + (row.output_tokens or 0) if isinstance(body, Body) else 0
     view = OpenedRequest.of_body(row, body)
-    shown = JsonBody(partial(view.model_dump, mode="json"), TOKEN_BYTES * tokens)
+    shown = JsonBody(partial(view.model_dump, mode="json"), body.size if isinstance(body, Body) else 0)
     return await json_response(shown, headers={"Cache-Control": "no-store"})

@@ -87,7 +87,7 @@ class RequestView(BaseModel):
     level: str = Field(description="What the log keeps of it: `metadata`, `redacted` or `full`.")
     body: str = Field(
         description="What became of the request and the answer: `kept`, `none` (the level keeps none), `pending`,"
-        " `lost` or `erased`."
+        " `lost`, `erased` or `expired`."
     )
     refused: bool | None = Field(description="Whether the model has refused to answer; null if that is not known.")
     refusal_source: str | None = Field(description="Who says so: `provider` or `classifier`.")

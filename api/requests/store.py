@@ -20,6 +20,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
+    DateTime,
     Integer,
     LargeBinary,
     Numeric,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     func,
     literal_column,
@@ -42,7 +44,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.requests.filters import FIRST, LAST, SKEW, Cursor, RequestFilters, submitted_at
 from shared.postgres.engine import transaction
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow
-from shared.postgres.request_log_tables import RequestLogRow
+from shared.postgres.request_log_tables import DataKeyRow, RequestLogRow
 from shared.postgres.store import Store
 from shared.postgres.tables import ProjectRow, Timestamp
 
@@ -79,7 +81,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
-    """A row of the request log, with the feedback and the scores of its answer. `project`: None if it was deleted."""
+    """A row of the request log, with the feedback and the scores of its answer. `project`: None if it was deleted.
+
+    `body`: as in the row, or `expired`.
+    """
 
     job_id: str
     ended_at: datetime
@@ -313,7 +318,7 @@ def _conditions(shape: _Shape, row: Any) -> list[ColumnElement[bool]]:
     if shape.refused is not None:
         found.append(row.c.refused.is_(true()) if shape.refused else row.c.refused.is_(False))
     if shape.has_body is not None:
-        is_kept = row.c.body == literal_column("'kept'")
+        is_kept = _state(row) == literal_column("'kept'")
         found.append(is_kept if shape.has_body else ~is_kept)
     if shape.is_sample:
         text = bindparam("seed", type_=Text).concat(row.c.job_id)
@@ -338,6 +343,22 @@ def _conditions(shape: _Shape, row: Any) -> list[ColumnElement[bool]]:
         )
         found.append(scores.correlate(row).exists())
     return found
+
+
+# When the first jobs ended whose bodies have not expired: the data keys of days before were deleted with them.
+_UNEXPIRED_SINCE: ColumnElement[Any] = select(
+    func.coalesce(
+        func.timezone(literal_column("'UTC'", Text), cast(func.min(DataKeyRow.day), DateTime(timezone=False))),
+        literal_column("'infinity'::timestamptz", Timestamp),
+    )
+).scalar_subquery()
+
+
+def _state(row: Any) -> ColumnElement[str]:
+    """What became of the body of a row. The row itself does not change when its body expires."""
+    has_expired = and_(row.c.body == literal_column("'kept'"), row.c.ended_at < _UNEXPIRED_SINCE)
+    state: ColumnElement[str] = case((has_expired, literal_column("'expired'::text", Text)), else_=row.c.body)
+    return state
 
 
 # A score of one answer on the scale of a rubric, and not the comparison of two.
@@ -373,7 +394,7 @@ def _shown(found: Any, columns: Sequence[Any]) -> Select[Any]:
         .scalar_subquery()
     )
     return select(
-        *columns,
+        *(_state(found).label("body") if column.key == "body" else column for column in columns),
         ProjectRow.name.label("project"),
         cast(feedback, JSONB).label("feedback"),
         cast(scores, JSONB).label("scores"),

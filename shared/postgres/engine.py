@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, event, func, true
+from sqlalchemy import ColumnElement, event, func, select, true
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -96,3 +96,8 @@ def limit_idle() -> ColumnElement[Any]:
     If this process hangs afterwards, for `MAX_IDLE_MS` within the transaction, the server rolls it back.
     """
     return func.set_config("idle_in_transaction_session_timeout", f"{MAX_IDLE_MS}", true())
+
+
+async def keep_alive(connection: AsyncConnection) -> None:
+    """Let the server know that a transaction with `limit_idle` goes on: it may be idle for as long again."""
+    await connection.execute(select(true()))

@@ -81,10 +81,16 @@ class BodyWalk:
             # An image or a file, with its data in base64.
             value = {**value, "data": _data(kind, len(data))}
         redacted: dict[str, Any] = {}
+        # How many members were named alike; searched from there on, so that many of them take linear time.
+        numbers: dict[str, int] = {}
         for name, item in value.items():
             key = name if name in _STRUCTURE else self._redact(name)
-            while key in redacted:
-                key += "_"
+            if key in redacted:
+                number = numbers.get(key, 1) + 1
+                while f"{key}_{number}" in redacted:
+                    number += 1
+                numbers[key] = number
+                key = f"{key}_{number}"
             if isinstance(item, list) and item and (name in _TOKENS or (name == _PROMPT and type(item[0]) is int)):
                 redacted[key] = f"[TOKENS {len(item)}]"
             else:
@@ -109,7 +115,10 @@ class BodyWalk:
         except ValueError:
             return self._redact(text)
         redacted = self.redact(value, depth)
-        return text if redacted == value else orjson.dumps(redacted).decode()
+        # Of members with the same name, only the last one is in the value.
+        if redacted == value and orjson.dumps(value).count(b'"') == text.count('"'):
+            return text
+        return orjson.dumps(redacted).decode()
 
 
 def _data(media_type: str, characters: int) -> str:

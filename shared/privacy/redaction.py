@@ -11,6 +11,7 @@ from shared.domain.redaction_rules import NO_OWN_RULES, PRESIDIO_ENTITIES, Redac
 from shared.privacy import cards, ibans, presidio
 from shared.privacy.bodies import BodyWalk
 from shared.privacy.emails import replace_emails
+from shared.privacy.escapes import unescaped
 from shared.privacy.own_rules import OwnRules, placeholder, replace_spans
 from shared.privacy.phones import SHORTEST as SHORTEST_PHONE
 from shared.privacy.phones import Phones
@@ -101,9 +102,19 @@ class Redactor:
         for _ in range(_ROUNDS):
             redacted = self._once(text, counts)
             if redacted == text:
+                redacted = self._without_escapes(text, counts)
+            if redacted == text:
                 break
             text = redacted
         return text
+
+    def _without_escapes(self, text: str, counts: dict[str, int]) -> str:
+        """A text of which escapes hide something: without them, redacted. All other texts as they are."""
+        plain = unescaped(text)
+        if plain == text:
+            return text
+        redacted = self._once(plain, counts)
+        return text if redacted == plain else redacted
 
     def _once(self, text: str, counts: dict[str, int]) -> str:
         if self._own is not None:

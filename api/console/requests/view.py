@@ -21,6 +21,7 @@ _BODIES = {
     "pending": ("not written yet", "info"),
     "lost": ("lost", "bad"),
     "erased": ("erased", "plain"),
+    "expired": ("expired", "plain"),
 }
 
 

@@ -9,22 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisUnavailable
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.erasure.files import ERASED, FileErasure
 from api.erasure.ledger_store import LedgerErasure
+from api.erasure.service import _Run
 from api.erasure.store import PORTION, ErasureStore
 from api.files.blobs import CHUNK, LocalBlobs
+from shared.domain.events import EventType, event
 from shared.domain.owner import Owner
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow, LabelRow
-from shared.postgres.request_log_tables import RequestBodyRow, RequestLogRow
-from shared.postgres.tables import IdempotencyKeyRow, JobRow
+from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
+from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow
 from shared.postgres.usage_sums import UsageSums
+from shared.redis.event_log import Append, EventLog
+from tests.support.database import make_owner
 from tests.support.job_rows import add_job
 from tests.support.usage_entries import NOON, entry, write
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def other_owner(database: AsyncEngine) -> Owner:
+    """Another project with one key."""
+    return await make_owner(database, "other")
 
 
 @pytest.fixture
@@ -197,6 +209,105 @@ async def test_the_ledger_keeps_its_amounts(database: AsyncEngine) -> None:
     assert (await rows(database, of_ledger))[0][0] == 0
     assert [tuple(row) for row in await rows(database, names)] == [("", 1), ("", 3), ("bob", 1)]
     assert (await rows(database, text("SELECT end_user FROM usage_sums WHERE project_id = 7")))[0][0] == "ann"
+
+
+async def test_exports_of_the_user_lose_the_name(
+    database: AsyncEngine, erasure: ErasureStore, owner: Owner, other_owner: Owner
+) -> None:
+    of_ann = {"end_user": "ann", "models": ["m"]}
+    await add(
+        database,
+        ExportRow,
+        {"project_id": owner.project_id, "filters": of_ann, "level": "redacted"},
+        {"project_id": None, "filters": of_ann, "level": "redacted"},
+        {"project_id": owner.project_id, "filters": {"end_user": "bob"}, "level": "redacted"},
+        {"project_id": owner.project_id, "filters": {"models": ["ann"]}, "level": "redacted"},
+        {"project_id": other_owner.project_id, "filters": of_ann, "level": "redacted"},
+    )
+    await erasure.erase_author(owner.project_id, "ann")
+    erased = {"end_user": "[erased]", "models": ["m"]}
+    filters = [row.filters for row in await rows(database, select(ExportRow.filters).order_by(ExportRow.id))]
+    assert filters == [erased, erased, {"end_user": "bob"}, {"models": ["ann"]}, of_ann]
+
+
+async def test_a_call_that_redis_has_failed_can_be_repeated(
+    database: AsyncEngine, erasure: ErasureStore, owner: Owner, logs: EventLog, redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    job = await add_job(database, owner, ended_s_ago=10, end_user="ann")
+    await logs.append([Append(job, 1, [event(1, EventType.STARTED, {"attempt": 1, "text": "of ann"})])])
+
+    async def unavailable(*_: str) -> None:
+        raise RedisUnavailable
+
+    unused: Any = None
+
+    def new_run() -> _Run:
+        return _Run(erasure, LedgerErasure(database), unused, unused, logs, owner.project_id, "ann", 60.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(logs, "delete", unavailable)
+        with pytest.raises(RedisUnavailable):
+            await new_run().run()
+    await new_run().run()
+    assert [key async for key in redis.scan_iter("hr:log:*")] == []
+    assert not await rows(database, select(JobRow.id).where(JobRow.end_user == "ann"))
+
+
+class RecordedFiles:
+    """Files that take so long to read that the call ends after one of them."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.run: Any = None
+
+    async def requests_of(self, file_id: str, end_user: str) -> tuple[int, set[str]]:
+        self.read.append(file_id)
+        if len(self.read) % 2 == 0:
+            self.run._deadline = 0.0
+        return 1, set()
+
+    async def results_of(self, file_id: str, job_ids: Sequence[str], custom_ids: set[str]) -> int:
+        raise AssertionError("there are no results")
+
+
+async def test_files_are_read_once_however_many_calls_an_erasure_takes(
+    database: AsyncEngine, erasure: ErasureStore, owner: Owner, logs: EventLog
+) -> None:
+    names = [f"batch_{number}" for number in range(4)]
+    for name in names:
+        await add(
+            database,
+            FileRow,
+            {"id": f"file_{name}", "project_id": owner.project_id, "key_id": owner.key_id, "purpose": "batch",
+             "filename": "in.jsonl", "bytes": 1},
+        )  # fmt: skip
+        await add(
+            database,
+            BatchRow,
+            {"id": name, "project_id": owner.project_id, "key_id": owner.key_id, "endpoint": "/v1/chat/completions",
+             "input_file_id": f"file_{name}", "completion_window": "24h", "status": "completed", "expires_at": NOW,
+             "ended_at": NOW},
+        )  # fmt: skip
+        for user in ("ann", "bob"):
+            await add_job(database, owner, ended_s_ago=10, end_user=user, batch_id=name)
+        await add(database, RequestLogRow, log_row(f"job_of_{name}", owner, body="none", batch_id=name))
+    files: Any = RecordedFiles()
+    calls = 0
+    while True:
+        unused: Any = None
+        run = _Run(erasure, LedgerErasure(database), files, unused, logs, owner.project_id, "ann", 60.0)
+        files.run = run
+        await run.run()
+        calls += 1
+        if not run.is_late:
+            break
+    assert files.read == [f"file_{name}" for name in names]
+    assert calls == 3
+    left = await rows(database, select(JobRow.batch_id).where(JobRow.end_user == "ann"))
+    assert not left
+    assert not await rows(database, select(RequestLogRow.job_id).where(RequestLogRow.end_user == "ann"))
+    assert len(await rows(database, select(JobRow.id).where(JobRow.deleted_at.is_(None)))) == len(names)
 
 
 class TestFiles:

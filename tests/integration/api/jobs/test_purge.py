@@ -21,6 +21,7 @@ from shared.domain.log_level import LogLevel
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
+from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore
 from shared.redis.carried_requests import carried
 from shared.redis.event_log import Append, EventLog
@@ -72,6 +73,18 @@ async def test_all_that_is_due_is_purged(
     assert [await store.get(job.id) for job in jobs] == [None] * 5
     assert await store.get(kept.id) is not None
     assert await retention.purge(unlogged_s=0) == 0
+
+
+async def test_what_others_have_locked_does_not_stop_a_round(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, retention: Retention
+) -> None:
+    """Processes that take parts of the same portion would otherwise leave all others until their next rounds."""
+    jobs = [await unlogged(store, workers, owner) for _ in range(5)]
+    async with transaction(database) as other:
+        await other.execute(text("SELECT id FROM jobs WHERE id = :id FOR UPDATE"), {"id": jobs[0].id})
+        assert await retention.purge(unlogged_s=0) == 4
+    assert await retention.purge(unlogged_s=0) == 1
+    assert [await store.get(job.id) for job in jobs] == [None] * 5
 
 
 async def test_the_rows_wait_until_redis_has_forgotten_the_log(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from shared.domain.log_level import LogLevel
 from shared.domain.master_key import generate_master_key
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
+from shared.postgres import engine
 from shared.postgres.job_store import JobStore
 from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers
@@ -213,6 +215,62 @@ async def test_large_contents_are_written_a_page_at_a_time(
     assert await writer_of(database).step() == 3
     assert pages == [[job_id] for job_id in jobs]
     assert (await opened(database, jobs[2])).request["prompt"] == large.prompt
+
+
+async def test_a_transaction_ends_after_some_time(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise slow rules, of which a batch takes longer than a transaction may, would keep all bodies from being
+    written."""
+    monkeypatch.setattr(body_writer, "BATCH_S", 0.0)
+    locked = []
+    lock_pending = RequestLogStore.lock_pending
+
+    async def recorded(self: RequestLogStore, *arguments: Any) -> Any:
+        found = await lock_pending(self, *arguments)
+        locked.append(len(found))
+        return found
+
+    monkeypatch.setattr(RequestLogStore, "lock_pending", recorded)
+    jobs = [await logged(store, workers, owner) for _ in range(3)]
+    assert await writer_of(database).step() == 3
+    assert locked == [3, 2, 1, 0]
+    assert all(isinstance(body, Body) for body in (await reader_of(database).open_bodies(jobs)).values())
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_a_body_may_take_longer_than_a_transaction_may_be_idle(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """Rules of a project run in a thread, and so do the rules for large requests; the transaction goes on meanwhile."""
+    monkeypatch.setattr(engine, "MAX_IDLE_MS", 1000)
+    monkeypatch.setattr(body_writer, "KEEP_ALIVE_S", 0.15)
+    kept_alive, enough = 0, threading.Event()
+
+    async def counted_keep_alive(connection: Any) -> None:
+        nonlocal kept_alive
+        await engine.keep_alive(connection)
+        kept_alive += 1
+        if kept_alive == 8:  # after 1.2 s
+            enough.set()
+
+    monkeypatch.setattr(body_writer, "keep_alive", counted_keep_alive)
+
+    class Slow:
+        def redact_body(self, body: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, int]]:
+            assert enough.wait(30), "the event loop has run meanwhile"
+            return body, {}
+
+    if not large:
+        rules = """{"redaction": {"own": [{"name": "word", "words": ["word"]}]}}"""
+        async with database.begin() as connection:
+            await connection.execute(text("UPDATE projects SET options = CAST(:rules AS jsonb)"), {"rules": rules})
+    request = GenerateRequest(prompt="word " * 20_000 if large else PROMPT)
+    job_id = await logged(store, workers, owner, LogLevel.REDACTED, request=request)
+    writer = writer_of(database)
+    monkeypatch.setattr(writer, "_new_redactor", lambda rules: Slow())
+    assert await writer.step() == 1
+    assert (await opened(database, job_id)).request["prompt"] == request.prompt
 
 
 async def test_bodies_of_other_levels_are_missing_by_their_level(

@@ -19,6 +19,7 @@ from shared.domain.owner import Owner
 from shared.postgres.job_store import JobStore
 from tests.conftest import Workers
 from tests.integration.api.request_log.test_bodies import KEY, OTHER_KEY, logged, opened, writer_of
+from tests.support.metrics import api_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ async def test_the_status_shows_what_is_kept_and_what_waits(
     store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, environment: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    await PartitionUpkeep(database, body_days=30, row_days=90).step()
+    await PartitionUpkeep(database, api_metrics(), body_days=30, row_days=90).step()
     await logged(store, workers, owner, LogLevel.FULL)
     await DataKeys(database, MasterKeys.of(KEY)).of_day(datetime.now(UTC).date())
     environment.setenv("HEADRACE_LOG_KEY", KEY)

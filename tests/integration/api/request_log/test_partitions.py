@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from typing import Self
 
 import pytest
 from sqlalchemy import text
@@ -12,18 +13,23 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.request_log import partitions
+from api.request_log import store as store_module
 from api.request_log.bodies import MissingReason
 from api.request_log.data_keys import DataKeys
 from api.request_log.encryption import MasterKeys
 from api.request_log.partitions import AHEAD_DAYS, BODIES, LOG, Partitions, PartitionUpkeep
+from api.request_log.store import RequestLogStore
 from shared.domain.log_level import LogLevel
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore
+from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers
 from tests.integration.api.request_log.test_bodies import KEY, opened, reason, writer_of
 from tests.integration.api.request_log.test_rows import ended, result
+from tests.support.metrics import api_metrics
 from tests.support.request_log import log_rows
+from tests.support.waiting import eventually
 
 TODAY = datetime.now(UTC).date()
 FILL = """
@@ -32,14 +38,19 @@ SELECT 'job_' || n, CAST(:ended_at AS timestamptz), 1, 1, 'm', 'm', 'completed',
 FROM generate_series(1, CAST(:count AS int)) AS n
 """
 
+WAITING = """
+SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted
+"""
+
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "PAUSE_S", 0)
 
 
-def upkeep(database: AsyncEngine, *, bodies: int = 2, rows: int = 5) -> PartitionUpkeep:
-    return PartitionUpkeep(database, body_days=bodies, row_days=rows)
+def upkeep(database: AsyncEngine, *, bodies: int = 2, rows: int = 5, metrics: Metrics | None = None) -> PartitionUpkeep:
+    return PartitionUpkeep(database, metrics or api_metrics(), body_days=bodies, row_days=rows)
 
 
 def noon(days_ago: int) -> datetime:
@@ -129,7 +140,9 @@ async def test_old_rows_of_the_default_partition_are_deleted(
     monkeypatch.setattr(partitions, "DELETED", 2)
     await fill(database, noon(6), count=5)
     await fill(database, noon(4), count=2, body="pending")
-    await upkeep(database).step()
+    metrics = api_metrics()
+    await upkeep(database, metrics=metrics).step()
+    assert metrics.log_bodies.labels("lost")._value.get() == 2
     rows = await log_rows(database)
     assert {row.ended_at.date() for row in rows} == {noon(4).date()}
     assert [row.body for row in rows] == ["lost", "lost"], "their bodies are not written any more"
@@ -150,9 +163,60 @@ async def test_neither_waits_for_statements_that_end_jobs(
     assert noon(6).date() not in await Partitions(database).days(LOG)
 
 
+async def test_partitions_are_dropped_between_transactions_that_write_bodies(database: AsyncEngine) -> None:
+    """Such transactions may follow each other without a pause, in several processes: none begins meanwhile."""
+    await Partitions(database).create(LOG, noon(6).date())
+    log = RequestLogStore(database)
+    async with transaction(database) as writing:
+        assert await log.may_write(writing)
+        await writing.execute(text(FILL), {"ended_at": noon(6), "count": 1, "body": "none"})
+        dropping = asyncio.create_task(upkeep(database).step())
+
+        async def is_waiting() -> bool:
+            async with database.connect() as connection:
+                return (await connection.execute(text(WAITING))).scalar_one() == 1
+
+        await eventually(is_waiting, "the upkeep waits for the writer")
+        async with transaction(database) as other:
+            assert not await log.may_write(other)
+    await dropping
+    assert noon(6).date() not in await Partitions(database).days(LOG)
+    async with transaction(database) as other:
+        assert await log.may_write(other)
+
+
+async def test_a_body_that_takes_too_long_is_not_waited_for(
+    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "WRITERS_WAIT_MS", 1)
+    await Partitions(database).create(LOG, noon(6).date())
+    async with transaction(database) as writing:
+        assert await RequestLogStore(database).may_write(writing)
+        await upkeep(database).step()
+    assert noon(6).date() not in await Partitions(database).days(LOG), "the writer had no lock on the table"
+
+
 async def test_the_partition_of_today_is_never_dropped(database: AsyncEngine) -> None:
     await upkeep(database, bodies=1, rows=1).step()
     assert TODAY in await Partitions(database).days(LOG)
+
+
+async def test_a_process_with_a_wrong_clock_drops_nothing(
+    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(days=400)
+
+    monkeypatch.setattr(partitions, "datetime", Ahead)
+    await upkeep(database).step()
+    await DataKeys(database, MasterKeys.of(KEY)).of_day(TODAY)
+    await fill(database, noon(0))
+    await upkeep(database).step()
+    assert await tables(database) == {named(TODAY): 3}
+    async with database.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM data_keys"))).scalar_one() == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import secrets
 import tracemalloc
 from collections.abc import Sequence
 from datetime import timedelta
@@ -20,6 +21,7 @@ from api.http import parquet
 from api.http.errors import IncompleteResponse
 from api.keys.principal import Principal
 from api.request_log.bodies import Bodies
+from api.requests import export as export_module
 from api.requests.export import EXPORT_HEADER, LEVEL_HEADER, ExportOptions, Exports
 from api.requests.export_store import ExportStore
 from api.requests.filters import RequestFilters
@@ -125,6 +127,30 @@ async def test_an_export_has_the_requests_whose_bodies_are_kept(
     assert metrics.request_exports.labels("jsonl", "complete")._value.get() == 1
 
 
+async def test_a_sample_is_drawn_from_bodies_that_have_not_expired(
+    database: AsyncEngine, owner: Owner, reader: Principal, exports: Exports
+) -> None:
+    """Rows are kept for longer than bodies, and say that they were kept."""
+    kept = await fill(database, owner.project_id, 3)
+    midnight = NOON.replace(hour=0)
+    first = logged(midnight, project_id=owner.project_id, asked="the first one of its day")
+    expired = [logged(midnight - (1 + n) * MINUTE, project_id=owner.project_id, body="kept") for n in range(100)]
+    await write(database, [first, *expired])
+    received = await export(exports, reader, ExportOptions(level=LogLevel.FULL, sample=Sample(count=10)))
+    assert received.ids == [row.id for row in (*kept, first)]
+
+
+async def test_the_audit_log_does_not_name_end_users(
+    database: AsyncEngine, reader: Principal, exports: Exports
+) -> None:
+    """An erasure could not remove the name from it."""
+    await export(exports, reader, end_user="ann", models=("m",))
+    (row,) = await exported(database)
+    assert row.filters == {"models": ["m"], "end_user": "ann", "format": "jsonl"}
+    (entry,) = await AuditStore(database).page(limit=9, action="request.export")
+    assert entry.after == {"models": ["m"], "format": "jsonl", "level": "full"}
+
+
 async def test_the_list_of_exports(
     database: AsyncEngine, owner: Owner, other_owner: Owner, reader: Principal, exports: Exports
 ) -> None:
@@ -167,6 +193,19 @@ async def test_what_is_kept_in_full_is_redacted_by_the_rules_of_the_project(
     full = (await export(exports, admin, FULL, project_id=None)).lines
     assert full[0]["messages"][0]["content"] == asked
     assert [line["metadata"]["headrace"]["redaction_level"] for line in full] == ["full", "full", "redacted"]
+
+
+async def test_nothing_is_exported_by_rules_that_cannot_be_read(
+    database: AsyncEngine, owner: Owner, reader: Principal, exports: Exports
+) -> None:
+    statement = text("UPDATE projects SET options = CAST(:options AS jsonb)")
+    async with database.connect() as connection:
+        await connection.execute(statement, {"options": '{"redaction": [{"name": "codename"}]}'})
+    await fill(database, owner.project_id, 1)
+    received = Received()
+    with pytest.raises(IncompleteResponse):
+        await received.of(await exports.start(reader, RequestFilters(owner.project_id), ExportOptions()))
+    assert not received.content
 
 
 async def test_samples_are_drawn_again_by_their_seed(
@@ -239,6 +278,9 @@ class Failing(Bodies):
             raise ConnectionError("the database is away")
         return await self._bodies.open_bodies(job_ids, **options)
 
+    async def sizes(self, job_ids: Sequence[str], **options: Any) -> Any:
+        return await self._bodies.sizes(job_ids, **options)
+
 
 @pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
 async def test_an_export_that_fails_is_cut_off(
@@ -287,6 +329,29 @@ async def test_few_exports_are_made_at_a_time(
     for response in waiting:
         await Received().of(response)
     assert (await export(exports, reader)).is_complete
+
+
+async def test_large_bodies_are_read_a_few_at_a_time(
+    database: AsyncEngine, owner: Owner, reader: Principal, exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever tokens the log says they have: images have few."""
+    monkeypatch.setattr(export_module, "GROUP_BYTES", 3000)
+    opened: list[int] = []
+    open_bodies = Bodies.open_bodies
+
+    async def recorded(self: Bodies, job_ids: Sequence[str], **options: Any) -> Any:
+        opened.append(len(job_ids))
+        return await open_bodies(self, job_ids, **options)
+
+    monkeypatch.setattr(Bodies, "open_bodies", recorded)
+    asked = [secrets.token_hex(size) for size in (1000, 1000, 4000, 10, 10)]
+    rows = [
+        logged(NOON - number * MINUTE, project_id=owner.project_id, asked=question)
+        for number, question in enumerate(asked)
+    ]
+    await write(database, rows)
+    assert (await export(exports, reader)).ids == [row.id for row in rows]
+    assert opened == [2, 1, 2]
 
 
 async def test_memory_does_not_grow_with_the_export(

@@ -127,6 +127,24 @@ async def test_what_a_request_shows(database: AsyncEngine, owner: Owner) -> None
     assert await LoggedRequestStore(database).get(job_id_at(NOON), None) is None
 
 
+async def test_a_body_that_has_expired(database: AsyncEngine, owner: Owner) -> None:
+    """Its row still says that it was kept, but its data key was deleted."""
+    kept = logged(project_id=owner.project_id, asked="hi")
+    old = logged(NOON - DAY, project_id=owner.project_id, level="full", body="kept")
+    await write(database, [kept, old])
+    store = LoggedRequestStore(database)
+    assert [row.body for row in (await store.page(RequestFilters(), limit=5)).requests] == ["kept", "expired"]
+    found = await store.get(old.id, None)
+    assert found is not None
+    assert found.body == "expired"
+    for has_body, one in ((True, kept), (False, old)):
+        page = await store.page(RequestFilters(has_body=has_body), limit=5)
+        assert [row.job_id for row in page.requests] == [one.id]
+    async with database.begin() as connection:
+        await connection.execute(text("DELETE FROM data_keys"))
+    assert not (await store.page(RequestFilters(has_body=True), limit=5)).requests
+
+
 async def test_pages_cover_all_requests_once(database: AsyncEngine, owner: Owner) -> None:
     # Several ended at the same moment, and they are in several partitions.
     moments = [NOON - DAY * (number // 7 // 2) for number in range(60)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import orjson
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -37,6 +38,7 @@ async def test_a_body_is_opened_and_that_is_recorded(
     assert isinstance(body, Body)
     assert body.request["messages"][0]["content"] == "Name a river."
     assert body.output[0]["text"] == "The Rhine."
+    assert body.size == len(orjson.dumps({"output": body.output, "request": body.request}))
     (entry,) = await entries(database)
     assert (entry.object_id, entry.key_id, entry.project) == (one.id, owner.key_id, "test")
     assert metrics.bodies_opened.labels("shown")._value.get() == 1

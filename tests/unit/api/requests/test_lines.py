@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from api.request_log.bodies import Body
+from api.requests import lines as lines_module
 from api.requests.chat import chat_messages, chat_tools, with_answer
 from api.requests.lines import JsonLines, ParquetLines, export_line
 from api.requests.store import Feedback, LoggedRequest, Score
@@ -161,6 +162,19 @@ def test_half_of_a_surrogate_pair_is_replaced() -> None:
         line = export_line(row(), body(asking(HALF)), None, "e")
         assert line is not None
         assert b"half a pair: ?" in writer.add([line]) + writer.end(1)
+
+
+@pytest.mark.parametrize("limit", ["GROUP_ROWS", "GROUP_CHARACTERS"])
+def test_groups_of_parquet_are_large(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """However few rows are added at a time: readers refuse a file with too many groups."""
+    monkeypatch.setattr(lines_module, limit, {"GROUP_ROWS": 100, "GROUP_CHARACTERS": 100 * len("0The Rhine.")}[limit])
+    writer = ParquetLines("e", LogLevel.FULL)
+    parts = [writer.add(lines(7)) for _ in range(50)]
+    file = b"".join(parts) + writer.end(350)
+    assert len([part for part in parts if part]) == 4, "the beginning, and three groups"
+    found = pyarrow.parquet.ParquetFile(io.BytesIO(file))
+    assert [found.metadata.row_group(number).num_rows for number in range(found.num_row_groups)] == [105, 105, 105, 35]
+    assert found.metadata.num_rows == 350
 
 
 def test_parquet_is_read_back() -> None:

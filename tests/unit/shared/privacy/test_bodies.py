@@ -56,8 +56,36 @@ def test_arguments_remain_json() -> None:
     assert redacted({"arguments": '{"card": "4111 1111 1111 1111'}) == {"arguments": '{"card": "[CARD]'}
 
 
+def test_members_with_the_same_name() -> None:
+    """Of these, a parser keeps the last one: the others would be logged as they are."""
+    for first in (json.dumps(CARD), "4111111111111111", '["a@b.de"]'):
+        body = redacted({"arguments": f'{{"card": {first}, "card": "x"}}'})
+        assert json.loads(body["arguments"]) == {"card": "x"}
+    assert redacted({"arguments": r'{"say": "\"hi\" \\ "}'}) == {"arguments": r'{"say": "\"hi\" \\ "}'}, "unchanged"
+
+
+def test_json_that_was_cut_off() -> None:
+    """As the arguments of a call are, if the answer has as many tokens as it may."""
+    whole = json.dumps({"note": 'Call\n+49 30 901820\nDE89370400440532013000\nor mail "a@b.de"'})
+    body = redacted({"arguments": whole[:-1], "lines": f'{whole}\n{{"n": 1}}'})
+    for text in body.values():
+        assert 'Call\n[PHONE]\n[IBAN]\nor mail "[EMAIL]' in text
+
+
 def test_names_of_members() -> None:
-    assert redacted({"a@b.de": 1, "c@d.de": 2}) == {"[EMAIL]": 1, "[EMAIL]_": 2}
+    assert redacted({"a@b.de": 1, "c@d.de": 2}) == {"[EMAIL]": 1, "[EMAIL]_2": 2}
+    body = redacted({"[EMAIL]_2": 0, "a@b.de": 1, "c@d.de": 2, "e@f.de": 3})
+    assert body == {"[EMAIL]_2": 0, "[EMAIL]": 1, "[EMAIL]_3": 2, "[EMAIL]_4": 3}
+    assert redacted(body) == body
+
+
+def test_many_members_with_the_same_redacted_name() -> None:
+    """The time is linear: a longer name for each of them would take minutes."""
+    count = 20_000
+    body = redacted({"arguments": json.dumps({f"n{number}@b.de": number for number in range(count)})})
+    members = json.loads(body["arguments"])
+    assert list(members.values()) == list(range(count))
+    assert list(members)[-1] == f"[EMAIL]_{count}"
 
 
 def test_the_structure_of_a_body_remains_whatever_the_rules_are() -> None:

@@ -62,6 +62,13 @@ def redacted(text: str) -> str:
             "-----BEGIN PRIVATE KEY-----\nMIIEvQ+/=\nabc\n-----END PRIVATE KEY-----\nrest",
             "[SECRET]\nrest",
         ),
+        # Escapes of JSON, of which a letter is beside what follows.
+        (r"log: \n+49 30 901820", "log: \n[PHONE]"),
+        (r"a\tsk-proj-abcdEFGH1234ijklMNOP5678", "a\t[SECRET]"),
+        (r"{\"to\": \"ann\u0040b.de\"", '{"to": "[EMAIL]"'),
+        (r"\\r\\nGB29NWBK60161331926819", "\r\n[IBAN]"),
+        (r"https:\/\/user:pa55@host\/", "https://[SECRET]@host/"),
+        (r"{\"password\": \"hunter2!\"", '{"password": "[SECRET]"'),
     ],
 )
 def test_what_is_found(text: str, expected: str) -> None:
@@ -87,6 +94,7 @@ def test_what_is_found(text: str, expected: str) -> None:
         "the bearer acknowledgement",
         "max_tokens: 4096",
         "v1.20.300",
+        r"C:\new\users \d+ \u00e9 \ud83d \\host\n \"quoted\"",
     ],
 )
 def test_what_is_left(text: str) -> None:
