@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -213,14 +214,17 @@ class _ResolvingBackend(httpcore.AsyncNetworkBackend):
 async def open_client(policy: AddressPolicy, resolve: Resolve = resolve_host) -> AsyncIterator[httpx.AsyncClient]:
     """The client of webhooks, which connects to allowed addresses only.
 
-    It follows no redirect and knows no proxies, cookies or credentials of the environment. A request to a refused
-    address raises `httpx_secure.SSRFProtectionError`, an `httpx.RequestError`. Whoever sends a request limits its time.
+    It follows no redirect, keeps no cookies, and knows no proxies or credentials of the environment. A request to a
+    refused address raises `httpx_secure.SSRFProtectionError`, an `httpx.RequestError`. Whoever sends a request limits
+    its time.
     """
     certificates = ssl.create_default_context(cafile=certifi.where())
     certificates.load_default_certs()  # and those that the operator has installed
     client = httpx.AsyncClient(
         trust_env=False,
         follow_redirects=False,
+        # Cookies would be sent to all receivers of a host, whosever they are, and be kept without limit.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         verify=certificates,
         timeout=2 * TIMEOUT_S,  # of each step
         limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
