@@ -9,9 +9,22 @@ import pytest
 from sqlalchemy import insert, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.keys.principal import Principal
 from api.webhooks import delivery_store
-from api.webhooks.delivery_store import Delivery, DeliveryQuery, DeliveryState, DeliveryStore, format_id, parse_id
-from api.webhooks.store import EndpointStore, NewEndpoint
+from api.webhooks.address_guard import AddressPolicy
+from api.webhooks.delivery_store import (
+    MAX_TRIES,
+    Delivery,
+    DeliveryQuery,
+    DeliveryState,
+    DeliveryStore,
+    format_id,
+    parse_id,
+)
+from api.webhooks.request_webhooks import RequestWebhooks
+from api.webhooks.service import WebhookService
+from api.webhooks.store import EndpointStore, NewEndpoint, ProjectSecretStore
+from shared.domain.errors import Conflict
 from shared.domain.owner import Owner
 from shared.postgres.webhook_tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookTryRow
 from tests.support.database import make_owner
@@ -82,6 +95,7 @@ async def test_lists_are_narrowed_and_follow_the_last_id(
     page = await store.page(DeliveryQuery(owner.project_id), limit=2, after=ids[2])
     assert [one.id for one in page] == [ids[1], ids[0]]
     assert await store.get(ids[3], owner.project_id) is None
+    assert await listed(endpoint_id="\0") == await listed(type="\0") == [], "no text has U+0000"
 
 
 async def test_a_delivery_shows_its_tries(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
@@ -155,6 +169,20 @@ async def test_dead_deliveries_since_a_time_are_replayed(
     assert [(await found(store, one)).state for one in kept] == ["delivered", "dead", "dead", "dead"]
 
 
+async def test_a_delivery_is_not_replayed_forever(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
+    """The number of tries has a limit, which a client must not be able to reach: no dispatcher could lease it."""
+    last = await add(database, owner, 1, state="dead", tries=MAX_TRIES - 1)
+    over = await add(database, owner, 2, state="dead", tries=MAX_TRIES)
+    assert await store.replay(last)
+    assert not await store.replay(over)
+    assert await store.replay_dead(DeliveryQuery(owner.project_id), NOW - timedelta(days=1)) == 0
+    secrets = ProjectSecretStore(database)
+    service = WebhookService(EndpointStore(database), store, secrets, RequestWebhooks(secrets, AddressPolicy()))
+    principal = Principal.of(owner)
+    with pytest.raises(Conflict, match="1000 times"):
+        await service.replay(principal, format_id(over), owner.project_id)
+
+
 async def test_each_test_event_is_a_delivery(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
     endpoint = await add_endpoint(database, owner)
     first, second = [await found(store, await store.send_test(endpoint, owner.project_id)) for _ in range(2)]
@@ -165,3 +193,4 @@ async def test_each_test_event_is_a_delivery(store: DeliveryStore, database: Asy
         endpoint,
         DeliveryState.PENDING,
     )
+    assert first.due_at < first.created_at == first.next_try_at, "it is tried before others"
