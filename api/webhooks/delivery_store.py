@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Row, Select, Text, and_, func, insert, literal_column, select, true, update
 
 from shared.domain.webhook_events import EventType, event_id
 from shared.postgres.engine import transaction
@@ -89,12 +89,17 @@ class DeliveryQuery:
         for column, value in (
             (_ROW.project_id, self.project_id),
             (_ROW.endpoint_id, _storable(self.endpoint_id)),
-            (_ROW.state, None if self.state is None else self.state.value),
+            (_ROW.state, None if self.state is None else _constant(self.state)),
             (_ROW.type, _storable(self.type)),
         ):
             if value is not None:
                 statement = statement.where(column == value)
         return statement
+
+
+def _constant(state: DeliveryState) -> ColumnElement[str]:
+    """A state that is no parameter, so that PostgreSQL sees whether the condition of an index holds."""
+    return literal_column(f"'{state.value}'", Text)
 
 
 def _storable(text: str | None) -> str | None:
@@ -148,7 +153,7 @@ class DeliveryStore(Store):
         found = (
             query.narrow(select(_ROW.id))
             .where(
-                _ROW.state == DeliveryState.DEAD.value,
+                _ROW.state == _constant(DeliveryState.DEAD),
                 _CAN_BE_REPLAYED,
                 _ROW.created_at >= since,
                 _ROW.endpoint_id.is_(None) | _ROW.endpoint_id.in_(enabled),

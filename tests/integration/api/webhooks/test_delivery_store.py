@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import event, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.keys.principal import Principal
@@ -31,6 +31,12 @@ from tests.support.database import make_owner
 
 URL = "https://example.com/hook"
 NOW = datetime.now(UTC)
+MANY = """
+INSERT INTO webhook_deliveries (event_id, project_id, url, type, object_id, state, ended_at)
+SELECT 'evt_' || n, :project, 'https://example.com/', 'job.completed', 'job_' || n,
+    CASE WHEN n % 3000 = 0 THEN 'dead' ELSE 'delivered' END, now()
+FROM generate_series(1, 30000) AS n
+"""
 DEAD, DELIVERED = DeliveryState.DEAD, DeliveryState.DELIVERED
 
 
@@ -68,8 +74,8 @@ async def found(store: DeliveryStore, delivery_id: int) -> Delivery:
 
 def test_ids_are_numbers_with_a_prefix() -> None:
     assert (format_id(12), parse_id("delivery_12")) == ("delivery_12", 12)
-    for text in ("delivery_", "delivery_x", "12", "delivery_1\n", "delivery_" + "9" * 19):
-        assert parse_id(text) is None
+    for wrong in ("delivery_", "delivery_x", "12", "delivery_1\n", "delivery_" + "9" * 19):
+        assert parse_id(wrong) is None
 
 
 async def test_lists_are_narrowed_and_follow_the_last_id(
@@ -96,6 +102,26 @@ async def test_lists_are_narrowed_and_follow_the_last_id(
     assert [one.id for one in page] == [ids[1], ids[0]]
     assert await store.get(ids[3], owner.project_id) is None
     assert await listed(endpoint_id="\0") == await listed(type="\0") == [], "no text has U+0000"
+
+
+async def test_dead_deliveries_are_found_among_many(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
+    statements: list[tuple[str, Any]] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    async with database.connect() as connection:
+        await connection.execute(text(MANY), {"project": owner.project_id})
+        await connection.execute(text("ANALYZE webhook_deliveries"))
+    event.listen(database.sync_engine, "before_cursor_execute", record)
+    found = await store.page(DeliveryQuery(owner.project_id, state=DEAD), limit=20)
+    assert await store.replay_dead(DeliveryQuery(owner.project_id), NOW - timedelta(days=1)) == len(found) == 10
+    event.remove(database.sync_engine, "before_cursor_execute", record)
+    async with database.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        for statement, parameters in statements:
+            plan = [row[0] for row in await driver.fetch(f"EXPLAIN {statement}", *parameters)]
+            assert any("webhook_deliveries_dead" in line for line in plan), plan
 
 
 async def test_a_delivery_shows_its_tries(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
