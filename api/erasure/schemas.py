@@ -47,8 +47,8 @@ class ErasureView(BaseModel):
     )
     erased: dict[str, int] = Field(
         description="What this call has erased: `cancelled_jobs`, `jobs`, `log_rows`, `log_bodies`, `file_lines`,"
-        " `feedback`, `judgements`, `labels`, `idempotency_keys`, `budget_windows`, `ledger_entries`. Of the ledger,"
-        " only the name is erased."
+        " `feedback`, `judgements`, `labels`, `idempotency_keys`, `webhook_deliveries`, `budget_windows`,"
+        " `ledger_entries`. Of the ledger, only the name is erased."
     )
     unended_batches: list[str] = Field(
         description="Batches with requests of the end user. Their files are erased by a request after their end."

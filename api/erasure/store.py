@@ -34,6 +34,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from shared.domain.job import TERMINAL
+from shared.domain.response import response_id
+from shared.domain.webhook_events import OF_JOBS, EventType, event_id
 from shared.postgres.audit_store import record
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_purge import purge_statement, release_statement
@@ -43,6 +45,7 @@ from shared.postgres.store import Store
 from shared.postgres.summary_deletion import delete_summaries
 from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow, ProjectRow
 from shared.postgres.usage_tables import BudgetRow, BudgetWindowRow, LimitRow
+from shared.postgres.webhook_tables import WebhookDeliveryRow
 
 # Jobs, and rows of the request log, in one transaction.
 PORTION = 200
@@ -52,6 +55,7 @@ _NO_LOG = "none"
 _BODIES = ("kept", "pending")
 # In place of the name in the conditions of exports.
 _ERASED = "[erased]"
+_OF_BUDGETS = (EventType.BUDGET_THRESHOLD.value, EventType.BUDGET_EXCEEDED.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,7 @@ class ErasureStore(Store):
                 IdempotencyKeyRow.project_id == project_id, _in(IdempotencyKeyRow.job_id, job_ids)
             )
             counts["idempotency_keys"] = (await connection.execute(keys)).rowcount
+            counts["webhook_deliveries"] = await _erase_deliveries(connection, project_id, job_ids)
             others += await _erase_quality(connection, project_id, job_ids, counts)
         await self._changes(release_statement(or_(ours, _in(JobRow.id, others))))
         return Portion(job_ids, others, counts)
@@ -263,11 +268,14 @@ class ErasureStore(Store):
             about = and_(FeedbackRow.project_id == project_id, _in(FeedbackRow.conversation, conversations))
             counts["feedback"] = await _erase_feedback(connection, about)
             # Jobs whose rows were deleted after their retention have these still.
-            await _erase_quality(connection, project_id, [row.job_id for row in rows], counts)
+            job_ids = [row.job_id for row in rows]
+            await _erase_quality(connection, project_id, job_ids, counts)
+            counts["webhook_deliveries"] = await _erase_deliveries(connection, project_id, job_ids)
         return counts
 
     async def erase_author(self, project_id: int, end_user: str) -> dict[str, int]:
-        """Erase what the user has written as feedback, and the name where feedback, budgets and exports have it."""
+        """Erase what the user has written as feedback, and the name where feedback, budgets, their events and exports
+        have it."""
         by_user = and_(FeedbackRow.project_id == project_id, FeedbackRow.author == end_user)
         anonymous = aliased(FeedbackRow)
         same = exists().where(
@@ -288,7 +296,6 @@ class ErasureStore(Store):
                 .where(BudgetWindowRow.end_user == end_user, BudgetWindowRow.budget_id.in_(budgets))
                 .values(end_user=func.concat("erased-", cast(BudgetWindowRow.id, Text)))
             )
-            spent = (await connection.execute(windows)).rowcount
             # Exports that somebody has made of the user's requests.
             erased_filters = ExportRow.filters.concat(cast(literal({"end_user": _ERASED}, JSONB), JSONB))
             exports = (
@@ -297,7 +304,16 @@ class ErasureStore(Store):
                 .values(filters=erased_filters)
             )
             await connection.execute(exports)
-            return {"feedback": erased, "budget_windows": spent}
+            row = WebhookDeliveryRow
+            data: Any = row.data
+            of_user = and_(row.project_id == project_id, row.type.in_(_OF_BUDGETS), data["end_user"].astext == end_user)
+            nobody = literal_column("'{\"end_user\": null}'::jsonb", JSONB)
+            events = update(row).where(of_user).values(data=data.op("||")(nobody))
+            return {
+                "feedback": erased,
+                "budget_windows": (await connection.execute(windows)).rowcount,
+                "webhook_deliveries": (await connection.execute(events)).rowcount,
+            }
 
     async def exports(self, project_id: int) -> list[Export]:
         """The exports that may have data of the project's users, newest first."""
@@ -348,6 +364,21 @@ def _in(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
 
 def _existing(file_id: Any) -> Any:
     return select(FileRow.id).where(FileRow.id == file_id).scalar_subquery()
+
+
+async def _erase_deliveries(connection: AsyncConnection, project_id: int, job_ids: Sequence[str]) -> int:
+    """Delete deliveries of webhooks to the URLs that the requests have named. Those to endpoints have ids only."""
+    row = WebhookDeliveryRow
+    events = [
+        event_id(event_type, object_id)
+        for job_id in job_ids
+        for event_type, object_id in (
+            *((one, job_id) for one in OF_JOBS if one.group == "job.*"),
+            *((one, response_id(job_id)) for one in OF_JOBS if one.group == "response.*"),
+        )
+    ]
+    statement = delete(row).where(row.project_id == project_id, row.url.is_not(None), _in(row.event_id, events))
+    return (await connection.execute(statement)).rowcount
 
 
 async def _erase_quality(

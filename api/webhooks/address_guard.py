@@ -18,8 +18,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
+from weakref import WeakValueDictionary
 
 import certifi
 import httpcore
@@ -37,8 +39,10 @@ Resolve = Callable[[str, int], Sequence[str]]
 MAX_URL = 2048
 # How long a resolved host is not looked up again. Short: a host that moves must be followed.
 RESOLVED_S = 5.0
-# A DNS server that does not answer occupies a thread for each of its hosts.
-_RESOLVER_THREADS = 32
+# A DNS server that does not answer occupies a thread for each of its hosts, but no more than this of them: a client can
+# name any number of hosts of a domain, and those of others must be found meanwhile.
+RESOLVER_THREADS = 32
+THREADS_OF_DOMAIN = 4
 _MAX_RESOLVED = 1024
 # How long a connection is kept for the next delivery to the same host: many servers close it after 5 s.
 _KEEP_ALIVE_S = 4.0
@@ -141,7 +145,9 @@ class Resolver:
 
     def __init__(self, resolve: Resolve = resolve_host) -> None:
         self._resolve = resolve
-        self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="webhook-dns")
+        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="webhook-dns")
+        # The places of each domain, which look-ups hold: also those that nobody waits for any more.
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._running: dict[tuple[str, int], asyncio.Future[Sequence[str]]] = {}
         self._known: dict[tuple[str, int], tuple[float, Sequence[str]]] = {}
 
@@ -154,17 +160,26 @@ class Resolver:
         if _literal(host) is not None:
             return [host]
         key = host, port
-        at, known = self._known.get(key, (float("-inf"), ()))
-        if time.monotonic() - at < RESOLVED_S:
-            return known
-        running = self._running.get(key)
-        if running is None:
+        if self._is_known(key):
+            return self._known[key][1]
+        if key not in self._running:
+            domain = ".".join(host.rstrip(".").split(".")[-2:])
+            places = self._places.setdefault(domain, asyncio.Semaphore(THREADS_OF_DOMAIN))
+            await places.acquire()
+            # Others may have looked it up meanwhile.
+            if self._is_known(key) or key in self._running:
+                places.release()
+                return await self.addresses(host, port)
             running = asyncio.get_running_loop().run_in_executor(self._threads, self._resolve, host, port)
             self._running[key] = running
-            running.add_done_callback(lambda done: self._resolved(key, done))
-        return await asyncio.shield(running)
+            running.add_done_callback(lambda done: self._resolved(key, done, places))
+        return await asyncio.shield(self._running[key])
 
-    def _resolved(self, key: tuple[str, int], done: asyncio.Future[Sequence[str]]) -> None:
+    def _is_known(self, key: tuple[str, int]) -> bool:
+        return key in self._known and time.monotonic() - self._known[key][0] < RESOLVED_S
+
+    def _resolved(self, key: tuple[str, int], done: asyncio.Future[Sequence[str]], places: asyncio.Semaphore) -> None:
+        places.release()
         self._running.pop(key, None)
         if not done.cancelled() and done.exception() is None:
             if len(self._known) >= _MAX_RESOLVED:
@@ -213,14 +228,17 @@ class _ResolvingBackend(httpcore.AsyncNetworkBackend):
 async def open_client(policy: AddressPolicy, resolve: Resolve = resolve_host) -> AsyncIterator[httpx.AsyncClient]:
     """The client of webhooks, which connects to allowed addresses only.
 
-    It follows no redirect and knows no proxies, cookies or credentials of the environment. A request to a refused
-    address raises `httpx_secure.SSRFProtectionError`, an `httpx.RequestError`. Whoever sends a request limits its time.
+    It follows no redirect, keeps no cookies, and knows no proxies or credentials of the environment. A request to a
+    refused address raises `httpx_secure.SSRFProtectionError`, an `httpx.RequestError`. Whoever sends a request limits
+    its time.
     """
     certificates = ssl.create_default_context(cafile=certifi.where())
     certificates.load_default_certs()  # and those that the operator has installed
     client = httpx.AsyncClient(
         trust_env=False,
         follow_redirects=False,
+        # Cookies would be sent to all receivers of a host, whosever they are, and be kept without limit.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         verify=certificates,
         timeout=2 * TIMEOUT_S,  # of each step
         limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),

@@ -13,15 +13,20 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Row, Select, Text, and_, func, insert, literal_column, select, true, update
 
 from shared.domain.webhook_events import EventType, event_id
-from shared.postgres.store import Store
+from shared.postgres.engine import transaction
+from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ProjectRow
 from shared.postgres.webhook_tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookTryRow
 
 # Deliveries that one request replays.
 MAX_REPLAYED = 10_000
+# A delivery that was tried so often is not replayed: its tries are read together, and their number is a `smallint`.
+MAX_TRIES = 1000
+# So long before other events of its time a test event is due.
+_AHEAD_S = 24 * 3600.0
 _ROW = WebhookDeliveryRow
 
 
@@ -53,6 +58,11 @@ class Delivery:
     status: int | None
     error: str | None
 
+    @property
+    def next_try_at(self) -> datetime | None:
+        """When it may be tried next; None if it has ended."""
+        return max(self.due_at, self.created_at) if self.state is DeliveryState.PENDING else None
+
 
 @dataclass(frozen=True, slots=True)
 class Try:
@@ -78,13 +88,23 @@ class DeliveryQuery:
         """A statement about these deliveries only."""
         for column, value in (
             (_ROW.project_id, self.project_id),
-            (_ROW.endpoint_id, self.endpoint_id),
-            (_ROW.state, None if self.state is None else self.state.value),
-            (_ROW.type, self.type),
+            (_ROW.endpoint_id, _storable(self.endpoint_id)),
+            (_ROW.state, None if self.state is None else _constant(self.state)),
+            (_ROW.type, _storable(self.type)),
         ):
             if value is not None:
                 statement = statement.where(column == value)
         return statement
+
+
+def _constant(state: DeliveryState) -> ColumnElement[str]:
+    """A state that is no parameter, so that PostgreSQL sees whether the condition of an index holds."""
+    return literal_column(f"'{state.value}'", Text)
+
+
+def _storable(text: str | None) -> str | None:
+    """A text that the database accepts as a parameter: none that is stored has U+0000."""
+    return None if text is None else text.replace("\0", "\ufffd")
 
 
 def format_id(number: int) -> str:
@@ -121,20 +141,20 @@ class DeliveryStore(Store):
         return await self._all(statement, lambda found: Try(**found._asdict()))
 
     async def replay(self, delivery_id: int) -> bool:
-        """Make a delivery that has ended due again. False: it has not ended."""
-        return await self._changes(_replayed().where(_ROW.id == delivery_id, _ROW.ended_at.is_not(None)))
+        """Make a delivery that has ended due again. False: it has not ended, or was tried `MAX_TRIES` times."""
+        return await self._changes(_replayed().where(_ROW.id == delivery_id))
 
     async def replay_dead(self, query: DeliveryQuery, since: datetime) -> int:
         """Make the dead deliveries of events since a time due again, the oldest first, at most `MAX_REPLAYED`.
 
-        Those of disabled endpoints remain. Returns their number.
+        Those of disabled endpoints remain, and those that were tried `MAX_TRIES` times. Returns their number.
         """
         enabled = select(WebhookEndpointRow.id).where(WebhookEndpointRow.disabled.is_(None))
         found = (
             query.narrow(select(_ROW.id))
             .where(
-                _ROW.state == DeliveryState.DEAD.value,
-                _ROW.ended_at.is_not(None),
+                _ROW.state == _constant(DeliveryState.DEAD),
+                _CAN_BE_REPLAYED,
                 _ROW.created_at >= since,
                 _ROW.endpoint_id.is_(None) | _ROW.endpoint_id.in_(enabled),
             )
@@ -147,7 +167,11 @@ class DeliveryStore(Store):
             return (await connection.execute(statement)).rowcount
 
     async def send_test(self, endpoint_id: str, project_id: int) -> int:
-        """Let a test event be delivered to an endpoint, whatever it subscribes to. Returns the delivery's id."""
+        """Let a test event be delivered to an endpoint, whatever it subscribes to. Returns the delivery's id.
+
+        It is due before what waits for the endpoint, and does not wait for its breaker: it is how somebody who has
+        repaired the endpoint sees whether it works.
+        """
         event_type = EventType.WEBHOOK_TEST.value
         statement = (
             insert(_ROW)
@@ -157,15 +181,23 @@ class DeliveryStore(Store):
                 endpoint_id=endpoint_id,
                 type=event_type,
                 object_id=endpoint_id,
+                due_at=func.now() - seconds(_AHEAD_S),
             )
             .returning(_ROW.id)
         )
-        async with self._engine.connect() as connection:
+        endpoint = WebhookEndpointRow
+        held_back = update(endpoint).where(endpoint.id == endpoint_id, endpoint.open_until.is_not(None))
+        async with transaction(self._engine) as connection:
+            await connection.execute(held_back.values(open_until=None))
             return int((await connection.execute(statement)).scalar_one())
 
 
+_CAN_BE_REPLAYED = and_(_ROW.ended_at.is_not(None), _ROW.tries < MAX_TRIES)
+
+
 def _replayed() -> Any:
-    return update(_ROW).values(state=DeliveryState.PENDING.value, due_at=func.now(), ended_at=None)
+    ended = update(_ROW).where(_CAN_BE_REPLAYED)
+    return ended.values(state=DeliveryState.PENDING.value, due_at=func.now(), ended_at=None)
 
 
 def _deliveries() -> Select[Any]:

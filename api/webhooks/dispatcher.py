@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.webhooks.outbox import DueDelivery, Outbox, TryOutcome
-from api.webhooks.schedule import BREAKER_S, BREAKER_THRESHOLD, CONCURRENCY, TIMEOUT_S, breaker_pause_s
-from api.webhooks.sender import Sender, TryResult
+from api.webhooks.outbox import DueDelivery, Outbox, TryOutcome, is_url
+from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY, TIMEOUT_S, breaker_pause_s
+from api.webhooks.sender import ANSWER_S, Sender, TryResult
 from shared.postgres.group_commit import GroupCommit
 from shared.runtime.aio import cancel_and_wait, wait_for_event
 from shared.runtime.outages import is_database_outage
@@ -29,10 +29,14 @@ logger = logging.getLogger(__name__)
 
 # Deliveries of a target that a process holds at most, and the number at which it leases more.
 HELD, LOW = 16, 8
-# Deliveries that a process holds at most, of all targets.
+# Deliveries that a process holds at most, of all targets, with outcomes that are not written yet; and those of the
+# hosts of requests' own URLs: a client can name any number of hosts, which must not keep endpoints waiting.
 MAX_HELD = 512
-# A lost process's deliveries are tried by others after this time. What is held is begun early enough to end before.
-LEASE_S = 20.0
+MAX_HELD_OF_URLS = 256
+# Deliveries that are leased at once.
+MAX_LEASED = 128
+# A lost process's deliveries are tried by others after this time.
+LEASE_S = 25.0
 # Between two looks at the outbox: after one that found deliveries, and at most, if webhooks are in use and if not.
 BUSY_S, IDLE_S, UNUSED_S = 0.05, 0.4, 1.0
 # A pause is at least this many times as long as the look before, so that looking never takes a large part of the time.
@@ -45,6 +49,10 @@ STOP_S = 3.0
 GATHER_S = 0.03
 # Pauses between the tries to write an outcome during an outage of the database. Then the delivery is repeated.
 WRITE_PAUSES_S = (0.2, 1.0, 3.0)
+# What is held is begun early enough for its outcome to be written before its lease ends.
+BEGIN_S = LEASE_S - TIMEOUT_S - ANSWER_S - sum(WRITE_PAUSES_S) - 1
+# How long the breaker of an endpoint holds in this process: until the database has it, where clients can reset it.
+HOLD_S = 2.0
 # Hosts whose failures are remembered.
 _MAX_FAILING = 10_000
 
@@ -121,17 +129,25 @@ class Dispatcher:
             state = await self._outbox.state()
             self._in_use, self._state_at = state.in_use, began
             self._metrics.webhooks_pending.set(state.pending)
-        room = MAX_HELD - sum(target.held for target in self._targets.values())
+        # While outcomes cannot be written, no further ones are caused.
+        room = MAX_HELD - len(self._writing) - sum(target.held for target in self._targets.values())
         found = []
         if room > 0:
+            of_urls = sum(target.held for name, target in self._targets.items() if is_url(name))
             blocked = [name for name, target in self._targets.items() if target.held > LOW]
             blocked += [name for name, one in self._failing.items() if one.open_until > began]
-            found = await self._outbox.claim(blocked=blocked, per_target=HELD - LOW, room=room, lease_s=LEASE_S)
+            found = await self._outbox.claim(
+                blocked=blocked,
+                per_target=HELD - LOW,
+                room=min(room, MAX_LEASED),
+                lease_s=LEASE_S,
+                urls=of_urls < MAX_HELD_OF_URLS,
+            )
         took_s = time.monotonic() - began
         # The lease began after `began`, so it ends after this.
         for delivery in found:
             target = self._targets.setdefault(delivery.target, _Target())
-            target.waiting.append((delivery, began + LEASE_S - TIMEOUT_S - 1))
+            target.waiting.append((delivery, began + BEGIN_S))
         for name, count in Counter(delivery.target for delivery in found).items():
             self._targets[name].more = count == HELD - LOW
             self._start(name)
@@ -231,7 +247,7 @@ class Dispatcher:
         pause_s = breaker_pause_s(one.failures)
         if not pause_s:
             return
-        one.open_until = time.monotonic() + (pause_s if "://" in name else min(pause_s, BREAKER_S))
+        one.open_until = time.monotonic() + (pause_s if is_url(name) else HOLD_S)
         if (target := self._targets.get(name)) is not None:
             self._give_back(target)
 

@@ -97,36 +97,29 @@ _ONE = literal_column("1", Integer)
 _PENDING: Any = literal_column("'pending'", Text)
 
 
+def is_url(target: str) -> bool:
+    """Whether a target is the host of requests' own URLs, and not an endpoint."""
+    return "://" in target
+
+
 def _claim() -> Prepared:
     """Lease deliveries that are due, those of each target in their order."""
     # The targets of pending deliveries, one look-up in the index for each: however many deliveries wait for one of
     # them, they do not delay the others.
     first = select(_next_target().label("name")).cte("targets", recursive=True)
     previous = aliased(first)
-    targets = first.union_all(select(_next_target(previous.c.name)).where(previous.c.name.is_not(None)))
+    names = first.union_all(select(_next_target(previous.c.name)).where(previous.c.name.is_not(None)))
     endpoint = WebhookEndpointRow
-    row = aliased(_ROW, name="waiting")
-    per_target: Any = bindparam("per_target", type_=Integer)
-    due = (
-        select(row.id)
-        .where(row.state == _PENDING, row.target == targets.c.name, row.due_at <= func.now())
-        .order_by(row.due_at)
-        # After a pause, one delivery shows whether the endpoint works again.
-        .limit(case((endpoint.failures >= literal_column(str(BREAKER_THRESHOLD)), _ONE), else_=per_target))
-        .with_for_update(skip_locked=True)
-        .correlate(targets, endpoint)
-        .lateral("due")
-    )
-    claimed = (
-        select(due.c.id)
-        .select_from(targets)
-        .outerjoin(endpoint, endpoint.id == targets.c.name)
-        .join(due, true())
+    # In an order of chance: if there is no room for all, it is not always the same ones that wait.
+    targets = (
+        select(names.c.name, endpoint.failures)
+        .select_from(names)
+        .outerjoin(endpoint, endpoint.id == names.c.name)
         .where(
-            targets.c.name.is_not(None),
-            targets.c.name != func.all(bindparam("blocked", type_=ARRAY(Text))),
+            names.c.name.is_not(None),
+            names.c.name != func.all(bindparam("blocked", type_=ARRAY(Text))),
             or_(
-                targets.c.name.like(literal_column("'%://%'", Text)),  # not an endpoint's id
+                and_(names.c.name.like(literal_column("'%://%'", Text)), bindparam("urls", type_=Boolean)),
                 and_(
                     endpoint.id.is_not(None),
                     endpoint.disabled.is_(None),
@@ -134,9 +127,23 @@ def _claim() -> Prepared:
                 ),
             ),
         )
-        .limit(bindparam("room", type_=Integer))
-        .cte("claimed")
+        .order_by(func.random())
+        .subquery("open_targets")
     )
+    row = aliased(_ROW, name="waiting")
+    per_target: Any = bindparam("per_target", type_=Integer)
+    due = (
+        select(row.id)
+        .where(row.state == _PENDING, row.target == targets.c.name, row.due_at <= func.now())
+        .order_by(row.due_at)
+        # After a pause, one delivery shows whether the endpoint works again.
+        .limit(case((targets.c.failures >= literal_column(str(BREAKER_THRESHOLD)), _ONE), else_=per_target))
+        .with_for_update(skip_locked=True)
+        .correlate(targets)
+        .lateral("due")
+    )
+    room = bindparam("room", type_=Integer)
+    claimed = select(due.c.id).select_from(targets).join(due, true()).limit(room).cte("claimed")
     leased = (
         update(_ROW)
         .where(_ROW.id == func.any(func.array(select(claimed.c.id).scalar_subquery())), _ROW.state == _PENDING)
@@ -293,9 +300,20 @@ _STATE = Prepared(
 class Outbox(Store):
     """The deliveries of all projects, as the dispatcher sees them."""
 
-    async def claim(self, *, blocked: Collection[str], per_target: int, room: int, lease_s: float) -> list[DueDelivery]:
-        """Lease deliveries that are due: at most `room`, and `per_target` of each target, none of those `blocked`."""
-        parameters = {"blocked": list(blocked), "per_target": per_target, "room": room, "lease_s": lease_s}
+    async def claim(
+        self, *, blocked: Collection[str], per_target: int, room: int, lease_s: float, urls: bool = True
+    ) -> list[DueDelivery]:
+        """Lease deliveries that are due: at most `room`, and `per_target` of each target, none of those `blocked`.
+
+        `urls`: also those to the URLs that requests name.
+        """
+        parameters = {
+            "blocked": list(blocked),
+            "per_target": per_target,
+            "room": room,
+            "lease_s": lease_s,
+            "urls": urls,
+        }
         return [_delivery(row) for row in await _CLAIM.run(self._engine, parameters)]
 
     async def finish(self, outcomes: Sequence[TryOutcome]) -> list[bool]:

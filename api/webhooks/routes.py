@@ -12,7 +12,7 @@ from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND, READ
 from api.http.pagination import After
 from api.keys.auth import CurrentPrincipal
-from api.webhooks.delivery_store import MAX_REPLAYED, DeliveryQuery, DeliveryState, format_id
+from api.webhooks.delivery_store import MAX_REPLAYED, MAX_TRIES, DeliveryQuery, DeliveryState, format_id
 from api.webhooks.schemas import (
     DeliveryList,
     DeliveryView,
@@ -145,7 +145,10 @@ async def get_delivery(delivery_id: str, principal: CurrentPrincipal, webhooks: 
     responses={
         **ERRORS,
         **NOT_FOUND,
-        409: {"model": ErrorResponse, "description": "The delivery is pending, or its endpoint is disabled."},
+        409: {
+            "model": ErrorResponse,
+            "description": f"The delivery is pending, was tried {MAX_TRIES} times, or its endpoint is disabled.",
+        },
     },
 )
 async def replay_delivery(delivery_id: str, principal: CurrentPrincipal, webhooks: Webhooks) -> DeliveryView:

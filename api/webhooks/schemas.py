@@ -184,7 +184,7 @@ class DeliveryView(BaseModel):
             tries=delivery.tries,
             last_status=delivery.status,
             last_error=delivery.error,
-            next_try_at=delivery.due_at if delivery.state is DeliveryState.PENDING else None,
+            next_try_at=delivery.next_try_at,
             created_at=delivery.created_at,
             ended_at=delivery.ended_at,
             **values,

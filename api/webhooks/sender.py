@@ -20,13 +20,14 @@ from api.webhooks.outbox import DueDelivery, TryOutcome
 from api.webhooks.schedule import LIFETIME_S, TIMEOUT_S, retry_after_s, retry_pause_s
 from api.webhooks.secrets import Secret
 from shared.domain.webhook_events import event_body, group_of
+from shared.runtime.outages import is_database_outage
 
 logger = logging.getLogger(__name__)
 
 # Reads the object of an event as JSON, by its id and its project. None: it is gone, or must not be sent.
 ReadObject = Callable[[str, int], Awaitable[bytes | None]]
 
-# An event with a larger object is sent with its id only.
+# An event with a larger object, or with one that cannot be read, is sent with its id only.
 MAX_OBJECT_BYTES = 1024 * 1024
 # What is read of a response, so that its connection can be used again, and for how long. It is not stored.
 MAX_ANSWER_BYTES = 64 * 1024
@@ -87,7 +88,14 @@ class Sender:
         body = event_body(delivery.event_id, delivery.type, delivery.created_at, delivery.object_id, delivery.data)
         read = self._objects.get(group_of(delivery.type)) if delivery.full else None
         if read is not None:
-            found = await read(delivery.object_id, delivery.project_id)
+            try:
+                found = await read(delivery.object_id, delivery.project_id)
+            except Exception as error:
+                if is_database_outage(error):
+                    raise
+                # Without an outcome, it would be tried forever.
+                logger.warning("delivery=%d is sent without its object", delivery.id, exc_info=error)
+                found = None
             if found is not None and len(found) <= MAX_OBJECT_BYTES:
                 body["data"] = orjson.Fragment(found)
         return orjson.dumps(body)

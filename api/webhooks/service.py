@@ -9,6 +9,7 @@ from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
 from api.keys.principal import Principal
 from api.webhooks.delivery_store import (
+    MAX_TRIES,
     Delivery,
     DeliveryQuery,
     DeliveryStore,
@@ -174,9 +175,11 @@ class WebhookService:
 
         Raises:
             NotFound: the project has no such one.
-            Conflict: it has not ended, or its endpoint is disabled.
+            Conflict: it has not ended, was tried `MAX_TRIES` times, or its endpoint is disabled.
         """
         found = await self._delivery(delivery_id, project_id)
+        if found.tries >= MAX_TRIES:
+            raise Conflict(f"The delivery was tried {MAX_TRIES} times, and is not tried again.")
         if found.endpoint_id is not None:
             _require_enabled(await self.endpoint(found.endpoint_id, project_id))
         if not await self._deliveries.replay(found.id):

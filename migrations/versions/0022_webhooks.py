@@ -56,6 +56,7 @@ STATEMENTS = (
         PRIMARY KEY (id)
     )
     """,
+    "CREATE INDEX IF NOT EXISTS webhook_deliveries_dead ON webhook_deliveries (project_id, id) WHERE state = 'dead'",
     "CREATE INDEX IF NOT EXISTS webhook_deliveries_due ON webhook_deliveries (target, due_at) WHERE state = 'pending'",
     "CREATE INDEX IF NOT EXISTS webhook_deliveries_ended ON webhook_deliveries (ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS webhook_deliveries_endpoint ON webhook_deliveries (endpoint_id, id)",

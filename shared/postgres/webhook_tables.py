@@ -75,6 +75,8 @@ class WebhookDeliveryRow(Base):
         Index("webhook_deliveries_due", "target", "due_at", postgresql_where=text("state = 'pending'")),
         Index("webhook_deliveries_of", "event_id", "endpoint_id", unique=True, postgresql_nulls_not_distinct=True),
         Index("webhook_deliveries_project", "project_id", "id"),
+        # Few among all of a project: what is looked for when a receiver has failed.
+        Index("webhook_deliveries_dead", "project_id", "id", postgresql_where=text("state = 'dead'")),
         Index("webhook_deliveries_endpoint", "endpoint_id", "id"),
         Index("webhook_deliveries_ended", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     )

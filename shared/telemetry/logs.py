@@ -51,8 +51,9 @@ def configure_logging(level: str, log_format: str) -> None:
     logging.captureWarnings(True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
-    # It logs the URL of each request, which may have a secret of a webhook's receiver.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # They log the URL of each request, which may have a secret of a webhook's receiver, and the headers of its answer.
+    for library in ("httpx", "httpcore"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     # Celery logs two lines for each task; the job's own lines contain more.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)

@@ -23,6 +23,7 @@ from shared.domain.request_webhook import public_url
 
 _UNITS = ("d", "h", "m", "s")
 _DURATION = "Must be a duration such as 24h, 30m or 3d."
+_MAX_S = 3650 * 24 * 3600.0
 _STATES = {
     DeliveryState.PENDING: Badge("pending", "info"),
     DeliveryState.DELIVERED: Badge("delivered", "good"),
@@ -107,7 +108,7 @@ def delivery_line(delivery: Delivery) -> DeliveryLine:
         tries=delivery.tries,
         outcome=outcome or "–",
         created_at=delivery.created_at,
-        next_try_at=delivery.due_at if delivery.state is DeliveryState.PENDING else None,
+        next_try_at=delivery.next_try_at,
     )
 
 
@@ -150,6 +151,6 @@ def rotation(form: Form) -> SecretRotate:
 def duration_of(form: Form, name: str) -> float:
     """The seconds of a field. Raises as `endpoint_to_create`."""
     seconds = seconds_of(form[name], _UNITS)
-    if seconds is None:
+    if seconds is None or seconds > _MAX_S:  # more may be before the first date
         raise FormInvalid({name: _DURATION})
     return seconds

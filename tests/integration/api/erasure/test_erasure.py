@@ -21,10 +21,14 @@ from api.erasure.store import PORTION, ErasureStore
 from api.files.blobs import CHUNK, LocalBlobs
 from shared.domain.events import EventType, event
 from shared.domain.owner import Owner
+from shared.domain.response import response_id
+from shared.domain.webhook_events import EventType as WebhookEventType
+from shared.domain.webhook_events import event_id
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow, LabelRow
 from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
 from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow
 from shared.postgres.usage_sums import UsageSums
+from shared.postgres.webhook_tables import WebhookDeliveryRow
 from shared.redis.event_log import Append, EventLog
 from tests.support.database import make_owner
 from tests.support.job_rows import add_job
@@ -115,12 +119,62 @@ async def test_what_goes_with_a_job(database: AsyncEngine, erasure: ErasureStore
 
     portion = await erasure.erase_jobs(owner.project_id, [job])
     assert portion.others == [judge]
-    assert portion.counts == {"jobs": 1, "idempotency_keys": 1, "feedback": 2, "judgements": 1, "labels": 1}
+    assert portion.counts == {
+        "jobs": 1, "idempotency_keys": 1, "webhook_deliveries": 0, "feedback": 2, "judgements": 1, "labels": 1
+    }  # fmt: skip
     feedback = await rows(database, select(FeedbackRow.job_id, FeedbackRow.comment).order_by(FeedbackRow.comment))
     assert {tuple(row) for row in feedback} == {(job, None), (kept, "good")}
     assert [row.item for row in await rows(database, select(JudgementRow.item))] == [kept]
     (of_judge,) = await rows(database, select(JobRow.request, JobRow.deleted_at).where(JobRow.id == judge))
     assert of_judge.request == {}
+
+
+async def test_deliveries_to_the_urls_of_requests_are_deleted(
+    database: AsyncEngine, erasure: ErasureStore, owner: Owner
+) -> None:
+    """A URL may name the user. Deliveries to endpoints have nothing but ids."""
+    jobs = [await add_job(database, owner, ended_s_ago=10, end_user=user) for user in ("ann", "ann", "bob")]
+    logged = "job_" + "f" * 32
+
+    def delivery(event_type: WebhookEventType, object_id: str, **columns: Any) -> dict[str, Any]:
+        return {
+            "event_id": event_id(event_type, object_id), "project_id": owner.project_id, "type": event_type.value,
+            "object_id": object_id, "url": "https://example.com/ann", "endpoint_id": None, **columns,
+        }  # fmt: skip
+
+    to_endpoint = {"url": None, "endpoint_id": "endpoint_1"}
+    await add(
+        database,
+        WebhookDeliveryRow,
+        delivery(WebhookEventType.JOB_COMPLETED, jobs[0]),
+        delivery(WebhookEventType.RESPONSE_FAILED, response_id(jobs[1])),
+        delivery(WebhookEventType.JOB_COMPLETED, logged),
+        delivery(WebhookEventType.JOB_COMPLETED, jobs[0], **to_endpoint),
+        delivery(WebhookEventType.JOB_COMPLETED, jobs[2]),
+    )
+    assert (await erasure.erase_jobs(owner.project_id, jobs[:2])).counts["webhook_deliveries"] == 2
+    await add(database, RequestLogRow, log_row(logged, owner, body="none", batch_id=None))
+    counts = await erasure.erase_log(owner.project_id, "ann", ())
+    assert counts is not None
+    assert counts["webhook_deliveries"] == 1
+    columns = (WebhookDeliveryRow.object_id, WebhookDeliveryRow.endpoint_id)
+    left = await rows(database, select(*columns).order_by(WebhookDeliveryRow.id))
+    assert [tuple(row) for row in left] == [(jobs[0], "endpoint_1"), (jobs[2], None)]
+
+
+async def test_events_of_budgets_lose_the_name(database: AsyncEngine, erasure: ErasureStore, owner: Owner) -> None:
+    common = {"project_id": owner.project_id, "endpoint_id": "endpoint_1", "type": "budget.exceeded"}
+    await add(
+        database,
+        WebhookDeliveryRow,
+        *(
+            {**common, "event_id": f"evt_{name}", "object_id": "budget_1", "data": {"end_user": name, "spend_usd": 2.5}}
+            for name in ("ann", "bob")
+        ),
+    )
+    assert (await erasure.erase_author(owner.project_id, "ann"))["webhook_deliveries"] == 1
+    found = await rows(database, select(WebhookDeliveryRow.data).order_by(WebhookDeliveryRow.event_id))
+    assert [row.data for row in found] == [{"end_user": None, "spend_usd": 2.5}, {"end_user": "bob", "spend_usd": 2.5}]
 
 
 async def test_an_open_job_is_purged_after_its_end(database: AsyncEngine, erasure: ErasureStore, owner: Owner) -> None:

@@ -6,18 +6,37 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import event, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.keys.principal import Principal
 from api.webhooks import delivery_store
-from api.webhooks.delivery_store import Delivery, DeliveryQuery, DeliveryState, DeliveryStore, format_id, parse_id
-from api.webhooks.store import EndpointStore, NewEndpoint
+from api.webhooks.address_guard import AddressPolicy
+from api.webhooks.delivery_store import (
+    MAX_TRIES,
+    Delivery,
+    DeliveryQuery,
+    DeliveryState,
+    DeliveryStore,
+    format_id,
+    parse_id,
+)
+from api.webhooks.request_webhooks import RequestWebhooks
+from api.webhooks.service import WebhookService
+from api.webhooks.store import EndpointStore, NewEndpoint, ProjectSecretStore
+from shared.domain.errors import Conflict
 from shared.domain.owner import Owner
 from shared.postgres.webhook_tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookTryRow
 from tests.support.database import make_owner
 
 URL = "https://example.com/hook"
 NOW = datetime.now(UTC)
+MANY = """
+INSERT INTO webhook_deliveries (event_id, project_id, url, type, object_id, state, ended_at)
+SELECT 'evt_' || n, :project, 'https://example.com/', 'job.completed', 'job_' || n,
+    CASE WHEN n % 3000 = 0 THEN 'dead' ELSE 'delivered' END, now()
+FROM generate_series(1, 30000) AS n
+"""
 DEAD, DELIVERED = DeliveryState.DEAD, DeliveryState.DELIVERED
 
 
@@ -55,8 +74,8 @@ async def found(store: DeliveryStore, delivery_id: int) -> Delivery:
 
 def test_ids_are_numbers_with_a_prefix() -> None:
     assert (format_id(12), parse_id("delivery_12")) == ("delivery_12", 12)
-    for text in ("delivery_", "delivery_x", "12", "delivery_1\n", "delivery_" + "9" * 19):
-        assert parse_id(text) is None
+    for wrong in ("delivery_", "delivery_x", "12", "delivery_1\n", "delivery_" + "9" * 19):
+        assert parse_id(wrong) is None
 
 
 async def test_lists_are_narrowed_and_follow_the_last_id(
@@ -82,6 +101,27 @@ async def test_lists_are_narrowed_and_follow_the_last_id(
     page = await store.page(DeliveryQuery(owner.project_id), limit=2, after=ids[2])
     assert [one.id for one in page] == [ids[1], ids[0]]
     assert await store.get(ids[3], owner.project_id) is None
+    assert await listed(endpoint_id="\0") == await listed(type="\0") == [], "no text has U+0000"
+
+
+async def test_dead_deliveries_are_found_among_many(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
+    statements: list[tuple[str, Any]] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    async with database.connect() as connection:
+        await connection.execute(text(MANY), {"project": owner.project_id})
+        await connection.execute(text("ANALYZE webhook_deliveries"))
+    event.listen(database.sync_engine, "before_cursor_execute", record)
+    found = await store.page(DeliveryQuery(owner.project_id, state=DEAD), limit=20)
+    assert await store.replay_dead(DeliveryQuery(owner.project_id), NOW - timedelta(days=1)) == len(found) == 10
+    event.remove(database.sync_engine, "before_cursor_execute", record)
+    async with database.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        for statement, parameters in statements:
+            plan = [row[0] for row in await driver.fetch(f"EXPLAIN {statement}", *parameters)]
+            assert any("webhook_deliveries_dead" in line for line in plan), plan
 
 
 async def test_a_delivery_shows_its_tries(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
@@ -155,6 +195,20 @@ async def test_dead_deliveries_since_a_time_are_replayed(
     assert [(await found(store, one)).state for one in kept] == ["delivered", "dead", "dead", "dead"]
 
 
+async def test_a_delivery_is_not_replayed_forever(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
+    """The number of tries has a limit, which a client must not be able to reach: no dispatcher could lease it."""
+    last = await add(database, owner, 1, state="dead", tries=MAX_TRIES - 1)
+    over = await add(database, owner, 2, state="dead", tries=MAX_TRIES)
+    assert await store.replay(last)
+    assert not await store.replay(over)
+    assert await store.replay_dead(DeliveryQuery(owner.project_id), NOW - timedelta(days=1)) == 0
+    secrets = ProjectSecretStore(database)
+    service = WebhookService(EndpointStore(database), store, secrets, RequestWebhooks(secrets, AddressPolicy()))
+    principal = Principal.of(owner)
+    with pytest.raises(Conflict, match="1000 times"):
+        await service.replay(principal, format_id(over), owner.project_id)
+
+
 async def test_each_test_event_is_a_delivery(store: DeliveryStore, database: AsyncEngine, owner: Owner) -> None:
     endpoint = await add_endpoint(database, owner)
     first, second = [await found(store, await store.send_test(endpoint, owner.project_id)) for _ in range(2)]
@@ -165,3 +219,4 @@ async def test_each_test_event_is_a_delivery(store: DeliveryStore, database: Asy
         endpoint,
         DeliveryState.PENDING,
     )
+    assert first.due_at < first.created_at == first.next_try_at, "it is tried before others"

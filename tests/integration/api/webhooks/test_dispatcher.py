@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
 from api.webhooks.address_guard import open_client
+from api.webhooks.delivery_store import DeliveryStore
 from api.webhooks.dispatcher import HELD, Dispatcher
 from api.webhooks.outbox import Outbox, TryOutcome
 from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY
@@ -257,6 +258,117 @@ async def test_a_host_of_requests_own_urls_that_fails_is_left_alone(
         assert (len(broken.requests), len(receiver.requests)) == (asked, 1)
 
 
+async def test_the_breaker_of_an_endpoint_is_the_databases(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process holds it only until it is written: whoever corrects the URL does not wait."""
+    monkeypatch.setattr("api.webhooks.dispatcher.HOLD_S", 0.0)
+    async with receiving(status(500)) as receiver, opened(database, metrics, outbox) as dispatcher:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        for number in range(HELD):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        asked = len(receiver.requests)
+        assert (await endpoint_row(database, endpoint)).open_until is not None
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert len(receiver.requests) == asked
+        receiver.answer = status(200)
+        await sql(database, "UPDATE webhook_endpoints SET failures = 0, open_until = NULL")
+        await dispatcher.look()
+        await _drained(dispatcher)
+    assert len(receiver.requests) > asked + 1
+
+
+async def test_a_test_event_waits_neither_for_others_nor_for_the_breaker(
+    database: AsyncEngine, owner: Owner, metrics: Metrics
+) -> None:
+    async with receiving() as receiver, opened(database, metrics) as dispatcher:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url, failures=BREAKER_THRESHOLD)
+        for number in range(3):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        await sql(database, "UPDATE webhook_endpoints SET open_until = now() + interval '1 hour'")
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert receiver.requests == []
+        await DeliveryStore(database).send_test(endpoint, owner.project_id)
+        await dispatcher.look()
+        await _drained(dispatcher)
+    (request,) = receiver.requests
+    assert orjson.loads(request.body)["type"] == "webhook.test"
+    assert (await endpoint_row(database, endpoint)).failures == 0
+
+
+async def test_outcomes_that_are_not_written_limit_what_is_sent(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent meanwhile would be sent again once its lease ends."""
+    monkeypatch.setattr("api.webhooks.dispatcher.MAX_HELD", HELD)
+    late = asyncio.Event()
+
+    class Stuck(Outbox):
+        async def finish(self, outcomes: Sequence[TryOutcome]) -> list[bool]:
+            await late.wait()
+            return await super().finish(outcomes)
+
+    async with receiving() as receiver, opened(database, metrics, Stuck(database)) as dispatcher:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        for number in range(2 * HELD):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        for _ in range(5):
+            await dispatcher.look()
+            while tasks := _open(dispatcher):
+                await asyncio.wait(tasks)
+        assert len(receiver.requests) == HELD
+        late.set()
+        await _drained(dispatcher)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert len(receiver.requests) > HELD
+    assert Counter(row.tries for row in await deliveries(database) if row.state == "delivered").keys() == {1}
+
+
+async def test_hosts_of_requests_own_urls_leave_room_for_endpoints(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client can name any number of hosts, none of which ever answers."""
+    monkeypatch.setattr("api.webhooks.dispatcher.MAX_HELD", 8)
+    monkeypatch.setattr("api.webhooks.dispatcher.MAX_HELD_OF_URLS", 4)
+    monkeypatch.setattr("api.webhooks.dispatcher.MAX_LEASED", 2)
+    await _give_secret(database)
+    async with (
+        receiving(hang) as dead,
+        receiving() as receiver,
+        open_client(LOCAL, lambda *_: ["127.0.0.1"]) as client,
+    ):
+        dispatcher = Dispatcher(outbox, Sender(client, LOCAL), metrics, retention_s=3600)
+        for number in range(20):
+            await add_delivery(database, owner.project_id, number, url=f"http://h{number}.example:{dead.port}/")
+        for _ in range(5):
+            await dispatcher.look()
+        await dead.wait(4)
+        assert len(_open(dispatcher)) == 4
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        await add_delivery(database, owner.project_id, 100, endpoint_id=endpoint)
+        await dispatcher.look()
+        await receiver.wait(1)
+        await cancel_and_wait(*_open(dispatcher))
+        await _drained(dispatcher)
+    assert len(dead.requests) == 4
+
+
+async def test_no_target_always_waits_for_the_others(database: AsyncEngine, owner: Owner) -> None:
+    """If there is room for one only, chance decides."""
+    outbox = Outbox(database)
+    endpoints = {await add_endpoint(database, owner.project_id, "https://example.com/") for _ in range(3)}
+    for number in range(40):
+        for endpoint in endpoints:
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+    arguments: dict[str, Any] = {"blocked": (), "per_target": 1, "room": 1, "lease_s": 60}
+    assert {one.target for _ in range(40) for one in await outbox.claim(**arguments)} == endpoints
+
+
 async def test_410_disables_an_endpoint(database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched) -> None:
     async with receiving(status(410)) as receiver, opened(database, metrics, outbox) as dispatcher:
         endpoint = await add_endpoint(database, owner.project_id, receiver.url)
@@ -398,9 +510,14 @@ async def test_the_content_of_a_job_with_log_level_none_is_not_sent(
     assert not await outbox.keeps_content("job_unknown")
 
 
+def _open(dispatcher: Dispatcher) -> list[asyncio.Task[None]]:
+    """The tries of the dispatcher."""
+    return [task for one in dispatcher._targets.values() for task in one.open]
+
+
 async def _drained(dispatcher: Dispatcher) -> None:
     """Wait until the dispatcher holds no deliveries."""
-    while tasks := [*dispatcher._writing, *(task for one in dispatcher._targets.values() for task in one.open)]:
+    while tasks := [*dispatcher._writing, *_open(dispatcher)]:
         await asyncio.wait(tasks)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
@@ -17,6 +18,7 @@ from httpx_secure import SSRFProtectionError
 
 from api.webhooks.address_guard import MAX_URL, AddressPolicy, RefusedUrl, Resolver, open_client, resolve_host
 from api.webhooks.sender import Sender, TryResult
+from shared.runtime.aio import cancel_and_wait
 from tests.support.webhooks import LOCAL, delivery, receiving, status
 
 # The forms of addresses that are not public, as the host of a URL.
@@ -259,6 +261,36 @@ def test_the_reason_of_a_refusal_quotes_nothing(url: str, reason: str) -> None:
 )
 def test_urls_of_public_hosts_are_accepted(url: str) -> None:
     assert AddressPolicy().check_url(url).scheme == "https"
+
+
+async def test_a_dns_server_that_hangs_does_not_occupy_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever submits jobs can name any number of hosts of a domain whose server does not answer."""
+    monkeypatch.setattr("api.webhooks.address_guard.RESOLVER_THREADS", 3)
+    monkeypatch.setattr("api.webhooks.address_guard.THREADS_OF_DOMAIN", 2)
+    answers = threading.Event()
+    hung: list[str] = []
+
+    def hang_for_one(host: str, port: int) -> Sequence[str]:
+        if host.endswith(".hangs.example"):
+            hung.append(host)
+            answers.wait()
+        return ["127.0.0.1"]
+
+    resolver = Resolver(hang_for_one)
+    try:
+        waiting = [asyncio.create_task(resolver.addresses(f"{name}.hangs.example", 443)) for name in "abcd"]
+        async with asyncio.timeout(10):
+            for name in "xyz":
+                assert await resolver.addresses(f"{name}.works.example", 443) == ["127.0.0.1"]
+        # A look-up that nobody waits for any more still holds its place; one that waits for a place gives up.
+        await cancel_and_wait(*waiting[:3])
+        assert len(hung) == 2
+        answers.set()
+        assert await waiting[3] == ["127.0.0.1"]
+        assert sorted(hung) == ["a.hangs.example", "b.hangs.example", "d.hangs.example"]
+    finally:
+        answers.set()
+        resolver.close()
 
 
 async def test_a_host_is_looked_up_once_for_concurrent_requests() -> None:

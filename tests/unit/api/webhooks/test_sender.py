@@ -181,6 +181,15 @@ async def test_connections_are_used_again(sender: Sender, receiver: Receiver) ->
     assert (len(receiver.requests), receiver.connections) == (3, 1)
 
 
+async def test_cookies_are_not_kept(sender: Sender, receiver: Receiver) -> None:
+    """Receivers of several projects may share a host, and one must not set the cookies of the others."""
+    receiver.answer = status(200, "set-cookie: session=of-somebody; path=/")
+    for _ in range(2):
+        await sender.send(delivery(receiver.url))
+    assert len(receiver.requests) == 2
+    assert not any("cookie" in request.headers for request in receiver.requests)
+
+
 @pytest.mark.parametrize("code", [429, 503])
 async def test_a_busy_receiver_is_given_time(sender: Sender, receiver: Receiver, code: int) -> None:
     receiver.answer = status(code, "retry-after: 90")
@@ -230,6 +239,23 @@ async def test_a_full_body_has_the_object() -> None:
         {"id": "job_1"},  # the endpoint wants ids
         {"id": "batch_1"},
     ]
+
+
+async def test_an_object_that_cannot_be_read_is_sent_by_its_id(receiver: Receiver) -> None:
+    """The try has an outcome: otherwise it would be repeated whenever its lease ends, forever."""
+
+    async def broken(_object_id: str, _project_id: int) -> bytes | None:
+        raise KeyError("output")
+
+    async def away(_object_id: str, _project_id: int) -> bytes | None:
+        raise OSError("the database is away")
+
+    async with open_client(LOCAL) as client:
+        outcome, _ = await Sender(client, LOCAL, {"job.*": broken}).send(delivery(receiver.url, full=True))
+        with pytest.raises(OSError, match="away"):
+            await Sender(client, LOCAL, {"job.*": away}).send(delivery(receiver.url, full=True))
+    assert outcome.state == "delivered"
+    assert [orjson.loads(request.body)["data"] for request in receiver.requests] == [{"id": "job_1"}]
 
 
 async def test_a_body_may_have_details_beside_the_id(sender: Sender, receiver: Receiver) -> None:

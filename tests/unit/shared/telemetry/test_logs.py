@@ -180,16 +180,30 @@ def test_errors_before_the_first_request_are_logged_in_full(monkeypatch: pytest.
     assert "Traceback" in as_text("failed", error=error)
 
 
-@pytest.mark.parametrize(("form", "start"), [("json", "{"), ("text", "20")])
-def test_the_format_is_configurable(form: str, start: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, which is as before after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    try:
-        shared.telemetry.logs.configure_logging("INFO", form)
-        root.handlers[0].setStream(sys.stderr)  # type: ignore[attr-defined]
-        logging.getLogger("x").warning("words")
-    finally:
-        logging.captureWarnings(False)
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    yield root
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(("form", "start"), [("json", "{"), ("text", "20")])
+def test_the_format_is_configurable(
+    root: logging.Logger, form: str, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared.telemetry.logs.configure_logging("INFO", form)
+    root.handlers[0].setStream(sys.stderr)  # type: ignore[attr-defined]
+    logging.getLogger("x").warning("words")
     assert capsys.readouterr().err.startswith(start)
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpcore.connection", "httpcore.http11"])
+def test_what_clients_of_http_send_and_receive_is_never_logged(root: logging.Logger, name: str) -> None:
+    """URLs and headers may have secrets, such as those of the receivers of webhooks."""
+    shared.telemetry.logs.configure_logging("DEBUG", "text")
+    assert root.isEnabledFor(logging.DEBUG)
+    assert not logging.getLogger(name).isEnabledFor(logging.INFO)
