@@ -122,6 +122,28 @@ async def test_a_score_is_collected_once(
     assert evaluation.counted("judgements", "scored") == 1
 
 
+async def test_a_step_reads_all_judges_that_have_ended(
+    evaluation: Evaluation, workers: Workers, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: their answers are deleted a minute after their end."""
+    monkeypatch.setattr("api.evals.judging.LOOKED_AT", 2)
+    for _ in range(6):
+        await evaluation.log(owner)
+    await evaluation.sampler.step()
+    await evaluation.judges.step()
+    rows = await evaluation.judgements()
+    for row in rows[:5]:
+        await end_judge(workers, row.judge_job_id, {"reason": "", "score": 4})
+    await evaluation.collect()
+    assert [row.state for row in await evaluation.judgements()] == ["scored"] * 5 + ["pending"]
+    await evaluation.make_due()
+    (again,) = await evaluation.runs.take_due(10, submitted=True)
+    assert again.judgement.id == rows[5].id
+    assert await evaluation.runs.take_due(10, submitted=True) == [], "it is taken once"
+    await evaluation.make_due()
+    assert await evaluation.runs.take_due(10, submitted=False) == [], "it has a job"
+
+
 @pytest.mark.parametrize(
     ("says", "status", "state"),
     [
