@@ -17,9 +17,10 @@ from typing import Any
 from api.evals.chart import svg
 from api.evals.driver import Answers, Driver, DriverError
 from api.evals.reference import METRICS
+from api.evals.rubrics import YES_NO
 from api.evals.sets import EvalSet, SetError, read_set
 from api.evals.statistics import Conclusion, Difference, paired_difference
-from api.quality.intervals import Interval
+from api.quality.intervals import Interval, mean_of_scores
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_MAX_TOKENS = 512
@@ -124,19 +125,18 @@ async def run(arguments: argparse.Namespace, driver: Driver) -> int:
     judgements = await driver.judgements(found["id"])
     print(f"judge: {found['judge']}, rubric {found['rubric']}, run {found['id']}")
     for one in answers:
-        print(_scores(one.model, [other for other in judgements if other["model"] == one.model]))
+        own = [other for other in judgements if other["model"] == one.model]
+        print(_scores(one.model, own, yes_no=found["scale"] == YES_NO))
     return 0
 
 
-def _scores(model: str, judgements: Sequence[dict[str, Any]]) -> str:
-    from api.quality.intervals import bootstrap_mean
-
+def _scores(model: str, judgements: Sequence[dict[str, Any]], *, yes_no: bool) -> str:
     scores = Counter(float(one["score"]) for one in judgements if one["state"] == "scored")
     states = Counter(one["state"] for one in judgements)
     without = f"{states['unparsable']} unparsable, {states['failed']} failed"
-    if not scores:
+    mean = mean_of_scores(scores, yes_no=yes_no)
+    if mean is None:
         return f"{model}: no scores; {without}"
-    mean = bootstrap_mean(scores)
     interval = "" if mean.interval is None else f", 95 % interval {mean.interval.low:.3f} to {mean.interval.high:.3f}"
     return f"{model}: mean {mean.mean:.3f}{interval}, n = {mean.n}; {without}"
 

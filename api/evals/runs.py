@@ -190,7 +190,7 @@ class RunStore(Store):
             "rubric": rubric.name,
             "prompt_version": rubric.prompt_version,
             "judge_model": rubric.judge,
-            "options": {**options, "identity": rubric.identity()},
+            "options": {**options, "identity": rubric.identity(), "scale": str(rubric.scale)},
         }
         async with transaction(self._engine) as connection:
             row = (await connection.execute(insert(EvalRunRow).values(values).returning(*_RUN))).one()

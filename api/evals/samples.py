@@ -62,7 +62,9 @@ class SampleStore(Store):
         """Return the id of the live run of a rubric, which begins now if it is not open; others of its name end."""
         run_id = live_run_id(rubric)
         watermark = func.jsonb_build_object("ended_at", func.to_jsonb(func.now()), "job_id", "", type_=JSONB)
-        options = func.jsonb_build_object("watermark", watermark, "identity", rubric.identity(), type_=JSONB)
+        options = func.jsonb_build_object(
+            "watermark", watermark, "identity", rubric.identity(), "scale", str(rubric.scale), type_=JSONB
+        )
         values = {
             "id": run_id,
             "kind": RunKind.LIVE.value,

@@ -28,7 +28,7 @@ from api.evals.scores import ModelScores, ScoreStore
 from api.evals.statistics import Agreement, Difference, Pairwise, agreement, paired_difference, unpaired_difference
 from api.http.pagination import Page, check_after, fetch_page
 from api.keys.principal import Principal, Scope
-from api.quality.intervals import Mean, bootstrap_mean, wilson
+from api.quality.intervals import Mean, mean_of_scores
 from api.requests.service import LoggedRequests
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
@@ -378,17 +378,6 @@ def _work(run: Run, item: Item) -> list[tuple[NewJudgement, Judged]]:
     ]
 
 
-def mean_of(rubric: Rubric, scores: dict[float, int]) -> Mean | None:
-    """The mean score with its 95 % interval: Wilson's of the share of yes, else that of a bootstrap."""
-    n = sum(scores.values())
-    if not n:
-        return None
-    if rubric.scale.yes_no:
-        yes = scores.get(1.0, 0)
-        return Mean(yes / n, n, wilson(yes, n))
-    return bootstrap_mean(scores)
-
-
 def _report(
     rubric: Rubric,
     since: datetime,
@@ -407,7 +396,7 @@ def _report(
         models=[
             ModelReport(
                 one.model,
-                mean_of(rubric, one.scores),
+                mean_of_scores(one.scores, yes_no=rubric.scale.yes_no),
                 one.scores,
                 one.of(JudgementState.PENDING),
                 one.of(JudgementState.UNPARSABLE),

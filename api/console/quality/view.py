@@ -183,7 +183,8 @@ def _rate_cell(rate: Rate) -> RateCell:
 
 
 def _score_text(one: Scores) -> str:
-    name = "{} (version {})".format(*one.rubric)
+    rubric = one.rubric
+    name = f"{rubric.name} (version {rubric.prompt_version}, judge {rubric.judge})"
     if one.mean is None:
         return f"{name}: no scores, {number(one.unparsable)} unparsable, {number(one.failed)} failed"
     interval = one.mean.interval

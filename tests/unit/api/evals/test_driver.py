@@ -14,6 +14,7 @@ import pytest
 from api.evals import __main__ as command
 from api.evals.driver import Driver, DriverError
 from api.evals.sets import read_set
+from api.quality.intervals import wilson
 
 RUN = "evalrun_1"
 
@@ -69,7 +70,7 @@ class Api:
     def _run(body: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": RUN, "kind": body["kind"], "rubric": "better", "judge": "j", "expected": 2, "ended_at": None,
-            "judgements": {"scored": 2},
+            "judgements": {"scored": 2}, "scale": "1-5",
         }  # fmt: skip
 
     @staticmethod
@@ -175,6 +176,17 @@ async def test_recorded_answers_are_scored(tmp_path: Path, capsys: pytest.Captur
     assert api.items["0"]["messages"] == turn[:1]
     assert api.items["0"]["answers"] == [{"model": "recorded", "text": "recorded answer"}]
     assert "recorded: mean 2.000" in capsys.readouterr().out
+
+
+def test_yes_and_no_are_reported_as_a_rate() -> None:
+    judgements = [{"state": "scored", "score": float(score)} for score in (1, 1, 1, 0)]
+    interval = wilson(3, 4)
+    assert command._scores("m", judgements, yes_no=True) == (
+        f"m: mean 0.750, 95 % interval {interval.low:.3f} to {interval.high:.3f}, n = 4; 0 unparsable, 0 failed"
+    )
+    assert command._scores("m", [{"state": "failed", "score": None}], yes_no=True) == (
+        "m: no scores; 0 unparsable, 1 failed"
+    )
 
 
 async def test_a_busy_server_is_asked_again_and_a_used_up_budget_is_not(tmp_path: Path) -> None:
