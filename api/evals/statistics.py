@@ -25,11 +25,11 @@ FEW = 20
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two raters agree on `n` items, beyond chance.
+    """How far two raters agree on `n` answers, beyond chance.
 
     `observed` is the share of equal scores. `kappa`: Cohen's, 1 for perfect agreement and 0 for that of chance; with
-    quadratic weights on a scale of more than two points. It is None without items, and if both raters gave all items
-    the same single score: chance alone would do so.
+    quadratic weights on a scale of more than two points. It is None without answers, and if both raters gave all of
+    them the same single score: chance alone would do so.
     """
 
     n: int
@@ -62,9 +62,16 @@ def cohens_kappa(table: Mapping[tuple[int, int], int], scores: Sequence[int]) ->
     return None if expected == 0 else 1 - observed / expected
 
 
-def agreement(pairs: Sequence[tuple[int, int]], scores: Sequence[int], seed: int = SEED) -> Agreement:
-    """The agreement of two raters on items, each with both scores; the interval is that of a bootstrap of items."""
-    table, n = Counter(pairs), len(pairs)
+def agreement(answers: Sequence[Sequence[tuple[int, int]]], scores: Sequence[int], seed: int = SEED) -> Agreement:
+    """The agreement of two raters. `answers`: of each answer, the scores that both have given; several pairs if several
+    people stand for a rater.
+
+    The interval is that of a bootstrap of answers, because the pairs of one answer depend on each other.
+    """
+    # Answers with the same pairs are interchangeable.
+    kinds = Counter(tuple(sorted(pairs)) for pairs in answers if pairs)
+    table = Counter(pair for pairs in answers for pair in pairs)
+    n = kinds.total()
     if not n:
         return Agreement(0)
     kappa = cohens_kappa(table, scores)
@@ -72,16 +79,19 @@ def agreement(pairs: Sequence[tuple[int, int]], scores: Sequence[int], seed: int
     if kappa is not None and n > 1:
         import numpy as np
 
-        cells = sorted(table)
-        shares: Any = np.array([table[cell] for cell in cells]) / n
-        drawn: Any = np.random.default_rng(seed).multinomial(n, shares, size=KAPPA_RESAMPLES)
+        cells, order = sorted(table), sorted(kinds)
+        # How often an answer of each kind has each pair.
+        contents: Any = np.array([[kind.count(cell) for cell in cells] for kind in order])
+        shares: Any = np.array([kinds[kind] for kind in order]) / n
+        drawn: Any = np.random.default_rng(seed).multinomial(n, shares, size=KAPPA_RESAMPLES) @ contents
         resampled = (cohens_kappa(dict(zip(cells, map(int, counts), strict=True)), scores) for counts in drawn)
         # Resamples in which all scores are the same have no kappa.
         defined = [value for value in resampled if value is not None]
         if len(defined) > KAPPA_RESAMPLES / 2:
             low, high = np.quantile(defined, (0.025, 0.975))
             interval = Interval(min(float(low), kappa), max(float(high), kappa))
-    return Agreement(n, sum(first == second for first, second in pairs) / n, kappa, interval)
+    equal = sum(count for (first, second), count in table.items() if first == second)
+    return Agreement(n, equal / table.total(), kappa, interval)
 
 
 class Conclusion(StrEnum):

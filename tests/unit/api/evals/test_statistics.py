@@ -28,7 +28,7 @@ def test_kappa_of_two_points_by_hand() -> None:
     # Observed 35/50 = 0.7; expected (25 * 30 + 25 * 20) / 50^2 = 0.5; kappa 0.2 / 0.5 = 0.4.
     table = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
     assert cohens_kappa(table, [0, 1]) == pytest.approx(0.4)
-    found = agreement([pair for pair, count in table.items() for _ in range(count)], [0, 1])
+    found = agreement([[pair] for pair, count in table.items() for _ in range(count)], [0, 1])
     assert found.n == 50
     assert found.observed == pytest.approx(0.7)
     assert found.kappa == pytest.approx(0.4)
@@ -47,9 +47,26 @@ def test_weighted_kappa_by_hand() -> None:
 def test_kappa_that_is_not_defined() -> None:
     assert cohens_kappa({}, SCALE) is None
     assert cohens_kappa({(4, 4): 10}, SCALE) is None, "chance alone would agree"
-    found = agreement([(4, 4)] * 10, SCALE)
+    found = agreement([[(4, 4)]] * 10, SCALE)
     assert (found.n, found.observed, found.kappa, found.interval) == (10, 1, None, None)
     assert agreement([], SCALE).observed is None
+
+
+def test_labels_of_many_people_do_not_narrow_the_interval() -> None:
+    """Each answer that eight people have labelled in the same way says no more than one label of it."""
+    table = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
+    pairs = [pair for pair, count in table.items() for _ in range(count)]
+    once, many = agreement([[pair] for pair in pairs], [0, 1]), agreement([[pair] * 8 for pair in pairs], [0, 1])
+    assert (many.n, many.observed) == (50, once.observed)
+    assert many.kappa == pytest.approx(once.kappa)
+    assert many.interval is not None
+    assert once.interval is not None
+    assert many.interval.low == pytest.approx(once.interval.low)
+    assert many.interval.high == pytest.approx(once.interval.high)
+    independent = agreement([[pair] for pair in pairs * 8], [0, 1])
+    assert independent.n == 400
+    assert independent.interval is not None
+    assert independent.interval.low > many.interval.low + 0.1
 
 
 @given(PAIRS)
