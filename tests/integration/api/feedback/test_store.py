@@ -163,6 +163,19 @@ async def test_pages(database: AsyncEngine, feedback: FeedbackStore, owner: Owne
     assert len(await feedback.page(FeedbackFilters(), limit=9, after=None)) == 6
 
 
+async def test_pages_go_on_after_deleted_feedback(feedback: FeedbackStore, owner: Owner) -> None:
+    """As for a client that deletes what it has listed."""
+    for number in range(5):
+        await feedback.put(about(owner, f"job_{number}"))
+    mine, found, after = FeedbackFilters(owner.project_id), list[str | None](), None
+    while page := await feedback.page(mine, limit=2, after=after):
+        found += [one.job_id for one in page]
+        after = page[-1].id
+        for one in page:
+            assert await feedback.delete(one.id, owner.project_id)
+    assert found == ["job_4", "job_3", "job_2", "job_1", "job_0"]
+
+
 async def test_only_feedback_of_the_project_is_deleted(
     database: AsyncEngine, feedback: FeedbackStore, owner: Owner
 ) -> None:
