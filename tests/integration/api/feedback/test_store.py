@@ -167,7 +167,8 @@ async def test_pages_go_on_after_deleted_feedback(feedback: FeedbackStore, owner
     """As for a client that deletes what it has listed."""
     for number in range(5):
         await feedback.put(about(owner, f"job_{number}"))
-    mine, found, after = FeedbackFilters(owner.project_id), list[str | None](), None
+    mine, found = FeedbackFilters(owner.project_id), list[str | None]()
+    after: int | None = None
     while page := await feedback.page(mine, limit=2, after=after):
         found += [one.job_id for one in page]
         after = page[-1].id
