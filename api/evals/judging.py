@@ -51,12 +51,15 @@ MAX_UNSENT = timedelta(hours=1)
 
 
 class JudgeJobs(Protocol):
-    """Submits jobs: `api.jobs.service.JobService`."""
+    """Submits and cancels jobs: `api.jobs.service.JobService`."""
 
     async def submit(
         self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None
     ) -> tuple[Job, bool]:
         """Submit a job."""
+
+    async def cancel(self, job_id: str, project_id: int) -> object:
+        """Cancel a job of a project."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,9 @@ class Judges:
         # One job for each judgement, however often a process ends between the two commits.
         key = f"judgement-{run_id}-{judgement.id}"
         job, _ = await self._jobs.submit(principal, new, Idempotency(key, hashlib.sha256(key.encode()).hexdigest()))
-        await self._runs.submitted(judgement.id, job.id)
+        if not await self._runs.submitted(judgement.id, job.id):
+            # What is judged was erased since it was read, and the judgement with it: nobody waits for the job.
+            await self._jobs.cancel(job.id, principal.project_id)
 
     # Collecting
 

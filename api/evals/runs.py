@@ -280,9 +280,9 @@ class RunStore(Store):
             for row in rows
         ]
 
-    async def submitted(self, judgement_id: int, job_id: str) -> None:
-        """Note the job of a judgement."""
-        await self._changes(
+    async def submitted(self, judgement_id: int, job_id: str) -> bool:
+        """Note the job of a judgement. False: it is not open any more."""
+        return await self._changes(
             update(JudgementRow)
             .where(JudgementRow.id == judgement_id, JudgementRow.state == JudgementState.PENDING.value)
             .values(judge_job_id=job_id, due_at=func.now() + seconds(MIN_WAIT_S))

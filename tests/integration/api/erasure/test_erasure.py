@@ -18,9 +18,11 @@ from api.erasure.store import PORTION, ErasureStore
 from api.files.blobs import CHUNK, LocalBlobs
 from shared.domain.owner import Owner
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow, LabelRow
+from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.request_log_tables import RequestBodyRow, RequestLogRow
 from shared.postgres.tables import IdempotencyKeyRow, JobRow
 from shared.postgres.usage_sums import UsageSums
+from tests.support.database import make_owner
 from tests.support.job_rows import add_job
 from tests.support.usage_entries import NOON, entry, write
 
@@ -109,6 +111,35 @@ async def test_what_goes_with_a_job(database: AsyncEngine, erasure: ErasureStore
     assert [row.item for row in await rows(database, select(JudgementRow.item))] == [kept]
     (of_judge,) = await rows(database, select(JobRow.request, JobRow.deleted_at).where(JobRow.id == judge))
     assert of_judge.request == {}
+
+
+@pytest.mark.parametrize("by_log", [False, True])
+async def test_waiting_judges_are_ended(
+    database: AsyncEngine, erasure: ErasureStore, owner: Owner, by_log: bool
+) -> None:
+    """They wait at the lowest priority, with what the user wrote in their requests. `by_log`: the judged job itself was
+    deleted after its retention."""
+    job = "job_1" if by_log else await add_job(database, owner, ended_s_ago=10, end_user="ann")
+    if by_log:
+        await add(database, RequestLogRow, log_row(job, owner))
+    judges = await make_owner(database, "judges")
+    waiting = [await add_job(database, judges, status="queued", kind="judge") for _ in range(2)]
+    await add(
+        database, EvalRunRow, {"id": "run_1", "kind": "live", "rubric": "r", "prompt_version": "1", "judge_model": "m"}
+    )
+    await add(
+        database,
+        JudgementRow,
+        {"run_id": "run_1", "model": "m", "item": job, "judge_job_id": waiting[0]},
+        {"run_id": "run_1", "model": "m", "item": "job_of_bob", "judge_job_id": waiting[1]},
+    )
+    recovery = RecoveryStore(database)
+    assert await recovery.overdue() == []
+    if by_log:
+        await erasure.erase_log(owner.project_id, "ann", ())
+    else:
+        await erasure.erase_jobs(owner.project_id, [job])
+    assert [one.id for one in await recovery.overdue()] == waiting[:1]
 
 
 async def test_an_open_job_is_purged_after_its_end(database: AsyncEngine, erasure: ErasureStore, owner: Owner) -> None:

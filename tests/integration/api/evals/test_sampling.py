@@ -18,8 +18,9 @@ from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore
 from api.request_log.bodies import Missing, MissingReason
 from shared.domain.errors import BudgetExceeded, NotFound, QuotaExceeded
-from shared.domain.job import JobStatus
+from shared.domain.job import Job, JobStatus
 from shared.domain.log_level import LogLevel
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.job_store import JobStore
@@ -183,6 +184,27 @@ async def test_an_answer_that_was_deleted_is_no_score(evaluation: Evaluation, wo
     await evaluation.collect()
     (row,) = await evaluation.judgements()
     assert (row.state, row.reason) == ("failed", "the judge's answer was deleted before it was read")
+
+
+async def test_a_judge_of_what_was_erased_meanwhile_is_cancelled(
+    evaluation: Evaluation, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await evaluation.log(owner)
+    await evaluation.sampler.step()
+    insert = evaluation.queue.store.insert
+
+    async def insert_after_erasure(new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+        async with evaluation.database.begin() as connection:
+            await connection.execute(text("DELETE FROM judgements"))
+        return await insert(new, idempotency)
+
+    monkeypatch.setattr(evaluation.queue.store, "insert", insert_after_erasure)
+    await evaluation.judges.step()
+    (new,) = evaluation.queue.submitted
+    ((job_id, project_id),) = evaluation.queue.cancelled
+    assert project_id == new.owner.project_id
+    async with evaluation.database.connect() as connection:
+        assert await connection.scalar(text("SELECT id FROM jobs")) == job_id
 
 
 async def test_a_process_that_ends_between_two_commits_submits_no_second_job(
