@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 
 from api.evals.statistics import (
     FEW,
+    MOST_ACCELERATED,
+    RESAMPLES,
     Conclusion,
     Pairwise,
     agreement,
     cohens_kappa,
+    difference_by_counts,
     paired_difference,
     unpaired_difference,
 )
+from api.quality.intervals import Interval
 
 SCALE = [1, 2, 3, 4, 5]
 PAIRS = st.lists(st.tuples(st.sampled_from(SCALE), st.sampled_from(SCALE)), min_size=1, max_size=60)
@@ -109,6 +113,29 @@ def test_differences_of_few_or_equal_values() -> None:
     assert same.p == pytest.approx(1)
     lost = paired_difference([-1.0] * 50)
     assert lost.conclusion is Conclusion.WORSE
+
+
+@pytest.mark.parametrize("values", [[-1.0, -0.5, 0.0, 0.5, 1.0] * 40 + [-0.5] * 30, [1.0, -1.0, 0.0] * 70])
+def test_differences_by_value_are_those_of_the_items(values: list[float]) -> None:
+    found, expected = difference_by_counts(Counter(values)), paired_difference(values)
+    assert found.interval is not None
+    assert expected.interval is not None
+    assert found.p is not None
+    width = expected.interval.high - expected.interval.low
+    assert (found.n, found.mean) == (expected.n, pytest.approx(expected.mean))
+    assert found.interval.low == pytest.approx(expected.interval.low, abs=width / 10)
+    assert found.interval.high == pytest.approx(expected.interval.high, abs=width / 10)
+    assert found.p == pytest.approx(expected.p, abs=0.02)
+
+
+def test_a_comparison_of_very_many_items() -> None:
+    """With arrays of all items, each resample would take as much memory as these: gigabytes, or minutes."""
+    found = paired_difference([1.0, -1.0, -1.0, 0.0] * 25_000)
+    assert (found.n, found.mean, found.conclusion) == (100_000, -0.25, Conclusion.WORSE)
+    assert found.p == pytest.approx(1 / (RESAMPLES + 1))
+    same = paired_difference([0.5] * (MOST_ACCELERATED + 1))
+    assert same.interval == Interval(0.5, 0.5)
+    assert paired_difference([0.0] * (MOST_ACCELERATED + 1)).p == 1
 
 
 @settings(max_examples=15, deadline=None)
