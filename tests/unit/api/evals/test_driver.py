@@ -28,6 +28,7 @@ class Api:
         self.items: dict[str, dict[str, Any]] = {}
         self.jobs: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.known: set[str] = set()
         self.refusals: list[httpx.Response] = []
         self.polls = 0
 
@@ -39,7 +40,10 @@ class Api:
             case "POST", "/v1/jobs":
                 self.jobs.append(body)
                 self.keys.append(request.headers["idempotency-key"])
-                return self._job(body)
+                response = self._job(body)
+                if self.keys[-1] in self.known:
+                    response.headers["idempotent-replayed"] = "true"
+                return response
             case "GET", path if path.startswith("/v1/jobs/"):
                 self.polls += 1
                 return httpx.Response(200, json={"id": "job_1", "status": "completed", "output_text": "right"})
@@ -104,7 +108,7 @@ Arguments = Callable[..., argparse.Namespace]
 def arguments(path: Path, **changes: Any) -> argparse.Namespace:
     values = {
         "a": "a", "b": "b", "set": path, "rubric": None, "judge": None, "metric": "exact", "chart": None, "limit": None,
-        "max_tokens": 8, "model": [],
+        "max_tokens": 8, "model": [], "fresh": False,
     }  # fmt: skip
     return argparse.Namespace(**{**values, **changes})
 
@@ -144,6 +148,23 @@ async def test_the_same_command_finds_its_answers_again(tmp_path: Path) -> None:
     async with driver(other) as client:
         await client.answers("a", read_set(path), max_tokens=9)
     assert not set(other.keys) & set(first.keys)
+
+
+async def test_answers_of_an_earlier_command_are_not_silently_those_of_a_new_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_set(tmp_path, 4, expected="right")
+    earlier, api = Api(), Api()
+    async with driver(earlier) as client:
+        await command.compare(arguments(path, limit=3), client)
+    assert "earlier command" not in capsys.readouterr().err
+    api.known = set(earlier.keys)
+    async with driver(api) as client:
+        await command.compare(arguments(path), client)
+        assert "b: 3 answers are those of an earlier command" in capsys.readouterr().err
+        await command.compare(arguments(path, fresh=True), client)
+    assert "earlier command" not in capsys.readouterr().err
+    assert len(set(api.keys)) == 16
 
 
 async def test_equal_models_show_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
