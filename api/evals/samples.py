@@ -196,6 +196,8 @@ async def _entries(connection: AsyncConnection, after: tuple[datetime, str], unt
             RequestLogRow.status == JobStatus.COMPLETED.value,
             RequestLogRow.body == "kept",
             RequestLogRow.kind.is_(None),
+            # The answer of another job says no more than once how good the model is.
+            ~RequestLogRow.answered,
         )
         .order_by(RequestLogRow.ended_at, RequestLogRow.job_id)
         .limit(CHUNK)

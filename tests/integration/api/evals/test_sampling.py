@@ -41,6 +41,7 @@ async def test_only_complete_answers_with_a_body_are_judged(evaluation: Evaluati
     for left_out in (
         {"level": "metadata", "body": "none"}, {"body": "lost"}, {"body": "erased"}, {"status": "incomplete"},
         {"status": "failed"}, {"kind": "summary"}, {"kind": "judge"}, {"ended_s_ago": 0}, {"ended_s_ago": 7200},
+        {"answered": True},
     ):  # fmt: skip
         await evaluation.log(owner, **left_out)
     await evaluation.sampler.step()

@@ -29,6 +29,7 @@ class Api:
         self.jobs: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.known: set[str] = set()
+        self.cache_control: list[str | None] = []
         self.refusals: list[httpx.Response] = []
         self.polls = 0
 
@@ -40,6 +41,7 @@ class Api:
             case "POST", "/v1/jobs":
                 self.jobs.append(body)
                 self.keys.append(request.headers["idempotency-key"])
+                self.cache_control.append(request.headers.get("cache-control"))
                 response = self._job(body)
                 if self.keys[-1] in self.known:
                     response.headers["idempotent-replayed"] = "true"
@@ -165,6 +167,7 @@ async def test_answers_of_an_earlier_command_are_not_silently_those_of_a_new_mod
         await command.compare(arguments(path, fresh=True), client)
     assert "earlier command" not in capsys.readouterr().err
     assert len(set(api.keys)) == 16
+    assert api.cache_control == [None] * 8 + ["no-cache"] * 8, "nor are they those of the response cache"
 
 
 async def test_equal_models_show_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
