@@ -309,6 +309,20 @@ async def test_a_changed_rubric_begins_another_run(evaluation: Evaluation, worke
     assert all(run.ended_at is not None for run in page.items)
 
 
+async def test_a_run_that_another_process_has_ended_continues(evaluation: Evaluation, owner: Owner) -> None:
+    """As while a new version of the rubrics is rolled out: otherwise nothing would be sampled in this time."""
+    job = await evaluation.log(owner)
+    await evaluation.samples.end_others([])
+    await evaluation.sampler.step()
+    assert [row.item for row in await evaluation.judgements()] == [job]
+    await evaluation.log(owner)
+    await evaluation.move_watermark(3600)
+    async with evaluation.database.begin() as connection:
+        await connection.execute(text("UPDATE eval_runs SET ended_at = now() - interval '2 minutes'"))
+    await evaluation.sampler.step()
+    assert [row.item for row in await evaluation.judgements()] == [job], "sampling was off"
+
+
 async def test_what_judges_wrote_about_old_answers_is_deleted(
     evaluation: Evaluation, workers: Workers, owner: Owner
 ) -> None:

@@ -85,6 +85,7 @@ def test_the_conclusion_of_a_comparison() -> None:
     assert worse.range is not None
     assert worse.range.low < worse.range.mean < worse.range.high < 50
     assert ("95 % interval", "-0.700 to -0.300") in worse.facts
+    assert ("Not scored", "1 unparsable, 2 failed, 3 pending") in worse.facts
     pairs = Pairwise.of({1: (1.0, 0.0), 2: (1.0, 1.0), 3: (0.0, 0.0)})
     few = comparison_view(compared(pairs.difference, pairs))
     assert few.badge.text == "too few"
