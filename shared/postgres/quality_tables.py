@@ -109,7 +109,7 @@ class JudgementRow(Base):
     __table_args__ = (
         Index("judgements_of", "run_id", "item", "position", "model", unique=True),
         Index("judgements_pending", "due_at", postgresql_where=text("state = 'pending'")),
-        Index("judgements_open", "run_id", postgresql_where=text("state = 'pending'")),
+        Index("judgements_states", "run_id", "state"),
         Index("judgements_project", "project_id", "answered_at"),
         Index("judgements_answered", "answered_at"),
         # What judges wrote, which is deleted when the answer is old.
