@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,11 +112,12 @@ class QualityService:
             scores = await self._store.scores(selection)
         finally:
             self._room.release()
-        groups = sorted({*requests, *feedback, *(group for group, _ in scores)}, key=_order)
-        shown = groups[offset : offset + limit]
+        # Of up to `MAX_ROWS` groups per source.
+        groups = {*requests, *feedback, *(group for group, _ in scores)}
+        shown, has_more = await asyncio.to_thread(_page, groups, limit, offset)
         wanted = set(shown)
         by_group: dict[Group, list[tuple[ScoredRubric, ScoreCounts]]] = {}
-        for (group, rubric), counts in sorted(scores.items(), key=lambda item: item[0][1]):
+        for (group, rubric), counts in scores.items():
             if group in wanted:
                 by_group.setdefault(group, []).append((rubric, counts))
         means = await asyncio.to_thread(_means, by_group) if by_group else {}
@@ -139,7 +140,12 @@ class QualityService:
                     means.get(group, ()),
                 )
             )
-        return items, len(groups) > offset + limit
+        return items, has_more
+
+
+def _page(groups: Collection[Group], limit: int, offset: int) -> tuple[list[Group], bool]:
+    """The groups of a page, in order, and whether there are more."""
+    return sorted(groups, key=_order)[offset : offset + limit], len(groups) > offset + limit
 
 
 def _order(group: Group) -> tuple[Any, ...]:
@@ -151,7 +157,7 @@ def _means(by_group: dict[Group, list[tuple[ScoredRubric, ScoreCounts]]]) -> dic
     return {
         group: [
             Scores(rubric, mean_of_scores(one.scores, yes_no=rubric.scale == YES_NO), one.unparsable, one.failed)
-            for rubric, one in found
+            for rubric, one in sorted(found, key=lambda pair: pair[0])
         ]
         for group, found in by_group.items()
     }
