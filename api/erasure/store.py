@@ -395,6 +395,10 @@ async def _erase_quality(
     judges = [job_id for job_id in judged if job_id is not None]
     if judges:
         await connection.execute(purge_statement(_in(JobRow.id, judges)))
+        # Judges may wait for hours, with the texts in their requests. Those that do are ended as overdue, and their
+        # content is deleted within a minute after that, as that of all judges is.
+        is_open = and_(_in(JobRow.id, judges), JobRow.status.not_in(TERMINAL))
+        await connection.execute(update(JobRow).where(is_open).values(finish_before=func.now()))
     return judges
 
 

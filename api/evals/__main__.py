@@ -17,9 +17,10 @@ from typing import Any
 from api.evals.chart import svg
 from api.evals.driver import Answers, Driver, DriverError
 from api.evals.reference import METRICS
+from api.evals.rubrics import YES_NO
 from api.evals.sets import EvalSet, SetError, read_set
 from api.evals.statistics import Conclusion, Difference, paired_difference
-from api.quality.intervals import Interval
+from api.quality.intervals import Interval, mean_of_scores
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_MAX_TOKENS = 512
@@ -43,9 +44,7 @@ async def compare(arguments: argparse.Namespace, driver: Driver) -> int:
     uses_judge = arguments.rubric is not None or arguments.judge is not None
     if not uses_judge and not items.has_expected:
         raise SetError("name a --rubric or a --judge: not all items of the set have an `expected` answer")
-    answers = [await driver.answers(model, items, max_tokens=arguments.max_tokens) for model in (a, b)]
-    for one in answers:
-        _report_failures(one)
+    answers = await _answers((a, b), arguments, driver, items)
     shares: tuple[int, int, int] | None = None
     if uses_judge:
         difference, lines, shares = await _judged(arguments, driver, items, answers)
@@ -109,9 +108,7 @@ async def run(arguments: argparse.Namespace, driver: Driver) -> int:
     """Judge the answers of a set: those of models, or the recorded ones; returns the exit status."""
     items = read_set(arguments.set, arguments.limit)
     if arguments.model:
-        answers = [await driver.answers(model, items, max_tokens=arguments.max_tokens) for model in arguments.model]
-        for one in answers:
-            _report_failures(one)
+        answers = await _answers(arguments.model, arguments, driver, items)
     else:
         recorded = {item.id: item.answer for item in items.items if item.answer is not None}
         if not recorded:
@@ -124,24 +121,39 @@ async def run(arguments: argparse.Namespace, driver: Driver) -> int:
     judgements = await driver.judgements(found["id"])
     print(f"judge: {found['judge']}, rubric {found['rubric']}, run {found['id']}")
     for one in answers:
-        print(_scores(one.model, [other for other in judgements if other["model"] == one.model]))
+        own = [other for other in judgements if other["model"] == one.model]
+        print(_scores(one.model, own, yes_no=found["scale"] == YES_NO))
     return 0
 
 
-def _scores(model: str, judgements: Sequence[dict[str, Any]]) -> str:
-    from api.quality.intervals import bootstrap_mean
-
+def _scores(model: str, judgements: Sequence[dict[str, Any]], *, yes_no: bool) -> str:
     scores = Counter(float(one["score"]) for one in judgements if one["state"] == "scored")
     states = Counter(one["state"] for one in judgements)
     without = f"{states['unparsable']} unparsable, {states['failed']} failed"
-    if not scores:
+    mean = mean_of_scores(scores, yes_no=yes_no)
+    if mean is None:
         return f"{model}: no scores; {without}"
-    mean = bootstrap_mean(scores)
     interval = "" if mean.interval is None else f", 95 % interval {mean.interval.low:.3f} to {mean.interval.high:.3f}"
     return f"{model}: mean {mean.mean:.3f}{interval}, n = {mean.n}; {without}"
 
 
-def _report_failures(answers: Answers) -> None:
+async def _answers(
+    models: Sequence[str], arguments: argparse.Namespace, driver: Driver, items: EvalSet
+) -> list[Answers]:
+    """Let models answer the items, and report what is missing, and what is not new."""
+    found = []
+    for model in models:
+        found.append(await driver.answers(model, items, max_tokens=arguments.max_tokens, fresh=arguments.fresh))
+        _report(found[-1])
+    return found
+
+
+def _report(answers: Answers) -> None:
+    if answers.reused:
+        print(
+            f"{answers.model}: {answers.reused} answers are those of an earlier command; --fresh lets it answer again",
+            file=sys.stderr,
+        )
     if answers.failed:
         item, problem = next(iter(answers.failed.items()))
         print(
@@ -177,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for action in (one, two):
         action.add_argument("--set", type=Path, required=True, metavar="FILE.jsonl")
         action.add_argument("--judge", metavar="MODEL", help="the model that judges; default: that of the rubric")
+        action.add_argument("--fresh", action="store_true", help="let models answer again what they have answered")
         action.add_argument("--limit", type=_count, metavar="N", help="only the first items of the set")
         action.add_argument(
             "--max-tokens", type=_count, default=DEFAULT_MAX_TOKENS, metavar="N", help="of each answer, at most"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,11 +39,13 @@ class DriverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers of a model to the items of a set, by item. `failed`: items that it has not answered, and why."""
+    """The answers of a model to the items of a set, by item. `failed`: items that it has not answered, and why.
+    `reused`: how many of the answers, and failures, are those of an earlier command."""
 
     model: str
     texts: Mapping[str, str]
     failed: Mapping[str, str] = field(default_factory=dict)
+    reused: int = 0
 
 
 class Driver:
@@ -75,6 +78,11 @@ class Driver:
         Raises:
             DriverError: it is refused, or the server is unavailable for long.
         """
+        found: dict[str, Any] = (await self._send(method, path, **options)).json()
+        return found
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """As `call`."""
         for attempt in range(MAX_TRIES):
             try:
                 response = await self._http.request(method, path, **options)
@@ -82,8 +90,7 @@ class Driver:
                 problem, wait_s = f"{type(error).__name__}: {error}", 2.0**attempt / 4
             else:
                 if response.is_success:
-                    found: dict[str, Any] = response.json()
-                    return found
+                    return response
                 problem = _problem(response)
                 if response.status_code not in _RETRIED or response.headers.get("x-should-retry") == "false":
                     break
@@ -92,17 +99,18 @@ class Driver:
                 await self._sleep(min(wait_s, MAX_RETRY_S))
         raise DriverError(f"{method} {path}: {problem}")
 
-    async def answers(self, model: str, items: EvalSet, *, max_tokens: int | None) -> Answers:
-        """Let a model answer the items, as jobs at the priority of batches."""
-        slots, done = asyncio.Semaphore(CONCURRENCY), 0
+    async def answers(self, model: str, items: EvalSet, *, max_tokens: int | None, fresh: bool = False) -> Answers:
+        """Let a model answer the items, as jobs at the priority of batches. `fresh`: again, if it has answered them."""
+        slots, done, reused = asyncio.Semaphore(CONCURRENCY), 0, 0
+        salt = secrets.token_hex(8) if fresh else ""
 
         async def answer(item: SetItem) -> tuple[str, str | None, str]:
-            nonlocal done
+            nonlocal done, reused
             async with slots:
-                found = await self._answer(model, items, item, max_tokens)
-            done += 1
+                text, problem, is_reused = await self._answer(model, items, item, max_tokens, salt)
+            done, reused = done + 1, reused + is_reused
             self._progress(f"{model} answers", done, len(items.items))
-            return item.id, *found
+            return item.id, text, problem
 
         texts, failed = {}, {}
         for item_id, text, problem in await asyncio.gather(*map(answer, items.items)):
@@ -110,11 +118,11 @@ class Driver:
                 failed[item_id] = problem
             else:
                 texts[item_id] = text
-        return Answers(model, texts, failed)
+        return Answers(model, texts, failed, reused)
 
     async def _answer(
-        self, model: str, items: EvalSet, item: SetItem, max_tokens: int | None
-    ) -> tuple[str | None, str]:
+        self, model: str, items: EvalSet, item: SetItem, max_tokens: int | None, salt: str
+    ) -> tuple[str | None, str, bool]:
         body: dict[str, Any] = {
             "model": model,
             "messages": _messages(item),
@@ -123,16 +131,20 @@ class Driver:
         }
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
-        digest = hashlib.sha256(orjson.dumps([items.sha256, item.id, body])).hexdigest()
+        digest = hashlib.sha256(orjson.dumps([items.sha256, item.id, body, salt])).hexdigest()
         headers = {"Idempotency-Key": f"eval-{digest[:48]}", "Prefer": f"wait={WAIT_S}"}
-        job, wait_s = await self.call("POST", "/v1/jobs", json=body, headers=headers), POLL_S
+        if salt:
+            headers["Cache-Control"] = "no-cache"  # nor an answer of the response cache
+        response = await self._send("POST", "/v1/jobs", json=body, headers=headers)
+        is_reused = response.headers.get("idempotent-replayed") == "true"
+        job, wait_s = response.json(), POLL_S
         while job["status"] in ("queued", "in_progress", "cancelling"):
             await self._sleep(wait_s)
             wait_s = min(MAX_POLL_S, wait_s * 1.5)
             job = await self.call("GET", f"/v1/jobs/{job['id']}")
         if job["status"] not in ("completed", "incomplete"):
-            return None, (job.get("error") or {}).get("message") or job["status"]
-        return job.get("output_text") or "", ""
+            return None, (job.get("error") or {}).get("message") or job["status"], is_reused
+        return job.get("output_text") or "", "", is_reused
 
     async def judge(
         self,

@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 KIND = "judge"
 STEP_S = 2.0
-# Judgements that a step takes.
-TAKEN = 50
+# Judgements whose jobs a step submits, and those whose jobs are looked at in one go.
+SUBMITTED, LOOKED_AT = 50, 200
 # A judge job that has not ended by then is cancelled: what is judged should not be a day old.
 FINISH_WITHIN_S = 6 * 3600.0
 # After a refusal by a budget or a quota, sampling stops for so long, or until the budget's next window if it is sooner.
@@ -51,12 +51,15 @@ MAX_UNSENT = timedelta(hours=1)
 
 
 class JudgeJobs(Protocol):
-    """Submits jobs: `api.jobs.service.JobService`."""
+    """Submits and cancels jobs: `api.jobs.service.JobService`."""
 
     async def submit(
         self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None
     ) -> tuple[Job, bool]:
         """Submit a job."""
+
+    async def cancel(self, job_id: str, project_id: int) -> object:
+        """Cancel a job of a project."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,13 @@ class Judges:
         """Take the judgements whose turn it is: submit the jobs of new ones, and look at the jobs of others."""
         if self._book.rubrics:
             await self._identity.principal(self._keys)  # it exists before it spends, so that it can get a budget
-        due = await self._runs.take_due(TAKEN)
-        running = [one for one in due if one.judgement.judge_job_id is not None]
-        if running:
+        # All that are due, before anything is submitted: the answers of judges are deleted a minute after their end,
+        # and a run over a set may have thousands of them.
+        while running := await self._runs.take_due(LOOKED_AT, submitted=True):
             await self._collect(running)
-        if new := [one for one in due if one.judgement.judge_job_id is None]:
+            if len(running) < LOOKED_AT:
+                break
+        if new := await self._runs.take_due(SUBMITTED, submitted=False):
             await self._submit_sampled(new)
 
     async def submit(self, run_id: str, rubric: Rubric, judgement: Judgement, judged: Judged) -> None:
@@ -129,7 +134,9 @@ class Judges:
         # One job for each judgement, however often a process ends between the two commits.
         key = f"judgement-{run_id}-{judgement.id}"
         job, _ = await self._jobs.submit(principal, new, Idempotency(key, hashlib.sha256(key.encode()).hexdigest()))
-        await self._runs.submitted(judgement.id, job.id)
+        if not await self._runs.submitted(judgement.id, job.id):
+            # What is judged was erased since it was read, and the judgement with it: nobody waits for the job.
+            await self._jobs.cancel(job.id, principal.project_id)
 
     # Collecting
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, select, true
+from sqlalchemy import ColumnElement, Row, and_, exists, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
@@ -36,8 +36,9 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The scores of an answer by two raters."""
+    """The scores of an answer by two raters, of whom the labeller is one."""
 
+    item: str
     labeller: str
     first: int
     second: int
@@ -86,13 +87,13 @@ class LabelStore(Store):
         return await self._one(statement.limit(1), lambda row: (row.project_id,))
 
     async def next_items(self, rubric: str, run_id: str, labeller: str, project_id: int | None) -> list[str]:
-        """The newest answers of a live run that this person has not labelled, those that others have labelled first:
-        answers with labels of two people say how far people agree."""
+        """The newest scored answers of a live run that this person has not labelled, those that others have labelled
+        first: answers with labels of two people say how far people agree."""
         own = select(LabelRow.id).where(_of(rubric), LabelRow.labeller == labeller).exists()
         others = select(func.count()).where(_of(rubric)).scalar_subquery()
         judged = (
             select(JudgementRow.item, JudgementRow.answered_at, others.label("labels"))
-            .where(JudgementRow.run_id == run_id, ~own, _of_project(project_id))
+            .where(JudgementRow.run_id == run_id, is_scored(), ~own, _of_project(project_id))
             .order_by(JudgementRow.answered_at.desc())
             .limit(NEWEST)
             .subquery()
@@ -105,7 +106,7 @@ class LabelStore(Store):
     async def with_judge(self, rubric: str, run_ids: Sequence[str], project_id: int | None = None) -> list[Pair]:
         """The scores of answers that a judge and a person have given: the judge's first."""
         statement = (
-            select(LabelRow.labeller, JudgementRow.score.label("first"), LabelRow.score.label("second"))
+            select(LabelRow.item, LabelRow.labeller, JudgementRow.score.label("first"), LabelRow.score.label("second"))
             .join(JudgementRow, JudgementRow.item == LabelRow.item)
             .where(
                 LabelRow.rubric == rubric,
@@ -117,13 +118,15 @@ class LabelStore(Store):
         )
         return await self._all(statement, _pair)
 
-    async def between_people(self, rubric: str, project_id: int | None = None) -> list[Pair]:
-        """The scores of answers that two people have given, once for each pair of them."""
+    async def between_people(self, rubric: str, run_ids: Sequence[str], project_id: int | None = None) -> list[Pair]:
+        """The scores of answers of these runs that two people have given, once for each pair of them."""
         other = aliased(LabelRow)
+        # Answers of other runs were labelled by another question, or on another scale.
+        of_runs = exists().where(JudgementRow.item == LabelRow.item, JudgementRow.run_id.in_(run_ids))
         statement = (
-            select(LabelRow.labeller, LabelRow.score.label("first"), other.score.label("second"))
+            select(LabelRow.item, LabelRow.labeller, LabelRow.score.label("first"), other.score.label("second"))
             .join(other, and_(other.rubric == LabelRow.rubric, other.item == LabelRow.item))
-            .where(LabelRow.rubric == rubric, LabelRow.labeller < other.labeller)
+            .where(LabelRow.rubric == rubric, LabelRow.labeller < other.labeller, of_runs)
         )
         if project_id is not None:
             statement = statement.where(LabelRow.project_id == project_id)
@@ -144,4 +147,4 @@ def _label(row: Any) -> Label:
 
 
 def _pair(row: Row[Any]) -> Pair:
-    return Pair(row.labeller, int(row.first), int(row.second))
+    return Pair(row.item, row.labeller, int(row.first), int(row.second))

@@ -26,7 +26,7 @@ def _interval(interval: Interval | None) -> ConfidenceInterval | None:
 class AgreementView(BaseModel):
     """How far two raters agree."""
 
-    n: int = Field(description="Answers that both have scored.")
+    n: int = Field(description="Answers that both have scored; one that several people have labelled counts once.")
     observed: float | None = Field(description="The share of equal scores.")
     kappa: float | None = Field(
         description="Cohen's kappa, with quadratic weights: 1 for perfect agreement, 0 for that of chance. Null if it"

@@ -20,6 +20,7 @@ from sqlalchemy import (
     case,
     cast,
     delete,
+    false,
     func,
     literal,
     or_,
@@ -39,10 +40,11 @@ from shared.postgres.tables import JobRow
 from shared.postgres.usage_tables import UsageEventRow
 
 RUN_PREFIX = "evalrun_"
-# Until a process that has taken a judgement has to be done with it; then another may take it.
+# Until a process that has taken a judgement has to have submitted its job; then another may take it.
 LEASE_S = 60.0
 # How often the job of a judgement is looked at, from soon after its submission to at most so many seconds: a judge's
-# answer is deleted a minute after its end, because its level of the request log is `none`.
+# answer is deleted a minute after its end, because its level of the request log is `none`. A process that has taken a
+# judgement to look at its job, and ends before it has, must not take longer than that either.
 MIN_WAIT_S, MAX_WAIT_S = 2.0, 20.0
 
 
@@ -188,7 +190,7 @@ class RunStore(Store):
             "rubric": rubric.name,
             "prompt_version": rubric.prompt_version,
             "judge_model": rubric.judge,
-            "options": {**options, "identity": rubric.identity()},
+            "options": {**options, "identity": rubric.identity(), "scale": str(rubric.scale)},
         }
         async with transaction(self._engine) as connection:
             row = (await connection.execute(insert(EvalRunRow).values(values).returning(*_RUN))).one()
@@ -247,11 +249,13 @@ class RunStore(Store):
         by_key = {(row.item, row.model, row.position): row for row in rows}
         return [by_key[one.item, one.model, one.position] for one in new]
 
-    async def take_due(self, limit: int) -> list[Due]:
-        """Take pending judgements whose turn it is. No other process gets them until their lease has ended."""
+    async def take_due(self, limit: int, *, submitted: bool) -> list[Due]:
+        """Take pending judgements whose turn it is: those with a job (`submitted`), or those without. No other process
+        gets them until their lease has ended."""
+        has_job = JudgementRow.judge_job_id.is_not(None) if submitted else JudgementRow.judge_job_id.is_(None)
         due = (
             select(JudgementRow.id)
-            .where(JudgementRow.state == JudgementState.PENDING.value, JudgementRow.due_at <= func.now())
+            .where(JudgementRow.state == JudgementState.PENDING.value, JudgementRow.due_at <= func.now(), has_job)
             .order_by(JudgementRow.due_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -260,7 +264,7 @@ class RunStore(Store):
         taken = (
             update(JudgementRow)
             .where(JudgementRow.id == due.c.id, EvalRunRow.id == JudgementRow.run_id)
-            .values(due_at=func.now() + seconds(LEASE_S))
+            .values(due_at=func.now() + seconds(MAX_WAIT_S if submitted else LEASE_S))
             .returning(
                 *_JUDGEMENT,
                 EvalRunRow.kind.label("run_kind"),
@@ -276,9 +280,9 @@ class RunStore(Store):
             for row in rows
         ]
 
-    async def submitted(self, judgement_id: int, job_id: str) -> None:
-        """Note the job of a judgement."""
-        await self._changes(
+    async def submitted(self, judgement_id: int, job_id: str) -> bool:
+        """Note the job of a judgement. False: it is not open any more."""
+        return await self._changes(
             update(JudgementRow)
             .where(JudgementRow.id == judgement_id, JudgementRow.state == JudgementState.PENDING.value)
             .values(judge_job_id=job_id, due_at=func.now() + seconds(MIN_WAIT_S))
@@ -324,14 +328,14 @@ class RunStore(Store):
             if run_id is None:
                 return False
             expected = cast(EvalRunRow.options["expected"].astext, BigInteger)
-            done = (
-                select(func.count())
-                .where(JudgementRow.run_id == run_id, JudgementRow.state != JudgementState.PENDING.value)
-                .scalar_subquery()
-            )
+            of_run = JudgementRow.run_id == run_id
+            done = select(func.count()).where(of_run).scalar_subquery()
+            is_open = select(JudgementRow.id).where(of_run, JudgementRow.state == JudgementState.PENDING.value).exists()
+            # They are counted only if none is open: each time, a run of n judgements would read n * n rows.
+            has_all = case((is_open, false()), else_=expected <= done)
             await connection.execute(
                 update(EvalRunRow)
-                .where(EvalRunRow.id == run_id, EvalRunRow.ended_at.is_(None), expected <= done)
+                .where(EvalRunRow.id == run_id, EvalRunRow.ended_at.is_(None), has_all)
                 .values(ended_at=func.now())
             )
         return True

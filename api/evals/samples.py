@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import cast, func, literal, select, text, tuple_, update
+from sqlalchemy import case, cast, func, literal, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,6 +27,9 @@ CHUNK = 500
 SETTLE = timedelta(seconds=15)
 # A body that was not written by then is not waited for.
 BODY_WAIT = timedelta(minutes=10)
+# A run that is opened again so soon after its end continues where it was: processes with different rubrics, as while a
+# new version is rolled out, end each other's runs.
+CONTINUED = timedelta(minutes=1)
 _LEVELS = [level.value for level in LogLevel if level.keeps_body]
 
 
@@ -59,10 +62,15 @@ class SampleStore(Store):
     """Live runs, and the entries of the request log that they have not read yet."""
 
     async def open_run(self, rubric: Rubric) -> str:
-        """Return the id of the live run of a rubric, which begins now if it is not open; others of its name end."""
+        """Return the id of the live run of a rubric, which begins now if it is not open; others of its name end.
+
+        One that has ended within `CONTINUED` does not begin now, but where it was.
+        """
         run_id = live_run_id(rubric)
         watermark = func.jsonb_build_object("ended_at", func.to_jsonb(func.now()), "job_id", "", type_=JSONB)
-        options = func.jsonb_build_object("watermark", watermark, "identity", rubric.identity(), type_=JSONB)
+        options = func.jsonb_build_object(
+            "watermark", watermark, "identity", rubric.identity(), "scale", str(rubric.scale), type_=JSONB
+        )
         values = {
             "id": run_id,
             "kind": RunKind.LIVE.value,
@@ -76,7 +84,10 @@ class SampleStore(Store):
             .values(values)
             .on_conflict_do_update(
                 index_elements=[EvalRunRow.id],
-                set_={"ended_at": None, "options": options},
+                set_={
+                    "ended_at": None,
+                    "options": case((EvalRunRow.ended_at > func.now() - CONTINUED, EvalRunRow.options), else_=options),
+                },
                 where=EvalRunRow.ended_at.is_not(None),
             )
         )
@@ -194,6 +205,8 @@ async def _entries(connection: AsyncConnection, after: tuple[datetime, str], unt
             RequestLogRow.status == JobStatus.COMPLETED.value,
             RequestLogRow.body == "kept",
             RequestLogRow.kind.is_(None),
+            # The answer of another job says no more than once how good the model is.
+            ~RequestLogRow.answered,
         )
         .order_by(RequestLogRow.ended_at, RequestLogRow.job_id)
         .limit(CHUNK)

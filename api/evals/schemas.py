@@ -159,6 +159,7 @@ class RunView(BaseModel):
                     "kind": "pairwise",
                     "rubric": "helpful",
                     "prompt_version": "1",
+                    "scale": "1-5",
                     "judge": "large",
                     "models": ["large", "large-int4"],
                     "set": {"name": "support.jsonl", "sha256": "0" * 64, "items": 200},
@@ -176,6 +177,7 @@ class RunView(BaseModel):
     kind: RunKind
     rubric: str
     prompt_version: str
+    scale: str | None = Field(description="That of the scores; null if it is not known.")
     judge: str
     models: list[str] = Field(description="Empty for the live run of a rubric.")
     set: EvalSet | None
@@ -192,6 +194,7 @@ class RunView(BaseModel):
             kind=run.kind,
             rubric=run.rubric,
             prompt_version=run.prompt_version,
+            scale=run.options.get("scale"),
             judge=run.judge_model,
             models=run.options.get("models", []),
             set=run.options.get("set"),

@@ -73,11 +73,6 @@ class ScoreStore(Store):
         )
         return dict(await self._all(statement, lambda row: (row.item, float(row.score))))
 
-    async def runs_of(self, rubric: str, kind: RunKind) -> list[str]:
-        """The ids of the runs of a rubric, newest first. Ended live runs are those of earlier versions of it."""
-        statement = select(EvalRunRow.id).where(EvalRunRow.rubric == rubric, EvalRunRow.kind == kind.value)
-        return await self._all(statement.order_by(EvalRunRow.created_at.desc()), lambda row: str(row.id))
-
     async def last_pairwise(self, first: str, second: str, rubric: str | None) -> str | None:
         """The newest pairwise run of two models, in either order, that has scores."""
         models = EvalRunRow.options["models"]

@@ -28,7 +28,7 @@ from api.evals.scores import ModelScores, ScoreStore
 from api.evals.statistics import Agreement, Difference, Pairwise, agreement, paired_difference, unpaired_difference
 from api.http.pagination import Page, check_after, fetch_page
 from api.keys.principal import Principal, Scope
-from api.quality.intervals import Mean, bootstrap_mean, wilson
+from api.quality.intervals import Mean, mean_of_scores
 from api.requests.service import LoggedRequests
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
@@ -223,7 +223,7 @@ class EvalService:
             models = await self._scores.by_model(run_ids, since=since, project_id=project_id)
             cost = await self._scores.cost(run_ids, since=since, project_id=project_id)
             pairs = await self._labels.with_judge(rubric.name, run_ids, project_id)
-            people = await self._labels.between_people(rubric.name, project_id)
+            people = await self._labels.between_people(rubric.name, run_ids, project_id)
             return await asyncio.to_thread(_report, rubric, since, models, pairs, people, cost)
 
     async def compare(
@@ -310,8 +310,8 @@ class EvalService:
         score = rubric.scale.score(value)
         if score is None:
             raise InvalidRequest(f"score: must be one of the scale {rubric.scale}", param="score")
-        run_ids = await self._scores.runs_of(rubric.name, RunKind.LIVE)
-        found = await self._labels.project_of(item, run_ids)
+        # Not of its earlier runs: their question, or scale, was another one.
+        found = await self._labels.project_of(item, [live_run_id(rubric)])
         if found is None or (project_id is not None and found[0] != project_id):
             raise NotFound(f"There is no judged answer `{item[:64]}` for the rubric `{rubric.name}`.", param="item")
         return await self._labels.put(rubric.name, item, found[0], labeller, score)
@@ -378,17 +378,6 @@ def _work(run: Run, item: Item) -> list[tuple[NewJudgement, Judged]]:
     ]
 
 
-def mean_of(rubric: Rubric, scores: dict[float, int]) -> Mean | None:
-    """The mean score with its 95 % interval: Wilson's of the share of yes, else that of a bootstrap."""
-    n = sum(scores.values())
-    if not n:
-        return None
-    if rubric.scale.yes_no:
-        yes = scores.get(1.0, 0)
-        return Mean(yes / n, n, wilson(yes, n))
-    return bootstrap_mean(scores)
-
-
 def _report(
     rubric: Rubric,
     since: datetime,
@@ -398,16 +387,16 @@ def _report(
     cost: Decimal | None,
 ) -> RubricReport:
     scale = list(rubric.scale.scores)
-    by_labeller: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    by_labeller: defaultdict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        by_labeller[pair.labeller].append((pair.first, pair.second))
+        by_labeller[pair.labeller].append(pair)
     return RubricReport(
         rubric=rubric,
         since=since,
         models=[
             ModelReport(
                 one.model,
-                mean_of(rubric, one.scores),
+                mean_of_scores(one.scores, yes_no=rubric.scale.yes_no),
                 one.scores,
                 one.of(JudgementState.PENDING),
                 one.of(JudgementState.UNPARSABLE),
@@ -415,8 +404,15 @@ def _report(
             )
             for one in models
         ],
-        with_people=agreement([one for found in by_labeller.values() for one in found], scale),
-        by_labeller={name: agreement(found, scale) for name, found in sorted(by_labeller.items())},
-        people=agreement([(pair.first, pair.second) for pair in people], scale),
+        with_people=agreement(_by_answer(pairs), scale),
+        by_labeller={name: agreement(_by_answer(found), scale) for name, found in sorted(by_labeller.items())},
+        people=agreement(_by_answer(people), scale),
         cost=cost,
     )
+
+
+def _by_answer(pairs: Sequence[Pair]) -> list[list[tuple[int, int]]]:
+    found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for pair in pairs:
+        found[pair.item].append((pair.first, pair.second))
+    return list(found.values())

@@ -19,17 +19,19 @@ KAPPA_RESAMPLES = 1000
 SEED = 0
 # Up to so many items, the interval of a comparison is accelerated.
 MOST_ACCELERATED = 2000
+# More differences than these, of at most so many values, are drawn by value: those of judges have some tens.
+MOST_VALUES = 100
 # With fewer pairs than this, neither an interval nor a test says much, whatever it says.
 FEW = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two raters agree on `n` items, beyond chance.
+    """How far two raters agree on `n` answers, beyond chance.
 
     `observed` is the share of equal scores. `kappa`: Cohen's, 1 for perfect agreement and 0 for that of chance; with
-    quadratic weights on a scale of more than two points. It is None without items, and if both raters gave all items
-    the same single score: chance alone would do so.
+    quadratic weights on a scale of more than two points. It is None without answers, and if both raters gave all of
+    them the same single score: chance alone would do so.
     """
 
     n: int
@@ -62,9 +64,16 @@ def cohens_kappa(table: Mapping[tuple[int, int], int], scores: Sequence[int]) ->
     return None if expected == 0 else 1 - observed / expected
 
 
-def agreement(pairs: Sequence[tuple[int, int]], scores: Sequence[int], seed: int = SEED) -> Agreement:
-    """The agreement of two raters on items, each with both scores; the interval is that of a bootstrap of items."""
-    table, n = Counter(pairs), len(pairs)
+def agreement(answers: Sequence[Sequence[tuple[int, int]]], scores: Sequence[int], seed: int = SEED) -> Agreement:
+    """The agreement of two raters. `answers`: of each answer, the scores that both have given; several pairs if several
+    people stand for a rater.
+
+    The interval is that of a bootstrap of answers, because the pairs of one answer depend on each other.
+    """
+    # Answers with the same pairs are interchangeable.
+    kinds = Counter(tuple(sorted(pairs)) for pairs in answers if pairs)
+    table = Counter(pair for pairs in answers for pair in pairs)
+    n = kinds.total()
     if not n:
         return Agreement(0)
     kappa = cohens_kappa(table, scores)
@@ -72,16 +81,19 @@ def agreement(pairs: Sequence[tuple[int, int]], scores: Sequence[int], seed: int
     if kappa is not None and n > 1:
         import numpy as np
 
-        cells = sorted(table)
-        shares: Any = np.array([table[cell] for cell in cells]) / n
-        drawn: Any = np.random.default_rng(seed).multinomial(n, shares, size=KAPPA_RESAMPLES)
+        cells, order = sorted(table), sorted(kinds)
+        # How often an answer of each kind has each pair.
+        contents: Any = np.array([[kind.count(cell) for cell in cells] for kind in order])
+        shares: Any = np.array([kinds[kind] for kind in order]) / n
+        drawn: Any = np.random.default_rng(seed).multinomial(n, shares, size=KAPPA_RESAMPLES) @ contents
         resampled = (cohens_kappa(dict(zip(cells, map(int, counts), strict=True)), scores) for counts in drawn)
         # Resamples in which all scores are the same have no kappa.
         defined = [value for value in resampled if value is not None]
         if len(defined) > KAPPA_RESAMPLES / 2:
             low, high = np.quantile(defined, (0.025, 0.975))
             interval = Interval(min(float(low), kappa), max(float(high), kappa))
-    return Agreement(n, sum(first == second for first, second in pairs) / n, kappa, interval)
+    equal = sum(count for (first, second), count in table.items() if first == second)
+    return Agreement(n, equal / table.total(), kappa, interval)
 
 
 class Conclusion(StrEnum):
@@ -126,6 +138,8 @@ def paired_difference(differences: Sequence[float], seed: int = SEED) -> Differe
     n = len(differences)
     if n < 2:
         return Difference(n, differences[0] if n else None)
+    if n > MOST_ACCELERATED and len(counts := Counter(differences)) <= MOST_VALUES:
+        return difference_by_counts(counts, seed)
     import numpy as np
     from scipy import stats
 
@@ -143,6 +157,32 @@ def paired_difference(differences: Sequence[float], seed: int = SEED) -> Differe
         rng=np.random.default_rng(seed),
     )
     return Difference(n, mean, interval, float(test.pvalue))
+
+
+def difference_by_counts(counts: Mapping[float, int], seed: int = SEED) -> Difference:
+    """`paired_difference` of many differences of few values, given as how often each value occurs.
+
+    What a resample is made of is drawn by value, so that time and memory do not depend on the number of differences.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    n = sum(counts.values())
+    total = math.fsum(value * count for value, count in counts.items())
+    low, high = np.quantile(_resampled_means(counts, rng), (0.025, 0.975))
+    sizes = Counter[float]()
+    for value, count in counts.items():
+        sizes[abs(value)] += count
+    distances: Any = np.array(sorted(sizes))
+    numbers: Any = np.array([sizes[distance] for distance in sorted(sizes)])
+    # Of each distance from 0, so many are positive if the signs are random.
+    positive = rng.binomial(numbers, 0.5, size=(RESAMPLES, len(numbers)))
+    sums = np.abs((2 * positive - numbers) @ distances)
+    as_large = int(np.count_nonzero(sums >= abs(total) * (1 - 1e-12)))
+    mean = total / n
+    return Difference(
+        n, mean, Interval(min(float(low), mean), max(float(high), mean)), (as_large + 1) / (RESAMPLES + 1)
+    )
 
 
 def _bootstrapped(values: Any, mean: float, seed: int) -> Interval:

@@ -10,6 +10,7 @@ from api.feedback.schemas import FeedbackCreate, JobFeedbackCreate, format_id
 from api.feedback.store import Feedback, FeedbackFilters, FeedbackStore, JobFacts, NewFeedback
 from api.feedback.tokens import FeedbackTokens
 from api.http.pagination import Page, fetch_page
+from api.jobs.search import FIRST, LAST
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
 from shared.domain.errors import InvalidRequest, NotFound, Unauthorized
@@ -182,7 +183,8 @@ def _about(job: JobFacts, body: FeedbackCreate, source: FeedbackSource, author: 
 
 
 def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    """A time within the limits. Without a zone, it is in UTC."""
+    return min(max(moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC), FIRST), LAST)
 
 
 def _number(feedback_id: str) -> int | None:

@@ -206,8 +206,9 @@ def _page(filters: FeedbackFilters, limit: int, after: int | None) -> Select[Any
     if filters.end is not None:
         statement = statement.where(row.created_at < filters.end)
     if after is not None:
+        # The last one may have been deleted since: then the page begins where the one before it was given.
         last = aliased(FeedbackRow)
-        since = select(last.created_at).where(last.id == after).scalar_subquery()
+        since = select(last.created_at).where(last.id <= after).order_by(last.id.desc()).limit(1).scalar_subquery()
         statement = statement.where(tuple_(row.created_at, row.id) < tuple_(since, after))
     return statement
 

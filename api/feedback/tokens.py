@@ -33,8 +33,8 @@ MAX_TOKEN = 200
 SECRET_BYTES = 32
 SIGNATURE_BYTES = 18
 NAME = "feedback_tokens"
-# So long is a secret used that was deleted from the database.
-RELOAD_S = 60.0
+# How often the secret is read again: with the jitter, one that was deleted is used for at most a minute.
+RELOAD_S = 50.0
 _TOKEN = re.compile(r"(?P<job>[a-z0-9_]{1,80})\.(?P<expires>[0-9]{1,12})\.(?P<signature>[A-Za-z0-9_-]{24})")
 
 
@@ -79,7 +79,7 @@ class FeedbackTokens:
             logger.warning("the secret of feedback tokens cannot be read yet: %s", error)
 
     async def run(self) -> None:
-        """Read the secret every minute, until cancelled."""
+        """Read the secret again and again, until cancelled."""
         await run_periodically(self.load, "reading the secret of feedback tokens", interval_s=RELOAD_S, jitter=0.2)
 
     def token_of(self, job_id: str) -> str | None:

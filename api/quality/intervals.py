@@ -1,7 +1,8 @@
 """Intervals of rates and means. Pure functions of numbers; they import NumPy when they are first used.
 
 A rate has Wilson's score interval, which stays within 0 and 1 and is usable for few observations and for rates near 0
-and 1, where the normal approximation is not. A mean has the percentile interval of a bootstrap.
+and 1, where the normal approximation is not. A mean has the percentile interval of a bootstrap. The mean of scores that
+are yes or no is a rate.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """The mean of `n` observations. A single observation has no interval."""
+    """The mean of `n` observations. A bootstrap of a single observation has no interval."""
 
     mean: float
     n: int
@@ -65,6 +66,18 @@ def wilson(count: int, n: int, z: float = Z_95) -> Interval:
     low = 0.0 if count == 0 else max(0.0, (centre - spread) / total)
     high = 1.0 if count == n else min(1.0, (centre + spread) / total)
     return Interval(low, high)
+
+
+def mean_of_scores(counts: Mapping[float, int], *, yes_no: bool) -> Mean | None:
+    """The mean of scores, given as how often each was given, with its interval: Wilson's if they are yes (1) or no (0),
+    else that of a bootstrap. None without scores."""
+    n = sum(counts.values())
+    if not n:
+        return None
+    if not yes_no:
+        return bootstrap_mean(counts)
+    yes = counts.get(1.0, 0)
+    return Mean(yes / n, n, wilson(yes, n))
 
 
 def bootstrap_mean(counts: Mapping[float, int], seed: int = 0) -> Mean:

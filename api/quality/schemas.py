@@ -41,10 +41,14 @@ class RefusalsView(RateView):
 
 
 class ScoresView(IntervalView):
-    """The scores that judges have given by a rubric, with the percentile interval of a bootstrap."""
+    """The scores that judges have given by a rubric. Of a `yes/no` scale, the mean is the share of yes and has Wilson's
+    interval; others have the percentile interval of a bootstrap."""
 
     rubric: str
     prompt_version: str = Field(description="The version of the judge's prompt.")
+    judge: str = Field(description="The model that judges.")
+    scale: str | None = Field(description="`yes/no`, or a range such as `1-5`; null if it is not known.")
+    run_id: str = Field(description="The live run. A rubric that has changed has another one: their scores differ.")
     n: int = Field(description="The scores.")
     mean: float | None
     unparsable: int = Field(description="Judgements that could not be read, which are not in the mean.")
@@ -53,10 +57,13 @@ class ScoresView(IntervalView):
     @classmethod
     def of(cls, scores: Scores) -> Self:
         """The JSON form of scores."""
-        mean = scores.mean or Mean(0.0, 0, None)
+        mean, rubric = scores.mean or Mean(0.0, 0, None), scores.rubric
         return cls(
-            rubric=scores.rubric[0],
-            prompt_version=scores.rubric[1],
+            rubric=rubric.name,
+            prompt_version=rubric.prompt_version,
+            judge=rubric.judge,
+            scale=rubric.scale or None,
+            run_id=rubric.run_id,
             n=mean.n,
             mean=mean.mean if mean.n else None,
             unparsable=scores.unparsable,
@@ -112,7 +119,8 @@ class QualityReport(BaseModel):
                             "refusals": _REFUSALS,
                             "errors": {"count": 2, "n": 414, "rate": 0.0048, "low": 0.0013, "high": 0.0174},
                             "scores": [
-                                {"rubric": "helpful", "prompt_version": "1", "n": 41, "mean": 3.9, "low": 3.6,
+                                {"rubric": "helpful", "prompt_version": "1", "judge": "large", "scale": "1-5",
+                                 "run_id": "evalrun_live_0193c2d2b7a57c1c8f9e2a4b", "n": 41, "mean": 3.9, "low": 3.6,
                                  "high": 4.2, "unparsable": 1, "failed": 0}
                             ],
                         }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from api.evals.rubrics import YES_NO
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
-from api.quality.intervals import Mean, Rate, bootstrap_mean
+from api.quality.intervals import Mean, Rate, mean_of_scores
 from api.quality.store import (
     Dimension,
     FeedbackCounts,
@@ -17,8 +18,8 @@ from api.quality.store import (
     QualitySelection,
     QualityStore,
     RequestCounts,
-    Rubric,
     ScoreCounts,
+    ScoredRubric,
 )
 from shared.domain.errors import Forbidden, InvalidRequest, Unavailable
 
@@ -33,7 +34,7 @@ _NO_FEEDBACK = FeedbackCounts(0, 0, 0)
 class Scores:
     """What judges say by a rubric. `mean` is None without scores."""
 
-    rubric: Rubric
+    rubric: ScoredRubric
     mean: Mean | None
     unparsable: int
     failed: int
@@ -111,11 +112,12 @@ class QualityService:
             scores = await self._store.scores(selection)
         finally:
             self._room.release()
-        groups = sorted({*requests, *feedback, *(group for group, _ in scores)}, key=_order)
-        shown = groups[offset : offset + limit]
+        # Of up to `MAX_ROWS` groups per source.
+        groups = {*requests, *feedback, *(group for group, _ in scores)}
+        shown, has_more = await asyncio.to_thread(_page, groups, limit, offset)
         wanted = set(shown)
-        by_group: dict[Group, list[tuple[Rubric, ScoreCounts]]] = {}
-        for (group, rubric), counts in sorted(scores.items(), key=lambda item: item[0][1]):
+        by_group: dict[Group, list[tuple[ScoredRubric, ScoreCounts]]] = {}
+        for (group, rubric), counts in scores.items():
             if group in wanted:
                 by_group.setdefault(group, []).append((rubric, counts))
         means = await asyncio.to_thread(_means, by_group) if by_group else {}
@@ -138,7 +140,12 @@ class QualityService:
                     means.get(group, ()),
                 )
             )
-        return items, len(groups) > offset + limit
+        return items, has_more
+
+
+def _page(groups: Collection[Group], limit: int, offset: int) -> tuple[list[Group], bool]:
+    """The groups of a page, in order, and whether there are more."""
+    return sorted(groups, key=_order)[offset : offset + limit], len(groups) > offset + limit
 
 
 def _order(group: Group) -> tuple[Any, ...]:
@@ -146,11 +153,11 @@ def _order(group: Group) -> tuple[Any, ...]:
     return tuple((value is not None, value) if value is not None else (False, 0) for value in group)
 
 
-def _means(by_group: dict[Group, list[tuple[Rubric, ScoreCounts]]]) -> dict[Group, list[Scores]]:
+def _means(by_group: dict[Group, list[tuple[ScoredRubric, ScoreCounts]]]) -> dict[Group, list[Scores]]:
     return {
         group: [
-            Scores(rubric, bootstrap_mean(one.scores) if one.scores else None, one.unparsable, one.failed)
-            for rubric, one in found
+            Scores(rubric, mean_of_scores(one.scores, yes_no=rubric.scale == YES_NO), one.unparsable, one.failed)
+            for rubric, one in sorted(found, key=lambda pair: pair[0])
         ]
         for group, found in by_group.items()
     }

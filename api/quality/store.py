@@ -69,8 +69,18 @@ class QualitySelection:
 
 # What identifies a group: the number of its period, or None, and the values of the dimensions.
 Group = tuple[Any, ...]
-# A rubric by its name and the version of its prompt: scores of different prompts are not comparable.
-Rubric = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ScoredRubric:
+    """A live run, and its rubric. Scores of another question, scale, judge or version of the prompt are not comparable,
+    and are those of another run. `scale`: `yes/no`, or a range; empty if it is not known."""
+
+    name: str
+    prompt_version: str
+    judge: str
+    scale: str
+    run_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +144,24 @@ class QualityStore(Store):
         rows = await self._read(_statement(selection, row, row.created_at, values), len(values))
         return {tuple(key): FeedbackCounts(*counts) for key, counts in rows}
 
-    async def scores(self, selection: QualitySelection) -> dict[tuple[Group, Rubric], ScoreCounts]:
+    async def scores(self, selection: QualitySelection) -> dict[tuple[Group, ScoredRubric], ScoreCounts]:
         """The scores of judges by group and rubric, of answers to clients: those of sets are compared elsewhere."""
         row, run = JudgementRow, EvalRunRow
+        rubric = (
+            run.rubric, run.prompt_version, run.judge_model, func.coalesce(run.options["scale"].astext, ""), run.id
+        )  # fmt: skip
         values = (
-            run.rubric,
-            run.prompt_version,
+            *rubric,
             cast(row.score, Float),
             func.count().filter(row.state == "scored"),
             func.count().filter(row.state == "unparsable"),
             func.count().filter(row.state == "failed"),
         )
-        statement = _statement(selection, row, row.answered_at, values, groups=3)
+        statement = _statement(selection, row, row.answered_at, values, groups=len(rubric) + 1)
         statement = statement.join(run, run.id == row.run_id).where(run.kind == "live", row.position == 0)
-        found: dict[tuple[Group, Rubric], ScoreCounts] = {}
-        for key, (name, version, score, scored, unparsable, failed) in await self._read(statement, len(values)):
-            place = (tuple(key), (name, version))
+        found: dict[tuple[Group, ScoredRubric], ScoreCounts] = {}
+        for key, (*identity, score, scored, unparsable, failed) in await self._read(statement, len(values)):
+            place = (tuple(key), ScoredRubric(*identity))
             so_far = found.get(place, ScoreCounts({}, 0, 0))
             scores = {**so_far.scores, score: scored} if scored else so_far.scores
             found[place] = ScoreCounts(scores, so_far.unparsable + unparsable, so_far.failed + failed)

@@ -32,6 +32,7 @@ STATEMENTS = (
         FOREIGN KEY(project_id) REFERENCES projects (id)
     )
     """,
+    "CREATE INDEX IF NOT EXISTS feedback_created ON feedback (created_at, id)",
     "CREATE INDEX IF NOT EXISTS feedback_job ON feedback (job_id)",
     """
     CREATE UNIQUE INDEX IF NOT EXISTS feedback_of ON feedback (project_id, job_id, conversation, metric, author)
@@ -74,10 +75,13 @@ STATEMENTS = (
         UNIQUE (judge_job_id)
     )
     """,
+    "CREATE INDEX IF NOT EXISTS judgements_answered ON judgements (answered_at)",
     "CREATE INDEX IF NOT EXISTS judgements_item ON judgements (item)",
     "CREATE UNIQUE INDEX IF NOT EXISTS judgements_of ON judgements (run_id, item, position, model)",
     "CREATE INDEX IF NOT EXISTS judgements_pending ON judgements (due_at) WHERE state = 'pending'",
     "CREATE INDEX IF NOT EXISTS judgements_project ON judgements (project_id, answered_at)",
+    "CREATE INDEX IF NOT EXISTS judgements_reasons ON judgements (answered_at) WHERE reason IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS judgements_states ON judgements (run_id, state)",
     """
     CREATE TABLE IF NOT EXISTS labels (
         id bigint GENERATED ALWAYS AS IDENTITY,

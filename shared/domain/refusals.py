@@ -92,7 +92,7 @@ def classifier() -> Classifier:
 def find_refusal(status: JobStatus, output: Sequence[Choice], kind: str | None = None) -> Verdict | None:
     """Whether an ended job's answer is a refusal; None if it has no answer, or is not for a client (`kind`).
 
-    Of several choices, all have to be refusals. A provider's filter may also have ended an answer that failed.
+    Of several choices, the first `MAX_CHOICES` are read, and all of these have to be refusals.
     """
     if kind is not None or status not in SUCCEEDED:
         return None

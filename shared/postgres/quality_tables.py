@@ -53,6 +53,7 @@ class FeedbackRow(Base):
             postgresql_nulls_not_distinct=True,
         ),
         Index("feedback_time", "project_id", "created_at"),
+        Index("feedback_created", "created_at", "id"),
         Index("feedback_job", "job_id"),
     )
 
@@ -70,7 +71,8 @@ class EvalRunRow(Base):
     rubric: Mapped[str] = mapped_column(Text)
     prompt_version: Mapped[str] = mapped_column(Text)
     judge_model: Mapped[str] = mapped_column(Text)
-    # The set's name and SHA-256, the models that are compared, and the seed of the sampling.
+    # The identity and the scale of the rubric; the name and SHA-256 of the set, its models, and how many judgements are
+    # expected; of live sampling, how far the log was read, and until when it is paused.
     options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -107,7 +109,11 @@ class JudgementRow(Base):
     __table_args__ = (
         Index("judgements_of", "run_id", "item", "position", "model", unique=True),
         Index("judgements_pending", "due_at", postgresql_where=text("state = 'pending'")),
+        Index("judgements_states", "run_id", "state"),
         Index("judgements_project", "project_id", "answered_at"),
+        Index("judgements_answered", "answered_at"),
+        # What judges wrote, which is deleted when the answer is old.
+        Index("judgements_reasons", "answered_at", postgresql_where=text("reason IS NOT NULL")),
         Index("judgements_item", "item"),
     )
 

@@ -59,6 +59,7 @@ class JudgeQueue:
 
     store: JobStore
     submitted: list[NewJob] = field(default_factory=list)
+    cancelled: list[tuple[str, int]] = field(default_factory=list)
     refusal: Exception | None = None
 
     async def submit(
@@ -68,6 +69,9 @@ class JudgeQueue:
             raise self.refusal
         self.submitted.append(new)
         return await self.store.insert(new, idempotency)
+
+    async def cancel(self, job_id: str, project_id: int) -> None:
+        self.cancelled.append((job_id, project_id))
 
 
 class Evaluation:

@@ -183,7 +183,8 @@ def _rate_cell(rate: Rate) -> RateCell:
 
 
 def _score_text(one: Scores) -> str:
-    name = "{} (version {})".format(*one.rubric)
+    rubric = one.rubric
+    name = f"{rubric.name} (version {rubric.prompt_version}, judge {rubric.judge})"
     if one.mean is None:
         return f"{name}: no scores, {number(one.unparsable)} unparsable, {number(one.failed)} failed"
     interval = one.mean.interval
@@ -278,7 +279,8 @@ def comparison_view(one: Comparison) -> ComparisonView:
         facts.append(("The orders disagree on", f"{number(pairs.swapped)} of {number(difference.n)} items"))
         counts = ((one.a, pairs.wins[0]), ("neither", pairs.ties), (one.b, pairs.wins[1]))
         shares = [(name, count, count / max(1, difference.n)) for name, count in counts]
-    facts.append(("Not scored", f"{number(one.unparsable)} unparsable, {number(one.failed)} failed"))
+    unscored = f"{number(one.unparsable)} unparsable, {number(one.failed)} failed, {number(one.pending)} pending"
+    facts.append(("Not scored", unscored))
     facts.append(("Judged by", f"{one.judge_model}, by the rubric {one.rubric}"))
     facts.append(("From", one.run_id or "scores of sampled answers, of different requests"))
     return ComparisonView(verdict, badge, one.a, one.b, facts, _difference_range(one), shares)

@@ -1,7 +1,7 @@
 """The labelled answers that the classifier of refusals is trained with and measured on: files by language.
 
-Those in `train` teach it, with texts that are made of `patterns.txt`. Those in `test` were written afterwards, in other
-words, and are never trained with.
+Those in `train` teach it, with texts that are made of `patterns.txt`. Those in `test` were written in other words, and
+are never trained with; but the mistakes in them were looked at once before the last patterns were written.
 
 A line is `+` for a refusal or `-` for another answer, a space, and the beginning of the answer.
 """

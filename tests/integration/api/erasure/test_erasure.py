@@ -25,6 +25,7 @@ from shared.domain.response import response_id
 from shared.domain.webhook_events import EventType as WebhookEventType
 from shared.domain.webhook_events import event_id
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow, LabelRow
+from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
 from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow
 from shared.postgres.usage_sums import UsageSums
@@ -175,6 +176,35 @@ async def test_events_of_budgets_lose_the_name(database: AsyncEngine, erasure: E
     assert (await erasure.erase_author(owner.project_id, "ann"))["webhook_deliveries"] == 1
     found = await rows(database, select(WebhookDeliveryRow.data).order_by(WebhookDeliveryRow.event_id))
     assert [row.data for row in found] == [{"end_user": None, "spend_usd": 2.5}, {"end_user": "bob", "spend_usd": 2.5}]
+
+
+@pytest.mark.parametrize("by_log", [False, True])
+async def test_waiting_judges_are_ended(
+    database: AsyncEngine, erasure: ErasureStore, owner: Owner, by_log: bool
+) -> None:
+    """They wait at the lowest priority, with what the user wrote in their requests. `by_log`: the judged job itself was
+    deleted after its retention."""
+    job = "job_1" if by_log else await add_job(database, owner, ended_s_ago=10, end_user="ann")
+    if by_log:
+        await add(database, RequestLogRow, log_row(job, owner))
+    judges = await make_owner(database, "judges")
+    waiting = [await add_job(database, judges, status="queued", kind="judge") for _ in range(2)]
+    await add(
+        database, EvalRunRow, {"id": "run_1", "kind": "live", "rubric": "r", "prompt_version": "1", "judge_model": "m"}
+    )
+    await add(
+        database,
+        JudgementRow,
+        {"run_id": "run_1", "model": "m", "item": job, "judge_job_id": waiting[0]},
+        {"run_id": "run_1", "model": "m", "item": "job_of_bob", "judge_job_id": waiting[1]},
+    )
+    recovery = RecoveryStore(database)
+    assert await recovery.overdue() == []
+    if by_log:
+        await erasure.erase_log(owner.project_id, "ann", ())
+    else:
+        await erasure.erase_jobs(owner.project_id, [job])
+    assert [one.id for one in await recovery.overdue()] == waiting[:1]
 
 
 async def test_an_open_job_is_purged_after_its_end(database: AsyncEngine, erasure: ErasureStore, owner: Owner) -> None:

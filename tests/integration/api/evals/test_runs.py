@@ -180,7 +180,8 @@ async def test_scores_are_reported_with_intervals_and_agreement(
     assert model.mean.mean == pytest.approx(3.2)
     assert model.mean.interval is not None
     assert 1 <= model.mean.interval.low < 3.2 < model.mean.interval.high <= 5
-    assert (report.with_people.n, report.by_labeller["ann"].n, report.people.n) == (6, 5, 1)
+    assert (report.with_people.n, report.by_labeller["ann"].n, report.people.n) == (5, 5, 1), "answers"
+    assert report.with_people.observed == pytest.approx(3 / 6), "of the pairs of scores"
     assert report.by_labeller["ann"].observed == pytest.approx(0.6)
     assert report.by_labeller["ann"].kappa is not None
     assert 0.7 < report.by_labeller["ann"].kappa < 1
@@ -222,6 +223,29 @@ async def test_labels(evaluation: Evaluation, workers: Workers, owner: Owner) ->
     assert page.items == []
     with pytest.raises(InvalidRequest):
         await evaluation.service.labels(limit=10, after="x", rubric=None, project_id=None)
+
+
+async def test_labels_of_an_earlier_version_of_a_rubric_do_not_count(
+    evaluation: Evaluation, workers: Workers, owner: Owner
+) -> None:
+    jobs = await judged(evaluation, workers, owner, 5, 4, 1)
+    for job, score in zip(jobs, (5, 3, 1), strict=True):
+        for person in ("ann", "bob"):
+            await evaluation.service.label("helpful", job, person, score)
+    assert (await evaluation.service.report("helpful", 30)).people.n == 3
+    evaluation.book.replace({"helpful": HELPFUL.model_copy(update={"scale": Scale.parse("yes/no")})})
+    report = await evaluation.service.report("helpful", 30)
+    assert (report.with_people.n, report.people.n) == (0, 0)
+    with pytest.raises(NotFound):
+        await evaluation.service.label("helpful", jobs[0], "eve", "yes")
+
+
+async def test_only_scored_answers_are_labelled(evaluation: Evaluation, workers: Workers, owner: Owner) -> None:
+    (job,) = await judged(evaluation, workers, owner, 5)
+    async with evaluation.database.begin() as connection:
+        await connection.execute(text("UPDATE judgements SET state = 'unparsable', score = NULL"))
+    assert await evaluation.service._labels.next_items("helpful", live_run_id(HELPFUL), "ann", None) == []
+    assert job
 
 
 async def test_the_next_answer_to_label_is_one_that_others_have_labelled(

@@ -18,8 +18,9 @@ from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore
 from api.request_log.bodies import Missing, MissingReason
 from shared.domain.errors import BudgetExceeded, NotFound, QuotaExceeded
-from shared.domain.job import JobStatus
+from shared.domain.job import Job, JobStatus
 from shared.domain.log_level import LogLevel
+from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.job_store import JobStore
@@ -40,6 +41,7 @@ async def test_only_complete_answers_with_a_body_are_judged(evaluation: Evaluati
     for left_out in (
         {"level": "metadata", "body": "none"}, {"body": "lost"}, {"body": "erased"}, {"status": "incomplete"},
         {"status": "failed"}, {"kind": "summary"}, {"kind": "judge"}, {"ended_s_ago": 0}, {"ended_s_ago": 7200},
+        {"answered": True},
     ):  # fmt: skip
         await evaluation.log(owner, **left_out)
     await evaluation.sampler.step()
@@ -122,6 +124,28 @@ async def test_a_score_is_collected_once(
     assert evaluation.counted("judgements", "scored") == 1
 
 
+async def test_a_step_reads_all_judges_that_have_ended(
+    evaluation: Evaluation, workers: Workers, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: their answers are deleted a minute after their end."""
+    monkeypatch.setattr("api.evals.judging.LOOKED_AT", 2)
+    for _ in range(6):
+        await evaluation.log(owner)
+    await evaluation.sampler.step()
+    await evaluation.judges.step()
+    rows = await evaluation.judgements()
+    for row in rows[:5]:
+        await end_judge(workers, row.judge_job_id, {"reason": "", "score": 4})
+    await evaluation.collect()
+    assert [row.state for row in await evaluation.judgements()] == ["scored"] * 5 + ["pending"]
+    await evaluation.make_due()
+    (again,) = await evaluation.runs.take_due(10, submitted=True)
+    assert again.judgement.id == rows[5].id
+    assert await evaluation.runs.take_due(10, submitted=True) == [], "it is taken once"
+    await evaluation.make_due()
+    assert await evaluation.runs.take_due(10, submitted=False) == [], "it has a job"
+
+
 @pytest.mark.parametrize(
     ("says", "status", "state"),
     [
@@ -161,6 +185,27 @@ async def test_an_answer_that_was_deleted_is_no_score(evaluation: Evaluation, wo
     await evaluation.collect()
     (row,) = await evaluation.judgements()
     assert (row.state, row.reason) == ("failed", "the judge's answer was deleted before it was read")
+
+
+async def test_a_judge_of_what_was_erased_meanwhile_is_cancelled(
+    evaluation: Evaluation, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await evaluation.log(owner)
+    await evaluation.sampler.step()
+    insert = evaluation.queue.store.insert
+
+    async def insert_after_erasure(new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+        async with evaluation.database.begin() as connection:
+            await connection.execute(text("DELETE FROM judgements"))
+        return await insert(new, idempotency)
+
+    monkeypatch.setattr(evaluation.queue.store, "insert", insert_after_erasure)
+    await evaluation.judges.step()
+    (new,) = evaluation.queue.submitted
+    ((job_id, project_id),) = evaluation.queue.cancelled
+    assert project_id == new.owner.project_id
+    async with evaluation.database.connect() as connection:
+        assert await connection.scalar(text("SELECT id FROM jobs")) == job_id
 
 
 async def test_a_process_that_ends_between_two_commits_submits_no_second_job(
@@ -262,6 +307,20 @@ async def test_a_changed_rubric_begins_another_run(evaluation: Evaluation, worke
     await evaluation.sampler.step()
     page = await evaluation.service.page(limit=10, after=None, rubric=None)
     assert all(run.ended_at is not None for run in page.items)
+
+
+async def test_a_run_that_another_process_has_ended_continues(evaluation: Evaluation, owner: Owner) -> None:
+    """As while a new version of the rubrics is rolled out: otherwise nothing would be sampled in this time."""
+    job = await evaluation.log(owner)
+    await evaluation.samples.end_others([])
+    await evaluation.sampler.step()
+    assert [row.item for row in await evaluation.judgements()] == [job]
+    await evaluation.log(owner)
+    await evaluation.move_watermark(3600)
+    async with evaluation.database.begin() as connection:
+        await connection.execute(text("UPDATE eval_runs SET ended_at = now() - interval '2 minutes'"))
+    await evaluation.sampler.step()
+    assert [row.item for row in await evaluation.judgements()] == [job], "sampling was off"
 
 
 async def test_what_judges_wrote_about_old_answers_is_deleted(

@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.feedback.service import FeedbackService
 from api.feedback.store import FeedbackFilters, FeedbackStore, JobFacts, NewFeedback
-from api.feedback.tokens import SecretStore
+from api.feedback.tokens import FeedbackTokens, SecretStore
+from api.keys.principal import Principal, Scope
+from api.keys.store import ApiKeyStore
 from shared.domain.feedback import MAX_BY_TOKEN, MAX_OF_TARGET, FeedbackSource
 from shared.domain.owner import Owner
 from tests.support.database import make_owner
 from tests.support.job_rows import add_job
+from tests.support.metrics import api_metrics
 from tests.support.usage_entries import entry, write
 
 
@@ -161,6 +165,37 @@ async def test_pages(database: AsyncEngine, feedback: FeedbackStore, owner: Owne
     later = FeedbackFilters(owner.project_id, start=datetime.now(UTC) + timedelta(hours=1))
     assert await feedback.page(later, limit=9, after=None) == []
     assert len(await feedback.page(FeedbackFilters(), limit=9, after=None)) == 6
+
+
+@pytest.mark.parametrize(
+    "moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01", "9999-12-31"]
+)
+async def test_times_beyond_those_of_postgresql_select_all_or_nothing(
+    database: AsyncEngine, feedback: FeedbackStore, owner: Owner, moment: str
+) -> None:
+    await feedback.put(about(owner))
+    tokens = FeedbackTokens(SecretStore(database), 0)
+    service = FeedbackService(feedback, tokens, ApiKeyStore(database), api_metrics("m"))
+    principal = Principal(owner.project_id, owner.key_id, frozenset({Scope.INFERENCE}))
+    start = datetime.fromisoformat(moment)
+    page = await service.page(principal, project=None, limit=9, after=None, start=start)
+    assert len(page.items) == (1 if start.year == 1 else 0)
+    page = await service.page(principal, project=None, limit=9, after=None, end=start)
+    assert len(page.items) == (0 if start.year == 1 else 1)
+
+
+async def test_pages_go_on_after_deleted_feedback(feedback: FeedbackStore, owner: Owner) -> None:
+    """As for a client that deletes what it has listed."""
+    for number in range(5):
+        await feedback.put(about(owner, f"job_{number}"))
+    mine, found = FeedbackFilters(owner.project_id), list[str | None]()
+    after: int | None = None
+    while page := await feedback.page(mine, limit=2, after=after):
+        found += [one.job_id for one in page]
+        after = page[-1].id
+        for one in page:
+            assert await feedback.delete(one.id, owner.project_id)
+    assert found == ["job_4", "job_3", "job_2", "job_1", "job_0"]
 
 
 async def test_only_feedback_of_the_project_is_deleted(

@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
-from api.quality.intervals import Rate, bootstrap_mean, wilson
+from api.quality.intervals import Mean, Rate, bootstrap_mean, wilson
 from api.quality.service import QualityItem, QualityService
-from api.quality.store import Dimension, QualitySelection, QualityStore, RequestCounts
+from api.quality.store import Dimension, QualitySelection, QualityStore, RequestCounts, ScoredRubric
 from api.usage.periods import Periods
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.owner import Owner
@@ -64,8 +64,13 @@ def judgement(owner: Owner, run_id: str, score: float | None, **columns: Any) ->
     }  # fmt: skip
 
 
-def run(run_id: str, rubric: str, kind: str = "live") -> dict[str, Any]:
-    return {"id": run_id, "kind": kind, "rubric": rubric, "prompt_version": "1", "judge_model": "judge"}
+def run(
+    run_id: str, rubric: str, kind: str = "live", *, judge: str = "judge", scale: str | None = "1-5"
+) -> dict[str, Any]:
+    options = {} if scale is None else {"scale": scale}
+    return {
+        "id": run_id, "kind": kind, "rubric": rubric, "prompt_version": "1", "judge_model": judge, "options": options,
+    }  # fmt: skip
 
 
 def selection(*group_by: Dimension, by_day: bool = False, zone: ZoneInfo = UTC_ZONE, **filters: Any) -> Any:
@@ -118,12 +123,11 @@ async def test_rates_of_feedback(database: AsyncEngine, quality: QualityService,
 
 
 async def test_scores_of_judges(database: AsyncEngine, quality: QualityService, owner: Owner) -> None:
-    await add(database, EvalRunRow, run("a", "helpful"), run("b", "true"), run("c", "true", "set"), run("d", "helpful"))
+    await add(database, EvalRunRow, run("a", "helpful"), run("b", "true", scale=None), run("c", "true", "set"))
     await add(
         database,
         JudgementRow,
-        *(judgement(owner, "a", score) for score in (5, 4, 4)),
-        judgement(owner, "d", 1),
+        *(judgement(owner, "a", score) for score in (5, 4, 4, 1)),
         judgement(owner, "a", None),
         judgement(owner, "a", None, state="failed"),
         judgement(owner, "a", None, state="pending"),
@@ -132,9 +136,32 @@ async def test_scores_of_judges(database: AsyncEngine, quality: QualityService, 
     )
     (found,) = await items(quality, selection())
     helpful, true = found.scores
-    assert (helpful.rubric, helpful.unparsable, helpful.failed) == (("helpful", "1"), 1, 1)
+    assert helpful.rubric == ScoredRubric("helpful", "1", "judge", "1-5", "a")
+    assert (helpful.unparsable, helpful.failed) == (1, 1)
     assert helpful.mean == bootstrap_mean({5.0: 1, 4.0: 2, 1.0: 1})
-    assert (true.rubric, true.mean, true.unparsable) == (("true", "1"), None, 1)
+    assert (true.rubric, true.mean, true.unparsable) == (ScoredRubric("true", "1", "judge", "", "b"), None, 1)
+
+
+async def test_scores_that_are_not_comparable_are_not_mixed(
+    database: AsyncEngine, quality: QualityService, owner: Owner
+) -> None:
+    """A rubric whose question, scale or judge has changed has another run, though its name and version are the same."""
+    others = run("b", "helpful", judge="other"), run("c", "helpful", scale="yes/no"), run("d", "helpful")
+    await add(database, EvalRunRow, run("a", "helpful"), *others)
+    await add(database, JudgementRow, *(judgement(owner, one, 5) for one in "aabd"), judgement(owner, "c", 1))
+    (found,) = await items(quality, selection())
+    assert [(one.rubric.run_id, one.mean and one.mean.n) for one in found.scores] == [
+        ("a", 2), ("d", 1), ("c", 1), ("b", 1),
+    ]  # fmt: skip
+
+
+async def test_yes_and_no_are_a_rate(database: AsyncEngine, quality: QualityService, owner: Owner) -> None:
+    """As in the report of the rubric: Wilson's interval of the share of yes."""
+    await add(database, EvalRunRow, run("a", "grounded", scale="yes/no"))
+    await add(database, JudgementRow, *(judgement(owner, "a", score) for score in (1, 1, 1, 0)))
+    (found,) = await items(quality, selection())
+    (grounded,) = found.scores
+    assert grounded.mean == Mean(0.75, 4, wilson(3, 4))
 
 
 async def test_groups(database: AsyncEngine, quality: QualityService, owner: Owner) -> None:

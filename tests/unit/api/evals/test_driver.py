@@ -14,6 +14,7 @@ import pytest
 from api.evals import __main__ as command
 from api.evals.driver import Driver, DriverError
 from api.evals.sets import read_set
+from api.quality.intervals import wilson
 
 RUN = "evalrun_1"
 
@@ -27,6 +28,8 @@ class Api:
         self.items: dict[str, dict[str, Any]] = {}
         self.jobs: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.known: set[str] = set()
+        self.cache_control: list[str | None] = []
         self.refusals: list[httpx.Response] = []
         self.polls = 0
 
@@ -38,7 +41,11 @@ class Api:
             case "POST", "/v1/jobs":
                 self.jobs.append(body)
                 self.keys.append(request.headers["idempotency-key"])
-                return self._job(body)
+                self.cache_control.append(request.headers.get("cache-control"))
+                response = self._job(body)
+                if self.keys[-1] in self.known:
+                    response.headers["idempotent-replayed"] = "true"
+                return response
             case "GET", path if path.startswith("/v1/jobs/"):
                 self.polls += 1
                 return httpx.Response(200, json={"id": "job_1", "status": "completed", "output_text": "right"})
@@ -69,7 +76,7 @@ class Api:
     def _run(body: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": RUN, "kind": body["kind"], "rubric": "better", "judge": "j", "expected": 2, "ended_at": None,
-            "judgements": {"scored": 2},
+            "judgements": {"scored": 2}, "scale": "1-5",
         }  # fmt: skip
 
     @staticmethod
@@ -103,7 +110,7 @@ Arguments = Callable[..., argparse.Namespace]
 def arguments(path: Path, **changes: Any) -> argparse.Namespace:
     values = {
         "a": "a", "b": "b", "set": path, "rubric": None, "judge": None, "metric": "exact", "chart": None, "limit": None,
-        "max_tokens": 8, "model": [],
+        "max_tokens": 8, "model": [], "fresh": False,
     }  # fmt: skip
     return argparse.Namespace(**{**values, **changes})
 
@@ -145,6 +152,24 @@ async def test_the_same_command_finds_its_answers_again(tmp_path: Path) -> None:
     assert not set(other.keys) & set(first.keys)
 
 
+async def test_answers_of_an_earlier_command_are_not_silently_those_of_a_new_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_set(tmp_path, 4, expected="right")
+    earlier, api = Api(), Api()
+    async with driver(earlier) as client:
+        await command.compare(arguments(path, limit=3), client)
+    assert "earlier command" not in capsys.readouterr().err
+    api.known = set(earlier.keys)
+    async with driver(api) as client:
+        await command.compare(arguments(path), client)
+        assert "b: 3 answers are those of an earlier command" in capsys.readouterr().err
+        await command.compare(arguments(path, fresh=True), client)
+    assert "earlier command" not in capsys.readouterr().err
+    assert len(set(api.keys)) == 16
+    assert api.cache_control == [None] * 8 + ["no-cache"] * 8, "nor are they those of the response cache"
+
+
 async def test_equal_models_show_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with driver(Api()) as client:
         assert await command.compare(arguments(write_set(tmp_path, 40, expected="right")), client) == 0
@@ -175,6 +200,17 @@ async def test_recorded_answers_are_scored(tmp_path: Path, capsys: pytest.Captur
     assert api.items["0"]["messages"] == turn[:1]
     assert api.items["0"]["answers"] == [{"model": "recorded", "text": "recorded answer"}]
     assert "recorded: mean 2.000" in capsys.readouterr().out
+
+
+def test_yes_and_no_are_reported_as_a_rate() -> None:
+    judgements = [{"state": "scored", "score": float(score)} for score in (1, 1, 1, 0)]
+    interval = wilson(3, 4)
+    assert command._scores("m", judgements, yes_no=True) == (
+        f"m: mean 0.750, 95 % interval {interval.low:.3f} to {interval.high:.3f}, n = 4; 0 unparsable, 0 failed"
+    )
+    assert command._scores("m", [{"state": "failed", "score": None}], yes_no=True) == (
+        "m: no scores; 0 unparsable, 1 failed"
+    )
 
 
 async def test_a_busy_server_is_asked_again_and_a_used_up_budget_is_not(tmp_path: Path) -> None:

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 
 from api.evals.statistics import (
     FEW,
+    MOST_ACCELERATED,
+    RESAMPLES,
     Conclusion,
     Pairwise,
     agreement,
     cohens_kappa,
+    difference_by_counts,
     paired_difference,
     unpaired_difference,
 )
+from api.quality.intervals import Interval
 
 SCALE = [1, 2, 3, 4, 5]
 PAIRS = st.lists(st.tuples(st.sampled_from(SCALE), st.sampled_from(SCALE)), min_size=1, max_size=60)
@@ -28,7 +32,7 @@ def test_kappa_of_two_points_by_hand() -> None:
     # Observed 35/50 = 0.7; expected (25 * 30 + 25 * 20) / 50^2 = 0.5; kappa 0.2 / 0.5 = 0.4.
     table = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
     assert cohens_kappa(table, [0, 1]) == pytest.approx(0.4)
-    found = agreement([pair for pair, count in table.items() for _ in range(count)], [0, 1])
+    found = agreement([[pair] for pair, count in table.items() for _ in range(count)], [0, 1])
     assert found.n == 50
     assert found.observed == pytest.approx(0.7)
     assert found.kappa == pytest.approx(0.4)
@@ -47,9 +51,26 @@ def test_weighted_kappa_by_hand() -> None:
 def test_kappa_that_is_not_defined() -> None:
     assert cohens_kappa({}, SCALE) is None
     assert cohens_kappa({(4, 4): 10}, SCALE) is None, "chance alone would agree"
-    found = agreement([(4, 4)] * 10, SCALE)
+    found = agreement([[(4, 4)]] * 10, SCALE)
     assert (found.n, found.observed, found.kappa, found.interval) == (10, 1, None, None)
     assert agreement([], SCALE).observed is None
+
+
+def test_labels_of_many_people_do_not_narrow_the_interval() -> None:
+    """Each answer that eight people have labelled in the same way says no more than one label of it."""
+    table = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
+    pairs = [pair for pair, count in table.items() for _ in range(count)]
+    once, many = agreement([[pair] for pair in pairs], [0, 1]), agreement([[pair] * 8 for pair in pairs], [0, 1])
+    assert (many.n, many.observed) == (50, once.observed)
+    assert many.kappa == pytest.approx(once.kappa)
+    assert many.interval is not None
+    assert once.interval is not None
+    assert many.interval.low == pytest.approx(once.interval.low)
+    assert many.interval.high == pytest.approx(once.interval.high)
+    independent = agreement([[pair] for pair in pairs * 8], [0, 1])
+    assert independent.n == 400
+    assert independent.interval is not None
+    assert independent.interval.low > many.interval.low + 0.1
 
 
 @given(PAIRS)
@@ -92,6 +113,29 @@ def test_differences_of_few_or_equal_values() -> None:
     assert same.p == pytest.approx(1)
     lost = paired_difference([-1.0] * 50)
     assert lost.conclusion is Conclusion.WORSE
+
+
+@pytest.mark.parametrize("values", [[-1.0, -0.5, 0.0, 0.5, 1.0] * 40 + [-0.5] * 30, [1.0, -1.0, 0.0] * 70])
+def test_differences_by_value_are_those_of_the_items(values: list[float]) -> None:
+    found, expected = difference_by_counts(Counter(values)), paired_difference(values)
+    assert found.interval is not None
+    assert expected.interval is not None
+    assert found.p is not None
+    width = expected.interval.high - expected.interval.low
+    assert (found.n, found.mean) == (expected.n, pytest.approx(expected.mean))
+    assert found.interval.low == pytest.approx(expected.interval.low, abs=width / 10)
+    assert found.interval.high == pytest.approx(expected.interval.high, abs=width / 10)
+    assert found.p == pytest.approx(expected.p, abs=0.02)
+
+
+def test_a_comparison_of_very_many_items() -> None:
+    """With arrays of all items, each resample would take as much memory as these: gigabytes, or minutes."""
+    found = paired_difference([1.0, -1.0, -1.0, 0.0] * 25_000)
+    assert (found.n, found.mean, found.conclusion) == (100_000, -0.25, Conclusion.WORSE)
+    assert found.p == pytest.approx(1 / (RESAMPLES + 1))
+    same = paired_difference([0.5] * (MOST_ACCELERATED + 1))
+    assert same.interval == Interval(0.5, 0.5)
+    assert paired_difference([0.0] * (MOST_ACCELERATED + 1)).p == 1
 
 
 @settings(max_examples=15, deadline=None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.quality.intervals import Interval, Mean, Rate, bootstrap_mean, wilson
+from api.quality.intervals import Interval, Mean, Rate, bootstrap_mean, mean_of_scores, wilson
 
 COUNTS = st.integers(1, 10_000_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 SCORES = st.dictionaries(st.integers(1, 5).map(float), st.integers(1, 500), min_size=1)
@@ -77,6 +77,13 @@ def test_the_bootstrap_of_counts_is_that_of_the_observations() -> None:
 
 def test_equal_scores_have_an_interval_without_width() -> None:
     assert bootstrap_mean({4.0: 7}) == Mean(4.0, 7, Interval(4.0, 4.0))
+
+
+def test_the_mean_of_yes_and_no_is_a_rate() -> None:
+    assert mean_of_scores({1.0: 3, 0.0: 1}, yes_no=True) == Mean(0.75, 4, wilson(3, 4))
+    assert mean_of_scores({0.0: 2}, yes_no=True) == Mean(0.0, 2, wilson(0, 2))
+    assert mean_of_scores({1.0: 3, 0.0: 1}, yes_no=False) == bootstrap_mean({1.0: 3, 0.0: 1})
+    assert mean_of_scores({}, yes_no=True) is mean_of_scores({}, yes_no=False) is None
 
 
 def test_no_scores_are_an_error() -> None:

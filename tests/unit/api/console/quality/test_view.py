@@ -23,7 +23,7 @@ from api.evals.statistics import Agreement, Difference, Pairwise
 from api.quality.intervals import Interval, Mean
 from api.quality.routes import GroupBy
 from api.quality.service import QualityItem, Scores
-from api.quality.store import FeedbackCounts, RequestCounts
+from api.quality.store import FeedbackCounts, RequestCounts, ScoredRubric
 from shared.domain.request import Message
 
 RUBRIC = Rubric(name="helpful", question="Does it help?", judge="large", sampling=Sampling(rate=0.02))
@@ -37,7 +37,10 @@ ITEM = QualityItem(
     ["small"],
     RequestCounts(100, 4, 50, 1, 2),
     FeedbackCounts(10, 9, 0),
-    [Scores(("helpful", "1"), Mean(3.9, 41, Interval(3.6, 4.2)), 1, 0), Scores(("polite", "2"), None, 2, 1)],
+    [
+        Scores(ScoredRubric("helpful", "1", "large", "1-5", "a"), Mean(3.9, 41, Interval(3.6, 4.2)), 1, 0),
+        Scores(ScoredRubric("polite", "2", "large", "", "b"), None, 2, 1),
+    ],
 )
 
 
@@ -82,6 +85,7 @@ def test_the_conclusion_of_a_comparison() -> None:
     assert worse.range is not None
     assert worse.range.low < worse.range.mean < worse.range.high < 50
     assert ("95 % interval", "-0.700 to -0.300") in worse.facts
+    assert ("Not scored", "1 unparsable, 2 failed, 3 pending") in worse.facts
     pairs = Pairwise.of({1: (1.0, 0.0), 2: (1.0, 1.0), 3: (0.0, 0.0)})
     few = comparison_view(compared(pairs.difference, pairs))
     assert few.badge.text == "too few"
@@ -95,8 +99,8 @@ def test_rates_of_a_group() -> None:
     assert (line.name, line.up.text, line.up.n) == ("small", "90.0%", 10)
     assert (line.refusals.n, line.by_classifier, line.errors.text) == (50, 2, "4.0%")
     assert line.scores == [
-        "helpful (version 1): 3.90 (3.60 to 4.20), n = 41",
-        "polite (version 2): no scores, 2 unparsable, 1 failed",
+        "helpful (version 1, judge large): 3.90 (3.60 to 4.20), n = 41",
+        "polite (version 2, judge large): no scores, 2 unparsable, 1 failed",
     ]
     nothing = group_line(QualityItem(None, [None]))
     assert (nothing.name, nothing.up.range, nothing.scores) == ("conversations", None, [])
