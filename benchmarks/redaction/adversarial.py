@@ -23,6 +23,8 @@ UNITS: Mapping[str, tuple[RedactionKind, str]] = {
     "email: signs": (RedactionKind.EMAIL, "a@"),
     "email: domains without end": (RedactionKind.EMAIL, "a@a.a.a.a.a.a.1 "),
     "email: addresses": (RedactionKind.EMAIL, "a@b.de "),
+    "email: escapes": (RedactionKind.EMAIL, r"\\\n\u0041\t"),
+    "email: backslashes": (RedactionKind.EMAIL, "\\"),
     "phone: digits": (RedactionKind.PHONE, "030 "),
     "phone: signs": (RedactionKind.PHONE, "+("),
     "phone: near misses": (RedactionKind.PHONE, "0301 2345, "),
