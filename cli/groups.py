@@ -16,7 +16,7 @@ from cli.output import note, prepare_streams
 COMMANDS = (
     "up", "status", "submit", "jobs", "job", "cancel", "feedback", "batch", "batches", "failed", "models", "workers",
     "requests", "export", "usage", "projects", "keys", "budgets", "limits", "webhooks", "prices", "evals", "audit",
-    "bench",
+    "redact", "erase", "bench",
 )  # fmt: skip
 
 

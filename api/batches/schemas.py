@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.batches.batch import Batch, BatchStatus
 from api.files.schemas import ExpiresAfter
 from api.http.pagination import PageView
-from api.http.webhook_parameters import WebhookParameters, event_patterns, events_filter
+from api.http.webhook_parameters import Patterns, WebhookParameters, event_patterns, events_filter
 from api.jobs.parameters import MAX_METADATA, MetadataKey, MetadataValue
 from shared.domain.webhook_events import EventType
 
@@ -48,7 +48,7 @@ class BatchCreate(WebhookParameters):
     )
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
     output_expires_after: ExpiresAfter | None = Field(None, description="Retention of the result files.")
-    webhook_events_filter: Annotated[list[str], event_patterns(OF_BATCHES)] | None = events_filter("batch.completed")
+    webhook_events_filter: Annotated[Patterns, event_patterns(OF_BATCHES)] | None = events_filter("batch.completed")
 
 
 class RequestCounts(BaseModel):

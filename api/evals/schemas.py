@@ -233,7 +233,7 @@ class ItemCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: ItemId
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
     answers: list[Answer] = Field(min_length=1, max_length=MAX_MODELS)
 
     def item(self) -> Item:
@@ -265,7 +265,7 @@ class ItemsCreate(BaseModel):
         },
     )
 
-    items: list[ItemCreate] = Field(min_length=1, max_length=MAX_ITEMS)
+    items: list[ItemCreate] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
 
 
 class JudgementView(BaseModel):

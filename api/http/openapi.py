@@ -60,6 +60,11 @@ HEADERS: dict[str, dict[str, Any]] = {
     "Location": {"description": "The path of the job.", "schema": {"type": "string"}},
     "Preference-Applied": {"description": "The `Prefer` that applied.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds after which to send the request again.", "schema": {"type": "integer"}},
+    "x-headrace-export": {"description": "The export's id.", "schema": {"type": "string"}},
+    "x-headrace-redaction-level": {
+        "description": "At most this much of the bodies is in the file.",
+        "schema": {"type": "string", "enum": ["redacted", "full"]},
+    },
 }
 
 

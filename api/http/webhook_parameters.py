@@ -43,6 +43,9 @@ def events_filter(example: str) -> Any:
     )
 
 
+Patterns = Annotated[list[str], Field(fail_fast=True)]
+
+
 class WebhookParameters(BaseModel):
     """The webhook of a request for a job or a batch."""
 
@@ -52,7 +55,7 @@ class WebhookParameters(BaseModel):
         " `GET /v1/webhooks/secret`.",
         examples=["https://hooks.example.com/headrace"],
     )
-    webhook_events_filter: list[str] | None = None
+    webhook_events_filter: Patterns | None = None
 
     @model_validator(mode="after")
     def _filters_a_webhook(self) -> Self:
@@ -72,4 +75,4 @@ class WebhookParameters(BaseModel):
 class JobWebhookParameters(WebhookParameters):
     """The webhook of a request that is run as a job, in all dialects."""
 
-    webhook_events_filter: Annotated[list[str], event_patterns(OF_JOBS)] | None = events_filter("job.failed")
+    webhook_events_filter: Annotated[Patterns, event_patterns(OF_JOBS)] | None = events_filter("job.failed")

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# The scale of a rubric whose scores are 0 and 1.
+YES_NO = "yes/no"
 # The quantile of the standard normal distribution that has 2.5 % above it.
 Z_95 = 1.959963984540054
 # The resamples of a bootstrap: the ends of an interval vary by about a hundredth of its width.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 
 from api.http.large_json import JsonBody, json_response
-from api.http.openapi import NOT_FOUND
+from api.http.openapi import NOT_FOUND, headers
 from api.http.pagination import After, fetch_page
 from api.http.parquet import PARQUET
 from api.keys.auth import AnyPrincipal
@@ -42,10 +42,7 @@ _FILES: dict[int | str, dict[str, Any]] = {
             },
             PARQUET: {"schema": {"type": "string", "format": "binary"}},
         },
-        "headers": {
-            EXPORT_HEADER: {"description": "The export's id.", **_TEXT},
-            LEVEL_HEADER: {"description": "At most this much of the bodies is in the file.", **_TEXT},
-        },
+        **headers(EXPORT_HEADER, LEVEL_HEADER),
     }
 }
 

@@ -143,4 +143,4 @@ async def _next(evals: EvalService, viewer: Viewer, requests: LoggedRequests, ru
     return None if found is None else ToLabelView.of(found)
 
 
-PAGE = Page(path="quality", title="Quality", router=router, key="q", group="Insight")
+PAGE = Page(path="quality", title="Quality", router=router, key="e", group="Insight")

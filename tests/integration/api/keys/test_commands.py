@@ -193,7 +193,8 @@ async def test_ensure_gives_a_stored_key_the_scopes_that_it_lacks(keys: Keys, da
         valid = await ApiKeyStore(database).find(CHOSEN)
         assert valid is not None
         held.append(valid.principal.scopes)
-    assert held == [{Scope.INFERENCE}, set(Scope), set(Scope), set(Scope)]
+    both = {Scope.INFERENCE, Scope.ADMIN}
+    assert held == [{Scope.INFERENCE}, both, both, both]
 
 
 def test_ensure_refuses_a_revoked_key(keys: Keys) -> None:
@@ -370,7 +371,7 @@ async def test_what_a_key_is_called_and_may_do_is_changed(keys: Keys, database: 
     assert keys("set", "key_1", *arguments).returncode == 0
     found = await ApiKeyStore(database).find(key)
     assert found is not None
-    assert (found.principal.scopes, found.expires_in_s) == (frozenset(Scope), None)
+    assert (found.principal.scopes, found.expires_in_s) == (frozenset({Scope.INFERENCE, Scope.ADMIN}), None)
     assert "shop" in keys("list").stdout
     assert keys("set", "key_1", "--scope", "inference", "--expires", "1h").returncode == 0
     found = await ApiKeyStore(database).find(key)

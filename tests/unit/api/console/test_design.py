@@ -9,6 +9,7 @@ import pytest
 
 from api import console
 from api.console.assets import ASSETS, FOLDER
+from api.console.pages import PAGES
 
 TEMPLATES = sorted(Path(console.__path__[0]).rglob("*.html"))
 MAX_BYTES = 100_000
@@ -18,6 +19,18 @@ COLORS = ("blue", "teal", "orange", "green", "amber", "red", "violet", "gray")
 
 def test_scripts_and_styles_are_small() -> None:
     assert sum(len(asset.compressed) for asset in ASSETS.files.values()) <= MAX_BYTES
+
+
+def test_each_page_has_a_key_of_its_own() -> None:
+    keys = [page.key for page in PAGES]
+    assert sorted(set(keys)) == sorted(keys)
+
+
+def test_rows_that_the_keyboard_moves_along_are_in_a_list() -> None:
+    """The script looks for rows in such lists only. Rows of a live list have a template of their own."""
+    texts = {template.name: template.read_text() for template in TEMPLATES}
+    missing = {name for name, text in texts.items() if re.search(r"data-row\b", text) and "data-rows" not in text}
+    assert missing == {"row.html"}
 
 
 def test_vendored_files_have_their_version_and_licence() -> None:
