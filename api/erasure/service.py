@@ -205,7 +205,7 @@ class _Run:
                 return
             job_ids = [job_id for job_id, _ in jobs]
             if leaders := [job_id for job_id, may_lead in jobs if may_lead]:
-                await self._jobs.settle_followers(*leaders)  # without the answer, they would all be run
+                await self._jobs.settle_all(*leaders)  # without the answer, they would all be run
             # Before the rows, which a repeated call could not find if Redis was unavailable afterwards.
             await self._logs.delete(*job_ids)
             portion = await self._store.erase_jobs(self._of[0], job_ids, keep_user=in_batches)

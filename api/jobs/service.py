@@ -280,7 +280,7 @@ class JobService:
                 raise
             logger.warning("job=%s cannot be released, leaving it to the sweeper: %s", follower, error)
 
-    async def settle_followers(self, *leaders: str) -> None:
+    async def settle_all(self, *leaders: str) -> None:
         """End or release all followers of jobs that have ended."""
         while changes := await self._store.settle(leaders):
             report_changes(changes, self._hints.put, self._metrics)
@@ -404,7 +404,7 @@ class JobService:
         """
         job = await self.summary(job_id, project_id)
         if job.may_lead and job.status.terminal:
-            await self.settle_followers(job_id)  # without its answer, they would all be run
+            await self.settle_all(job_id)  # without its answer, they would all be run
         if not (deleted := await self._store.delete(job_id, project_id)):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         for name in deleted:
