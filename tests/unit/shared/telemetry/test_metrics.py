@@ -36,7 +36,8 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
-    "attention_backend", "code", "at", "dtype", "endpoint", "format", "from", "kind", "level", "method", "model", "outcome",
+    "attention_backend", "code", "at", "dtype", "endpoint", "format", "from", "kind", "level", "method", "model",
+    "outcome",
     "parameter", "part", "priority", "quantization", "rating", "reason", "result", "route", "rule", "scope", "source",
     "speculation", "start", "state", "status", "strategy", "to", "unit", "write",
 }  # fmt: skip
