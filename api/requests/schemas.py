@@ -156,8 +156,8 @@ class RequestList(PageView[RequestView]):
     last_id: str | None = Field(description="The place after which the next page begins: `after` of its request.")
     partial: bool = Field(
         False,
-        description="The search stopped after it had read 20,000 requests, before it had found a full page. It"
-        " continues after `last_id`.",
+        description="The search stopped after it had read 20,000 requests (8,000 with conditions about feedback or"
+        " scores), before it had found a full page. It continues after `last_id`.",
     )
 
     @classmethod

@@ -46,8 +46,8 @@ from shared.postgres.request_log_tables import RequestLogRow
 from shared.postgres.store import Store
 from shared.postgres.tables import ProjectRow, Timestamp
 
-# Rows that one statement reads.
-SLICE = 20_000
+# Rows that one statement reads, and with conditions for which it looks each row up in another table.
+SLICE, LOOKUP_SLICE = 20_000, 8_000
 # Searches that a process makes at a time, so that submits always get connections.
 CONCURRENT = 4
 # A plan for any parameters would not know how many rows a project has. And where PostgreSQL expects few rows, it would
@@ -132,9 +132,11 @@ class LoggedRequestStore(Store):
         self._searches = asyncio.Semaphore(CONCURRENT)
 
     async def page(
-        self, filters: RequestFilters, *, limit: int, after: Cursor | None = None, size: int = SLICE
+        self, filters: RequestFilters, *, limit: int, after: Cursor | None = None, size: int | None = None
     ) -> RequestPage:
         """Return at most `limit` of the next `size` requests after a cursor: those that match."""
+        if size is None:
+            size = SLICE if filters.feedback is None and filters.score is None else LOOKUP_SLICE
         statement, parameters = page_statement(filters, after, limit + 1, size)
         async with self._searches, transaction(self._engine) as connection:
             await connection.execute(_PLANNER)

@@ -26,8 +26,8 @@ VLLM_OPTIONS: dict[str, object] = {
 # The second one leaves no room for an answer that can be parsed.
 VLLM_RUBRICS = """\
 rubrics:
-  - {name: helpful, question: Which answer is right?, judge: smollm2, max_tokens: 80}
-  - {name: cut, question: Which answer is right?, judge: smollm2, max_tokens: 3}
+  - {name: helpful, question: "Which answer is right?", judge: smollm2, max_tokens: 80}
+  - {name: cut, question: "Which answer is right?", judge: smollm2, max_tokens: 3}
 """
 # A system message that is longer than a block of the prompt cache, which has 128 tokens on a CPU.
 WARM_TEXT = " ".join(f"Rule {number}: answer in {number} words." for number in range(20))

@@ -188,6 +188,7 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
             "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "priority": 1, "seed": 1, "top_k": 1,
             "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": 1, "repetition_penalty": 1, "stop": ["x"],
             "extra_body": {"a": None}, "cache": {"ttl": 60}, "context": {"strategy": "sliding_window"},
+            "webhook": "https://example.com/hook", "webhook_events_filter": ["response.*"],
         },
     ),
     "batch": (
@@ -198,6 +199,8 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
             "completion_window": "24h",
             "metadata": {"k": "v"},
             "output_expires_after": {"anchor": "created_at", "seconds": 3600},
+            "webhook": "https://example.com/hook",
+            "webhook_events_filter": ["batch.*"],
         },
     ),
 }  # fmt: skip
