@@ -85,7 +85,7 @@ async def test_the_route_is_shown_without_running(sim: httpx.AsyncClient) -> Non
 async def test_routes_are_listed_behind_the_models(sim: httpx.AsyncClient) -> None:
     listed = (await sim.get("/v1/models")).json()["data"]
     assert [entry["id"] for entry in listed] == ["sim", "small", "orphan", "dear", "auto", ROUTE, DEAR_ROUTE]
-    route = listed[3]
+    route = listed[4]
     modes = ["cost", "balanced", "quality"]
     assert route["route"] == {"models": ["sim", "small", "orphan"], "modes": modes}
     assert (route["owned_by"], route["max_model_len"]) == ("headrace", 8192)
