@@ -25,7 +25,7 @@ from api.evals.schemas import (
 )
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
-from api.http.openapi import ERRORS, NOT_FOUND, READ
+from api.http.openapi import ERRORS, FAILED, NOT_FOUND, READ
 from api.http.pagination import After
 from shared.domain.field_types import MAX_MODEL_NAME
 
@@ -99,7 +99,7 @@ async def get_run(run_id: str, _: Operator, evals: CurrentEvals) -> RunView:
     return RunView.of(await evals.get(run_id))
 
 
-@router.post("/runs/{run_id}/items", responses={**RESPONSES, **NOT_FOUND, 200: READ})
+@router.post("/runs/{run_id}/items", responses={**RESPONSES, **NOT_FOUND, 413: FAILED[413], 200: READ})
 async def add_items(run_id: str, body: ItemsCreate, _: Operator, evals: CurrentEvals) -> JudgementList:
     """Judge items of a set.
 

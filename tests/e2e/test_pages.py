@@ -58,7 +58,7 @@ def proxy(sim_stack: Stack) -> Iterator[Proxy]:
 
 
 def test_docs_show_every_operation(sim_stack: Stack, proxy: Proxy, tmp_path: Path) -> None:
-    paths = httpx.get(f"{sim_stack.url}/openapi.json").json()["paths"]
+    paths = httpx.get(f"{sim_stack.url}/openapi.json", timeout=60).json()["paths"]
     page = render(f"{proxy.url}/docs", tmp_path)
     assert page.console == []
     shown = re.findall(r'<div class="opblock opblock-[a-z]+" id="[^"]+">.*?data-path="([^"]+)"', page.dom)

@@ -214,7 +214,7 @@ async def test_usage_as_parquet(project: Project) -> None:
 
 
 def test_the_description_has_examples(stack: Stack) -> None:
-    described = httpx.get(f"{stack.url}/openapi.json").json()
+    described = httpx.get(f"{stack.url}/openapi.json", timeout=60).json()
     for path in ("/v1/requests", "/v1/requests/export", "/v1/requests/exports", "/v1/requests/{job_id}"):
         assert "get" in described["paths"][path]
     for name in ("RequestView", "RequestList", "OpenedRequest", "ExportList"):

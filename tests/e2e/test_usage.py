@@ -333,7 +333,7 @@ async def test_estimate(client: httpx.AsyncClient) -> None:
         ("/v1/usage?limit=1001", "limit"),
         ("/v1/usage?page=2", "page"),
         ("/v1/usage?key=12", "key"),
-        ("/v1/usage?format=parquet", "format"),
+        ("/v1/usage?format=xml", "format"),
         ("/v1/usage/statement", "month"),
         ("/v1/usage/statement?month=2026-11-01", "month"),
         ("/v1/organization/costs", "start_time"),

@@ -474,7 +474,7 @@ class TestFailover:
 
 async def test_a_real_model_judges_in_both_orders(vllm_stack: Stack) -> None:
     """Its opinions are worth nothing. Its answers keep to the schema, or are no scores."""
-    key = create_key(vllm_stack, "judge-of-vllm", "--scope", "admin")
+    key = create_key(vllm_stack, "judge-of-vllm", "--scope", "admin", "--scope", "inference")
     item = {
         "id": "q1",
         "messages": [{"role": "user", "content": "What is the capital of France?"}],

@@ -280,11 +280,14 @@ class Runner:
         ]
 
     def claimed_before(self, moment: float) -> list[tuple[str, int]]:
-        """Running jobs, with their attempts' numbers, that were claimed before a moment of the monotonic clock."""
+        """Running jobs, with their attempts' numbers, that were claimed before a moment of the monotonic clock.
+
+        Without those that are giving up their claims.
+        """
         return [
             (job_id, attempt.job.attempt)
             for job_id, attempt in self._attempts.items()
-            if attempt.claimed_at < moment and not attempt.handing_over
+            if attempt.claimed_at < moment and not attempt.handing_over and not attempt.finishing
         ]
 
     @contextlib.contextmanager

@@ -11,11 +11,12 @@ from api.admin.redaction.schemas import RedactedText, RedactionPreview
 from api.admin.redaction.service import RedactionService
 from api.http.dependencies import resource
 from api.http.json_body import JsonRoute
+from api.http.openapi import FAILED
 
 router = APIRouter(prefix="/v1/admin/redaction", tags=["privacy"], route_class=JsonRoute)
 
 
-@router.post("/preview", responses=ADMIN_ERRORS)
+@router.post("/preview", responses={**ADMIN_ERRORS, 413: FAILED[413]})
 async def preview_redaction(
     body: RedactionPreview, _: AdminPrincipal, service: Annotated[RedactionService, Depends(resource(RedactionService))]
 ) -> RedactedText:

@@ -52,6 +52,9 @@ class JobAttempt:
         self.verdict = None if early is None else early.verdict
         self._judge = judge
         self._on_handover = on_handover
+        # Whether it is giving up the claim: it ends the job, or returns it to the queue. Its row may say so before it
+        # knows.
+        self.finishing = False
         self._handover: asyncio.Task[JobStatus | None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -184,6 +187,7 @@ class JobAttempt:
         """End or requeue the job, depending on how the generation ended."""
         state, context, generation = self._state, self._state.context, self._state.generation
         assert generation is None or generation.done()
+        self.finishing = True
         death = self._judge(self) if self._died and self.in_engine else None
         await self._clean_up()
         cancelled = generation is None or generation.cancelled()

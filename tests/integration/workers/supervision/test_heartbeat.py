@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -83,3 +84,33 @@ async def test_a_claim_whose_reply_was_lost_is_released(
     assert [item.job_id for item in await worker.store.list_claims()] == [job.id]
     await heartbeat.renew()
     assert await worker.store.list_claims() == []
+
+
+async def test_a_job_whose_end_was_committed_before_the_reply_is_not_taken_for_a_lost_one(
+    worker: Worker,
+    heartbeat: Heartbeat,
+    store: JobStore,
+    owner: Owner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
+    committed, reply = asyncio.Event(), asyncio.Event()
+    finish = ClaimStore.finish
+
+    async def delayed(self: ClaimStore, *arguments: Any, **options: Any) -> Any:
+        ended = await finish(self, *arguments, **options)
+        committed.set()
+        await reply.wait()
+        return ended
+
+    monkeypatch.setattr(ClaimStore, "finish", delayed)
+    entered = worker.engine.next_call(job.id)
+    run = asyncio.create_task(worker.runner.run(job.id))
+    call = await asyncio.wait_for(entered, WITHIN_S)
+    call.finish("stop")
+    await asyncio.wait_for(committed.wait(), WITHIN_S)
+    await heartbeat.renew()
+    reply.set()
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert [record.message for record in caplog.records if record.name == "workers.supervision.heartbeat"] == []
