@@ -323,6 +323,7 @@ async def test_readyz_names_the_model_without_a_worker(sim: httpx.AsyncClient) -
             "model sim": "ok",
             "model small": "ok",
             "model orphan": "no live worker",
+            "model dear": "no live worker",
         },
     }
     assert (await sim.get("/healthz")).json() == {"status": "ok"}

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import ROUTE
+from tests.e2e.conftest import DEAR_ROUTE, ROUTE
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.metrics import samples
 from tests.support.stack import Stack
@@ -84,8 +84,8 @@ async def test_the_route_is_shown_without_running(sim: httpx.AsyncClient) -> Non
 
 async def test_routes_are_listed_behind_the_models(sim: httpx.AsyncClient) -> None:
     listed = (await sim.get("/v1/models")).json()["data"]
-    assert [entry["id"] for entry in listed] == ["sim", "small", "orphan", "auto", ROUTE]
-    route = listed[3]
+    assert [entry["id"] for entry in listed] == ["sim", "small", "orphan", "dear", "auto", ROUTE, DEAR_ROUTE]
+    route = listed[4]
     modes = ["cost", "balanced", "quality"]
     assert route["route"] == {"models": ["sim", "small", "orphan"], "modes": modes}
     assert (route["owned_by"], route["max_model_len"]) == ("headrace", 8192)
