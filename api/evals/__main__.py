@@ -17,10 +17,9 @@ from typing import Any
 from api.evals.chart import svg
 from api.evals.driver import Answers, Driver, DriverError
 from api.evals.reference import METRICS
-from api.evals.rubrics import YES_NO
 from api.evals.sets import EvalSet, SetError, read_set
 from api.evals.statistics import Conclusion, Difference, paired_difference
-from api.quality.intervals import Interval, mean_of_scores
+from api.quality.intervals import YES_NO, Interval, mean_of_scores
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_MAX_TOKENS = 512

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from api.quality.intervals import YES_NO
 from shared.config.yaml_file import Location, YamlFileError, read_yaml
 from shared.domain.errors import HeadraceError, NotFound
 from shared.domain.field_types import UnicodeText, message_of
@@ -22,7 +23,6 @@ MAX_NAME = 64
 MAX_QUESTION = 4000
 # More points than a judge, or a person, can tell apart.
 MAX_POINTS = 11
-YES_NO = "yes/no"
 
 
 class RubricsError(HeadraceError):

@@ -16,6 +16,8 @@ from typing import Any
 Z_95 = 1.959963984540054
 # The resamples of a bootstrap: the ends of an interval vary by about a hundredth of its width.
 RESAMPLES = 2000
+# The scale of scores that are yes (1) or no (0), as rubrics name it.
+YES_NO = "yes/no"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.evals.rubrics import YES_NO
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
-from api.quality.intervals import Mean, Rate, mean_of_scores
+from api.quality.intervals import YES_NO, Mean, Rate, mean_of_scores
 from api.quality.store import (
     Dimension,
     FeedbackCounts,
