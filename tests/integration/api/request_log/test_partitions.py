@@ -174,7 +174,7 @@ async def test_partitions_are_dropped_between_transactions_that_write_bodies(dat
 
         async def is_waiting() -> bool:
             async with database.connect() as connection:
-                return (await connection.execute(text(WAITING))).scalar_one() == 1
+                return bool((await connection.execute(text(WAITING))).scalar_one() == 1)
 
         await eventually(is_waiting, "the upkeep waits for the writer")
         async with transaction(database) as other:
