@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from shared.config.bundled_model import bundled_model_path
+from shared.domain.master_key import generate_master_key
 from tests.conftest import SIM_REDIS_DB, VLLM_REDIS_DB, Servers
 from tests.support.database import create_database, drop_database, switch_database
 from tests.support.stack import Stack, stack_template, write_models
@@ -128,6 +129,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
     routes: list[dict[str, object]] = [{"name": "auto", "models": ["smollm2"]}]
     stack = make_stack(servers, tmp_path_factory, "vllm", models, routes=routes, redis_db=VLLM_REDIS_DB)
     stack.environment["HEADRACE_RUBRICS"] = str(stack.folder / "rubrics.yaml")
+    stack.environment["HEADRACE_LOG_KEY"] = generate_master_key()
     (stack.folder / "rubrics.yaml").write_text(VLLM_RUBRICS)
     try:
         stack.start_api()
