@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -91,6 +92,10 @@ def test_readers_see_their_project_and_operators_all(
     assert logged[0] not in operator.get("requests", params={"project": "operator"}).text
 
 
+def rows_in(page: str) -> int:
+    return len(re.findall(r"data-row\b", page))
+
+
 def test_conditions_and_pages(logged: list[str], reader: httpx.Client) -> None:
     for conditions in (
         {"user": USER},
@@ -99,13 +104,13 @@ def test_conditions_and_pages(logged: list[str], reader: httpx.Client) -> None:
         {"user": USER, "range": "all"},
     ):
         page = reader.get("requests", params=conditions).text
-        assert page.count("<tr data-row>") == 1, conditions
+        assert rows_in(page) == 1, conditions
         assert logged[0] in page
     first = reader.get("requests").text
-    assert first.count("<tr data-row>") == 30
+    assert rows_in(first) == 30
     after = first.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&")
     second = reader.get(after).text
-    assert second.count("<tr data-row>") == 11
+    assert rows_in(second) == 11
     assert "No request matches" in reader.get("requests", params={"model": "nothing"}).text
     for params in ({"after": "x"}, {"project": "operator"}, {"feedback": "a", "after": "y"}):
         assert reader.get("requests", params=params).status_code == 400
