@@ -143,7 +143,7 @@ async def test_messages_on_the_channels(sim_stack: Stack, sim: httpx.AsyncClient
         await reader.wait_for_events("job.delta", 3)
         channels = [name for name in wire.pubsub_channels() if name.startswith(b"hr:")]
         assert len(channels) >= 3, "those of the API and of two workers"
-        assert wire.pubsub_numpat() == 1, "of both workers"
+        assert wire.pubsub_numpat() >= 1, "of both workers, and of those of other stacks on the same server"
         messages = [*corpus(), *(f"{job['id']} {text}".encode() for text in ("", "x", "1", "x delta {", "5 y {}"))]
         for name in (*channels, PIDBOX, f"{PIDBOX}/x", f"/{SIM_REDIS_DB}.unknown"):
             for message in messages:
