@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 RELOAD_S = 5.0
 # How often reservations are looked for that an older version has left, and windows that ended long ago.
 RELEASE_S = 60.0
-# Windows are deleted so long after their end, in portions, of which so many follow each other at most.
+# How long windows are kept after their end, the rows that a statement deletes, and the most statements in a row.
 KEPT_S = 35 * 86400.0
 PORTION = 500
 PORTIONS = 20

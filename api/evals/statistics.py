@@ -175,7 +175,7 @@ def difference_by_counts(counts: Mapping[float, int], seed: int = SEED) -> Diffe
         sizes[abs(value)] += count
     distances: Any = np.array(sorted(sizes))
     numbers: Any = np.array([sizes[distance] for distance in sorted(sizes)])
-    # Of each distance from 0, so many are positive if the signs are random.
+    # For each distance from 0, the number of positive differences if the signs are random.
     positive = rng.binomial(numbers, 0.5, size=(RESAMPLES, len(numbers)))
     sums = np.abs((2 * positive - numbers) @ distances)
     as_large = int(np.count_nonzero(sums >= abs(total) * (1 - 1e-12)))

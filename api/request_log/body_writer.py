@@ -38,7 +38,7 @@ BATCH = 100
 PAGE_BYTES = 2 * 1024 * 1024
 # A transaction ends after the body at which it has taken so long: what it has locked can be dropped and erased then.
 BATCH_S = 2.0
-# How often PostgreSQL hears of a transaction while one body takes longer than that (`limit_idle`).
+# The interval of statements that keep a transaction from being ended as idle while one body is being redacted.
 KEEP_ALIVE_S = 2.0
 # Most rounds read only the partitions of the last days. Older rows wait only after a long outage.
 RECENT = timedelta(days=1)

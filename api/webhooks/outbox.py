@@ -352,7 +352,7 @@ class Outbox(Store):
         return await self._portion(statement, rows, limit)
 
     async def delete_ended(self, older_than_s: float, limit: int) -> int:
-        """Delete deliveries that have ended so long ago, with their tries."""
+        """Delete deliveries that ended more than `older_than_s` ago, with their tries."""
         rows = select(_ROW.id).where(_ROW.ended_at < func.now() - seconds(older_than_s))
         return await self._portion(delete(_ROW), rows, limit)
 

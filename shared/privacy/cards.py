@@ -62,7 +62,7 @@ def is_luhn_valid(digits: str) -> bool:
 
 
 def is_card(digits: str) -> bool:
-    """Whether so many ASCII digits are the number of a card."""
+    """Whether ASCII digits have the prefix and the length of a card network, and a valid checksum."""
     first = int(digits[:6])
     length = len(digits)
     return any(low <= first <= high and length in lengths for low, high, lengths in _NETWORKS) and is_luhn_valid(digits)
