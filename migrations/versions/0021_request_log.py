@@ -113,11 +113,12 @@ FUNCTIONS = (
         THEN
             RAISE insufficient_privilege USING MESSAGE = format('must be allowed to delete rows of %L', parent);
         END IF;
-        IF to_regclass(quote_ident(name)) IS NOT NULL THEN
-            RETURN 'exists';
-        END IF;
         IF NOT pg_try_advisory_xact_lock(hashtext(name)) THEN
             RETURN 'busy';
+        END IF;
+        -- Under the lock: another process may just have created it.
+        IF to_regclass(quote_ident(name)) IS NOT NULL THEN
+            RETURN 'exists';
         END IF;
         EXECUTE format(
             'SELECT count(*) FROM (SELECT 1 FROM %I WHERE ended_at >= $1 AND ended_at < $2 LIMIT $3) AS found', spare

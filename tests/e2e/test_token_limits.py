@@ -33,7 +33,7 @@ async def post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> ht
 
 
 async def test_limits_of_a_key(sim_stack: Stack) -> None:
-    key = create_key(sim_stack, "limited", "--max-output-tokens", "3", "--on-exceed", "clamp")
+    key = create_key(sim_stack, "few tokens", "--max-output-tokens", "3", "--on-exceed", "clamp")
     async with bearer(sim_stack, key) as client:
         for path, body, param in CASES:
             clamped = await post(client, path, {**body, param: 50})

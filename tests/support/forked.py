@@ -72,6 +72,13 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+class CommandFailed(subprocess.CalledProcessError):
+    """A command that had to succeed has failed; unlike its base class, the message has the output."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{self.stdout}\n{self.stderr}"
+
+
 def run_forked(
     module: str, *arguments: str, environment: Mapping[str, str], check: bool = False, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
@@ -84,8 +91,8 @@ def run_forked(
         finally:
             process.kill()
         result = subprocess.CompletedProcess(process.args, status, out.read_text(), err.read_text())
-    if check:
-        result.check_returncode()
+    if check and status != 0:
+        raise CommandFailed(status, result.args, result.stdout, result.stderr)
     return result
 
 
