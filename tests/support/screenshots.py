@@ -17,14 +17,17 @@ from typing import Any, cast
 from PIL import Image
 from playwright.async_api import Browser
 
+from shared.domain.master_key import generate_master_key
 from tests.support.console import DESKTOP, PHONE, create_key, open_browser, visit
+from tests.support.demo_accounts import fill_accounts, logged_job, write_rubrics
 from tests.support.demo_batches import ANSWERS, INVALID, RUNNING
 from tests.support.demo_data import MODELS, fill
 from tests.support.demo_operations import ROUTES, fill_operations, refresh
 from tests.support.demo_servers import demo_servers
 from tests.support.stack import REPOSITORY, Stack, write_models
 
-# Paths of the pages by the name of the picture. `{story}` is the id of the job with a story.
+# Paths of the pages by the name of the picture. `{story}` is the id of the job with a story, `{logged}` that of one
+# whose body is in the log.
 PAGES = {
     "overview": "",
     "jobs": "jobs?range=1h",
@@ -45,6 +48,17 @@ PAGES = {
     "new-key": "keys/new?project=team-docs",
     "projects": "keys/projects",
     "routing": "routing?range=1h",
+    "usage": "usage",
+    "savings": "usage/savings",
+    "limits": "limits",
+    "requests": "requests",
+    "request": "requests/{logged}",
+    "quality": "quality",
+    "labels": "quality/labels?rubric=helpful",
+    "webhooks": "webhooks",
+    "deliveries": "webhooks/deliveries",
+    "delivery": "webhooks/deliveries/delivery_1",
+    "new-webhook": "webhooks/new",
     "sign-in": "sign-in",
     "not-found": "no-such-page",
 }
@@ -63,7 +77,10 @@ def demo_stack() -> Iterator[tuple[Stack, str]]:
     with demo_servers() as (url, redis_url, folder):
         story = asyncio.run(fill(url, redis_url))
         asyncio.run(fill_operations(url))
+        rubrics = write_rubrics(folder)
+        asyncio.run(fill_accounts(url, rubrics))
         stack = Stack(url, redis_url, write_models(folder / "models.yaml", MODELS, ROUTES), folder)
+        stack.environment |= {"HEADRACE_RUBRICS": str(rubrics), "HEADRACE_LOG_KEY": generate_master_key()}
         try:
             stack.start_api()
             yield stack, story
@@ -121,7 +138,8 @@ def main() -> int:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with demo_stack() as (stack, story):
         wanted = arguments.page or PAGES
-        pages = {name: path.format(story=story) for name, path in PAGES.items() if name in wanted}
+        logged = asyncio.run(logged_job(stack.environment["DATABASE_URL"]))
+        pages = {name: path.format(story=story, logged=logged) for name, path in PAGES.items() if name in wanted}
         asyncio.run(take(stack, pages, arguments.folder))
     return 0
 
