@@ -15,8 +15,8 @@ INSERT INTO request_log (job_id, ended_at, project_id, key_id, end_user, request
     FROM jobs WHERE finished_at IS NOT NULL;
 
 INSERT INTO feedback (project_id, job_id, metric, author, value, comment, tags, source, model, requested_model)
-    SELECT project_id, job_id, 'rating', coalesce(end_user, ''), to_jsonb(hashtext(job_id || 'up') % 100 <
-            CASE model WHEN 'qwen3-8b' THEN 62 WHEN 'llama-3-70b' THEN 78 ELSE 85 END),
+    SELECT project_id, job_id, 'rating', coalesce(end_user, ''), to_jsonb(CASE WHEN abs(hashtext(job_id || 'up')) % 100 <
+            CASE model WHEN 'qwen3-8b' THEN 62 WHEN 'llama-3-70b' THEN 78 ELSE 85 END THEN 'up' ELSE 'down' END),
         CASE WHEN hashtext(job_id) % 5 = 0 THEN 'That is not what I asked for' END, '{}', 'token', model, requested_model
     FROM request_log WHERE status = 'completed' AND abs(hashtext(job_id || 'feedback')) % 9 = 0;
 

@@ -49,7 +49,7 @@ PAGES = {
     "projects": "keys/projects",
     "routing": "routing?range=1h",
     "usage": "usage",
-    "savings": "usage/savings",
+    "usage-project": "usage?project=team-docs",
     "limits": "limits",
     "requests": "requests",
     "request": "requests/{logged}",

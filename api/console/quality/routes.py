@@ -112,7 +112,7 @@ async def labels_page(
     """An answer to label, with the question and a button for each score."""
     names = [state.rubric.name for state in await evals.rubrics()]
     chosen = rubric if rubric in names else names[0] if names else ""
-    may_read = Scope.LOGS in viewer.principal.scopes
+    may_read = viewer.principal.may(Scope.LOGS)
     item = await _next(evals, viewer, requests, chosen) if chosen and may_read else None
     return page_response(
         request.scope,

@@ -275,7 +275,7 @@ async def test_answers_are_labelled_with_the_keyboard(
     browser: Browser, stack: Stack, client: httpx.AsyncClient, database: AsyncEngine
 ) -> None:
     await judged_answers(client, database)
-    labeller = create_key(stack, "bob", "inference", "admin", "logs")
+    labeller = create_key(stack, "bob", "inference", "admin")  # `admin` includes `logs`
     async with visit(browser, stack.url) as bob:
         await bob.sign_in(labeller)
         await bob.open("quality/labels?rubric=helpful")
