@@ -160,6 +160,12 @@ def _limits() -> Iterator[Goal]:
     yield Goal("script of the rate limits in Redis, p99, 4 windows", key, 100, False, "µs")
 
 
+def _metering() -> Iterator[Goal]:
+    for figure in ("submit p50 at 1", "submit p50 at 16", "first token p50 at 1", "first token p50 at 16"):
+        key = Key("metering", "metered", f"added to {figure}")
+        yield Goal(f"budgets and rate limits: added to {figure}", key, 0.5, False, "ms")
+
+
 def _request_log() -> Iterator[Goal]:
     for what in (
         "newest page of all projects",
@@ -248,6 +254,7 @@ GOALS = (
     *_search_indexes(),
     *_usage(),
     *_limits(),
+    *_metering(),
     *_request_log(),
     *_loops(),
     Goal(
