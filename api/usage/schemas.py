@@ -31,7 +31,10 @@ class UsageSums(BaseModel):
         " has a price."
     )
     charge: float | None = Field(description="What is charged for: the tokens that were delivered, once.")
-    saved: float = Field(description="What the answers of other jobs would have been charged if a model had run.")
+    saved: float | None = Field(
+        description="What the answers of other jobs would have been charged if a model had run. Null if a part has no"
+        " price."
+    )
     unpriced: int = Field(description="Attempts without a price: the amounts do not include them.")
 
 
@@ -44,6 +47,9 @@ class UsageItem(UsageSums):
     key: str | None = _absent("The id of the key.")
     user: str | None = Field(None, description="The end user; null for requests that named none.")
     model: str | None = _absent("The model that ran.")
+    engine: str | None = Field(
+        None, description="The engine of that model, such as `vllm`; null for usage of which it is not known."
+    )
     requested_model: str | None = _absent("The model or route that the request named.")
     kind: str | None = _absent("`generate`, or the purpose of jobs that the server submitted itself.")
     service_tier: str | None = _absent("The service tier in which the provider has served the request.")

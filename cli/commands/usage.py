@@ -17,6 +17,8 @@ usage = typer.Typer(cls=ListGroup, help="Show what was used, and what it cost.",
 PAGE = 1000
 NONE = "There was no usage."
 NOTHING_SAVED = "Nothing was saved."
+# The engine of usage of which it is not known.
+UNKNOWN = "unknown"
 SUM_COLUMNS = (
     Column("REQUESTS", right=True, drop=3),
     Column("INPUT", right=True, drop=4),
@@ -33,6 +35,7 @@ SAVINGS_COLUMNS = (
     Column("REQUESTS", right=True, drop=2),
     Column("INPUT", right=True),
     Column("OUTPUT", right=True),
+    Column("SAVED", right=True),
 )
 
 Project = Annotated[str | None, typer.Option("--project", metavar="NAME", help="The project; needs an admin key.")]
@@ -49,8 +52,8 @@ def list_usage(
             "--by",
             "-b",
             metavar="GROUP",
-            help="day, month, project, key, user, model, requested_model, kind, service_tier or batch; repeat it for"
-            " several. By default day.",
+            help="day, month, project, key, user, model, engine, requested_model, kind, service_tier or batch; repeat"
+            " it for several. By default day.",
         ),
     ] = None,
     start: Annotated[str | None, typer.Option(metavar="DATE", help="The first day; by default 30 days ago.")] = None,
@@ -80,7 +83,7 @@ def list_usage(
             print_json(item)
     else:
         columns = tuple(Column(group.upper().replace("_", " ")) for group in groups)
-        rows = [[*(_value(item.get(group)) for group in groups), *_sums(item)] for item in items]
+        rows = [[*(_group(item, group) for group in groups), *_sums(item)] for item in items]
         print_table((*columns, *SUM_COLUMNS), rows, empty=NONE)
         _note_unpriced(sum(item["unpriced"] for item in items))
     if has_more:
@@ -120,28 +123,30 @@ def savings(
     days: Annotated[int, typer.Option(min=1, max=90, metavar="N", help="The last days up to now.")] = 7,
     as_json: Json = False,
 ) -> None:
-    """Show what routes and caches have saved in the key's project, in tokens."""
+    """Show what routes and caches have saved in the key's project, in tokens and in dollars."""
     with connect(context) as client:
         found = client.get(path("savings"), params={"days": days})
     if as_json:
         print_json(found)
         return
     rows = [
-        _saved(f"route {one['route']}", (one["baseline"] or {}).get("model"), one["saved"]) for one in found["routes"]
+        _saved(f"route {one['route']}", (one["baseline"] or {}).get("model"), one["saved"], one.get("saved_usd"))
+        for one in found["routes"]
     ]
     for name, title in (("response_cache", "response cache"), ("coalescing", "identical requests")):
         if found[name]["requests"]:
-            rows.append(_saved(title, None, found[name]))
+            rows.append(_saved(title, None, found[name], found[name].get("saved_usd")))
     if cached := found["prompt_cache"]["cached_tokens"]:
-        rows.append(["prompt caches", "-", "-", count(cached), "-"])
+        rows.append(["prompt caches", "-", "-", count(cached), "-", dollars(found["prompt_cache"].get("saved_usd"))])
     print_table(SAVINGS_COLUMNS, rows, empty=NOTHING_SAVED)
     for note_of in sorted({one["note"] for one in found["routes"] if one["note"]}):
         note(note_of, style="dim")
 
 
-def _saved(by: str, instead_of: str | None, saved: dict[str, Any] | None) -> list[str]:
+def _saved(by: str, instead_of: str | None, saved: dict[str, Any] | None, amount: float | None) -> list[str]:
     numbers = ("requests", "prompt_tokens", "completion_tokens")
-    return [by, instead_of or "-", *(count(None if saved is None else saved[name]) for name in numbers)]
+    counts = (count(None if saved is None else saved[name]) for name in numbers)
+    return [by, instead_of or "-", *counts, dollars(amount)]
 
 
 def _items(client: Client, params: dict[str, Any], limit: int | None) -> tuple[list[dict[str, Any]], bool]:
@@ -172,6 +177,10 @@ def _sums(item: dict[str, Any]) -> list[str]:
         dollars(item["charge"]),
         dollars(item["saved"]),
     ]
+
+
+def _group(item: dict[str, Any], name: str) -> str:
+    return UNKNOWN if name == "engine" and item[name] is None else _value(item.get(name))
 
 
 def _value(value: object) -> str:

@@ -32,7 +32,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -83,17 +83,19 @@ def entry_keys(entry: Any, starts_at: Any) -> dict[str, Any]:
 def entry_values(entry: Any) -> dict[str, Any]:
     """What an entry adds to its sums, by column.
 
-    A correction adds amounts, and takes its entry out of the unpriced ones if it is the first that has them.
+    A correction adds amounts, and takes its entry out of the unpriced ones if it is the first that has them. Only what
+    an answer of another job has saved may be unknown.
     """
     is_first = entry.correction == _NONE
+    is_answer = and_(is_first, entry.attempt == _NONE)
     return {
         "requests": _if(and_(is_first, entry.final)),
-        "cached_requests": _if(and_(is_first, entry.attempt == _NONE)),
+        "cached_requests": _if(is_answer),
         "attempts": _if(and_(is_first, entry.attempt > _NONE)),
         **{name: getattr(entry, name) for name in TOKEN_COUNTS},
         "cost": entry.cost,
         "charge": entry.charge,
-        "saved": entry.saved,
+        "saved": case((is_answer, entry.saved), else_=_NONE),
         "unpriced": case((is_first, _if(_is_unpriced(entry))), else_=_unpriced_by_correction(entry)),
     }
 
@@ -120,9 +122,29 @@ def _unpriced_by_correction(entry: Any) -> ColumnElement[int]:
     return _if(and_(had("cost"), had("charge"))) - _if(complete)
 
 
+def add_to_sums(rows: Insert) -> Insert:
+    """Let an insert of sums add their values to those of the same keys."""
+    row, added = UsageSumRow, rows.excluded
+    values = {name: getattr(row, name) + added[name] for name in VALUES}
+    engine = case((row.engine == added.engine, row.engine))
+    return rows.on_conflict_do_update(index_elements=list(KEYS), set_={**values, "engine": engine})
+
+
 AMOUNTS = ("cost", "charge", "saved")
 KEYS = tuple(entry_keys(UsageEventRow, None))
 VALUES = tuple(entry_values(UsageEventRow))
+
+
+def sum_of(name: str, column: Any) -> ColumnElement[Any]:
+    """The sum of a column of the sums, or of the same values of entries: an exact number, 0 if there is none.
+
+    That of `saved` is NULL if one of the values is.
+    """
+    kind = Numeric if name in AMOUNTS else BigInteger
+    total: ColumnElement[Any] = func.coalesce(func.sum(column), _NONE)
+    if name == "saved":
+        total = case((func.count(column) == func.count(), total))
+    return cast(total, kind).label(name)
 
 
 def _add_statement() -> Select[Any]:
@@ -133,11 +155,14 @@ def _add_statement() -> Select[Any]:
     """
     entry = UsageEventRow
     keys, values = entry_keys(entry, _quarter_hour(entry.ended_at)), entry_values(entry)
+    # Unless all entries agree, it is not known.
+    is_same = and_(func.count(entry.engine) == func.count(), func.min(entry.engine) == func.max(entry.engine))
     without_price = _if(and_(entry.correction == _NONE, _is_unpriced(entry)))
     portion = (
         select(
             *(expression.label(name) for name, expression in keys.items()),
-            *(func.coalesce(func.sum(expression), _NONE).label(name) for name, expression in values.items()),
+            *(sum_of(name, expression) for name, expression in values.items()),
+            case((is_same, func.min(entry.engine))).label("engine"),
             func.count().label("entries"),
             func.sum(without_price).label("without_price"),
             func.sum(case((entry.correction == _NONE, entry.cost))).label("own_cost"),
@@ -147,12 +172,8 @@ def _add_statement() -> Select[Any]:
         .group_by(*keys.values())
         .cte("portion")
     )
-    names = (*KEYS, *VALUES)
-    sums = insert(UsageSumRow).from_select(list(names), select(*(portion.c[name] for name in names)))
-    sums = sums.on_conflict_do_update(
-        index_elements=list(KEYS),
-        set_={name: getattr(UsageSumRow, name) + sums.excluded[name] for name in VALUES},
-    )
+    names = (*KEYS, *VALUES, "engine")
+    sums = add_to_sums(insert(UsageSumRow).from_select(list(names), select(*(portion.c[name] for name in names))))
     return (
         select(
             portion.c.model,
@@ -267,9 +288,3 @@ async def _adopt(connection: AsyncConnection, portion: int) -> None:
 async def _move(connection: AsyncConnection, summed_before: int) -> None:
     values = {"summed_before": summed_before, "updated_at": func.now()}
     await connection.execute(update(UsageWatermarkRow).where(UsageWatermarkRow.id == _WATERMARK).values(values))
-
-
-def sum_of(name: str, column: Any) -> ColumnElement[Any]:
-    """The sum of a column of the sums, or of the same values of entries: an exact number, 0 if there is none."""
-    kind = Numeric if name in AMOUNTS else BigInteger
-    return cast(func.coalesce(func.sum(column), _NONE), kind).label(name)

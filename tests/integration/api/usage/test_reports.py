@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pyarrow.parquet
 import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
@@ -103,6 +105,23 @@ async def test_what_a_row_shows(database: AsyncEngine, owner: Owner) -> None:
     assert line.endswith(",0.6,0.5,0.000000000123,100,0.5,0")
 
 
+async def test_usage_by_engine(database: AsyncEngine) -> None:
+    await summed(
+        database,
+        [entry(model="a", engine="vllm"), entry(model="b", engine="vllm"), entry(model="c", engine="openai"), entry()],
+    )
+    selection = by_day("UTC", Dimension.ENGINE)
+    for chosen in (selection, replace(selection, from_ledger=True)):
+        report = await service(database).report(chosen, "day")
+        found = [(item["engine"], item["requests"]) for item in report.items()]
+        assert found == [("openai", 1), ("vllm", 2), (None, 1)]
+    assert [line.split(",")[:3] for line in report.csv().decode().splitlines()] == [
+        ["day", "engine", "requests"], [str(DAY), "openai", "1"], [str(DAY), "vllm", "2"], [str(DAY), "", "1"],
+    ]  # fmt: skip
+    table = pyarrow.parquet.read_table(io.BytesIO(report.parquet()))
+    assert table["engine"].to_pylist() == ["openai", "vllm", None]
+
+
 async def test_what_has_no_price_does_not_cost_nothing(database: AsyncEngine) -> None:
     await summed(
         database, [entry(model="a", cost=None, charge=None), entry(model="b", cost=None, charge=None), entry(model="b")]
@@ -111,6 +130,23 @@ async def test_what_has_no_price_does_not_cost_nothing(database: AsyncEngine) ->
     assert [(item["model"], item["cost"], item["charge"], item["unpriced"]) for item in report.items()] == [
         ("a", None, None, 1), ("b", 1.0, 1.0, 1),
     ]  # fmt: skip
+
+
+async def test_what_was_saved_is_not_0_if_it_is_not_known(database: AsyncEngine) -> None:
+    answer = {"attempt": 0, "outcome": "answered", "cost": Decimal(0), "charge": Decimal(0)}
+    await summed(
+        database, [entry(model="a", saved=Decimal("0.5"), **answer), entry(model="b", **answer), entry(model="c")]
+    )
+    selection = by_day("UTC", Dimension.MODEL)
+    for chosen in (selection, replace(selection, from_ledger=True)):
+        report = await service(database).report(chosen, "day")
+        assert [(item["model"], item["saved"]) for item in report.items()] == [("a", 0.5), ("b", None), ("c", 0.0)]
+        assert report.json_sums(report.total())["saved"] is None
+        table = pyarrow.parquet.read_table(io.BytesIO(report.parquet()))
+        assert table["saved"].to_pylist() == [Decimal("0.5"), None, Decimal(0)]
+        assert [line["saved"] for line in csv.DictReader(report.csv().decode().splitlines())] == ["0.5", "", "0"]
+    nothing = await service(database).report(by_day("UTC", filters=UsageFilters(models={"none"})), "day")
+    assert nothing.json_sums(nothing.total())["saved"] == 0
 
 
 async def test_only_administrators_see_the_cost(database: AsyncEngine) -> None:

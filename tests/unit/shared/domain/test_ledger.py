@@ -53,6 +53,18 @@ def test_the_counts_are_those_of_the_table() -> None:
     assert tuple(field.name for field in fields(Counts)) == TOKEN_COUNTS
 
 
+def test_each_attempt_has_the_engine_of_the_model_that_served_it() -> None:
+    """A job that has moved to another model; the attempt of an earlier version names none, and is the job's."""
+    attempts = [attempt(1, "rerouted", model="large"), attempt(2, "rerouted", model="gone"), attempt(3, "completed")]
+    engines = {"large": "anthropic", "m": "vllm"}
+    found = build_entries(
+        JOB, [*attempts[:2], replace(attempts[2], model=None)], Usage(10, 0, 5), status=JobStatus.COMPLETED,
+        source=Source.ENGINE, runs={}, engine_of=engines.get,
+    )  # fmt: skip
+    assert [entry.engine for entry in found] == ["anthropic", None, "vllm"]
+    assert [entry.stored()["engine"] for entry in found] == ["anthropic", None, "vllm"]
+
+
 @given(st.builds(Usage, *[st.integers(0, 9)] * 6))
 def test_the_counts_of_a_usage_add_up_whatever_was_reported(usage: Usage) -> None:
     counts = Counts.of(usage)
