@@ -241,6 +241,7 @@ class ErasureStore(Store):
         found = (
             select(*key)
             .where(_of_log(project_id, end_user), or_(~of_unended, RequestLogRow.body.in_(_BODIES)))
+            .order_by(RequestLogRow.ended_at, RequestLogRow.job_id)
             .limit(PORTION)
             .with_for_update()
         )

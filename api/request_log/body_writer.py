@@ -2,7 +2,8 @@
 
 The statement that ends a job only marks its row as waiting for its body. So the log takes no time of a request, needs
 no memory, and loses nothing with a process: what is not written yet waits in the table. Every API process writes, in
-small batches; a row is locked by one of them. A job that was deleted meanwhile has no body: that is marked and counted.
+small batches; a row is locked by one of them. The body of a job that is gone is lost: that is marked and counted. If
+somebody deletes a job, that waits for a body which is being written, and deletes it (`shared.postgres.job_purge`).
 """
 
 from __future__ import annotations
