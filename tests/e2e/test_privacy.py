@@ -261,6 +261,11 @@ async def test_who_may_erase(stack: Stack, app: httpx.AsyncClient, admin: httpx.
     assert log[0]["project"] == "erasing"
     assert log[0]["after"]["jobs"] == 1
     assert log[0]["object_id"].startswith("user_"), "a pseudonym"
+    await ended(app, (await submit(app, user="ann"))["id"])
+    assert (await app.delete(path_of("ann"))).json()["erased"]["jobs"] == 1
+    again = (await admin.get("/v1/admin/audit", params={"action": "user.erase"})).json()["data"]
+    assert again[0]["id"] != log[0]["id"]
+    assert again[0]["object_id"] == log[0]["object_id"], "the same user has the same one"
 
 
 async def test_a_batch_that_runs_is_erased_when_it_has_ended(app: httpx.AsyncClient) -> None:
