@@ -94,14 +94,21 @@ class BodyWriter:
         written = 0
         while count := await self._batch(since):
             written += count
+            # Also in a round that does not end, because more rows are added than written.
+            await self._count_backlog()
             await asyncio.sleep(0)
-        if started - self._counted_at >= COUNT_S:
-            self._counted_at = started
-            backlog = await self._store.backlog(now - self._retention)
-            self._metrics.log_pending.set(backlog.count)
-            age = (now - backlog.oldest).total_seconds() if backlog.oldest is not None else 0.0
-            self._metrics.log_pending_age.set(max(0.0, age))
+        await self._count_backlog()
         return written
+
+    async def _count_backlog(self) -> None:
+        """Count the backlog, for the metrics, unless that was done just now."""
+        if time.monotonic() - self._counted_at < COUNT_S:
+            return
+        self._counted_at, now = time.monotonic(), datetime.now(UTC)
+        backlog = await self._store.backlog(now - self._retention)
+        self._metrics.log_pending.set(backlog.count)
+        age = (now - backlog.oldest).total_seconds() if backlog.oldest is not None else 0.0
+        self._metrics.log_pending_age.set(max(0.0, age))
 
     async def _batch(self, since: datetime) -> int:
         async with transaction(self._engine) as connection:

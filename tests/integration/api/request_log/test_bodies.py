@@ -372,6 +372,20 @@ async def test_the_backlog_is_measured(store: JobStore, workers: Workers, owner:
     assert metrics.log_pending_age._value.get() == pytest.approx(5 * 3600, abs=60)
 
 
+async def test_the_backlog_is_measured_while_it_is_worked_off(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise nobody would see that a round does not end, because more is added than written."""
+    monkeypatch.setattr(body_writer, "BATCH", 1)
+    monkeypatch.setattr(body_writer, "COUNT_S", 0.0)
+    for _ in range(3):
+        await logged(store, workers, owner)
+    metrics, measured = api_metrics(), []
+    monkeypatch.setattr(metrics.log_pending, "set", measured.append)
+    assert await writer_of(database, metrics=metrics).step() == 3
+    assert measured == [2, 1, 0, 0]
+
+
 class TestRotation:
     async def test_bodies_are_read_with_the_new_key_once_the_data_keys_are_rotated(
         self, store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
