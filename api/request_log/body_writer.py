@@ -159,7 +159,7 @@ class BodyWriter:
     ) -> SealedBody:
         content, job_id, rules = found.content, pending.job_id, found.project_options.get("redaction")
         try:
-            redactor = None if pending.level is LogLevel.FULL else await self._redactor(rules)
+            redactor = None if pending.level is LogLevel.FULL else await self._redactor(connection, rules)
             call = partial(_seal, found, pending, redactor, key)
             body: BodyText
             if redactor is not None and takes_long(rules):
@@ -175,13 +175,14 @@ class BodyWriter:
         self._metrics.redacted(body.redactions)
         return SealedBody(pending, key.id, sealed)
 
-    async def _redactor(self, rules: Mapping[str, Any] | None) -> BodyRedactor:
+    async def _redactor(self, connection: AsyncConnection, rules: Mapping[str, Any] | None) -> BodyRedactor:
         name = orjson.dumps(rules, option=orjson.OPT_SORT_KEYS)
         if name not in self._redactors:
             if len(self._redactors) >= MOST_REDACTORS:
                 self._redactors.clear()
-            # In a thread: the first one loads tables, which takes tenths of a second.
-            self._redactors[name] = await asyncio.to_thread(self._new_redactor, rules)
+            # In a thread: the first one loads tables, which takes tenths of a second, and with Presidio many seconds.
+            loading = asyncio.to_thread(self._new_redactor, rules)
+            self._redactors[name] = await _kept_alive(connection, loading)
         return self._redactors[name]
 
 

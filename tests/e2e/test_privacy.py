@@ -329,7 +329,8 @@ async def test_the_rules_of_a_project_are_set_on_the_command_line(
     result = headrace("projects", "set", "ruled", "--redaction", str(rules))
     assert result.exit_code == 0, result.stderr
     assert headrace("redact", str(sentence), "--project", "ruled").stdout == "[CARD] [BADGE]\n"
-    (entry, *_) = (await admin.get("/v1/admin/audit", params={"action": "project.", "project": "ruled"})).json()["data"]
+    audit = await admin.get("/v1/admin/audit", params={"action": "project.change", "object": "ruled"})
+    (entry,) = audit.json()["data"]
     assert entry["after"]["options"]["redaction"]["own"][0]["name"] == "badge"
     rules.write_text(json.dumps({"own": [{"name": "badge", "pattern": "(a{1,9}){1,9}"}]}))
     assert headrace("projects", "set", "ruled", "--redaction", str(rules)).exit_code != 0

@@ -67,8 +67,8 @@ async def test_the_audit_log_has_the_names(database: AsyncEngine, owner: Owner) 
     store = ErasureStore(database)
     await store.record(owner.key_id, owner.project_id, "user_1", {"jobs": 1})
     await store.record(owner.key_id, owner.project_id, "user_1", {"jobs": 2}, ["user_2"])
+    erased = select(AuditRow.object_id, AuditRow.after).where(AuditRow.action == "user.erase").order_by(AuditRow.id)
     async with database.connect() as connection:
-        found = await connection.execute(select(AuditRow.object_id, AuditRow.after).order_by(AuditRow.id))
-        assert [tuple(row) for row in found] == [
+        assert [tuple(row) for row in await connection.execute(erased)] == [
             ("user_1", {"jobs": 1}), ("user_1", {"jobs": 2, "also_named": ["user_2"]})
         ]  # fmt: skip

@@ -17,7 +17,6 @@ from benchmarks.redaction.values import OTHERS, VALUES, card_number, grouped_car
 from shared.domain.redaction_rules import PHONE_REGIONS, OwnRule, RedactionKind, RedactionRules
 from shared.privacy.cards import is_luhn_valid
 from shared.privacy.ibans import is_iban
-from shared.privacy.presidio import PresidioMissing
 from shared.privacy.redaction import Redactor
 
 REDACTOR = Redactor()
@@ -247,9 +246,3 @@ def test_the_library_of_phone_numbers_is_loaded_when_it_is_needed() -> None:
     program = "import sys, shared.privacy.redaction; print('phonenumbers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
-
-
-def test_presidio_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-    with pytest.raises(PresidioMissing, match=re.escape("pip install '.[presidio]'")):
-        Redactor(RedactionRules(presidio=True)).redact_text("Jane Doe lives in Berlin")
