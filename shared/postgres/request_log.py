@@ -29,7 +29,7 @@ from sqlalchemy.sql import select
 
 from shared.domain.log_level import DEFAULT_LOG_LEVEL, LogLevel
 from shared.postgres.request_log_tables import RequestBodyRow, RequestLogRow
-from shared.postgres.tables import JobRow, Timestamp
+from shared.postgres.tables import JobRow
 
 # The columns that a statement which ends jobs returns for `insert_log_rows`, beside those of the ledger.
 LOGGED_COLUMNS = (
@@ -119,6 +119,5 @@ def _of(table: type[RequestLogRow | RequestBodyRow], jobs: Sequence[tuple[str, d
     """Condition: the row is of one of these jobs. The times bound the partitions that are read."""
     job_ids, times = zip(*jobs, strict=True)
     return and_(
-        table.job_id == func.any(literal([*job_ids], ARRAY(Text))),
-        table.ended_at == func.any(literal([*times], ARRAY(Timestamp))),
+        table.job_id == func.any(literal([*job_ids], ARRAY(Text))), table.ended_at.between(min(times), max(times))
     )
