@@ -58,6 +58,8 @@ from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.erasure.files import FileErasure
 from api.erasure.ledger_store import LedgerErasure
+from api.erasure.pseudonyms import SECRET as PSEUDONYM_SECRET
+from api.erasure.pseudonyms import Pseudonyms
 from api.erasure.service import ErasureService
 from api.erasure.store import ErasureStore
 from api.evals.parts import build_evals
@@ -482,7 +484,10 @@ async def open_resources(
         resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))
         resources.add(RedactionService, RedactionService(database))
         erasure_files = FileErasure(blobs, max_line_bytes=settings.max_body_bytes)
-        erasure = ErasureService(ErasureStore(database), LedgerErasure(database), erasure_files, jobs, logs, metrics)
+        pseudonyms = Pseudonyms(masters, SecretStore(database, PSEUDONYM_SECRET))
+        erasure = ErasureService(
+            ErasureStore(database), LedgerErasure(database), erasure_files, jobs, logs, pseudonyms, metrics
+        )
         resources.add(ErasureService, erasure)
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)

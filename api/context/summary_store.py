@@ -9,7 +9,7 @@ from sqlalchemy import ARRAY, LargeBinary, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.postgres.engine import transaction
-from shared.postgres.job_purge import purge_statement
+from shared.postgres.job_purge import purge_jobs, purge_statement
 from shared.postgres.store import Store, seconds
 from shared.postgres.summary_deletion import was_deleted
 from shared.postgres.tables import JobRow, SummaryRow
@@ -61,7 +61,7 @@ class SummaryStore(Store):
         """
         async with transaction(self._engine) as connection:
             if await was_deleted(connection, _writers(summary.job_id, extends)):
-                await connection.execute(purge_statement(JobRow.id == summary.job_id))
+                await purge_jobs(connection, purge_statement(JobRow.id == summary.job_id))
                 return None
             values = {
                 "project_id": project_id,
@@ -83,14 +83,14 @@ class SummaryStore(Store):
             )
             stored = StoredSummary(*(await connection.execute(statement)).one())
             if stored.job_id != summary.job_id:
-                await connection.execute(purge_statement(JobRow.id == summary.job_id))
+                await purge_jobs(connection, purge_statement(JobRow.id == summary.job_id))
             return stored
 
     async def discard(self, job_id: str, *, extends: StoredSummary | None) -> None:
         """Delete the input and output of a job that has written no summary, if its conversation was deleted."""
         async with transaction(self._engine) as connection:
             if await was_deleted(connection, _writers(job_id, extends)):
-                await connection.execute(purge_statement(JobRow.id == job_id))
+                await purge_jobs(connection, purge_statement(JobRow.id == job_id))
 
 
 def _writers(job_id: str, extends: StoredSummary | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from redis.exceptions import RedisError
 
 from api.erasure.files import FileErasure
 from api.erasure.ledger_store import LedgerErasure
+from api.erasure.pseudonyms import Pseudonyms
 from api.erasure.store import ErasureStore, Export
 from api.jobs.service import JobService
 from api.keys.principal import Principal, Scope
@@ -54,6 +54,7 @@ class ErasureService:
         files: FileErasure,
         jobs: JobService,
         logs: EventLog,
+        pseudonyms: Pseudonyms,
         metrics: Metrics,
         *,
         max_s: float = MAX_S,
@@ -63,6 +64,7 @@ class ErasureService:
         self._files = files
         self._jobs = jobs
         self._logs = logs
+        self._pseudonyms = pseudonyms
         self._metrics = metrics
         self._max_s = max_s
 
@@ -86,8 +88,8 @@ class ErasureService:
             raise Unavailable("Redis is unavailable; send the request again.") from error
         finally:
             if counts := run.found:
-                name = pseudonym(project_id, end_user)
-                await self._store.record(principal.key_id, project_id, name, counts)
+                name, *others = await self._pseudonyms.of(project_id, end_user)
+                await self._store.record(principal.key_id, project_id, name, counts, others)
                 logger.warning("user=%s project=%d erased by key_%d", name, project_id, principal.key_id)
         complete = not (run.is_late or run.unended)
         self._metrics.erasures.labels("complete" if complete else "partial").inc()
@@ -110,11 +112,6 @@ class ErasureService:
         if project_id is None:
             raise InvalidRequest(f"project: there is no project {name[:64]!r}", param="project")
         return project_id
-
-
-def pseudonym(project_id: int, end_user: str) -> str:
-    """A name for a user in the audit log, which must not have the user's own. The same user has the same one."""
-    return f"user_{hashlib.sha256(f'{project_id}:{end_user}'.encode()).hexdigest()[:24]}"
 
 
 class _Run:

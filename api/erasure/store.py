@@ -6,7 +6,7 @@ The rows of batches that have not ended keep the name, because their files are e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -241,6 +241,7 @@ class ErasureStore(Store):
         found = (
             select(*key)
             .where(_of_log(project_id, end_user), or_(~of_unended, RequestLogRow.body.in_(_BODIES)))
+            .order_by(RequestLogRow.ended_at, RequestLogRow.job_id)
             .limit(PORTION)
             .with_for_update()
         )
@@ -335,11 +336,17 @@ class ErasureStore(Store):
         )
         return [*await self._all(budgets, lambda row: row.name), *await self._all(limits, lambda row: row.name)]
 
-    async def record(self, key_id: int, project_id: int, name: str, counts: dict[str, int]) -> None:
-        """Note in the audit log that a user's data was erased. `name` must not be the user's."""
+    async def record(
+        self, key_id: int, project_id: int, name: str, counts: Mapping[str, int], others: Sequence[str] = ()
+    ) -> None:
+        """Note in the audit log that a user's data was erased. `name` must not be the user's.
+
+        `others`: names of the same user in entries that were or will be made with another key.
+        """
+        after: dict[str, Any] = {**counts, **({"also_named": [*others]} if others else {})}
         async with transaction(self._engine) as connection:
             await record(
-                connection, key_id=key_id, action="user.erase", object_id=name, project_id=project_id, after=counts
+                connection, key_id=key_id, action="user.erase", object_id=name, project_id=project_id, after=after
             )
 
 

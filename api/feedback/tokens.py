@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.errors import Unauthorized
 from shared.domain.job import is_job_id
@@ -39,14 +40,20 @@ _TOKEN = re.compile(r"(?P<job>[a-z0-9_]{1,80})\.(?P<expires>[0-9]{1,12})\.(?P<si
 
 
 class SecretStore(Store):
-    """Keeps the secret that signs tokens."""
+    """Keeps a secret of this installation, by default the one that signs tokens."""
+
+    def __init__(self, engine: AsyncEngine, name: str = NAME) -> None:
+        super().__init__(engine)
+        self._name = name
 
     async def secret(self) -> bytes:
-        """The secret of this installation, which the first process creates."""
+        """The secret, which the first process creates."""
         candidate = secrets.token_bytes(SECRET_BYTES)
         async with self._engine.connect() as connection:
-            await connection.execute(upsert(SecretRow).values(name=NAME, value=candidate).on_conflict_do_nothing())
-            found = await connection.execute(select(SecretRow.value).where(SecretRow.name == NAME))
+            await connection.execute(
+                upsert(SecretRow).values(name=self._name, value=candidate).on_conflict_do_nothing()
+            )
+            found = await connection.execute(select(SecretRow.value).where(SecretRow.name == self._name))
             return bytes(found.scalar_one())
 
 

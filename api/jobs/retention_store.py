@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,7 +26,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.domain.job import TERMINAL
-from shared.postgres.job_purge import IS_UNSHARED, MAY_BE_SHARED, delete_entries, purge_statement, release_statement
+from shared.postgres.engine import transaction
+from shared.postgres.job_purge import (
+    IS_UNSHARED,
+    MAY_BE_SHARED,
+    delete_entries,
+    purge_jobs,
+    purge_statement,
+    release_statement,
+)
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.summary_deletion import WAS_DISCARDED
@@ -46,7 +55,7 @@ def _ended() -> Prepared:
     )
 
 
-def _purge_discarded() -> Prepared:
+def _purge_discarded() -> Any:
     discarded = (
         select(JobRow.id)
         .where(WAS_DISCARDED, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
@@ -54,7 +63,7 @@ def _purge_discarded() -> Prepared:
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    return Prepared(purge_statement(JobRow.id.in_(discarded)))
+    return purge_statement(JobRow.id.in_(discarded))
 
 
 def _release_answers() -> Prepared:
@@ -117,7 +126,8 @@ class RetentionStore(Store):
 
     async def delete_ended(self, older_than_s: float, limit: int) -> int:
         """Delete jobs that ended more than `older_than_s` ago, with their responses and their entries in the response
-        cache. Returns the number of those that it has deleted or purged, at most `limit`.
+        cache. Returns the number of those that it has deleted or purged, at most `limit`. Their bodies in the request
+        log remain until the retention of that.
 
         The jobs of an unfinished batch are kept, because its result files are written from them. A job whose answer the
         response cache may have given to others is purged first, so that no more get it, and deleted after those.
@@ -137,7 +147,8 @@ class RetentionStore(Store):
 
     async def purge_discarded(self, limit: int) -> int:
         """Purge the jobs of summaries that were deleted while they ran. Returns their number."""
-        return len(await _PURGE_DISCARDED.run(self._engine, {"limit": limit}))
+        async with transaction(self._engine) as connection:
+            return len(await purge_jobs(connection, _PURGE_DISCARDED, {"limit": limit}))
 
     @staticmethod
     def _locked(job_ids: Iterable[str], *conditions: ColumnElement[bool]) -> ScalarSelect[str]:

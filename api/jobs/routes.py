@@ -206,7 +206,7 @@ async def replay(
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The job has not ended."}},
 )
 async def delete(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobDeleted:
-    """Delete an ended job's input and output."""
+    """Delete an ended job's input and output, also in the request log."""
     await jobs.delete(job_id, principal.project_id)
     return JobDeleted(id=job_id)
 

@@ -397,7 +397,7 @@ class JobService:
         return job
 
     async def delete(self, job_id: str, project_id: int) -> None:
-        """Delete an ended job's input and output, and the summaries of its conversation.
+        """Delete an ended job's input and output, also in the request log, and the summaries of its conversation.
 
         Raises:
             Conflict: the job has not ended.

@@ -30,8 +30,9 @@ class MissingReason(StrEnum):
     LEVEL = "level"
     # It is written soon.
     PENDING = "pending"
-    # It could not be kept: the job was deleted before, or its row is unreadable.
+    # It could not be kept: the job had been removed after its retention, or its row is unreadable.
     LOST = "lost"
+    DELETED = "deleted"
     ERASED = "erased"
     EXPIRED = "expired"
     # The process has no master key for it, or not the one that it was encrypted with.
@@ -44,7 +45,8 @@ EXPLANATIONS = {
     MissingReason.NOT_LOGGED: "The request log has no entry for this job.",
     MissingReason.LEVEL: "The log level of this job keeps no bodies.",
     MissingReason.PENDING: "The body is being written; try again in a few seconds.",
-    MissingReason.LOST: "The body could not be kept: the job was deleted before it was written.",
+    MissingReason.LOST: "The body could not be kept: the job was gone before it was written, or cannot be redacted.",
+    MissingReason.DELETED: "The body was deleted with its job.",
     MissingReason.ERASED: "The body was erased at the request of its end user.",
     MissingReason.EXPIRED: "The body was deleted after the retention period of the request log.",
     MissingReason.NO_KEY: "The master key that the body is encrypted with is not configured (HEADRACE_LOG_KEY).",
@@ -132,4 +134,9 @@ class Bodies:
         return Body(row.job_id, row.ended_at, row.level, **{**known_fields(Body, members), "size": len(text)})
 
 
-_STATES = {"none": MissingReason.LEVEL, "pending": MissingReason.PENDING, "erased": MissingReason.ERASED}
+_STATES = {
+    "none": MissingReason.LEVEL,
+    "pending": MissingReason.PENDING,
+    "deleted": MissingReason.DELETED,
+    "erased": MissingReason.ERASED,
+}

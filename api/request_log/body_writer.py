@@ -2,7 +2,8 @@
 
 The statement that ends a job only marks its row as waiting for its body. So the log takes no time of a request, needs
 no memory, and loses nothing with a process: what is not written yet waits in the table. Every API process writes, in
-small batches; a row is locked by one of them. A job that was deleted meanwhile has no body: that is marked and counted.
+small batches; a row is locked by one of them. The body of a job that is gone is lost: that is marked and counted. If
+somebody deletes a job, that waits for a body which is being written, and deletes it (`shared.postgres.job_purge`).
 """
 
 from __future__ import annotations
@@ -93,14 +94,21 @@ class BodyWriter:
         written = 0
         while count := await self._batch(since):
             written += count
+            # Also in a round that does not end, because more rows are added than written.
+            await self._count_backlog()
             await asyncio.sleep(0)
-        if started - self._counted_at >= COUNT_S:
-            self._counted_at = started
-            backlog = await self._store.backlog(now - self._retention)
-            self._metrics.log_pending.set(backlog.count)
-            age = (now - backlog.oldest).total_seconds() if backlog.oldest is not None else 0.0
-            self._metrics.log_pending_age.set(max(0.0, age))
+        await self._count_backlog()
         return written
+
+    async def _count_backlog(self) -> None:
+        """Count the backlog, for the metrics, unless that was done just now."""
+        if time.monotonic() - self._counted_at < COUNT_S:
+            return
+        self._counted_at, now = time.monotonic(), datetime.now(UTC)
+        backlog = await self._store.backlog(now - self._retention)
+        self._metrics.log_pending.set(backlog.count)
+        age = (now - backlog.oldest).total_seconds() if backlog.oldest is not None else 0.0
+        self._metrics.log_pending_age.set(max(0.0, age))
 
     async def _batch(self, since: datetime) -> int:
         async with transaction(self._engine) as connection:
@@ -151,7 +159,7 @@ class BodyWriter:
     ) -> SealedBody:
         content, job_id, rules = found.content, pending.job_id, found.project_options.get("redaction")
         try:
-            redactor = None if pending.level is LogLevel.FULL else await self._redactor(rules)
+            redactor = None if pending.level is LogLevel.FULL else await self._redactor(connection, rules)
             call = partial(_seal, found, pending, redactor, key)
             body: BodyText
             if redactor is not None and takes_long(rules):
@@ -167,13 +175,14 @@ class BodyWriter:
         self._metrics.redacted(body.redactions)
         return SealedBody(pending, key.id, sealed)
 
-    async def _redactor(self, rules: Mapping[str, Any] | None) -> BodyRedactor:
+    async def _redactor(self, connection: AsyncConnection, rules: Mapping[str, Any] | None) -> BodyRedactor:
         name = orjson.dumps(rules, option=orjson.OPT_SORT_KEYS)
         if name not in self._redactors:
             if len(self._redactors) >= MOST_REDACTORS:
                 self._redactors.clear()
-            # In a thread: the first one loads tables, which takes tenths of a second.
-            self._redactors[name] = await asyncio.to_thread(self._new_redactor, rules)
+            # In a thread: the first one loads tables, which takes tenths of a second, and with Presidio many seconds.
+            loading = asyncio.to_thread(self._new_redactor, rules)
+            self._redactors[name] = await _kept_alive(connection, loading)
         return self._redactors[name]
 
 

@@ -71,6 +71,7 @@ class MasterKeys:
     """The master keys of a process. The first one encrypts new data keys; all of them decrypt."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = tuple(keys)
         self._ciphers = {master_id(key): Cipher(key) for key in keys}
         self.current = next(iter(self._ciphers), None)
 
@@ -81,6 +82,10 @@ class MasterKeys:
 
     def __bool__(self) -> bool:
         return self.current is not None
+
+    def derive(self, purpose: str) -> list[bytes]:
+        """A key of each master key for another purpose, the current one's first. They do not reveal the master keys."""
+        return [hmac.new(key, purpose.encode(), hashlib.sha256).digest() for key in self._keys]
 
     def knows(self, master: str) -> bool:
         """Whether data keys of the master key with this id can be decrypted."""

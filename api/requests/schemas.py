@@ -87,7 +87,7 @@ class RequestView(BaseModel):
     level: str = Field(description="What the log keeps of it: `metadata`, `redacted` or `full`.")
     body: str = Field(
         description="What became of the request and the answer: `kept`, `none` (the level keeps none), `pending`,"
-        " `lost`, `erased` or `expired`."
+        " `lost`, `deleted` (with its job), `erased` or `expired`."
     )
     refused: bool | None = Field(description="Whether the model has refused to answer; null if that is not known.")
     refusal_source: str | None = Field(description="Who says so: `provider` or `classifier`.")
@@ -188,8 +188,8 @@ class MissingView(BaseModel):
     """Why there is no body."""
 
     reason: str = Field(
-        description="`level` (it keeps none), `pending` (not written yet), `lost`, `erased`, `expired`, `no_key` or"
-        " `damaged`."
+        description="`level` (it keeps none), `pending` (not written yet), `lost`, `deleted` (with its job), `erased`,"
+        " `expired`, `no_key` or `damaged`."
     )
     message: str
 

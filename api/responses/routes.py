@@ -106,7 +106,7 @@ async def cancel(response_id: str, principal: CurrentPrincipal, responses: Respo
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The response has not ended."}},
 )
 async def delete(response_id: str, principal: CurrentPrincipal, responses: Responses) -> ResponseDeleted:
-    """Delete an ended response's input and output."""
+    """Delete an ended response's input and output, also in the request log."""
     await responses.delete(response_id, principal.project_id)
     return ResponseDeleted(id=response_id)
 

@@ -25,6 +25,8 @@ UNITS: Mapping[str, tuple[RedactionKind, str]] = {
     "email: addresses": (RedactionKind.EMAIL, "a@b.de "),
     "email: escapes": (RedactionKind.EMAIL, r"\\\n\u0041\t"),
     "email: backslashes": (RedactionKind.EMAIL, "\\"),
+    "email: escapes of URLs": (RedactionKind.EMAIL, "a%2540%2e%3D%"),
+    "email: percent signs": (RedactionKind.EMAIL, "%25"),
     "phone: digits": (RedactionKind.PHONE, "030 "),
     "phone: signs": (RedactionKind.PHONE, "+("),
     "phone: near misses": (RedactionKind.PHONE, "0301 2345, "),

@@ -10,7 +10,8 @@ import typer
 
 from cli.client import path
 from cli.commands.jobs import of_each
-from cli.commands.key_changes import NONE, AllowedModels, KeyLogLevel, change_key, level_or_null, model_names
+from cli.commands.key_changes import NONE, UNSET, AllowedModels, KeyLogLevel, change_key, level_or_null, model_names
+from cli.commands.privacy import read_rules
 from cli.errors import UsageError
 from cli.groups import ListGroup
 from cli.options import After, All, Json, Limit, Yes, ask, connect, seconds_of, show_list
@@ -43,6 +44,14 @@ ProjectLogLevel = Annotated[
         metavar="LEVEL",
         help="At most this is kept in the request log: none, metadata, redacted or full; unset: what the installation"
         " keeps.",
+    ),
+]
+Redaction = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="What is removed from logged bodies: rules in a JSON file, which replace all earlier ones; unset: the"
+        " default. Try them first: headrace redact TEXT --rules FILE.",
     ),
 ]
 Expires = Annotated[
@@ -209,12 +218,13 @@ def create_project(
         str | None, typer.Option(metavar="NAME", help="A class of service, for the rules of routes: free.")
     ] = None,
     log_level: ProjectLogLevel = None,
+    redaction: Redaction = None,
     as_json: Json = False,
 ) -> None:
     """Create a project without keys."""
     body: dict[str, Any] = {"name": name} | ({"tier": tier} if tier is not None else {})
-    if log_level is not None:
-        body["options"] = {"log_level": level_or_null(log_level)}
+    if options := _project_options(log_level, redaction):
+        body["options"] = options
     with connect(context) as client:
         project = client.post("/v1/admin/projects", json=body)
     print_json(project) if as_json else say(f"{project['name']}  created")
@@ -228,17 +238,28 @@ def change_project(
         str | None, typer.Option(metavar="NAME", help=f"A class of service, for the rules of routes: free; or {NONE}.")
     ] = None,
     log_level: ProjectLogLevel = None,
+    redaction: Redaction = None,
     as_json: Json = False,
 ) -> None:
     """Change a project; what is not given remains as it is. Effective within seconds."""
     body: dict[str, Any] = {} if tier is None else {"tier": None if tier == NONE else tier}
-    if log_level is not None:
-        body["options"] = {"log_level": level_or_null(log_level)}
+    if options := _project_options(log_level, redaction):
+        body["options"] = options
     if not body:
         raise UsageError("Give at least one option to change; `headrace projects set --help` lists them.")
     with connect(context) as client:
         project = client.patch(path("admin", "projects", name), json=body)
     print_json(project) if as_json else say(f"{project['name']}  changed")
+
+
+def _project_options(log_level: str | None, redaction: str | None) -> dict[str, Any]:
+    """The changes of a project's options, as a JSON Merge Patch."""
+    options: dict[str, Any] = {}
+    if log_level is not None:
+        options["log_level"] = level_or_null(log_level)
+    if redaction is not None:
+        options["redaction"] = None if redaction == UNSET else read_rules(redaction)
+    return options
 
 
 def _project_row(project: dict[str, Any]) -> list[object]:

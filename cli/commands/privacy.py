@@ -30,10 +30,7 @@ def redact(
     if project is not None:
         body["project"] = project
     if rules is not None:
-        try:
-            body["rules"] = json.loads(_read(str(rules)))
-        except ValueError as error:
-            raise UsageError(f"{rules} is not JSON: {error}") from None
+        body["rules"] = read_rules(str(rules))
     with connect(context) as client:
         redacted = client.post("/v1/admin/redaction/preview", json=body)
     if as_json:
@@ -78,6 +75,17 @@ def erase(
         raise CliError(
             f"Something is left{f': {batches}' if batches else ''}.", "Repeat the command when the batches have ended."
         )
+
+
+def read_rules(file: str) -> dict[str, Any]:
+    """The rules of redaction in a JSON file; `-` is standard input. The server checks them."""
+    try:
+        rules = json.loads(_read(file))
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON: {error}") from None
+    if not isinstance(rules, dict):
+        raise UsageError(f'{file} must be a JSON object, such as {{"phone_regions": ["DE"]}}.')
+    return rules
 
 
 def _read(file: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import CTE, JSON, ColumnElement, and_, case, delete, func, literal_column, or_, select, update
+from sqlalchemy import CTE, JSON, ColumnElement, Row, and_, case, delete, func, literal_column, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from shared.domain.job import TERMINAL, JobStatus
+from shared.domain.log_level import LogLevel
+from shared.postgres.request_log import delete_bodies
 from shared.postgres.tables import CachedAnswerRow, IdempotencyKeyRow, JobRow, ResponseRow
 
 # In place of the digest of a request that was deleted.
@@ -23,8 +27,10 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
     `release_statement` removes them.
 
     The rows remain, for accounting. The idempotency keys of the jobs remain too, so that they are not used again,
-    without the digests of the requests. Returns the ids, and the conversations of which there are summaries
-    (`shared.postgres.summary_deletion`).
+    without the digests of the requests. Returns the ids, the conversations of which there are summaries
+    (`shared.postgres.summary_deletion`), the log levels, and when the jobs ended.
+
+    What the request log has of the jobs remains: that is for `purge_jobs`.
     """
     purged = (
         update(JobRow)
@@ -38,16 +44,40 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
             error_param=None,
             deleted_at=func.now(),
         )
-        .returning(JobRow.id, JobRow.decisions["context"]["conversation"].astext.label("conversation"))
+        .returning(
+            JobRow.id,
+            JobRow.decisions["context"]["conversation"].astext.label("conversation"),
+            JobRow.log_level,
+            JobRow.finished_at,
+        )
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
     # As an array, by which the index is used, however many jobs the plan expects.
     ids = func.any(func.array(select(purged.c.id).scalar_subquery()))
     digests = update(IdempotencyKeyRow).where(IdempotencyKeyRow.job_id == ids).values(request_sha256=DELETED_DIGEST)
-    return select(purged.c.id, purged.c.conversation).add_cte(
+    return select(*purged.c).add_cte(
         response.cte("response"), delete_entries(purged).cte("entry"), digests.cte("digests")
     )
+
+
+async def purge_jobs(
+    connection: AsyncConnection, statement: Any, parameters: Mapping[str, Any] | None = None
+) -> Sequence[Row[Any]]:
+    """Run a `purge_statement`, and delete the bodies of its jobs from the request log. Returns the statement's rows.
+
+    For jobs that somebody has deleted, whose text must not remain elsewhere. Those that have only become old have the
+    retention of the request log there. To be run in a transaction of several statements.
+    """
+    rows = (await connection.execute(statement, parameters)).all()
+    bodies = [(row.id, row.finished_at) for row in rows if row.log_level not in _WITHOUT_BODY]
+    if bodies:
+        await delete_bodies(connection, bodies)
+    return rows
+
+
+# Log levels of which there is no body for certain: a newer version may know others.
+_WITHOUT_BODY = (None, *(level.value for level in LogLevel if not level.keeps_body))
 
 
 # Condition: the response cache may have given the job's answer to others.

@@ -29,7 +29,7 @@ from shared.postgres.followers import LEADER
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.idempotency_keys import claim_key, job_id_of_key
 from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
-from shared.postgres.job_purge import purge_statement, release_statement
+from shared.postgres.job_purge import purge_jobs, purge_statement, release_statement
 from shared.postgres.job_row_store import JobRowStore
 from shared.postgres.job_rows import (
     ARCHIVE_PAGE,
@@ -349,15 +349,15 @@ class JobStore(JobRowStore):
     async def delete(self, job_id: str, project_id: int) -> Sequence[str]:
         """Delete the input and output of a job that has ended; the row remains, for accounting.
 
-        The summaries of its conversation are deleted too, with those of the jobs that wrote them. Returns the ids of
-        the jobs, this one's first; none if there is no such job.
+        Its body in the request log is deleted too, as are the summaries of its conversation, with those of the jobs
+        that wrote them. Returns the ids of the jobs, this one's first; none if there is no such job.
         """
         async with transaction(self._engine) as connection:
             statement = purge_statement(JobRow.id == job_id, JobRow.project_id == project_id)
-            row = (await connection.execute(statement)).first()
-            if row is None:
+            rows = await purge_jobs(connection, statement)
+            if not rows:
                 return []
-            deleted = [job_id]
+            row, deleted = rows[0], [job_id]
             if row.conversation is not None:
                 deleted += await delete_summaries(connection, project_id, row.conversation)
         try:

@@ -1,16 +1,34 @@
-"""SQL that writes the rows of the request log, in the statements that end jobs."""
+"""SQL of the request log that belongs to jobs: their ends write rows, and their deletion deletes bodies."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CTE, Boolean, Integer, Text, case, func, literal_column, null
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    ColumnElement,
+    Integer,
+    Text,
+    and_,
+    case,
+    delete,
+    func,
+    literal,
+    literal_column,
+    null,
+    update,
+)
 from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import select
 
 from shared.domain.log_level import DEFAULT_LOG_LEVEL, LogLevel
-from shared.postgres.request_log_tables import RequestLogRow
+from shared.postgres.request_log_tables import RequestBodyRow, RequestLogRow
 from shared.postgres.tables import JobRow
 
 # The columns that a statement which ends jobs returns for `insert_log_rows`, beside those of the ledger.
@@ -75,3 +93,31 @@ def insert_log_rows(ended: CTE, *, answered: bool) -> CTE:
 
 def _count(ended: CTE, name: str) -> Any:
     return sql_cast(ended.c.usage[name].astext, Integer)
+
+
+# Condition: there is a body, or one is to be written.
+HAS_BODY = RequestLogRow.body.in_([_text("kept"), _text("pending")])
+
+
+async def delete_bodies(connection: AsyncConnection, jobs: Sequence[tuple[str, datetime]]) -> None:
+    """Delete the bodies of ended jobs, each with the time of its end, and let none be written any more.
+
+    The rows remain, marked as `deleted`. To be run in the transaction that deletes the jobs, after that: if it is
+    rolled back, nothing is deleted, and once it is committed, nothing is left. It waits for whoever is writing these
+    bodies.
+    """
+    # In this order, as an erasure: two that lock some of the same rows wait for each other in one direction only.
+    in_order = (RequestLogRow.ended_at, RequestLogRow.job_id)
+    of_rows = _of(RequestLogRow, jobs)
+    await connection.execute(select(RequestLogRow.job_id).where(of_rows).order_by(*in_order).with_for_update())
+    await connection.execute(update(RequestLogRow).where(of_rows, HAS_BODY).values(body="deleted"))
+    # A statement of its own: it sees the bodies that were written while the first one waited.
+    await connection.execute(delete(RequestBodyRow).where(_of(RequestBodyRow, jobs)))
+
+
+def _of(table: type[RequestLogRow | RequestBodyRow], jobs: Sequence[tuple[str, datetime]]) -> ColumnElement[bool]:
+    """Condition: the row is of one of these jobs. The times bound the partitions that are read."""
+    job_ids, times = zip(*jobs, strict=True)
+    return and_(
+        table.job_id == func.any(literal([*job_ids], ARRAY(Text))), table.ended_at.between(min(times), max(times))
+    )

@@ -45,7 +45,7 @@ class RequestLogRow(Base):
     answered: Mapped[bool] = mapped_column(server_default=text("false"))
     # `metadata`, `redacted` or `full`: `shared.domain.log_level`.
     level: Mapped[str] = mapped_column(Text)
-    # `none`, `pending`, `kept`, `lost`, or `erased`: what became of the body.
+    # `none`, `pending`, `kept`, `lost`, `deleted` (with its job), or `erased`: what became of the body.
     body: Mapped[str] = mapped_column(Text, server_default=text("'none'"))
     # Whether the model refused to answer; NULL if it is not known. Who says so: `provider` or `classifier`.
     refused: Mapped[bool | None]

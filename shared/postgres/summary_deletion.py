@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Text
 
 from shared.domain.job import TERMINAL
-from shared.postgres.job_purge import purge_statement
+from shared.postgres.job_purge import purge_jobs, purge_statement
 from shared.postgres.tables import JobRow, SummaryRow
 
 # As in the index `jobs_summaries`.
@@ -43,7 +43,7 @@ async def delete_summaries(connection: AsyncConnection, project_id: int, convers
         .values({JobRow.decisions: func.jsonb_set(JobRow.decisions, _DELETED, literal_column("'true'::jsonb"))})
     )
     await connection.execute(marked)
-    purged = (await connection.execute(purge_statement(jobs))).scalars().all()
+    purged = [row.id for row in await purge_jobs(connection, purge_statement(jobs))]
     # Last: what a transaction stored that has held one of the rows is visible now.
     rows = delete(SummaryRow).where(SummaryRow.project_id == project_id, SummaryRow.conversation == conversation)
     await connection.execute(rows)

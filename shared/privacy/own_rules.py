@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from shared.domain.linear_patterns import compile_linear
 from shared.domain.redaction_rules import OwnRule
@@ -83,7 +83,7 @@ class OwnRules:
         """Replace what the rules find, and add how often to `counts`, by the rules' names."""
         for name, rule in self._rules:
             if spans := rule.spans(text):
-                text = replace_spans(text, spans, name, self._placeholders, counts)
+                text = replace_spans(text, ((*span, name) for span in spans), self._placeholders, counts)
         return text
 
 
@@ -93,13 +93,13 @@ def placeholder(name: str) -> str:
 
 
 def replace_spans(
-    text: str, spans: Sequence[tuple[int, int]], name: str, placeholders: re.Pattern[str], counts: dict[str, int]
+    text: str, spans: Iterable[tuple[int, int, str]], placeholders: re.Pattern[str], counts: dict[str, int]
 ) -> str:
-    """Replace disjoint parts of a text, except those that overlap with a placeholder."""
+    """Replace disjoint parts of a text, each by its name, except those that overlap with a placeholder."""
     kept = [match.span() for match in placeholders.finditer(text)] if "[" in text else []
     pieces: list[str] = []
     end = place = 0
-    for start, until in spans:
+    for start, until, name in spans:
         while place < len(kept) and kept[place][1] <= start:
             place += 1
         if place < len(kept) and kept[place][0] < until:

@@ -123,8 +123,7 @@ class Redactor:
             text = _count(kind, counts, *replace(text, placeholder(kind)))
         text = self._replace_numbers(text, counts)
         if self._presidio:
-            for name, spans in presidio.entities(text):
-                text = replace_spans(text, spans, name, self._placeholders, counts) if spans else text
+            text = replace_spans(text, presidio.entities(text), self._placeholders, counts)
         return text
 
     def _replace_numbers(self, text: str, counts: dict[str, int]) -> str:

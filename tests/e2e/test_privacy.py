@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ from shared.postgres.engine import connect
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_projects import bearer, create_key
+from tests.support.command_line import run
 from tests.support.database import drop_database
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
@@ -258,6 +261,11 @@ async def test_who_may_erase(stack: Stack, app: httpx.AsyncClient, admin: httpx.
     assert log[0]["project"] == "erasing"
     assert log[0]["after"]["jobs"] == 1
     assert log[0]["object_id"].startswith("user_"), "a pseudonym"
+    await ended(app, (await submit(app, user="ann"))["id"])
+    assert (await app.delete(path_of("ann"))).json()["erased"]["jobs"] == 1
+    again = (await admin.get("/v1/admin/audit", params={"action": "user.erase"})).json()["data"]
+    assert again[0]["id"] != log[0]["id"]
+    assert again[0]["object_id"] == log[0]["object_id"], "the same user has the same one"
 
 
 async def test_a_batch_that_runs_is_erased_when_it_has_ended(app: httpx.AsyncClient) -> None:
@@ -305,3 +313,26 @@ async def test_a_dry_run_of_the_redaction(admin: httpx.AsyncClient, app: httpx.A
     assert (await admin.post(PREVIEW, json={"text": CARD, "project": "erasing"})).json()["text"] == "[CARD]"
     assert (await admin.post(PREVIEW, json={"text": CARD, "project": "nobody"})).status_code == 400
     assert (await app.post(PREVIEW, json={"text": CARD})).status_code == 403
+
+
+async def test_the_rules_of_a_project_are_set_on_the_command_line(
+    stack: Stack, admin_key: str, admin: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    create_key(stack, "ruled")
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"own": [{"name": "badge", "pattern": r"\bE-[0-9]{6}\b"}]}))
+    sentence = tmp_path / "text"
+    sentence.write_text(f"{CARD} E-123456\n")
+    headrace = partial(run, stack.url, key=admin_key)
+    assert headrace("redact", str(sentence), "--rules", str(rules)).stdout == "[CARD] [BADGE]\n"
+    assert headrace("redact", str(sentence), "--project", "ruled").stdout == "[CARD] E-123456\n", "a dry run"
+    result = headrace("projects", "set", "ruled", "--redaction", str(rules))
+    assert result.exit_code == 0, result.stderr
+    assert headrace("redact", str(sentence), "--project", "ruled").stdout == "[CARD] [BADGE]\n"
+    audit = await admin.get("/v1/admin/audit", params={"action": "project.change", "object": "ruled"})
+    (entry,) = audit.json()["data"]
+    assert entry["after"]["options"]["redaction"]["own"][0]["name"] == "badge"
+    rules.write_text(json.dumps({"own": [{"name": "badge", "pattern": "(a{1,9}){1,9}"}]}))
+    assert headrace("projects", "set", "ruled", "--redaction", str(rules)).exit_code != 0
+    assert headrace("projects", "set", "ruled", "--redaction", "unset").exit_code == 0
+    assert headrace("redact", str(sentence), "--project", "ruled").stdout == "[CARD] E-123456\n"

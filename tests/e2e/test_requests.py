@@ -112,6 +112,30 @@ async def test_from_the_end_of_a_job_to_an_export(project: Project) -> None:
     assert all(one["ended_at"] for one in exports)
 
 
+@pytest.mark.parametrize("is_response", [False, True])
+async def test_a_deleted_text_is_gone_from_the_log(project: Project, is_response: bool) -> None:
+    """Also from exports. Who has used what when remains."""
+    canary = f"the canary {next(_numbers)} sings"
+    if is_response:
+        body = {"model": "sim", "input": canary, "max_output_tokens": 16}
+        created = await project.submitter.post("/v1/responses", json=body)
+        assert created.status_code == 200, created.text
+        path = f"/v1/responses/{created.json()['id']}"
+        (listed,) = (await project.reader.get("/v1/requests")).json()["data"]
+        job_id = listed["id"]
+    else:
+        job_id = await project.logged(canary)
+        path = f"/v1/jobs/{job_id}"
+        assert canary in (await project.reader.get(f"/v1/requests/{job_id}")).text
+    deleted = await project.submitter.delete(path)
+    assert deleted.status_code in (200, 204), deleted.text
+    opened = await project.reader.get(f"/v1/requests/{job_id}")
+    assert (opened.json()["body"], opened.json()["missing"]["reason"]) == ("deleted", "deleted")
+    exported = await project.reader.get("/v1/requests/export", params={"level": "full"})
+    assert (exported.status_code, exported.text) == (200, "")
+    assert canary not in opened.text + (await project.reader.get("/v1/requests")).text
+
+
 async def test_other_projects_and_keys_without_the_scope(stack: Stack, project: Project) -> None:
     job_id = await project.logged()
     async with bearer(stack, create_key(stack, f"{project.name} stranger", "--scope", "logs")) as stranger:

@@ -16,9 +16,11 @@ from api.console.keys.store import KeyPagesStore
 from api.console.keys.view import (
     FormInvalid,
     form_of,
+    invalid_field,
     key_line,
     key_to_change,
     key_to_create,
+    level_to_change,
     project_to_change,
     project_to_create,
     rotation,
@@ -86,6 +88,8 @@ async def create_key(
             " key."
         )
         return await _key_form(request, store, registry, form.with_errors({"project": message}), 409)
+    except InvalidRequest as error:
+        return await _key_form(request, store, registry, form.with_errors(invalid_field(error)), 422)
     return _created(request, key, secret)
 
 
@@ -123,10 +127,7 @@ async def change_key(
     except FormInvalid as error:
         return _change_form(request, registry, key, form.with_errors(error.errors), 422)
     except InvalidRequest as error:
-        param = error.param or "name"
-        message = error.message.removeprefix(f"{param}: ")
-        errors = {param: f"{message[:1].upper()}{message[1:]}."}
-        return _change_form(request, registry, key, form.with_errors(errors), 422)
+        return _change_form(request, registry, key, form.with_errors(invalid_field(error)), 422)
     return redirect(request, "keys")
 
 
@@ -194,6 +195,9 @@ async def create_project(request: Request, viewer: CurrentViewer, keys: Keys) ->
     except Conflict:
         form = form.with_errors({"name": f"The project {form['name']!r} exists."})
         return dialog_response(request, "keys/new_project.html", 409, form=form)
+    except InvalidRequest as error:
+        form = form.with_errors(invalid_field(error))
+        return dialog_response(request, "keys/new_project.html", 422, form=form)
     return redirect(request, "keys/projects")
 
 
@@ -214,6 +218,29 @@ async def set_tier(request: Request, viewer: CurrentViewer, keys: Keys) -> Respo
         form = form.with_errors(error.errors)
         return dialog_response(request, "keys/tier.html", 422, project=form["project"], form=form)
     await keys.change_project(viewer.principal, form["project"], body)
+    return redirect(request, "keys/projects")
+
+
+@router.get("/projects/log")
+async def ask_for_level(request: Request, keys: Keys, project: Name) -> Response:
+    """The form for the level of a project's request log."""
+    level = (await keys.project(project)).options.log_level
+    form = Form({"options.log_level": level.value if level is not None else ""})
+    return dialog_response(request, "keys/log.html", project=project, form=form)
+
+
+@router.post("/projects/log")
+async def set_level(request: Request, viewer: CurrentViewer, keys: Keys) -> Response:
+    """Change the level of a project's request log."""
+    form = await read_form(request)
+    try:
+        await keys.change_project(viewer.principal, form["project"], level_to_change(form))
+    except FormInvalid as error:
+        form = form.with_errors(error.errors)
+        return dialog_response(request, "keys/log.html", 422, project=form["project"], form=form)
+    except InvalidRequest as error:
+        form = form.with_errors(invalid_field(error))
+        return dialog_response(request, "keys/log.html", 422, project=form["project"], form=form)
     return redirect(request, "keys/projects")
 
 

@@ -17,6 +17,8 @@ from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
 from api.keys.store import ApiKey
 from shared.config.durations import seconds_of
 from shared.domain.answer_options import KeyOptions
+from shared.domain.errors import InvalidRequest
+from shared.domain.log_level import LogLevel
 from shared.domain.priorities import MAX_PRIORITY
 
 M = TypeVar("M", bound=BaseModel)
@@ -114,7 +116,15 @@ FIELDS = (
     "options.context.trigger",
     "options.context.target",
     "options.context.trigger_tokens",
+    "options.log_level",
 )
+
+
+def invalid_field(error: InvalidRequest) -> dict[str, str]:
+    """What the API says is wrong with a field of a form, by its name."""
+    param = error.param or "name"
+    message = error.message.removeprefix(f"{param}: ")
+    return {param: f"{message[:1].upper()}{message[1:]}."}
 
 
 def key_to_create(form: Form) -> ApiKeyCreate:
@@ -183,6 +193,9 @@ def _options(form: Form, reader: _Reader) -> dict[str, Any]:
         }
     names = form["options.allowed_models"].replace(",", " ").split()
     options["allowed_models"] = names or None
+    # Without the field, as in a page of an earlier version, the level must not be lost: it remains.
+    if "options.log_level" in form.values:
+        options["log_level"] = form["options.log_level"] or None
     return options
 
 
@@ -201,6 +214,7 @@ def form_of(key: ApiKey, options: KeyOptions) -> Form:
             is_default = value == type(model).model_fields[name].default and name != "strategy"
             values[f"options.{group}.{name}"] = "" if value is None or is_default else value
     values["options.allowed_models"] = ", ".join(options.allowed_models or ())
+    values["options.log_level"] = options.log_level or ""
     if options.cache is not None:
         values["cache"] = "on"
         values["options.cache.ttl"] = _duration(options.cache.ttl)
@@ -236,8 +250,10 @@ def project_to_create(form: Form) -> ProjectCreate:
     Raises:
         FormInvalid: a field has no valid value.
     """
-    values = {"name": form["name"], "tier": form["tier"] or None}
-    return _Reader(form).build(ProjectCreate, values, ("name", "tier"))
+    values: dict[str, Any] = {"name": form["name"], "tier": form["tier"] or None}
+    if form["options.log_level"]:
+        values["options"] = {"log_level": form["options.log_level"]}
+    return _Reader(form).build(ProjectCreate, values, ("name", "tier", "options.log_level"))
 
 
 def project_to_change(form: Form) -> ProjectUpdate:
@@ -249,6 +265,16 @@ def project_to_change(form: Form) -> ProjectUpdate:
     return _Reader(form).build(ProjectUpdate, {"tier": form["tier"] or None}, ("tier",))
 
 
+def level_to_change(form: Form) -> ProjectUpdate:
+    """How a form changes the level of a project's request log.
+
+    Raises:
+        FormInvalid: there is no such level.
+    """
+    values = {"options": {"log_level": form["options.log_level"] or None}}
+    return _Reader(form).build(ProjectUpdate, values, ("options.log_level",))
+
+
 _MESSAGES = {
     "name": "Enter a name of one line, with at most 200 characters.",
     "project": "Must be a name of one line, with at most 200 characters.",
@@ -256,6 +282,7 @@ _MESSAGES = {
     "options.allowed_models": "Must be names of models or routes, separated by commas.",
     "tier": "Must be a word such as free, of letters, digits and ._-, with at most 64 characters.",
     "priority_floor": f"Must be a priority from 0 to {MAX_PRIORITY}.",
+    "options.log_level": f"Must be one of {', '.join(LogLevel)}.",
 }
 
 

@@ -20,6 +20,7 @@ _BODIES = {
     "kept": ("kept", "good"),
     "pending": ("not written yet", "info"),
     "lost": ("lost", "bad"),
+    "deleted": ("deleted", "plain"),
     "erased": ("erased", "plain"),
     "expired": ("expired", "plain"),
 }

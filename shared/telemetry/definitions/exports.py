@@ -6,7 +6,7 @@ from shared.telemetry.definitions.labels import API
 from shared.telemetry.instruments import InstrumentSet, Label
 
 # Why there is nothing to show is one of the reasons of `api.request_log.bodies`.
-_OPENED = ("shown", "not_logged", "level", "pending", "lost", "erased", "expired", "no_key", "damaged")
+_OPENED = ("shown", "not_logged", "level", "pending", "lost", "deleted", "erased", "expired", "no_key", "damaged")
 
 
 class ExportMetrics:

@@ -12,7 +12,7 @@ class RequestLogMetrics:
     def __init__(self, new: InstrumentSet) -> None:
         self.log_bodies = new.counter(
             "headrace_request_log_bodies_total",
-            "Bodies for the request log, by outcome: `kept`, or `lost` because the job was deleted before, or could not"
+            "Bodies for the request log, by outcome: `kept`, or `lost` because the job was gone before, or could not"
             " be read or redacted.",
             (Label("outcome", ("kept", "lost")),),
             API,

@@ -101,7 +101,7 @@ async def test_a_key_is_changed(operator: Visit, sim_stack: Stack) -> None:
     await eventually(is_an_operator, "the API uses the new scopes")
 
 
-async def test_a_project_gets_a_tier(operator: Visit) -> None:
+async def test_a_project_gets_a_tier_and_a_log_level(operator: Visit) -> None:
     page = operator.page
     await operator.open("keys/projects")
     await page.get_by_role("link", name="Create a project").click()
@@ -114,6 +114,11 @@ async def test_a_project_gets_a_tier(operator: Visit) -> None:
     await dialog.get_by_label("Tier").fill("free")
     await dialog.get_by_role("button", name="Set the tier").click()
     await expect(row).to_contain_text("free")
+    await row.get_by_role("link", name="Set the log level of tiered").click()
+    await dialog.get_by_label("The request log keeps at most").select_option("metadata")
+    assert await accessibility_faults(page) == []
+    await dialog.get_by_role("button", name="Set the level").click()
+    await expect(row).to_contain_text("metadata")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

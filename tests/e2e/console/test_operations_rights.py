@@ -24,7 +24,7 @@ HOSTILE = (
 )
 MARKUP = ("<img", "<script>alert", "<svg/onload")
 ACTIONS = ("models/drain", "models/pause", "models/resume", "keys/new", "keys/change", "keys/rotate", "keys/revoke",
-           "keys/projects/new", "keys/projects/tier")  # fmt: skip
+           "keys/projects/new", "keys/projects/tier", "keys/projects/log")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,8 @@ def test_actions_need_the_sessions_token(sim_stack: Stack, operator_key: str, ac
             {"options.token_limits.default_output"},
         ),
         ({"name": "a", "options.allowed_models": "small, no$model"}, {"options.allowed_models"}),
+        ({"name": "a", "options.log_level": "some"}, {"options.log_level"}),
+        ({"name": "a", "options.log_level": "redacted"}, {"options.log_level"}),
         ({"name": "a", "cache": "on", "options.cache.ttl": "1y"}, {"options.cache.ttl"}),
         ({"name": "a", "cache": "on", "options.cache.scope": "world"}, {"options.cache.scope"}),
         (
@@ -165,6 +167,30 @@ def test_a_new_key_is_shown_once_and_a_reload_creates_no_other(sim_stack: Stack,
     )
 
 
+def test_log_levels_are_set_as_by_the_api(sim_stack: Stack, operator: httpx.Client, operator_key: str) -> None:
+    """With its checks and its entries in the audit log."""
+    assert operator.post("keys/projects/new", data={"name": "levels", "options.log_level": "full"}).status_code == 422
+    assert operator.post("keys/projects/new", data={"name": "levels"}).status_code == 303
+    refused = operator.post("keys/projects/log", data={"project": "levels", "options.log_level": "redacted"})
+    assert refused.status_code == 422
+    assert "HEADRACE_LOG_KEY" in refused.text.partition('id="options.log_level-error"')[2]
+    for level in ("none", "metadata"):
+        response = operator.post("keys/projects/log", data={"project": "levels", "options.log_level": level})
+        assert response.status_code == 303
+    form = operator.get("keys/projects/log", params={"project": "levels"}).text
+    assert '<option value="metadata" selected>' in form
+    response = operator.post("keys/new", data={
+        "name": "level of a key", "project": "levels", "scopes": "inference", "options.log_level": "none"
+    })  # fmt: skip
+    assert response.status_code == 303
+    assert "log-level=none" in operator.get("keys", params={"project": "levels"}).text
+    with httpx.Client(base_url=sim_stack.url, headers={"Authorization": f"Bearer {operator_key}"}) as client:
+        projects = client.get("/v1/admin/projects", params={"limit": 100}).json()["data"]
+        assert {one["name"]: one["options"]["log_level"] for one in projects}["levels"] == "metadata"
+        entries = client.get("/v1/admin/audit", params={"action": "project.change", "object": "levels"}).json()["data"]
+    assert [entry["after"]["options"] for entry in entries] == [{"log_level": "metadata"}, {"log_level": "none"}]
+
+
 def test_a_rotated_key_leads_to_its_successor(sim_stack: Stack, operator: httpx.Client) -> None:
     create_key(sim_stack, "to be rotated", "inference")
     listed = operator.get("keys", params={"project": "to be rotated"}).text
@@ -188,7 +214,8 @@ def test_a_session_cannot_lose_its_key_before_the_successor_is_shown(sim_stack: 
 
 def test_unknown_names_are_not_found(operator: httpx.Client) -> None:
     for path in ("models/model?name=none", "models/drain?worker=none", "models/pause?model=none",
-                 "keys/rotate?key=key_999999", "keys/revoke?key=x", "keys/projects/tier?project=none"):  # fmt: skip
+                 "keys/rotate?key=key_999999", "keys/revoke?key=x", "keys/projects/tier?project=none",
+                 "keys/projects/log?project=none"):  # fmt: skip
         assert operator.get(path).status_code == 404, path
     assert operator.post("models/drain", data={"worker": "none"}).status_code == 404
     assert operator.post("models/pause", data={"model": "none"}).status_code == 404
@@ -219,7 +246,8 @@ def test_names_of_keys_and_projects_are_text(operator: httpx.Client, hostile: st
     project = {"project": f"project {hostile}"}
     pages = [created, *(operator.get(path) for path in ("keys", "keys/projects", "keys/new"))]
     pages += [operator.get("keys", params=project), operator.get("keys/new", params=project)]
-    pages += [operator.get("keys/projects/tier", params=project), operator.get("keys", params={"project": hostile})]
+    pages += [operator.get(f"keys/projects/{form}", params=project) for form in ("tier", "log")]
+    pages += [operator.get("keys", params={"project": hostile})]
     pages += [operator.post("keys/projects/new", data={"name": hostile, "tier": hostile})]
     for page in pages:
         assert page.status_code in (200, 422)

@@ -466,6 +466,32 @@ def test_projects_are_changed(api: ScriptedApi) -> None:
     assert [request.json for request in api.requests] == [{"tier": "free"}, {"tier": None}]
 
 
+def test_the_rules_of_a_projects_redaction_are_set_and_removed(api: ScriptedApi, tmp_path: Path) -> None:
+    rules = {"phone_regions": ["DE"], "own": [{"name": "codename", "words": ["Project Falcon"]}]}
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps(rules))
+    api.on("PATCH /v1/admin/projects/shop", reply({"name": "shop", "tier": None}))
+    api.on("POST /v1/admin/projects", reply({"name": "new", "tier": None}))
+    assert run(api.url, "projects", "set", "shop", "--redaction", str(file)).stdout == "shop  changed\n"
+    run(api.url, "projects", "set", "shop", "--redaction", "unset", "--log-level", "redacted")
+    run(api.url, "projects", "create", "new", "--redaction", "-", stdin=json.dumps(rules))
+    assert [request.json for request in api.requests] == [
+        {"options": {"redaction": rules}},
+        {"options": {"log_level": "redacted", "redaction": None}},
+        {"name": "new", "options": {"redaction": rules}},
+    ]
+
+
+@pytest.mark.parametrize("text", ["{", "null", "[]", '"DE"'])
+def test_rules_that_are_no_object_are_an_error_of_usage(api: ScriptedApi, tmp_path: Path, text: str) -> None:
+    """Above all `null`, which would remove the rules of the project."""
+    file = tmp_path / "rules.json"
+    file.write_text(text)
+    result = run(api.url, "projects", "set", "shop", "--redaction", str(file))
+    assert (result.exit_code, api.requests) == (2, [])
+    assert "rules.json" in result.stderr
+
+
 def test_the_version_is_that_of_the_installation() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     result = run(None, "--version")

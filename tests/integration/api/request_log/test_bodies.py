@@ -151,12 +151,13 @@ async def test_what_cannot_be_redacted_is_lost_and_does_not_keep_others_from_bei
     assert PROMPT not in caplog.text
 
 
-async def test_the_body_of_a_job_that_was_deleted_before_is_lost_and_counted(
+async def test_the_body_of_a_job_that_is_gone_is_lost_and_counted(
     store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
+    """After the retention of jobs, which deletes most of them, and purges those that the cache may have shared."""
     purged, deleted = [await logged(store, workers, owner) for _ in range(2)]
-    assert await store.delete(purged, owner.project_id)
     async with database.begin() as connection:
+        await connection.execute(text("UPDATE jobs SET deleted_at = now() WHERE id = :id"), {"id": purged})
         await connection.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": deleted})
     metrics = api_metrics()
     assert await writer_of(database, metrics=metrics).step() == 2
@@ -238,11 +239,13 @@ async def test_a_transaction_ends_after_some_time(
     assert all(isinstance(body, Body) for body in (await reader_of(database).open_bodies(jobs)).values())
 
 
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("large", "loads"), [(False, False), (True, False), (False, True)])
 async def test_a_body_may_take_longer_than_a_transaction_may_be_idle(
-    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch, large: bool
-) -> None:
-    """Rules of a project run in a thread, and so do the rules for large requests; the transaction goes on meanwhile."""
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch,
+    large: bool, loads: bool,
+) -> None:  # fmt: skip
+    """Rules of a project run in a thread, as do the rules for large requests, and the loading of what rules need. The
+    transaction goes on meanwhile."""
     monkeypatch.setattr(engine, "MAX_IDLE_MS", 1000)
     monkeypatch.setattr(body_writer, "KEEP_ALIVE_S", 0.15)
     kept_alive, enough = 0, threading.Event()
@@ -258,8 +261,12 @@ async def test_a_body_may_take_longer_than_a_transaction_may_be_idle(
 
     class Slow:
         def redact_body(self, body: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, int]]:
-            assert enough.wait(30), "the event loop has run meanwhile"
+            assert loads or enough.wait(30), "the event loop has run meanwhile"
             return body, {}
+
+    def load(rules: Mapping[str, Any] | None) -> Slow:
+        assert not loads or enough.wait(30), "the event loop has run meanwhile"
+        return Slow()
 
     if not large:
         rules = """{"redaction": {"own": [{"name": "word", "words": ["word"]}]}}"""
@@ -268,7 +275,7 @@ async def test_a_body_may_take_longer_than_a_transaction_may_be_idle(
     request = GenerateRequest(prompt="word " * 20_000 if large else PROMPT)
     job_id = await logged(store, workers, owner, LogLevel.REDACTED, request=request)
     writer = writer_of(database)
-    monkeypatch.setattr(writer, "_new_redactor", lambda rules: Slow())
+    monkeypatch.setattr(writer, "_new_redactor", load)
     assert await writer.step() == 1
     assert (await opened(database, job_id)).request["prompt"] == request.prompt
 
@@ -369,6 +376,20 @@ async def test_the_backlog_is_measured(store: JobStore, workers: Workers, owner:
     await writer_of(database, metrics=metrics).step()
     assert metrics.log_pending._value.get() == 2
     assert metrics.log_pending_age._value.get() == pytest.approx(5 * 3600, abs=60)
+
+
+async def test_the_backlog_is_measured_while_it_is_worked_off(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise nobody would see that a round does not end, because more is added than written."""
+    monkeypatch.setattr(body_writer, "BATCH", 1)
+    monkeypatch.setattr(body_writer, "COUNT_S", 0.0)
+    for _ in range(3):
+        await logged(store, workers, owner)
+    metrics, measured = api_metrics(), list[int]()
+    monkeypatch.setattr(metrics.log_pending, "set", measured.append)
+    assert await writer_of(database, metrics=metrics).step() == 3
+    assert measured == [2, 1, 0, 0]
 
 
 class TestRotation:

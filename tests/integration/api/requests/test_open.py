@@ -72,6 +72,7 @@ async def test_why_a_body_is_missing(
         MissingReason.LEVEL: logged(project_id=owner.project_id),
         MissingReason.PENDING: logged(project_id=owner.project_id, level="redacted", body="pending"),
         MissingReason.LOST: logged(project_id=owner.project_id, level="redacted", body="lost"),
+        MissingReason.DELETED: logged(project_id=owner.project_id, level="redacted", body="deleted"),
         MissingReason.ERASED: logged(project_id=owner.project_id, level="redacted", body="erased"),
         MissingReason.EXPIRED: logged(project_id=owner.project_id, level="redacted", body="kept"),
     }

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from random import Random
+from urllib.parse import quote
 
 import phonenumbers
 import pytest
@@ -16,7 +17,6 @@ from benchmarks.redaction.values import OTHERS, VALUES, card_number, grouped_car
 from shared.domain.redaction_rules import PHONE_REGIONS, OwnRule, RedactionKind, RedactionRules
 from shared.privacy.cards import is_luhn_valid
 from shared.privacy.ibans import is_iban
-from shared.privacy.presidio import PresidioMissing
 from shared.privacy.redaction import Redactor
 
 REDACTOR = Redactor()
@@ -69,6 +69,16 @@ def redacted(text: str) -> str:
         (r"\\r\\nGB29NWBK60161331926819", "\r\n[IBAN]"),
         (r"https:\/\/user:pa55@host\/", "https://[SECRET]@host/"),
         (r"{\"password\": \"hunter2!\"", '{"password": "[SECRET]"'),
+        # Escapes of URLs and forms, also of URLs within others.
+        ("ann%40x.com", "[EMAIL]"),
+        ("GET /?to=ann%2Btag%40mail.example.com&n=1 HTTP/1.1", "GET /?to=[EMAIL]&n=1 HTTP/1.1"),
+        ("to=ann%40x.com%2Cbob%40y.org%3B", "to=[EMAIL],[EMAIL];"),
+        ("?next=%2Flogin%3Femail%3Dann%2540x.com", "?next=/login?email=[EMAIL]"),
+        ("?u=https%253A%252F%252Fa.example%252F%253Fq%253Dann%252540x.com", "?u=https://a.example/?q=[EMAIL]"),
+        ("bob@y.org or ann%40x.com", "[EMAIL] or [EMAIL]"),
+        ("tel%3A%2B49%2030%20901820", "tel:[PHONE]"),
+        ("iban=DE89%203704%200044%200532%200130%2000", "iban=[IBAN]"),
+        ("password%3dhunter2%21", "password=[SECRET]"),
     ],
 )
 def test_what_is_found(text: str, expected: str) -> None:
@@ -95,6 +105,7 @@ def test_what_is_found(text: str, expected: str) -> None:
         "max_tokens: 4096",
         "v1.20.300",
         r"C:\new\users \d+ \u00e9 \ud83d \\host\n \"quoted\"",
+        "https://a.example/a%20b%2Fc?q=50%25%20off%2C%20at%40noon&r=%5B%5D%zz%",
     ],
 )
 def test_what_is_left(text: str) -> None:
@@ -154,6 +165,15 @@ def test_a_table_of_numbers_is_removed_without_checks_after_the_first() -> None:
     assert result.text.endswith("[CARD], " * 900)
 
 
+@pytest.mark.parametrize("local", ["ann", "ann.b", "a_b-c", "ann+x"])
+@pytest.mark.parametrize("nested", [1, 2, 3])
+def test_no_escaped_address_is_left(local: str, nested: int) -> None:
+    address = f"{local}@mail.example.com"
+    for _ in range(nested):
+        address = quote(address, safe="")
+    assert redacted(f"https://a.example/?to={address}&x=1") == "https://a.example/?to=[EMAIL]&x=1"
+
+
 SEEDS = st.integers(min_value=0, max_value=2**32)
 # Around a value: what is not a part of a number or a name.
 AROUND = st.text(alphabet="abc XYZ,;:()\n'\"äß€日", max_size=20)
@@ -176,7 +196,11 @@ def test_no_valid_iban_is_left(seed: int, before: str, after: str) -> None:
         assert number[4:] not in re.sub(r"\s", "", redacted(f"{before} {written} {after}")).upper()
 
 
-@given(st.lists(st.one_of(SEEDS.map(lambda seed: _value(seed)), AROUND), max_size=8))
+@given(
+    st.lists(
+        st.one_of(SEEDS.map(lambda seed: _value(seed)), SEEDS.map(lambda seed: quote(_value(seed))), AROUND), max_size=8
+    )
+)
 def test_redacting_again_changes_nothing(parts: list[str]) -> None:
     once = redacted(" ".join(parts))
     again = REDACTOR.redact_text(once)
@@ -222,9 +246,3 @@ def test_the_library_of_phone_numbers_is_loaded_when_it_is_needed() -> None:
     program = "import sys, shared.privacy.redaction; print('phonenumbers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
-
-
-def test_presidio_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-    with pytest.raises(PresidioMissing, match=re.escape("pip install '.[presidio]'")):
-        Redactor(RedactionRules(presidio=True)).redact_text("Jane Doe lives in Berlin")

@@ -14,6 +14,7 @@ from api.console.keys.view import (
     key_line,
     key_to_change,
     key_to_create,
+    level_to_change,
     project_to_create,
     rotation,
 )
@@ -21,6 +22,8 @@ from api.keys.changes import NEVER
 from api.keys.principal import Scope
 from api.keys.store import ApiKey
 from shared.domain.answer_options import CacheOptions, ContextOptions, KeyOptions, TokenLimits
+from shared.domain.log_level import LogLevel
+from shared.domain.project_options import ProjectOptions
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
@@ -59,6 +62,7 @@ def test_a_key_with_everything() -> None:
             options__context__trigger="0.7",
             options__context__target=".3",
             options__context__trigger_tokens="4000",
+            options__log_level="redacted",
         )
     )
     assert (body.project, body.expires_in_s, body.priority_floor) == ("shop", 90 * 86400, 0)
@@ -68,6 +72,7 @@ def test_a_key_with_everything() -> None:
         max_output=512, max_input=8000, default_output=100, on_exceed="clamp"
     )
     assert body.options.options().allowed_models == ("small", "auto")
+    assert body.options.log_level is LogLevel.REDACTED
     assert body.options.cache == CacheOptions(ttl=7200, scope="user")
     assert body.options.context == ContextOptions(
         strategy="summarize", model="small", trigger=0.7, target=0.3, trigger_tokens=4000
@@ -91,6 +96,7 @@ KEY = ApiKey(
             context=ContextOptions(strategy="summarize", model="small", trigger=0.7, trigger_tokens=9),
             token_limits=TokenLimits(max_output=9, default_output=3, on_exceed="clamp"),
             allowed_models=("small", "team/a:1"),
+            log_level=LogLevel.NONE,
         ),
     ],
 )
@@ -110,6 +116,18 @@ def test_a_form_removes_what_was_cleared() -> None:
     changes = key_to_change(cleared, is_own=False).changes()
     assert changes.options is not None
     assert changes.options(options) == KeyOptions()
+
+
+def test_a_level_is_removed_only_by_its_field() -> None:
+    """A page that was opened before an upgrade has none: saving it must not let the log keep more."""
+    options = KeyOptions(log_level=LogLevel.NONE)
+    filled = form_of(KEY, options)
+    removed = Form({**filled.values, "options.log_level": ""}, filled.lists)
+    without = {name: value for name, value in filled.values.items() if name != "options.log_level"}
+    for sent, level in ((removed, None), (Form(without, filled.lists), LogLevel.NONE)):
+        changes = key_to_change(sent, is_own=False).changes()
+        assert changes.options is not None
+        assert changes.options(options).log_level is level
 
 
 def test_a_key_that_never_expires_again() -> None:
@@ -170,6 +188,25 @@ def test_a_project() -> None:
     with pytest.raises(FormInvalid) as raised:
         project_to_create(form(name="", tier="two words"))
     assert set(raised.value.errors) == {"name", "tier"}
+
+
+@pytest.mark.parametrize("level", [None, *LogLevel])
+def test_the_level_of_a_project(level: LogLevel | None) -> None:
+    sent = form(name="shop", options__log_level=level or "")
+    assert project_to_create(sent).project_options().log_level is level
+    rules = {"phone_regions": ["DE"]}
+    stored = ProjectOptions(log_level=LogLevel.METADATA, redaction=rules)
+    changes = level_to_change(sent).changes()
+    assert changes.options is not None
+    assert changes.options(stored) == ProjectOptions(log_level=level, redaction=rules), "its rules remain"
+    assert changes.names() == ["options"], "its tier does"
+
+
+def test_an_unknown_level_is_an_error_of_its_field() -> None:
+    for build in (project_to_create, level_to_change):
+        with pytest.raises(FormInvalid) as raised:
+            build(form(name="shop", options__log_level="some"))
+        assert raised.value.errors == {"options.log_level": "Must be one of none, metadata, redacted, full."}
 
 
 def key(**values: Any) -> ApiKey:
