@@ -10,10 +10,8 @@ from api.evals.service import EvalService
 from api.http.dependencies import resource
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Principal, Scope
-from api.keys.store import ApiKeyStore
 
 CurrentEvals = Annotated[EvalService, Depends(resource(EvalService))]
-CurrentKeys = Annotated[ApiKeyStore, Depends(resource(ApiKeyStore))]
 
 
 async def operator(principal: CurrentPrincipal) -> Principal:

@@ -20,6 +20,7 @@ from api.evals.rubrics import MAX_NAME
 from api.evals.service import EvalService
 from api.http.dependencies import resource
 from api.keys.principal import Scope
+from api.keys.store import format_id
 from api.quality.routes import CurrentQuality, GroupBy
 from api.quality.store import Dimension, QualitySelection
 from api.requests.service import LoggedRequests
@@ -134,12 +135,13 @@ async def label(request: Request, viewer: CurrentViewer, evals: CurrentEvals) ->
     rubric, count = form["rubric"], int(form["labelled"]) if form["labelled"].isdecimal() else 0
     if not form["item"] or form.errors:
         raise InvalidRequest("The form is incomplete: reload the page.")
-    await evals.label(rubric, form["item"], viewer.key_name, form["score"], labelled_project(viewer.principal))
+    labeller = format_id(viewer.principal.key_id)
+    await evals.label(rubric, form["item"], labeller, form["score"], labelled_project(viewer.principal))
     return redirect(request, f"quality/labels?{urlencode({'rubric': rubric, 'labelled': count + 1})}")
 
 
 async def _next(evals: EvalService, viewer: Viewer, requests: LoggedRequests, rubric: str) -> ToLabelView | None:
-    found = await evals.next_to_label(rubric, viewer.key_name, viewer.principal, requests)
+    found = await evals.next_to_label(rubric, viewer.principal, requests)
     return None if found is None else ToLabelView.of(found)
 
 
