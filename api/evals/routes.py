@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.evals.dependencies import CurrentEvals, Labeller, Operator, labelled_project
+from api.evals.dependencies import CurrentEvals, Labeller, Operator, labelled_project, labeller_id
 from api.evals.report_schemas import ComparisonView, ReportView
 from api.evals.rubrics import MAX_NAME
 from api.evals.runs import RunKind
@@ -28,7 +28,6 @@ from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, READ
 from api.http.pagination import After
-from api.keys.store import format_id
 from shared.domain.field_types import MAX_MODEL_NAME
 
 MAX_DAYS = 365
@@ -137,6 +136,6 @@ async def list_labels(
 @router.post("/labels", responses={**RESPONSES, **NOT_FOUND, 200: READ})
 async def create_label(body: LabelCreate, principal: Labeller, evals: CurrentEvals) -> LabelView:
     """Label a judged answer. A second label of the same key replaces the first."""
-    labeller, project_id = format_id(principal.key_id), labelled_project(principal)
+    labeller, project_id = labeller_id(principal), labelled_project(principal)
     label = await evals.label(body.rubric, body.item, labeller, body.score, project_id)
     return LabelView.of(label, names=await evals.labeller_names([label]))

@@ -15,12 +15,11 @@ from api.console.page import Page
 from api.console.quality.view import ToLabelView, comparison_view, group_line, report_view
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer, Viewer
-from api.evals.dependencies import CurrentEvals, labelled_project
+from api.evals.dependencies import CurrentEvals, labelled_project, labeller_id
 from api.evals.rubrics import MAX_NAME
 from api.evals.service import EvalService
 from api.http.dependencies import resource
 from api.keys.principal import Scope
-from api.keys.store import format_id
 from api.quality.routes import CurrentQuality, GroupBy
 from api.quality.store import Dimension, QualitySelection
 from api.requests.service import LoggedRequests
@@ -135,8 +134,8 @@ async def label(request: Request, viewer: CurrentViewer, evals: CurrentEvals) ->
     rubric, count = form["rubric"], int(form["labelled"]) if form["labelled"].isdecimal() else 0
     if not form["item"] or form.errors:
         raise InvalidRequest("The form is incomplete: reload the page.")
-    labeller = format_id(viewer.principal.key_id)
-    await evals.label(rubric, form["item"], labeller, form["score"], labelled_project(viewer.principal))
+    labeller, project_id = labeller_id(viewer.principal), labelled_project(viewer.principal)
+    await evals.label(rubric, form["item"], labeller, form["score"], project_id)
     return redirect(request, f"quality/labels?{urlencode({'rubric': rubric, 'labelled': count + 1})}")
 
 
