@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,8 @@ from shared.domain.priorities import BATCH_PRIORITY
 
 # Jobs of a command that are open at the same time.
 CONCURRENCY = 32
-# Items that are sent to the judges at once.
-ITEMS_PER_CALL = 20
+# Items that are sent to the judges at once, and their bytes, about: an API accepts bodies of some megabytes.
+ITEMS_PER_CALL, BYTES_PER_CALL = 20, 1024 * 1024
 POLL_S, MAX_POLL_S = 0.5, 5.0
 WAIT_S = 30
 TIMEOUT_S = 90.0
@@ -39,11 +39,13 @@ Progress = Callable[[str, int, int], None]
 
 
 class DriverError(Exception):
-    """The command cannot continue; the message says why. `param`: the parameter that the API has refused."""
+    """The command cannot continue; the message says why. `param`: the parameter that the API has refused. `too_large`:
+    it was the whole request."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, *, too_large: bool = False) -> None:
         super().__init__(message)
         self.param = param
+        self.too_large = too_large
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class Driver:
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """As `call`."""
+        too_large = False
         for attempt in range(MAX_TRIES):
             try:
                 response = await self._http.request(method, path, **options)
@@ -118,12 +121,13 @@ class Driver:
                 if response.is_success:
                     return response
                 problem, param = _problem(response)
+                too_large = response.status_code == 413
                 if response.status_code not in _RETRIED or response.headers.get("x-should-retry") == "false":
                     break
                 wait_s = _retry_after(response, 2.0**attempt / 4)
             if attempt < MAX_TRIES - 1:
                 await self._sleep(min(wait_s, MAX_RETRY_S))
-        raise DriverError(f"{method} {path}: {problem}", param)
+        raise DriverError(f"{method} {path}: {problem}", param, too_large=too_large)
 
     async def answers(self, model: str, items: EvalSet, *, max_tokens: int | None, fresh: bool = False) -> Answers:
         """Let a model answer the items, as jobs at the priority of batches. `fresh`: again, if it has answered them.
@@ -168,7 +172,7 @@ class Driver:
         try:
             response = await self._send("POST", "/v1/jobs", json=body, headers=headers)
         except DriverError as error:
-            if error.param != "messages":
+            if error.param != "messages" and not error.too_large:
                 raise
             return _Answer(None, str(error))  # such as a prompt that is too long for this model
         is_reused = response.headers.get("idempotent-replayed") == "true"
@@ -213,10 +217,8 @@ class Driver:
                 "set": {"name": items.name[:200], "sha256": items.sha256, "items": len(wanted)},
             },
         )
-        for start in range(0, len(wanted), ITEMS_PER_CALL):
-            part = wanted[start : start + ITEMS_PER_CALL]
-            body = {"items": [_item(item, answers) for item in part]}
-            await self.call("POST", f"/v1/evals/runs/{run['id']}/items", json=body)
+        for part in _parts(_item(item, answers) for item in wanted):
+            await self.call("POST", f"/v1/evals/runs/{run['id']}/items", json={"items": part})
         wait_s = POLL_S
         while run["ended_at"] is None:
             await self._sleep(wait_s)
@@ -258,6 +260,21 @@ def _item(item: SetItem, answers: Iterable[Answers]) -> dict[str, Any]:
         "messages": [{"role": role, "content": text} for role, text in item.messages],
         "answers": [_given(item, one) for one in answers],
     }
+
+
+def _parts(items: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Items as they are sent together."""
+    part: list[dict[str, Any]] = []
+    size = 0
+    for item in items:
+        own = len(orjson.dumps(item))
+        if part and (len(part) == ITEMS_PER_CALL or size + own > BYTES_PER_CALL):
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += own
+    if part:
+        yield part
 
 
 def _given(item: SetItem, answers: Answers) -> dict[str, str]:

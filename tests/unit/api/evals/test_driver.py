@@ -29,6 +29,7 @@ class Api:
         self.comparison = COMPARISON
         self.jobs_of: dict[str, dict[str, Any] | httpx.Response] = {}
         self.runs: list[dict[str, Any]] = []
+        self.calls: list[int] = []
         self.items: dict[str, dict[str, Any]] = {}
         self.jobs: list[dict[str, Any]] = []
         self.keys: list[str] = []
@@ -59,6 +60,7 @@ class Api:
                 return httpx.Response(200, json=self._run(body))
             case "POST", "/v1/evals/runs/evalrun_1/items":
                 self.items |= {item["id"]: item for item in body["items"]}
+                self.calls.append(len(body["items"]))
                 return httpx.Response(200, json={"data": []})
             case "GET", "/v1/evals/runs/evalrun_1":
                 return httpx.Response(200, json=self._run({"kind": "pairwise"}) | {"ended_at": "2026-11-30T12:00:00Z"})
@@ -249,6 +251,16 @@ async def test_an_answer_of_another_model_is_none(tmp_path: Path, capsys: pytest
     assert found.failed == {}
     command._report(found)
     assert "b is a route; its answers are those of c 2" in capsys.readouterr().err
+
+
+async def test_items_are_sent_in_parts_that_an_api_accepts(tmp_path: Path) -> None:
+    path, api = tmp_path / "set.jsonl", Api()
+    texts = ["x"] * 21 + ["y" * 600_000] * 3 + ["z"]
+    turns = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": text}] for text in texts]
+    path.write_bytes(b"\n".join(orjson.dumps({"messages": turn, "model": "m"}) for turn in turns))
+    async with driver(api) as client:
+        await command.run(arguments(path, rubric="helpful"), client)
+    assert api.calls == [20, 2, 1, 2]
 
 
 async def test_cut_answers_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
