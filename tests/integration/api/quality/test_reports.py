@@ -21,7 +21,7 @@ from api.quality.store import Dimension, QualitySelection, QualityStore, Request
 from api.usage.periods import Periods
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.owner import Owner
-from shared.postgres.engine import connect
+from shared.postgres.engine import connect, transaction
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow
 from shared.postgres.request_log_tables import RequestLogRow
 from tests.support.database import make_owner
@@ -202,7 +202,7 @@ async def test_a_report_that_takes_too_long_says_what_helps(
     database: AsyncEngine, quality: QualityService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "TIMEOUT_S", 0.05)
-    async with database.begin() as connection:
+    async with transaction(database) as connection:
         await connection.execute(text("LOCK TABLE request_log IN ACCESS EXCLUSIVE MODE"))
         with pytest.raises(InvalidRequest, match=r"longer than 0\.05 s; choose a shorter time, or one project"):
             await quality.page(selection(), limit=1)
