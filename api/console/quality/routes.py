@@ -28,7 +28,8 @@ from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.field_types import MAX_MODEL_NAME
 
 DAYS = (7, 30, 90)
-DEFAULT_DAYS = 30
+# A report of a long time reads all requests of that time.
+DEFAULT_DAYS = 7
 # Rows of the table of rates.
 MOST = 100
 
