@@ -17,7 +17,7 @@ from api.context.estimates import TokenEstimates
 from api.context.message_counts import EstimatedCounts, MessageCounts, TemplateCounts, WordCounts, most_tokens
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ModelSpec, Registry
-from shared.domain.errors import InvalidRequest
+from shared.domain.errors import ContextExceeded, InvalidRequest
 from shared.domain.request import GenerateRequest, Message
 from shared.prompts.token_bounds import MOST_EXPANSION
 from shared.prompts.token_counter import AtLeast, TokenCounter, count_words, is_plain
@@ -120,7 +120,8 @@ class ContextWindow:
         return refusals
 
     async def check(self, model: str, request: GenerateRequest) -> None:
-        """Raise `InvalidRequest` if the prompt leaves no room for output, or max_tokens exceeds the context length.
+        """Raise `ContextExceeded` if the prompt leaves no room for output, or `InvalidRequest` if max_tokens exceeds
+        the context length.
 
         As in vLLM, a max_tokens greater than the room that the prompt leaves is accepted: the output ends there.
         """
@@ -141,7 +142,7 @@ class ContextWindow:
         if tokens is not None and tokens >= limit:
             self.note_refusal(model)
             at_least = "at least " if isinstance(tokens, AtLeast) else ""
-            raise InvalidRequest(
+            raise ContextExceeded(
                 f"{param}: this model's context is {limit} tokens, including the output;"
                 f" the prompt has {at_least}{tokens}",
                 param=param,

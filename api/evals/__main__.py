@@ -10,16 +10,18 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from api.evals.chart import svg
 from api.evals.driver import Answers, Driver, DriverError
+from api.evals.outcomes import Compared, Sensitivity, compare_references
 from api.evals.reference import METRICS
+from api.evals.rubrics import Scale
 from api.evals.sets import EvalSet, SetError, read_set
-from api.evals.statistics import Conclusion, Difference, paired_difference
-from api.quality.intervals import YES_NO, Interval, mean_of_scores
+from api.evals.statistics import Conclusion, Difference
+from api.quality.intervals import YES_NO, Interval, Mean, mean_of_scores, wilson
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_MAX_TOKENS = 512
@@ -40,106 +42,174 @@ def show_progress(what: str, done: int, total: int) -> None:
 async def compare(arguments: argparse.Namespace, driver: Driver) -> int:
     """Compare two models over a set; returns the exit status: 3 if the second is worse."""
     items, a, b = read_set(arguments.set, arguments.limit), arguments.a, arguments.b
+    if a == b:
+        raise SetError(f"name two different models: both are {a}")
     uses_judge = arguments.rubric is not None or arguments.judge is not None
     if not uses_judge and not items.has_expected:
         raise SetError("name a --rubric or a --judge: not all items of the set have an `expected` answer")
+    _warn_of_repeated(items)
     answers = await _answers((a, b), arguments, driver, items)
     shares: tuple[int, int, int] | None = None
     if uses_judge:
-        difference, lines, shares = await _judged(arguments, driver, items, answers)
+        found, lines, shares = await _judged(arguments, driver, items, answers)
         what = f"preference for {b}, from -1 to 1"
     else:
-        difference, lines = _referenced(arguments.metric, items, answers)
+        found, lines = _referenced(arguments.metric, items, answers)
         what = f"{arguments.metric} against the expected answers"
-    print("\n".join([*lines, *conclusion(difference, a, b, what)]))
+    print("\n".join([*lines, *conclusion(found, a, b, what, len(items.items))]))
     if arguments.chart is not None:
         title = f"Is {b} worse than {a}? ({items.name})"
-        arguments.chart.write_text(svg(title, difference, a=a, b=b, what=what, shares=shares))
+        arguments.chart.write_text(svg(title, found.shown, a=a, b=b, what=what, shares=shares))
         print(f"picture: {arguments.chart}")
-    return 3 if difference.conclusion is Conclusion.WORSE else 0
+    return 3 if found.shown.conclusion is Conclusion.WORSE else 0
 
 
 async def _judged(
     arguments: argparse.Namespace, driver: Driver, items: EvalSet, answers: Sequence[Answers]
-) -> tuple[Difference, list[str], tuple[int, int, int]]:
+) -> tuple[Compared, list[str], tuple[int, int, int]]:
     run = await driver.judge("pairwise", items, answers, rubric=arguments.rubric, judge=arguments.judge)
     found = await driver.comparison(arguments.a, arguments.b, run["id"])
-    pairs, interval = found["pairwise"], found["interval"]
-    difference = Difference(
-        found["n"], found["difference"], None if interval is None else Interval(**interval), found["p"]
-    )
+    pairs, sensitivity = found["pairwise"], found["sensitivity"]
     lines = [
         f"judge: {found['judge']}, rubric {found['rubric']}, run {run['id']}",
         f"preferred: {arguments.a} {pairs['a_wins']}, neither {pairs['ties']}, {arguments.b} {pairs['b_wins']}",
         f"disagreement of the two orders: {_share(pairs['order_disagreement'], found['n'])}",
         f"not scored: {found['unparsable']} unparsable, {found['failed']} failed",
     ]
-    return difference, lines, (pairs["a_wins"], pairs["ties"], pairs["b_wins"])
+    compared = Compared(
+        _difference(found),
+        None,
+        None
+        if sensitivity is None
+        else Sensitivity(
+            _difference(sensitivity["failures_as_worst"]),
+            _difference_if_any(sensitivity["unscored_against_b"]),
+            _difference_if_any(sensitivity["unscored_against_a"]),
+        ),
+        (found["unanswered"]["a"], found["unanswered"]["b"]),
+        found["unscored"],
+    )
+    return compared, lines, (pairs["a_wins"], pairs["ties"], pairs["b_wins"])
 
 
-def _referenced(metric: str, items: EvalSet, answers: Sequence[Answers]) -> tuple[Difference, list[str]]:
-    score, first, second = METRICS[metric], answers[0].texts, answers[1].texts
-    scored = [
-        (score(first[item.id], item.expected or ""), score(second[item.id], item.expected or ""))
-        for item in items.items
-        if item.id in first and item.id in second
+def _difference(found: dict[str, Any]) -> Difference:
+    interval = found["interval"]
+    return Difference(found["n"], found["difference"], None if interval is None else Interval(**interval), found["p"])
+
+
+def _difference_if_any(found: dict[str, Any] | None) -> Difference | None:
+    return None if found is None else _difference(found)
+
+
+def _referenced(metric: str, items: EvalSet, answers: Sequence[Answers]) -> tuple[Compared, list[str]]:
+    score = METRICS[metric]
+    expected = {item.id: item.expected or "" for item in items.items}
+    first, second = (
+        {item: score(text, expected[item]) for item, text in one.texts.items() if item in expected} for one in answers
+    )
+    lines = [
+        f"{one.model}: {metric} {sum(scores.values()) / (len(scores) or 1):.3f} of {len(scores)} answers"
+        for one, scores in zip(answers, (first, second), strict=True)
     ]
-    count = len(scored) or 1
-    means = [sum(pair[index] for pair in scored) / count for index in (0, 1)]
-    lines = [f"{one.model}: {metric} {mean:.3f}" for one, mean in zip(answers, means, strict=True)]
-    return paired_difference([other - one for one, other in scored]), lines
+    return compare_references(first, second, list(expected)), lines
 
 
-def conclusion(difference: Difference, a: str, b: str, what: str) -> list[str]:
-    """The lines that say whether `b` is worse."""
+def conclusion(found: Compared, a: str, b: str, what: str, items: int) -> list[str]:
+    """The lines that say whether `b` is worse. `items`: those of the set."""
+    sensitivity = found.sensitivity
+    if sensitivity is None:
+        return [_line(what, found.difference), _verdict(found.difference, a, b)]
+    lines = [
+        f"not answered: {model} {_rate(count, items)}"
+        for model, count in zip((a, b), found.unanswered, strict=True)
+        if count
+    ]
+    lines.append(_line(f"{what}, where both have answered and there is a score", found.difference))
+    if any(found.unanswered):
+        lines.append(_line("with failed answers as the worst", sensitivity.counted))
+    for model, bound in ((b, sensitivity.against_b), (a, sensitivity.against_a)):
+        if bound is not None:
+            lines.append(_line(f"and if all {found.unscored} items without a score spoke against {model}", bound))
+    if sensitivity.counted.conclusion is not found.difference.conclusion:
+        lines.append(f"Without the items that were not answered: {_verdict(found.difference, a, b)}")
+    return [*lines, _verdict(sensitivity.counted, a, b)]
+
+
+def _line(what: str, difference: Difference) -> str:
     if difference.mean is None:
-        return ["No item was compared."]
+        return f"{what}: no item was compared"
     interval = difference.interval
     between = "" if interval is None else f", 95 % interval {interval.low:+.3f} to {interval.high:+.3f}"
+    if interval is not None and interval.low == interval.high:
+        between += " (all differences are equal: chance is not seen)"
     p = "" if difference.p is None else f", p of no difference {difference.p:.4f}"
-    return [
-        f"{what}: {difference.mean:+.3f}{between}{p}, n = {difference.n}",
-        _CONCLUSIONS[difference.conclusion].format(a=a, b=b),
-    ]
+    return f"{what}: {difference.mean:+.3f}{between}{p}, n = {difference.n}"
+
+
+def _verdict(difference: Difference, a: str, b: str) -> str:
+    return _CONCLUSIONS[difference.conclusion].format(a=a, b=b)
+
+
+def _rate(count: int, n: int) -> str:
+    interval = wilson(count, n)
+    return f"{count} of {n} ({count / n:.1%}, 95 % interval {interval.low:.1%} to {interval.high:.1%})"
 
 
 async def run(arguments: argparse.Namespace, driver: Driver) -> int:
     """Judge the answers of a set: those of models, or the recorded ones; returns the exit status."""
     items = read_set(arguments.set, arguments.limit)
+    _warn_of_repeated(items)
     if arguments.model:
-        answers = await _answers(arguments.model, arguments, driver, items)
+        series = [await _answers(dict.fromkeys(arguments.model), arguments, driver, items)]
     else:
-        recorded = {item.id: item.answer for item in items.items if item.answer is not None}
-        if not recorded:
-            raise SetError("the set has no recorded answers: name the --model that answers")
-        models = Counter(item.model for item in items.items if item.answer is not None and item.model is not None)
-        # The answers of an export may be those of several models; the set then stands for all of them.
-        name = next(iter(models)) if len(models) == 1 else items.name
-        answers = [Answers(name, recorded)]
-    found = await driver.judge("set", items, answers, rubric=arguments.rubric, judge=arguments.judge)
-    judgements = await driver.judgements(found["id"])
-    print(f"judge: {found['judge']}, rubric {found['rubric']}, run {found['id']}")
-    for one in answers:
-        own = [other for other in judgements if other["model"] == one.model]
-        print(_scores(one.model, own, yes_no=found["scale"] == YES_NO))
+        # One run for each model: not all of them have answered all items.
+        series = [[one] for one in _recorded(items)]
+    for answers in series:
+        found = await driver.judge("set", items, answers, rubric=arguments.rubric, judge=arguments.judge)
+        judgements = await driver.judgements(found["id"])
+        print(f"judge: {found['judge']}, rubric {found['rubric']}, run {found['id']}")
+        for one in answers:
+            own = [other for other in judgements if other["model"] == one.model]
+            print(_scores(one.model, own, found["scale"]))
     return 0
 
 
-def _scores(model: str, judgements: Sequence[dict[str, Any]], *, yes_no: bool) -> str:
+def _recorded(items: EvalSet) -> list[Answers]:
+    """The recorded answers of a set by the model that gave them; those of unknown models have the name of the set."""
+    texts: dict[str, dict[str, str]] = {}
+    for item in items.items:
+        if item.answer is not None:
+            texts.setdefault(item.model or items.name, {})[item.id] = item.answer
+    if not texts:
+        raise SetError("the set has no recorded answers: name the --model that answers")
+    return [Answers(model, found) for model, found in texts.items()]
+
+
+def _scores(model: str, judgements: Sequence[dict[str, Any]], scale: str) -> str:
     scores = Counter(float(one["score"]) for one in judgements if one["state"] == "scored")
     states = Counter(one["state"] for one in judgements)
     without = f"{states['unparsable']} unparsable, {states['failed']} failed"
-    mean = mean_of_scores(scores, yes_no=yes_no)
+    unanswered = states["unanswered"]
+    if unanswered:
+        without += f", {unanswered} not answered"
+    mean = mean_of_scores(scores, yes_no=scale == YES_NO)
     if mean is None:
         return f"{model}: no scores; {without}"
+    line = f"{model}: {_mean(mean)}; {without}"
+    worst = Counter({float(Scale.parse(scale).low): unanswered})
+    counted = mean_of_scores(scores + worst, yes_no=scale == YES_NO)
+    return line if not unanswered or counted is None else f"{line}; with these as the worst: {_mean(counted)}"
+
+
+def _mean(mean: Mean) -> str:
     interval = "" if mean.interval is None else f", 95 % interval {mean.interval.low:.3f} to {mean.interval.high:.3f}"
-    return f"{model}: mean {mean.mean:.3f}{interval}, n = {mean.n}; {without}"
+    return f"mean {mean.mean:.3f}{interval}, n = {mean.n}"
 
 
 async def _answers(
-    models: Sequence[str], arguments: argparse.Namespace, driver: Driver, items: EvalSet
+    models: Iterable[str], arguments: argparse.Namespace, driver: Driver, items: EvalSet
 ) -> list[Answers]:
-    """Let models answer the items, and report what is missing, and what is not new."""
+    """Let models answer the items, and report what is missing, what is not new, and what others have answered."""
     found = []
     for model in models:
         found.append(await driver.answers(model, items, max_tokens=arguments.max_tokens, fresh=arguments.fresh))
@@ -148,15 +218,30 @@ async def _answers(
 
 
 def _report(answers: Answers) -> None:
+    if answers.by:
+        others = ", ".join(f"{model} {count}" for model, count in sorted(answers.by.items()))
+        print(f"{answers.model} is a route; its answers are those of {others}", file=sys.stderr)
+    if answers.cut:
+        print(f"{answers.model}: {answers.cut} answers were cut at the limit of their tokens", file=sys.stderr)
     if answers.reused:
         print(
-            f"{answers.model}: {answers.reused} answers are those of an earlier command; --fresh lets it answer again",
+            f"{answers.model}: {answers.reused} answers are those of an earlier command, or of the response cache;"
+            " --fresh lets it answer again",
             file=sys.stderr,
         )
     if answers.failed:
         item, problem = next(iter(answers.failed.items()))
         print(
             f"{answers.model} has not answered {len(answers.failed)} items, such as {item}: {problem}", file=sys.stderr
+        )
+
+
+def _warn_of_repeated(items: EvalSet) -> None:
+    if items.repeated:
+        print(
+            f"{items.repeated} items of the set have the same messages as others: they say nothing new, and the"
+            " intervals are too narrow",
+            file=sys.stderr,
         )
 
 

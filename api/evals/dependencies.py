@@ -10,10 +10,9 @@ from api.evals.service import EvalService
 from api.http.dependencies import resource
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Principal, Scope
-from api.keys.store import ApiKeyStore
+from api.keys.store import format_id
 
 CurrentEvals = Annotated[EvalService, Depends(resource(EvalService))]
-CurrentKeys = Annotated[ApiKeyStore, Depends(resource(ApiKeyStore))]
 
 
 async def operator(principal: CurrentPrincipal) -> Principal:
@@ -31,6 +30,11 @@ async def labeller(principal: CurrentPrincipal) -> Principal:
 def labelled_project(principal: Principal) -> int | None:
     """The only project whose answers a labeller may see; None: those of all projects."""
     return None if Scope.ADMIN in principal.scopes else principal.project_id
+
+
+def labeller_id(principal: Principal) -> str:
+    """The person that a label is of: the key, by its id, because a name may change, and two keys may have the same."""
+    return format_id(principal.key_id)
 
 
 Operator = Annotated[Principal, Depends(operator)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,31 +22,58 @@ from shared.domain.priorities import BATCH_PRIORITY
 
 # Jobs of a command that are open at the same time.
 CONCURRENCY = 32
-# Items that are sent to the judges at once.
-ITEMS_PER_CALL = 20
+# Items that are sent to the judges at once, and their bytes, about: an API accepts bodies of some megabytes.
+ITEMS_PER_CALL, BYTES_PER_CALL = 20, 1024 * 1024
 POLL_S, MAX_POLL_S = 0.5, 5.0
 WAIT_S = 30
 TIMEOUT_S = 90.0
 _RETRIED = (429, 500, 502, 503, 504)
 MAX_TRIES = 8
 MAX_RETRY_S = 30.0
+# Of why a model has not answered.
+MAX_REASON = 200
+# Outcomes of the response cache with which an answer is not a new one.
+_NOT_NEW = ("HIT", "COALESCED")
 
 Progress = Callable[[str, int, int], None]
 
 
 class DriverError(Exception):
-    """The command cannot continue; the message says why."""
+    """The command cannot continue; the message says why. `param`: the parameter that the API has refused. `too_large`:
+    it was the whole request."""
+
+    def __init__(self, message: str, param: str | None = None, *, too_large: bool = False) -> None:
+        super().__init__(message)
+        self.param = param
+        self.too_large = too_large
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers of a model to the items of a set, by item. `failed`: items that it has not answered, and why.
-    `reused`: how many of the answers, and failures, are those of an earlier command."""
+    """The answers of a model, or of a route, to the items of a set, by item.
+
+    `failed`: items that it has not answered, and why. `reused`: how many of the answers, and failures, are those of an
+    earlier command. `by`: the models that have answered, of a route, and how many items each. `cut`: answers that ended
+    at the limit of their tokens.
+    """
 
     model: str
     texts: Mapping[str, str]
     failed: Mapping[str, str] = field(default_factory=dict)
     reused: int = 0
+    by: Mapping[str, int] = field(default_factory=dict)
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The answer to an item, or why there is none."""
+
+    text: str | None
+    problem: str = ""
+    is_reused: bool = False
+    model: str | None = None
+    is_cut: bool = False
 
 
 class Driver:
@@ -83,46 +111,52 @@ class Driver:
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """As `call`."""
+        too_large = False
         for attempt in range(MAX_TRIES):
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                problem, wait_s = f"{type(error).__name__}: {error}", 2.0**attempt / 4
+                problem, param, wait_s = f"{type(error).__name__}: {error}", None, 2.0**attempt / 4
             else:
                 if response.is_success:
                     return response
-                problem = _problem(response)
+                problem, param = _problem(response)
+                too_large = response.status_code == 413
                 if response.status_code not in _RETRIED or response.headers.get("x-should-retry") == "false":
                     break
-                wait_s = float(response.headers.get("retry-after", 2.0**attempt / 4))
+                wait_s = _retry_after(response, 2.0**attempt / 4)
             if attempt < MAX_TRIES - 1:
                 await self._sleep(min(wait_s, MAX_RETRY_S))
-        raise DriverError(f"{method} {path}: {problem}")
+        raise DriverError(f"{method} {path}: {problem}", param, too_large=too_large)
 
     async def answers(self, model: str, items: EvalSet, *, max_tokens: int | None, fresh: bool = False) -> Answers:
-        """Let a model answer the items, as jobs at the priority of batches. `fresh`: again, if it has answered them."""
-        slots, done, reused = asyncio.Semaphore(CONCURRENCY), 0, 0
+        """Let a model answer the items, as jobs at the priority of batches. `fresh`: again, if it has answered them.
+
+        Raises:
+            DriverError: the API refuses a request, and not because of the item.
+        """
+        slots, done = asyncio.Semaphore(CONCURRENCY), 0
         salt = secrets.token_hex(8) if fresh else ""
 
-        async def answer(item: SetItem) -> tuple[str, str | None, str]:
-            nonlocal done, reused
+        async def answer(item: SetItem) -> _Answer:
+            nonlocal done
             async with slots:
-                text, problem, is_reused = await self._answer(model, items, item, max_tokens, salt)
-            done, reused = done + 1, reused + is_reused
+                found = await self._answer(model, items, item, max_tokens, salt)
+            done += 1
             self._progress(f"{model} answers", done, len(items.items))
-            return item.id, text, problem
+            return found
 
-        texts, failed = {}, {}
-        for item_id, text, problem in await asyncio.gather(*map(answer, items.items)):
-            if text is None:
-                failed[item_id] = problem
-            else:
-                texts[item_id] = text
-        return Answers(model, texts, failed, reused)
+        found = list(zip(items.items, await asyncio.gather(*map(answer, items.items)), strict=True))
+        return Answers(
+            model,
+            {item.id: one.text for item, one in found if one.text is not None},
+            {item.id: one.problem for item, one in found if one.text is None},
+            sum(one.is_reused for _, one in found),
+            Counter(one.model for _, one in found if one.model is not None),
+            sum(one.is_cut for _, one in found),
+        )
 
-    async def _answer(
-        self, model: str, items: EvalSet, item: SetItem, max_tokens: int | None, salt: str
-    ) -> tuple[str | None, str, bool]:
+    async def _answer(self, model: str, items: EvalSet, item: SetItem, max_tokens: int | None, salt: str) -> _Answer:
         body: dict[str, Any] = {
             "model": model,
             "messages": _messages(item),
@@ -135,16 +169,26 @@ class Driver:
         headers = {"Idempotency-Key": f"eval-{digest[:48]}", "Prefer": f"wait={WAIT_S}"}
         if salt:
             headers["Cache-Control"] = "no-cache"  # nor an answer of the response cache
-        response = await self._send("POST", "/v1/jobs", json=body, headers=headers)
+        try:
+            response = await self._send("POST", "/v1/jobs", json=body, headers=headers)
+        except DriverError as error:
+            if error.param != "messages" and not error.too_large:
+                raise
+            return _Answer(None, str(error))  # such as a prompt that is too long for this model
         is_reused = response.headers.get("idempotent-replayed") == "true"
         job, wait_s = response.json(), POLL_S
         while job["status"] in ("queued", "in_progress", "cancelling"):
             await self._sleep(wait_s)
             wait_s = min(MAX_POLL_S, wait_s * 1.5)
             job = await self.call("GET", f"/v1/jobs/{job['id']}")
+        is_reused |= (job.get("cache") or {}).get("outcome") in _NOT_NEW
         if job["status"] not in ("completed", "incomplete"):
-            return None, (job.get("error") or {}).get("message") or job["status"], is_reused
-        return job.get("output_text") or "", "", is_reused
+            return _Answer(None, (job.get("error") or {}).get("message") or job["status"], is_reused)
+        by_route = job.get("requested_model") is not None
+        if not by_route and job["model"] != model:
+            return _Answer(None, f"{job['model']} has answered instead", is_reused)
+        by, is_cut = job["model"] if by_route else None, job["status"] == "incomplete"
+        return _Answer(job.get("output_text") or "", "", is_reused, by, is_cut)
 
     async def judge(
         self,
@@ -155,8 +199,11 @@ class Driver:
         rubric: str | None,
         judge: str | None,
     ) -> dict[str, Any]:
-        """Let a judge score the answers, or compare them, and return the run once it has ended."""
-        wanted = [item for item in items.items if all(item.id in one.texts for one in answers)]
+        """Let a judge score the answers, or compare them, and return the run once it has ended.
+
+        It has all items of which there is an answer, or of which a model has failed to give one.
+        """
+        wanted = [item for item in items.items if all(item.id in one.texts or item.id in one.failed for one in answers)]
         if not wanted:
             raise DriverError("there are no answers to judge")
         run = await self.call(
@@ -170,10 +217,8 @@ class Driver:
                 "set": {"name": items.name[:200], "sha256": items.sha256, "items": len(wanted)},
             },
         )
-        for start in range(0, len(wanted), ITEMS_PER_CALL):
-            part = wanted[start : start + ITEMS_PER_CALL]
-            body = {"items": [_item(item, answers) for item in part]}
-            await self.call("POST", f"/v1/evals/runs/{run['id']}/items", json=body)
+        for part in _parts(_item(item, answers) for item in wanted):
+            await self.call("POST", f"/v1/evals/runs/{run['id']}/items", json={"items": part})
         wait_s = POLL_S
         while run["ended_at"] is None:
             await self._sleep(wait_s)
@@ -213,13 +258,44 @@ def _item(item: SetItem, answers: Iterable[Answers]) -> dict[str, Any]:
     return {
         "id": item.id,
         "messages": [{"role": role, "content": text} for role, text in item.messages],
-        "answers": [{"model": one.model, "text": one.texts[item.id]} for one in answers],
+        "answers": [_given(item, one) for one in answers],
     }
 
 
-def _problem(response: httpx.Response) -> str:
+def _parts(items: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Items as they are sent together."""
+    part: list[dict[str, Any]] = []
+    size = 0
+    for item in items:
+        own = len(orjson.dumps(item))
+        if part and (len(part) == ITEMS_PER_CALL or size + own > BYTES_PER_CALL):
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += own
+    if part:
+        yield part
+
+
+def _given(item: SetItem, answers: Answers) -> dict[str, str]:
+    if (text := answers.texts.get(item.id)) is not None:
+        return {"model": answers.model, "text": text}
+    # A reason may be any text of an upstream.
+    return {"model": answers.model, "failed": answers.failed[item.id].replace("\0", "")[:MAX_REASON] or "unknown"}
+
+
+def _retry_after(response: httpx.Response, default_s: float) -> float:
+    """When to send a request again. A proxy may name a time instead of seconds; then, as if it had named none."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", default_s)))
+    except ValueError:
+        return default_s
+
+
+def _problem(response: httpx.Response) -> tuple[str, str | None]:
+    """What an error response says, and about which parameter."""
     try:
         error = response.json()["error"]
-        return f"{response.status_code}: {error['message']}"
+        return f"{response.status_code}: {error['message']}", error.get("param")
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
+        return f"HTTP {response.status_code}", None

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from api.evals.identity import JudgeIdentity
-from api.evals.prompts import Judged, judge_request, read_verdict
+from api.evals.prompts import BYTES_PER_TOKEN, Judged, judge_request, read_verdict
 from api.evals.rubrics import Rubric, RubricBook
 from api.evals.runs import Due, JudgeJob, Judgement, JudgementState, RunKind, RunStore
 from api.evals.samples import SampleStore
@@ -25,7 +25,14 @@ from api.keys.principal import Principal
 from api.keys.store import ApiKeyStore
 from api.request_log.bodies import Bodies, Body, Missing, MissingReason
 from shared.config.models.loader import Registry
-from shared.domain.errors import BudgetExceeded, HeadraceError, NotFound, QuotaExceeded, Unavailable
+from shared.domain.errors import (
+    BudgetExceeded,
+    ContextExceeded,
+    HeadraceError,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+)
 from shared.domain.job import Choice, Job
 from shared.domain.log_level import LogLevel
 from shared.domain.new_job import Idempotency, NewJob
@@ -111,6 +118,15 @@ class Judges:
         if new := await self._runs.take_due(SUBMITTED, submitted=False):
             await self._submit_sampled(new)
 
+    async def submit_of_set(self, run_id: str, rubric: Rubric, judgement: Judgement, judged: Judged) -> None:
+        """As `submit`. A judgement whose texts the judge's context cannot take fails by itself, because the others of
+        its run can be made."""
+        try:
+            await self.submit(run_id, rubric, judgement, judged)
+        except ContextExceeded as error:
+            if await self._runs.end(judgement.id, JudgementState.FAILED, reason=error.message):
+                self._metrics.judgements.labels(JudgementState.FAILED.value).inc()
+
     async def submit(self, run_id: str, rubric: Rubric, judgement: Judgement, judged: Judged) -> None:
         """Submit the job of a judgement that the caller has leased.
 
@@ -118,9 +134,29 @@ class Judges:
             BudgetExceeded, QuotaExceeded: nothing was submitted; it may be tried again.
             InvalidRequest, NotFound: the judge cannot take it.
         """
+        for bytes_per_token in BYTES_PER_TOKEN:
+            try:
+                await self._submit(run_id, rubric, judgement, judged, bytes_per_token)
+            except ContextExceeded:
+                # Texts such as hexadecimal numbers have more tokens than prose of the same size.
+                if bytes_per_token == BYTES_PER_TOKEN[-1]:
+                    raise
+            else:
+                break
+
+    async def _submit(
+        self, run_id: str, rubric: Rubric, judgement: Judgement, judged: Judged, bytes_per_token: int
+    ) -> None:
         spec = self._registry[rubric.judge]
         size = sum(message.size for message in judged.conversation) + sum(map(len, judged.answers))
-        request = await off_loop(size, judge_request, rubric, judged, context_tokens=spec.max_model_len)
+        request = await off_loop(
+            size,
+            judge_request,
+            rubric,
+            judged,
+            context_tokens=spec.max_model_len,
+            bytes_per_token=bytes_per_token,
+        )
         principal = await self._identity.principal(self._keys)
         new = NewJob(
             owner=principal.owner,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -13,9 +13,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from api.evals.runs import is_scored
+from api.keys.store import format_id, parse_id
 from shared.postgres.engine import transaction
 from shared.postgres.quality_tables import JudgementRow, LabelRow
 from shared.postgres.store import Store
+from shared.postgres.tables import ApiKeyRow
 
 # Judged answers from which the next one to label is chosen.
 NEWEST = 200
@@ -29,6 +31,7 @@ class Label:
     rubric: str
     item: str
     project_id: int | None
+    # The id of the person's key.
     labeller: str
     score: float
     created_at: datetime
@@ -131,6 +134,12 @@ class LabelStore(Store):
         if project_id is not None:
             statement = statement.where(LabelRow.project_id == project_id)
         return await self._all(statement, _pair)
+
+    async def names(self, labellers: Iterable[str]) -> dict[str, str]:
+        """The names of the keys of labellers. Two keys may have the same name; one that is not known is left out."""
+        ids = [number for one in labellers if (number := parse_id(one)) is not None]
+        statement = select(ApiKeyRow.id, ApiKeyRow.name).where(ApiKeyRow.id.in_(ids))
+        return dict(await self._all(statement, lambda row: (format_id(row.id), row.name))) if ids else {}
 
 
 def _of(rubric: str) -> ColumnElement[bool]:

@@ -21,9 +21,11 @@ from shared.domain.priorities import BATCH_PRIORITY
 from shared.domain.request import GenerateRequest, Message, Sampling, StructuredOutputs
 
 MAX_REASON = 1000
-# Bytes of what is judged, at most, and per token of the judge's context.
-MAX_BYTES, BYTES_PER_TOKEN = 96 * 1024, 3
-MIN_BYTES = 1024
+# Bytes of what is judged: at most, and even if the judge's context is small.
+MAX_BYTES, MIN_BYTES = 96 * 1024, 1024
+# Bytes per token of the judge's context: those of most texts, and the next ones if the tokens are too many. A token has
+# at least one byte.
+BYTES_PER_TOKEN = (3, 2, 1)
 # Tokens of the instructions beside the question, about.
 TASK_TOKENS = 400
 FIRST, SECOND, TIE = "first", "second", "tie"
@@ -69,12 +71,18 @@ class Verdict:
     reason: str
 
 
-def judge_request(rubric: Rubric, judged: Judged, *, context_tokens: int | None = None) -> GenerateRequest:
+def judge_request(
+    rubric: Rubric,
+    judged: Judged,
+    *,
+    context_tokens: int | None = None,
+    bytes_per_token: int = BYTES_PER_TOKEN[0],
+) -> GenerateRequest:
     """The request to a judge. Long texts are shortened in their middle to what its context has room for."""
     room = MAX_BYTES
     if context_tokens is not None:
-        tokens = context_tokens - rubric.max_tokens - TASK_TOKENS - len(rubric.question.encode()) // BYTES_PER_TOKEN
-        room = max(MIN_BYTES, min(room, tokens * BYTES_PER_TOKEN))
+        tokens = context_tokens - rubric.max_tokens - TASK_TOKENS - len(rubric.question.encode()) // bytes_per_token
+        room = max(MIN_BYTES, min(room, tokens * bytes_per_token))
     # The answers matter more than the beginning of a long conversation.
     answers = shortened_entries([Entry("answer", answer) for answer in judged.answers], room * 2 // 3)
     left = max(MIN_BYTES, room - sum(answer.size for answer in answers))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.evals.outcomes import Sensitivity
 from api.evals.service import Comparison, ModelReport, RubricReport
-from api.evals.statistics import Agreement, Conclusion
+from api.evals.statistics import Agreement, Conclusion, Difference
 from api.quality.intervals import Interval
 
 
@@ -35,9 +36,15 @@ class AgreementView(BaseModel):
     interval: ConfidenceInterval | None
 
     @classmethod
-    def of(cls, one: Agreement) -> Self:
+    def of(cls, one: Agreement, **others: Any) -> Self:
         """The JSON form of an agreement."""
-        return cls(n=one.n, observed=one.observed, kappa=one.kappa, interval=_interval(one.interval))
+        return cls(n=one.n, observed=one.observed, kappa=one.kappa, interval=_interval(one.interval), **others)
+
+
+class LabellerView(AgreementView):
+    """How far the judge agrees with a person."""
+
+    name: str | None = Field(description="The name of the person's key.")
 
 
 class ModelReportView(BaseModel):
@@ -94,7 +101,13 @@ class ReportView(BaseModel):
                     ],
                     "agreement": {"n": 40, "observed": 0.65, "kappa": 0.71, "interval": {"low": 0.5, "high": 0.85}},
                     "by_labeller": {
-                        "ann": {"n": 40, "observed": 0.65, "kappa": 0.71, "interval": {"low": 0.5, "high": 0.85}}
+                        "key_12": {
+                            "n": 40,
+                            "observed": 0.65,
+                            "kappa": 0.71,
+                            "interval": {"low": 0.5, "high": 0.85},
+                            "name": "ann",
+                        }
                     },
                     "between_people": {"n": 0, "observed": None, "kappa": None, "interval": None},
                     "judge_cost_usd": 0.42,
@@ -111,7 +124,7 @@ class ReportView(BaseModel):
     since: datetime
     models: list[ModelReportView]
     agreement: AgreementView = Field(description="Between the judge and people, of all time.")
-    by_labeller: dict[str, AgreementView]
+    by_labeller: dict[str, LabellerView] = Field(description="By the id of the person's key.")
     between_people: AgreementView = Field(description="Between people: more cannot be expected of a judge.")
     judge_cost_usd: float | None
 
@@ -127,7 +140,10 @@ class ReportView(BaseModel):
             since=report.since,
             models=[ModelReportView.of(one) for one in report.models],
             agreement=AgreementView.of(report.with_people),
-            by_labeller={name: AgreementView.of(one) for name, one in report.by_labeller.items()},
+            by_labeller={
+                labeller: LabellerView.of(one, name=report.names.get(labeller))
+                for labeller, one in report.by_labeller.items()
+            },
             between_people=AgreementView.of(report.people),
             judge_cost_usd=None if report.cost is None else float(report.cost),
         )
@@ -143,6 +159,50 @@ class PairwiseView(BaseModel):
         description="Items on which the judge has answered differently when the two answers were shown in the other"
         " order."
     )
+
+
+class DifferenceView(BaseModel):
+    """By how much `b` is better than `a`."""
+
+    n: int = Field(description="Items, or the smaller number of scores.")
+    difference: float | None
+    interval: ConfidenceInterval | None
+    p: float | None
+    conclusion: Conclusion
+
+    @classmethod
+    def of(cls, one: Difference) -> Self:
+        """The JSON form of a difference."""
+        return cls(n=one.n, difference=one.mean, interval=_interval(one.interval), p=one.p, conclusion=one.conclusion)
+
+
+class SensitivityView(BaseModel):
+    """The comparison with the items that it lacks: what they can change."""
+
+    failures_as_worst: DifferenceView = Field(
+        description="Items that a model has not answered count as its worst answers."
+    )
+    unscored_against_b: DifferenceView | None = Field(
+        description="And all items without a score speak against `b`. Null if there are none."
+    )
+    unscored_against_a: DifferenceView | None = Field(description="Or against `a`.")
+
+    @classmethod
+    def of(cls, one: Sensitivity) -> Self:
+        """The JSON form of a comparison with the items that it lacks."""
+        against = [None if found is None else DifferenceView.of(found) for found in (one.against_b, one.against_a)]
+        return cls(
+            failures_as_worst=DifferenceView.of(one.counted),
+            unscored_against_b=against[0],
+            unscored_against_a=against[1],
+        )
+
+
+class UnansweredView(BaseModel):
+    """The items of a set that each model has not answered."""
+
+    a: int
+    b: int
 
 
 class ComparisonView(BaseModel):
@@ -167,6 +227,19 @@ class ComparisonView(BaseModel):
                     "unparsable": 2,
                     "failed": 0,
                     "pending": 0,
+                    "unanswered": {"a": 0, "b": 3},
+                    "unscored": 0,
+                    "sensitivity": {
+                        "failures_as_worst": {
+                            "n": 203,
+                            "difference": -0.133,
+                            "interval": {"low": -0.21, "high": -0.05},
+                            "p": 0.002,
+                            "conclusion": "worse",
+                        },
+                        "unscored_against_b": None,
+                        "unscored_against_a": None,
+                    },
                 }
             ]
         }
@@ -178,34 +251,42 @@ class ComparisonView(BaseModel):
     rubric: str
     judge: str
     run_id: str | None = Field(description="Null: by the scores of sampled answers, which are of different requests.")
-    n: int = Field(description="Items, or the smaller number of scores.")
+    n: int = Field(
+        description="Items that both models have answered and that have a score, or the smaller number of scores."
+    )
     difference: float | None = Field(
         description="By how much `b` is better; negative: it is worse. Of a pairwise run from -1 to 1, else on the"
         " rubric's scale."
     )
     interval: ConfidenceInterval | None
     p: float | None = Field(description="How likely such a difference would be if there were none.")
-    conclusion: Conclusion
+    conclusion: Conclusion = Field(
+        description="With the items that a model has not answered: the one of `failures_as_worst`, if there are any."
+    )
     pairwise: PairwiseView | None
-    unparsable: int
-    failed: int
+    unparsable: int = Field(description="Judgements that cannot be parsed.")
+    failed: int = Field(description="Judgements that the judge has not made.")
     pending: int
+    unanswered: UnansweredView
+    unscored: int = Field(description="Items, or sampled answers, without a score: judgements are missing.")
+    sensitivity: SensitivityView | None = Field(description="Null if every item has a score.")
 
     @classmethod
     def of(cls, one: Comparison) -> Self:
         """The JSON form of a comparison."""
-        pairs = one.pairwise
+        found = one.found
+        difference, pairs, sensitivity = found.difference, found.pairwise, found.sensitivity
         return cls(
             a=one.a,
             b=one.b,
             rubric=one.rubric,
             judge=one.judge_model,
             run_id=one.run_id,
-            n=one.difference.n,
-            difference=one.difference.mean,
-            interval=_interval(one.difference.interval),
-            p=one.difference.p,
-            conclusion=one.difference.conclusion,
+            n=difference.n,
+            difference=difference.mean,
+            interval=_interval(difference.interval),
+            p=difference.p,
+            conclusion=found.shown.conclusion,
             pairwise=None
             if pairs is None
             else PairwiseView(
@@ -214,4 +295,7 @@ class ComparisonView(BaseModel):
             unparsable=one.unparsable,
             failed=one.failed,
             pending=one.pending,
+            unanswered=UnansweredView(a=found.unanswered[0], b=found.unanswered[1]),
+            unscored=found.unscored,
+            sensitivity=None if sensitivity is None else SensitivityView.of(sensitivity),
         )

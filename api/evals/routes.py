@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.evals.dependencies import CurrentEvals, CurrentKeys, Labeller, Operator, labelled_project
+from api.evals.dependencies import CurrentEvals, Labeller, Operator, labelled_project, labeller_id
 from api.evals.report_schemas import ComparisonView, ReportView
 from api.evals.rubrics import MAX_NAME
 from api.evals.runs import RunKind
@@ -128,12 +129,13 @@ async def list_labels(
     """List the labels of the project, newest first; with the `admin` scope those of all projects."""
     project_id = labelled_project(principal)
     page = await evals.labels(limit=limit, after=after, rubric=rubric, project_id=project_id)
-    return LabelList.of(page, LabelView.of, lambda one: str(one.id))
+    names = await evals.labeller_names(page.items)
+    return LabelList.of(page, partial(LabelView.of, names=names), lambda one: str(one.id))
 
 
 @router.post("/labels", responses={**RESPONSES, **NOT_FOUND, 200: READ})
-async def create_label(body: LabelCreate, principal: Labeller, evals: CurrentEvals, keys: CurrentKeys) -> LabelView:
-    """Label a judged answer. A second label of the same key's name replaces the first."""
-    key = await keys.get(principal.key_id)
-    labeller = key.name if key is not None else f"key_{principal.key_id}"
-    return LabelView.of(await evals.label(body.rubric, body.item, labeller, body.score, labelled_project(principal)))
+async def create_label(body: LabelCreate, principal: Labeller, evals: CurrentEvals) -> LabelView:
+    """Label a judged answer. A second label of the same key replaces the first."""
+    labeller, project_id = labeller_id(principal), labelled_project(principal)
+    label = await evals.label(body.rubric, body.item, labeller, body.score, project_id)
+    return LabelView.of(label, names=await evals.labeller_names([label]))

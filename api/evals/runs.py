@@ -16,6 +16,7 @@ from sqlalchemy import (
     Double,
     Row,
     Select,
+    Update,
     and_,
     case,
     cast,
@@ -57,7 +58,7 @@ class RunKind(StrEnum):
 
 
 class JudgementState(StrEnum):
-    """The states of a judgement. Only a `scored` one has a score."""
+    """The states of a judgement. Only a `scored` one has a score that a judge has given."""
 
     PENDING = "pending"
     SCORED = "scored"
@@ -65,6 +66,9 @@ class JudgementState(StrEnum):
     UNPARSABLE = "unparsable"
     # The judge gave no answer.
     FAILED = "failed"
+    # A model has not answered the item of a set, so there was nothing to judge. Of a pair, the score is the one that it
+    # would have if the answer that there is were better.
+    UNANSWERED = "unanswered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class NewJudgement:
-    """A judgement to make. `position`: 0 of one answer, else which model's answer is shown first."""
+    """A judgement to make. `position`: 0 of one answer, else which model's answer is shown first.
+
+    `unanswered`: why there is nothing to judge, because a model has not answered. Then it has ended, and `score` is as
+    `JudgementState.UNANSWERED` says.
+    """
 
     item: str
     model: str
@@ -93,6 +101,19 @@ class NewJudgement:
     project_id: int | None = None
     requested_model: str | None = None
     answered_at: datetime | None = None
+    unanswered: str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a judgement of an item of a set has come to."""
+
+    item: str
+    model: str
+    position: int
+    state: JudgementState
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +243,7 @@ class RunStore(Store):
     async def add(self, run_id: str, new: Sequence[NewJudgement]) -> list[Judgement]:
         """Add judgements to a run, and return them, with those that it already had, in the order of `new`.
 
-        They are leased to the caller, who submits their jobs.
+        They are leased to the caller, who submits their jobs. The run ends with the last one that is expected.
         """
         if not new:
             return []
@@ -236,6 +257,7 @@ class RunStore(Store):
                 "requested_model": one.requested_model,
                 "answered_at": func.now() if one.answered_at is None else one.answered_at,
                 "due_at": func.now() + seconds(LEASE_S),
+                **({} if one.unanswered is None else _unanswered(one)),
             }
             for one in new
         ]
@@ -243,8 +265,12 @@ class RunStore(Store):
             JudgementRow.run_id == run_id, JudgementRow.item.in_({one.item for one in new})
         )
         async with transaction(self._engine) as connection:
+            if any(one.unanswered is not None for one in new):
+                await connection.execute(_lock_set(literal(run_id)))
             for value in values:
                 await connection.execute(insert(JudgementRow).values(value).on_conflict_do_nothing())
+            if any(one.unanswered is not None for one in new):
+                await connection.execute(_end_if_complete(run_id))
             rows = [_judgement(row) for row in await connection.execute(found)]
         by_key = {(row.item, row.model, row.position): row for row in rows}
         return [by_key[one.item, one.model, one.position] for one in new]
@@ -320,24 +346,12 @@ class RunStore(Store):
             .returning(JudgementRow.run_id)
         )
         run_of = select(JudgementRow.run_id).where(JudgementRow.id == judgement_id).scalar_subquery()
-        # Of two transactions that end the last judgements of a run, the second sees the first one's.
-        locked = select(EvalRunRow.id).where(EvalRunRow.id == run_of, EvalRunRow.options.has_key("expected"))
         async with transaction(self._engine) as connection:
-            await connection.execute(locked.with_for_update())
+            await connection.execute(_lock_set(run_of))
             run_id = await connection.scalar(ended)
             if run_id is None:
                 return False
-            expected = cast(EvalRunRow.options["expected"].astext, BigInteger)
-            of_run = JudgementRow.run_id == run_id
-            done = select(func.count()).where(of_run).scalar_subquery()
-            is_open = select(JudgementRow.id).where(of_run, JudgementRow.state == JudgementState.PENDING.value).exists()
-            # They are counted only if none is open: each time, a run of n judgements would read n * n rows.
-            has_all = case((is_open, false()), else_=expected <= done)
-            await connection.execute(
-                update(EvalRunRow)
-                .where(EvalRunRow.id == run_id, EvalRunRow.ended_at.is_(None), has_all)
-                .values(ended_at=func.now())
-            )
+            await connection.execute(_end_if_complete(run_id))
         return True
 
     async def jobs(self, job_ids: Sequence[str]) -> dict[str, JudgeJob]:
@@ -360,6 +374,37 @@ class RunStore(Store):
             .group_by(UsageEventRow.model)
         )
         return dict(await self._all(statement, lambda row: (row.model, row.cost)))
+
+
+def _unanswered(new: NewJudgement) -> dict[str, Any]:
+    """The columns of a judgement that has ended before it began."""
+    return {
+        "state": JudgementState.UNANSWERED.value,
+        "score": None if new.score is None else Decimal(str(new.score)),
+        "reason": new.unanswered,
+        "ended_at": func.now(),
+    }
+
+
+def _lock_set(run_id: Any) -> Select[Any]:
+    """Lock a run over a set: of two transactions that end its last judgements, the second sees the first one's."""
+    locked = select(EvalRunRow.id).where(EvalRunRow.id == run_id, EvalRunRow.options.has_key("expected"))
+    return locked.with_for_update()
+
+
+def _end_if_complete(run_id: str) -> Update:
+    """End a run over a set if all of its judgements have ended."""
+    expected = cast(EvalRunRow.options["expected"].astext, BigInteger)
+    of_run = JudgementRow.run_id == run_id
+    done = select(func.count()).where(of_run).scalar_subquery()
+    is_open = select(JudgementRow.id).where(of_run, JudgementRow.state == JudgementState.PENDING.value).exists()
+    # They are counted only if none is open: each time, a run of n judgements would read n * n rows.
+    has_all = case((is_open, false()), else_=expected <= done)
+    return (
+        update(EvalRunRow)
+        .where(EvalRunRow.id == run_id, EvalRunRow.ended_at.is_(None), has_all)
+        .values(ended_at=func.now())
+    )
 
 
 def _runs() -> Select[Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.evals.labels import Label
+from api.evals.prompts import MAX_REASON
 from api.evals.rubrics import MAX_NAME, Rubric, Sampling
 from api.evals.runs import Judgement, JudgementState, Run, RunKind
 from api.evals.service import Item, RubricState
 from api.http.pagination import PageView
-from shared.domain.field_types import MAX_MODEL_NAME, UnicodeText
+from shared.domain.field_types import MAX_MODEL_NAME, UnicodeText, contradiction
 from shared.domain.request import Message
 
 MAX_ITEM_ID = 200
@@ -219,12 +221,21 @@ class ChatMessage(BaseModel):
 
 
 class Answer(BaseModel):
-    """A model's answer to a conversation."""
+    """A model's answer to a conversation, or why it has not answered."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: ModelName
-    text: UnicodeText
+    text: UnicodeText | None = None
+    failed: Annotated[UnicodeText, Field(min_length=1, max_length=MAX_REASON, pattern=STORABLE)] | None = Field(
+        None, description="Instead of `text`: why there is none. The model has failed on this item."
+    )
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.text is None) == (self.failed is None):
+            raise contradiction("text", "an answer has either this or `failed`")
+        return self
 
 
 class ItemCreate(BaseModel):
@@ -236,10 +247,21 @@ class ItemCreate(BaseModel):
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
     answers: list[Answer] = Field(min_length=1, max_length=MAX_MODELS)
 
+    @model_validator(mode="after")
+    def _one_of_each_model(self) -> Self:
+        if len({one.model for one in self.answers}) < len(self.answers):
+            raise contradiction("answers", "a model has one answer to an item")
+        return self
+
     def item(self) -> Item:
         """The item that this is."""
         messages = [Message(role=one.role, content=one.content) for one in self.messages]
-        return Item(self.id, messages, [(one.model, one.text) for one in self.answers])
+        return Item(
+            self.id,
+            messages,
+            [(one.model, one.text) for one in self.answers if one.text is not None],
+            {one.model: one.failed for one in self.answers if one.failed is not None},
+        )
 
 
 class ItemsCreate(BaseModel):
@@ -267,6 +289,13 @@ class ItemsCreate(BaseModel):
 
     items: list[ItemCreate] = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
 
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if len({one.id for one in self.items}) < len(self.items):
+            # The second one would not be judged, and the run would wait for it for ever.
+            raise contradiction("items", "two of them have the same id")
+        return self
+
 
 class JudgementView(BaseModel):
     """What a judge says of an answer, or of two answers in one order."""
@@ -283,7 +312,8 @@ class JudgementView(BaseModel):
     state: JudgementState
     score: float | None = Field(
         description="On the rubric's scale. Of two answers: 1 if the first model's is better, 0 if the second's is, 0.5"
-        " if neither. Null unless the state is `scored`."
+        " if neither. Null unless the state is `scored`, or of two answers `unanswered`: it is the one of the answer"
+        " that there is."
     )
     reason: str | None
     created_at: datetime
@@ -333,18 +363,20 @@ class LabelView(BaseModel):
     object: Literal["eval.label"] = "eval.label"
     rubric: str
     item: str
-    labeller: str = Field(description="The name of the key of the person.")
+    labeller: str = Field(description="The id of the person's key.")
+    labeller_name: str | None = Field(description="The name of that key; null if it does not exist any more.")
     score: float
     created_at: datetime
 
     @classmethod
-    def of(cls, label: Label) -> Self:
+    def of(cls, label: Label, *, names: Mapping[str, str]) -> Self:
         """The JSON form of a label."""
         return cls(
             id=str(label.id),
             rubric=label.rubric,
             item=label.item,
             labeller=label.labeller,
+            labeller_name=names.get(label.labeller),
             score=label.score,
             created_at=label.created_at,
         )

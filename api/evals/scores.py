@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select
 
-from api.evals.runs import JudgementState, RunKind, is_scored
+from api.evals.runs import JudgementState, Outcome, RunKind
 from shared.postgres.quality_tables import EvalRunRow, JudgementRow
 from shared.postgres.store import Store
 from shared.postgres.usage_tables import UsageEventRow
@@ -56,27 +55,18 @@ class ScoreStore(Store):
                 scores.scores[float(row.score)] = row.judgements
         return list(found.values())
 
-    async def pairs(self, run_id: str) -> Mapping[str, tuple[float, float]]:
-        """The scores of a pairwise run by item, in both orders; items without both are left out."""
-        statement = select(JudgementRow.item, JudgementRow.position, JudgementRow.score).where(
-            JudgementRow.run_id == run_id, is_scored(), JudgementRow.position.in_((1, 2))
-        )
-        found: defaultdict[str, dict[int, float]] = defaultdict(dict)
-        for row in await self._all(statement, lambda row: row):
-            found[row.item][row.position] = float(row.score)
-        return {item: (orders[1], orders[2]) for item, orders in found.items() if len(orders) == 2}
-
-    async def scored_items(self, run_id: str, model: str) -> Mapping[str, float]:
-        """The scores of a model's answers in a run, by item."""
-        statement = select(JudgementRow.item, JudgementRow.score).where(
-            JudgementRow.run_id == run_id, JudgementRow.model == model, JudgementRow.position == 0, is_scored()
-        )
-        return dict(await self._all(statement, lambda row: (row.item, float(row.score))))
+    async def outcomes(self, run_id: str) -> list[Outcome]:
+        """What all judgements of a run over a set have come to."""
+        statement = select(
+            JudgementRow.item, JudgementRow.model, JudgementRow.position, JudgementRow.state, JudgementRow.score
+        ).where(JudgementRow.run_id == run_id)
+        return await self._all(statement, _outcome)
 
     async def last_pairwise(self, first: str, second: str, rubric: str | None) -> str | None:
-        """The newest pairwise run of two models, in either order, that has scores."""
+        """The newest pairwise run of two models, in either order, in which at least one item is decided."""
         models = EvalRunRow.options["models"]
-        has_scores = select(JudgementRow.id).where(JudgementRow.run_id == EvalRunRow.id, is_scored()).exists()
+        decided = JudgementRow.state.in_((JudgementState.SCORED.value, JudgementState.UNANSWERED.value))
+        has_scores = select(JudgementRow.id).where(JudgementRow.run_id == EvalRunRow.id, decided).exists()
         statement = (
             select(EvalRunRow.id)
             .where(EvalRunRow.kind == RunKind.PAIRWISE.value, _are(models, first, second), has_scores)
@@ -97,6 +87,11 @@ class ScoreStore(Store):
             .where(JudgementRow.run_id.in_(run_ids), *_narrowed(since, project_id))
         )
         return await self._one(statement, lambda row: row.cost)
+
+
+def _outcome(row: Row[Any]) -> Outcome:
+    score = None if row.score is None else float(row.score)
+    return Outcome(row.item, row.model, row.position, JudgementState(row.state), score)
 
 
 def _narrowed(since: datetime | None, project_id: int | None) -> list[ColumnElement[bool]]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
 
 from api.evals.judging import Judges, judged_body
 from api.evals.labels import Label, LabelStore, Pair
+from api.evals.outcomes import Compared, compare_pairs, compare_samples, compare_scores
 from api.evals.prompts import Judged
-from api.evals.rubrics import Rubric, RubricBook
+from api.evals.rubrics import Rubric, RubricBook, Scale
 from api.evals.runs import (
     Judgement,
     JudgementState,
@@ -25,9 +26,10 @@ from api.evals.runs import (
     live_run_id,
 )
 from api.evals.scores import ModelScores, ScoreStore
-from api.evals.statistics import Agreement, Difference, Pairwise, agreement, paired_difference, unpaired_difference
+from api.evals.statistics import Agreement, agreement
 from api.http.pagination import Page, check_after, fetch_page
 from api.keys.principal import Principal, Scope
+from api.keys.store import format_id
 from api.quality.intervals import Mean, mean_of_scores
 from api.requests.service import LoggedRequests
 from shared.config.models.loader import Registry
@@ -40,11 +42,13 @@ PAIR = 2
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a set: a conversation, and the answers of models to it, by model."""
+    """An item of a set: a conversation, and the answers of models to it, by model. `unanswered`: the models that have
+    not answered it, and why."""
 
     id: str
     conversation: Sequence[Message]
     answers: Sequence[tuple[str, str]]
+    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class ModelReport:
 
 @dataclass(frozen=True, slots=True)
 class RubricReport:
-    """What judges and people have said by a rubric. `people`: how far two people agree with each other."""
+    """What judges and people have said by a rubric. `people`: how far two people agree with each other. `names`: of
+    the labellers."""
 
     rubric: Rubric
     since: datetime
@@ -78,13 +83,14 @@ class RubricReport:
     by_labeller: dict[str, Agreement]
     people: Agreement
     cost: Decimal | None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Whether model `b` is worse than `a`. `run_id`: of the run over a set; None: of scores of sampled answers.
 
-    `pairwise` is set if the answers were compared with each other.
+    `unparsable`, `failed` and `pending` are judgements, while `found` counts items.
     """
 
     a: str
@@ -92,8 +98,7 @@ class Comparison:
     rubric: str
     judge_model: str
     run_id: str | None
-    difference: Difference
-    pairwise: Pairwise | None
+    found: Compared
     unparsable: int
     failed: int
     pending: int
@@ -192,7 +197,8 @@ class EvalService:
 
         Raises:
             NotFound: there is no such run.
-            InvalidRequest: it takes no items, an item has the wrong answers, or the judge cannot take it.
+            InvalidRequest: it takes no items, an item has answers of other models than the run, or the judge cannot
+                take it.
             BudgetExceeded, QuotaExceeded: the judges' project has no room; send the same items again later.
         """
         run = await self.get(run_id)
@@ -205,8 +211,8 @@ class EvalService:
         work = [one for item in items for one in _work(run, item)]
         judgements = await self._runs.add(run.id, [new for new, _ in work])
         for judgement, (_, judged) in zip(judgements, work, strict=True):
-            if judgement.state is JudgementState.PENDING and judgement.judge_job_id is None:
-                await self._judges.submit(run.id, rubric, judgement, judged)
+            if judged is not None and judgement.state is JudgementState.PENDING and judgement.judge_job_id is None:
+                await self._judges.submit_of_set(run.id, rubric, judgement, judged)
         return judgements
 
     # Reports
@@ -224,7 +230,8 @@ class EvalService:
             cost = await self._scores.cost(run_ids, since=since, project_id=project_id)
             pairs = await self._labels.with_judge(rubric.name, run_ids, project_id)
             people = await self._labels.between_people(rubric.name, run_ids, project_id)
-            return await asyncio.to_thread(_report, rubric, since, models, pairs, people, cost)
+            names = await self._labels.names({pair.labeller for pair in pairs})
+            return await asyncio.to_thread(_report, rubric, since, models, pairs, people, cost, names)
 
     async def compare(
         self, a: str, b: str, rubric: str | None, days: int, *, run_id: str | None = None, project_id: int | None = None
@@ -234,6 +241,7 @@ class EvalService:
 
         Raises:
             NotFound: there is no such run or rubric, or nothing to compare by.
+            InvalidRequest: the run is a live one.
         """
         a, b = _storable(a), _storable(b)
         if run_id is None and project_id is None:
@@ -251,56 +259,39 @@ class EvalService:
             return await self._compare_scores(self._book[rubric], a, b, days, project_id)
 
     async def _compare_run(self, run: Run, a: str, b: str) -> Comparison:
-        counts = run.counts
-        pairwise = None
+        if run.kind is RunKind.LIVE:
+            raise InvalidRequest("run_id: name the rubric of a live run, not the run", param="run_id")
+        models = run.options.get("models", [])
+        if a == b or not {a, b} <= set(models):
+            raise NotFound(f"The run `{run.id}` has not compared these models.", param="run_id")
+        outcomes = await self._scores.outcomes(run.id)
         if run.kind is RunKind.PAIRWISE:
-            pairs = await self._scores.pairs(run.id)
-            if run.options.get("models") == [b, a]:
-                pairs = {item: (1 - one, 1 - other) for item, (one, other) in pairs.items()}
-            elif run.options.get("models") != [a, b]:
-                raise NotFound(f"The run `{run.id}` has not compared these models.", param="run_id")
-            pairwise = await asyncio.to_thread(Pairwise.of, dict(pairs))
-            difference = pairwise.difference
+            found = await asyncio.to_thread(compare_pairs, outcomes, turned=models == [b, a])
         else:
-            first, second = [await self._scores.scored_items(run.id, model) for model in (a, b)]
-            differences = [second[item] - score for item, score in first.items() if item in second]
-            difference = await asyncio.to_thread(paired_difference, differences)
-        return Comparison(
-            a,
-            b,
-            run.rubric,
-            run.judge_model,
-            run.id,
-            difference,
-            pairwise,
-            unparsable=counts.get(JudgementState.UNPARSABLE.value, 0),
-            failed=counts.get(JudgementState.FAILED.value, 0),
-            pending=counts.get(JudgementState.PENDING.value, 0),
-        )
+            scale = run.options.get("scale")
+            found = await asyncio.to_thread(compare_scores, outcomes, a, b, Scale.parse(scale) if scale else None)
+        counts = {state.value: run.counts.get(state.value, 0) for state in _WITHOUT_SCORE}
+        return Comparison(a, b, run.rubric, run.judge_model, run.id, found, **counts)
 
     async def _compare_scores(self, rubric: Rubric, a: str, b: str, days: int, project_id: int | None) -> Comparison:
         since = datetime.now(UTC) - timedelta(days=days)
         found = await self._scores.by_model([live_run_id(rubric)], since=since, project_id=project_id)
         by_model = defaultdict(lambda: ModelScores(""), {one.model: one for one in found})
         both = by_model[a], by_model[b]
-        difference = await asyncio.to_thread(unpaired_difference, both[0].scores, both[1].scores)
-        return Comparison(
-            a,
-            b,
-            rubric.name,
-            rubric.judge,
-            None,
-            difference,
-            None,
-            **{state.value: sum(one.of(state) for one in both) for state in _WITHOUT_SCORE},
+        unscored = [one.of(JudgementState.UNPARSABLE) + one.of(JudgementState.FAILED) for one in both]
+        compared = await asyncio.to_thread(
+            compare_samples, both[0].scores, both[1].scores, (unscored[0], unscored[1]), rubric.scale
         )
+        counts = {state.value: sum(one.of(state) for one in both) for state in _WITHOUT_SCORE}
+        return Comparison(a, b, rubric.name, rubric.judge, None, compared, **counts)
 
     # Labels
 
     async def label(
         self, rubric_name: str, item: str, labeller: str, value: object, project_id: int | None = None
     ) -> Label:
-        """Store what a person says of an answer. `project_id`: the only project whose answers they may label.
+        """Store what a person, or rather their key, says of an answer. `labeller`: the id of the key. `project_id`: the
+        only project whose answers they may label.
 
         Raises:
             NotFound: there is no such rubric, or no judgement of this answer that the person may see.
@@ -316,6 +307,10 @@ class EvalService:
             raise NotFound(f"There is no judged answer `{item[:64]}` for the rubric `{rubric.name}`.", param="item")
         return await self._labels.put(rubric.name, item, found[0], labeller, score)
 
+    async def labeller_names(self, labels: Sequence[Label]) -> Mapping[str, str]:
+        """The names of the keys of those who gave these labels, by the ids of the keys."""
+        return await self._labels.names({one.labeller for one in labels})
+
     async def labels(self, *, limit: int, after: str | None, rubric: str | None, project_id: int | None) -> Page[Label]:
         """Return a page of labels, newest first."""
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
@@ -326,12 +321,10 @@ class EvalService:
             lambda count: self._labels.page(limit=count, after=cursor, rubric=rubric, project_id=project_id),
         )
 
-    async def next_to_label(
-        self, rubric_name: str, labeller: str, principal: Principal, requests: LoggedRequests
-    ) -> ToLabel | None:
-        """An answer that this person has not labelled; None if there is none whose text the log still has.
+    async def next_to_label(self, rubric_name: str, principal: Principal, requests: LoggedRequests) -> ToLabel | None:
+        """An answer that the principal's key has not labelled; None if there is none whose text the log still has.
 
-        It is recorded that the person's key has read it.
+        It is recorded that the key has read it.
 
         Raises:
             Forbidden: the key may not read logged answers.
@@ -340,6 +333,7 @@ class EvalService:
         principal.require(Scope.LOGS)
         rubric = self._book[rubric_name]
         project_id = None if Scope.ADMIN in principal.scopes else principal.project_id
+        labeller = format_id(principal.key_id)
         for item in await self._labels.next_items(rubric.name, live_run_id(rubric), labeller, project_id):
             try:
                 _, body = await requests.open(principal, item)
@@ -362,15 +356,29 @@ def _storable(text: T) -> T:
 _WITHOUT_SCORE = (JudgementState.UNPARSABLE, JudgementState.FAILED, JudgementState.PENDING)
 
 
-def _work(run: Run, item: Item) -> list[tuple[NewJudgement, Judged]]:
-    """The judgements of an item, each with what is judged."""
+def _work(run: Run, item: Item) -> list[tuple[NewJudgement, Judged | None]]:
+    """The judgements of an item, each with what is judged; None if a model has not answered."""
+    models, answers, unanswered = list(run.options["models"]), dict(item.answers), item.unanswered
+    given = {*answers, *unanswered}
     if run.kind is RunKind.SET:
-        return [(NewJudgement(item.id, model), Judged(item.conversation, [answer])) for model, answer in item.answers]
-    models, answers = list(run.options["models"]), dict(item.answers)
-    if set(answers) != set(models):
+        if not given <= set(models):
+            raise InvalidRequest(
+                f"items: the models of this run are {', '.join(models)}; `{item.id[:64]}` has answers of others",
+                param="items",
+            )
+        failed = [(NewJudgement(item.id, model, unanswered=why), None) for model, why in unanswered.items()]
+        return [
+            *((NewJudgement(item.id, model), Judged(item.conversation, [text])) for model, text in answers.items()),
+            *failed,
+        ]
+    if given != set(models):
         raise InvalidRequest(
             f"items: each item needs the answers of {' and '.join(models)}; `{item.id[:64]}` has others", param="items"
         )
+    if unanswered:
+        score = 0.5 if len(unanswered) == PAIR else float(models[0] in answers)
+        why = "; ".join(f"{model}: {reason}" for model, reason in unanswered.items())
+        return [(NewJudgement(item.id, models[0], position, unanswered=why, score=score), None) for position in (1, 2)]
     first, second = (answers[model] for model in models)
     return [
         (NewJudgement(item.id, models[0], 1), Judged(item.conversation, [first, second])),
@@ -385,6 +393,7 @@ def _report(
     pairs: Sequence[Pair],
     people: Sequence[Pair],
     cost: Decimal | None,
+    names: Mapping[str, str],
 ) -> RubricReport:
     scale = list(rubric.scale.scores)
     by_labeller: defaultdict[str, list[Pair]] = defaultdict(list)
@@ -408,6 +417,7 @@ def _report(
         by_labeller={name: agreement(_by_answer(found), scale) for name, found in sorted(by_labeller.items())},
         people=agreement(_by_answer(people), scale),
         cost=cost,
+        names=names,
     )
 
 

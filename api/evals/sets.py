@@ -43,6 +43,11 @@ class EvalSet:
     items: tuple[SetItem, ...]
 
     @property
+    def repeated(self) -> int:
+        """How many items have the same messages as an earlier one."""
+        return len(self.items) - len({item.messages for item in self.items})
+
+    @property
     def has_expected(self) -> bool:
         """Whether all items have an expected answer."""
         return all(item.expected is not None for item in self.items)

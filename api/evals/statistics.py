@@ -134,7 +134,12 @@ def paired_difference(differences: Sequence[float], seed: int = SEED) -> Differe
 
     The bootstrap is bias-corrected and accelerated (BCa) where that is defined, else by percentiles: the differences of
     judges have few values, and may all be equal.
+
+    Raises:
+        ValueError: a difference is not a finite number.
     """
+    if not all(map(math.isfinite, differences)):
+        raise ValueError("a difference is not a finite number")
     n = len(differences)
     if n < 2:
         return Difference(n, differences[0] if n else None)
@@ -205,7 +210,8 @@ def _bootstrapped(values: Any, mean: float, seed: int) -> Interval:
 def unpaired_difference(first: Mapping[float, int], second: Mapping[float, int], seed: int = SEED) -> Difference:
     """The difference of the means of scores of different items, given as how often each score was given.
 
-    `n` is the smaller number of scores. The interval is that of a bootstrap of both, and p that of Welch's test.
+    `n` is the smaller number of scores. The interval is that of a bootstrap of both, and p that of Welch's test; if all
+    scores of each model are equal, that of a permutation test.
     """
     sizes = sum(first.values()), sum(second.values())
     if min(sizes) < 1:
@@ -230,8 +236,18 @@ def unpaired_difference(first: Mapping[float, int], second: Mapping[float, int],
         )
         p = float(test.pvalue)
     else:
-        p = 1.0 if mean == 0 else 0.0
+        p = 1.0 if mean == 0 else _p_of_separation(*sizes)
     return Difference(min(sizes), mean, Interval(min(float(low), mean), max(float(high), mean)), p)
+
+
+def _p_of_separation(first: int, second: int) -> float:
+    """The p of a permutation test of scores that are all equal in each of two groups, and differ between them.
+
+    No division of all scores into groups of these sizes has a larger difference, and only one has this one, or two if
+    the groups are of the same size.
+    """
+    divisions = math.lgamma(first + second + 1) - math.lgamma(first + 1) - math.lgamma(second + 1)
+    return math.exp(-divisions) * (2 if first == second else 1)
 
 
 def _resampled_means(counts: Mapping[float, int], rng: Any) -> Any:

@@ -44,7 +44,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.domain.errors import UnreadableRow
 from shared.domain.ids import first_id
 from shared.domain.job import JOB_ID_PREFIX, RUNNING, JobStatus, JobSummary
-from shared.postgres.engine import transaction
+from shared.postgres.engine import QUERY_CANCELED, transaction
 from shared.postgres.job_conditions import IS_QUEUED, IS_RUNNING
 from shared.postgres.job_rows import SUMMARY_COLUMNS, to_summary
 from shared.postgres.store import Store
@@ -74,7 +74,6 @@ UNSUCCESSFUL = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED, JobSta
 # Times of a job come from several clocks.
 _SKEW = timedelta(minutes=1)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-_QUERY_CANCELED = "57014"
 # The shortest time in which a slice is tried.
 _MIN_S = 0.05
 # With literals, as in `IS_QUEUED`, and as in the index.
@@ -191,7 +190,7 @@ class JobSearchStore(Store):
                 try:
                     part = await self._read(filters, columns, cursor, wanted, size, left_s / 2)
                 except DBAPIError as error:
-                    if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED or size == MIN_SLICE:
+                    if getattr(error.orig, "sqlstate", None) != QUERY_CANCELED or size == MIN_SLICE:
                         raise
                     size = max(MIN_SLICE, size // 8)
                     continue

@@ -14,6 +14,7 @@ from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
 from api.requests.filters import FIRST, LAST, FeedbackFilter, RequestFilters, ScoreFilter
 from shared.domain.errors import Forbidden, InvalidRequest
+from shared.domain.feedback import RATING, Rating
 from shared.domain.job import JobStatus
 from shared.domain.owner import end_user_name
 
@@ -156,6 +157,8 @@ def _feedback(text: str | None) -> FeedbackFilter | None:
         parsed = None
     if isinstance(parsed, bool | int | float):
         values.append(parsed)
+    if metric == RATING and isinstance(parsed, bool):
+        values.append((Rating.UP if parsed else Rating.DOWN).value)  # as feedback with a boolean is stored
     return FeedbackFilter(metric, tuple(values))
 
 

@@ -38,7 +38,7 @@ _EXAMPLE: dict[str, Any] = {
     "body": "kept",
     "refused": False,
     "refusal_source": "classifier",
-    "feedback": [{"metric": "rating", "value": True, "tags": []}],
+    "feedback": [{"metric": "rating", "value": "up", "tags": []}],
     "scores": [{"rubric": "helpfulness", "score": 4.0, "judge_model": "large"}],
 }
 

@@ -133,7 +133,10 @@ def report(
             ("rubric", f"{found['rubric']}, version {found['prompt_version']}, scale {found['scale']}"),
             ("judge", found["judge"]),
             ("with people", _agreement(found["agreement"])),
-            *((f"with {name}", _agreement(one)) for name, one in found["by_labeller"].items()),
+            *(
+                (f"with {one.get('name') or labeller} ({labeller})", _agreement(one))
+                for labeller, one in found["by_labeller"].items()
+            ),
             ("between people", _agreement(found["between_people"])),
             ("cost of the judge", None if cost is None else f"${cost:.4f}"),
         ]
@@ -178,11 +181,35 @@ def compare(
             ("n", found["n"]),
             ("preferred", preferred),
             ("the orders disagree on", swapped),
+            *_without_scores(found, a, b),
             ("not scored", f"{found['unparsable']} unparsable, {found['failed']} failed, {found['pending']} pending"),
             ("rubric", f"{found['rubric']}, judged by {found['judge']}"),
             ("run", found["run_id"] or "scores of sampled answers, of different requests"),
         ]
     )
+
+
+def _without_scores(found: dict[str, Any], a: str, b: str) -> list[tuple[str, str]]:
+    """What the items that have no score can change."""
+    sensitivity = found.get("sensitivity")
+    if sensitivity is None:
+        return []
+    unanswered = found["unanswered"]
+    lines = [
+        (f"{model} has not answered", f"{count} items")
+        for model, count in ((a, unanswered["a"]), (b, unanswered["b"]))
+        if count
+    ]
+    if lines:
+        lines.append(("failed answers as the worst", _difference(sensitivity["failures_as_worst"])))
+    for model, name in ((b, "unscored_against_b"), (a, "unscored_against_a")):
+        if (bound := sensitivity[name]) is not None:
+            lines.append((f"the {found['unscored']} without a score against {model}", _difference(bound)))
+    return lines
+
+
+def _difference(found: dict[str, Any]) -> str:
+    return f"{_number(found['difference'])} ({_interval(found['interval'])}), n = {found['n']}"
 
 
 def _rubric_row(rubric: dict[str, Any]) -> list[object]:

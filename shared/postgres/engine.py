@@ -17,6 +17,8 @@ from shared.runtime.outages import is_wrong_server
 
 # Without an address: the driver gets the URL, because SQLAlchemy's URLs lack most of libpq's parameters.
 DRIVER = "postgresql+asyncpg://"
+# The SQLSTATE of a statement that has reached its `statement_timeout`.
+QUERY_CANCELED = "57014"
 # How long a transaction with locks that others wait for may wait for this process.
 MAX_IDLE_MS = 10_000
 _POOL_STATE = "headrace_pool_state"

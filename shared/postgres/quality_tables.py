@@ -94,7 +94,7 @@ class JudgementRow(Base):
     position: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     # The job of the judge.
     judge_job_id: Mapped[str | None] = mapped_column(Text(collation="C"), unique=True)
-    # `pending`, `scored`, `unparsable` or `failed`.
+    # `pending`, `scored`, `unparsable`, `failed`, or `unanswered`: a model has not answered the item of a set.
     state: Mapped[str] = mapped_column(Text, server_default=text("'pending'"))
     # On the rubric's scale; of two answers: 1 if the first model's is better, 0 if the second's is, 0.5 if neither.
     score: Mapped[Decimal | None] = mapped_column(Numeric)
@@ -127,7 +127,7 @@ class LabelRow(Base):
     rubric: Mapped[str] = mapped_column(Text)
     item: Mapped[str] = mapped_column(Text(collation="C"))
     project_id: Mapped[int | None] = mapped_column(BigInteger)
-    # The name of the key that the person signed in with.
+    # The id of the key that the person signed in with; a name of it in labels of earlier versions.
     labeller: Mapped[str] = mapped_column(Text)
     score: Mapped[Decimal] = mapped_column(Numeric)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())

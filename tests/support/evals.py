@@ -61,11 +61,13 @@ class JudgeQueue:
     submitted: list[NewJob] = field(default_factory=list)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
     refusal: Exception | None = None
+    refused: int = 0
 
     async def submit(
         self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None
     ) -> tuple[Job, bool]:
         if self.refusal is not None:
+            self.refused += 1
             raise self.refusal
         self.submitted.append(new)
         return await self.store.insert(new, idempotency)

@@ -15,7 +15,7 @@ from api.console.page import Page
 from api.console.quality.view import ToLabelView, comparison_view, group_line, report_view
 from api.console.templates import page_response
 from api.console.viewer import CurrentViewer, Viewer
-from api.evals.dependencies import CurrentEvals, labelled_project
+from api.evals.dependencies import CurrentEvals, labelled_project, labeller_id
 from api.evals.rubrics import MAX_NAME
 from api.evals.service import EvalService
 from api.http.dependencies import resource
@@ -28,7 +28,8 @@ from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.field_types import MAX_MODEL_NAME
 
 DAYS = (7, 30, 90)
-DEFAULT_DAYS = 30
+# A report of a long time reads all requests of that time.
+DEFAULT_DAYS = 7
 # Rows of the table of rates.
 MOST = 100
 
@@ -134,12 +135,13 @@ async def label(request: Request, viewer: CurrentViewer, evals: CurrentEvals) ->
     rubric, count = form["rubric"], int(form["labelled"]) if form["labelled"].isdecimal() else 0
     if not form["item"] or form.errors:
         raise InvalidRequest("The form is incomplete: reload the page.")
-    await evals.label(rubric, form["item"], viewer.key_name, form["score"], labelled_project(viewer.principal))
+    labeller, project_id = labeller_id(viewer.principal), labelled_project(viewer.principal)
+    await evals.label(rubric, form["item"], labeller, form["score"], project_id)
     return redirect(request, f"quality/labels?{urlencode({'rubric': rubric, 'labelled': count + 1})}")
 
 
 async def _next(evals: EvalService, viewer: Viewer, requests: LoggedRequests, rubric: str) -> ToLabelView | None:
-    found = await evals.next_to_label(rubric, viewer.key_name, viewer.principal, requests)
+    found = await evals.next_to_label(rubric, viewer.principal, requests)
     return None if found is None else ToLabelView.of(found)
 
 

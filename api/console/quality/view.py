@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,7 +13,7 @@ from api.console.overview.view import Badge
 from api.context.transcript import entries
 from api.evals.rubrics import Rubric
 from api.evals.service import Comparison, ModelReport, RubricReport, RubricState, ToLabel
-from api.evals.statistics import Agreement, Conclusion
+from api.evals.statistics import Agreement, Conclusion, Difference
 from api.quality.intervals import Interval, Rate
 from api.quality.service import QualityItem, Scores
 
@@ -201,7 +201,10 @@ def report_view(
     until = datetime.fromisoformat(paused["until"]) if paused else None
     is_paused = until is not None and until > (now or datetime.now(UTC))
     lines = [_agreement_line("judge and people", report.with_people)]
-    lines += [_agreement_line(f"judge and {name}", one) for name, one in report.by_labeller.items()]
+    lines += [
+        _agreement_line(f"judge and {_labeller(labeller, report.names)}", one)
+        for labeller, one in report.by_labeller.items()
+    ]
     lines.append(_agreement_line("two people", report.people))
     return ReportView(
         question=rubric.question,
@@ -251,13 +254,21 @@ def _agreement_line(who: str, one: Agreement) -> AgreementLine:
     return AgreementLine(who, f"{kappa:.2f}{interval}", words, one.n)
 
 
+def _labeller(labeller: str, names: Mapping[str, str]) -> str:
+    """A person, by the name of their key, and by its id too if another key has the same name."""
+    name = names.get(labeller)
+    if name is None:
+        return labeller
+    return name if list(names.values()).count(name) == 1 else f"{name} ({labeller})"
+
+
 def _between(interval: Interval, form: str) -> str:
     return f"{interval.low:{form}} to {interval.high:{form}}"
 
 
 def comparison_view(one: Comparison) -> ComparisonView:
-    """A comparison in words, and as places in a picture."""
-    difference, pairs = one.difference, one.pairwise
+    """A comparison in words, and as places in a picture: with the items that a model has not answered as its worst."""
+    found, difference, pairs = one.found, one.found.difference, one.found.pairwise
     verdict, badge = {
         Conclusion.WORSE: (f"{one.b} is worse than {one.a}.", Badge("worse", "bad")),
         Conclusion.BETTER: (f"{one.b} is better than {one.a}.", Badge("better", "good")),
@@ -266,7 +277,7 @@ def comparison_view(one: Comparison) -> ComparisonView:
             Badge("no difference shown", "plain"),
         ),
         Conclusion.TOO_FEW: ("There are too few answers to tell.", Badge("too few", "near")),
-    }[difference.conclusion]
+    }[found.shown.conclusion]
     facts = [("n", number(difference.n))]
     if difference.mean is not None:
         facts.insert(0, ("Difference", f"{difference.mean:+.3f}"))
@@ -274,6 +285,7 @@ def comparison_view(one: Comparison) -> ComparisonView:
         facts.append(("95 % interval", _between(difference.interval, "+.3f")))
     if difference.p is not None:
         facts.append(("p of no difference", f"{difference.p:.4f}"))
+    facts += _without_scores(one)
     shares: list[tuple[str, int, float]] = []
     if pairs is not None:
         facts.append(("The orders disagree on", f"{number(pairs.swapped)} of {number(difference.n)} items"))
@@ -283,11 +295,37 @@ def comparison_view(one: Comparison) -> ComparisonView:
     facts.append(("Not scored", unscored))
     facts.append(("Judged by", f"{one.judge_model}, by the rubric {one.rubric}"))
     facts.append(("From", one.run_id or "scores of sampled answers, of different requests"))
-    return ComparisonView(verdict, badge, one.a, one.b, facts, _difference_range(one), shares)
+    return ComparisonView(verdict, badge, one.a, one.b, facts, _difference_range(found.shown), shares)
 
 
-def _difference_range(one: Comparison) -> Range | None:
-    mean, interval = one.difference.mean, one.difference.interval
+def _without_scores(one: Comparison) -> list[tuple[str, str]]:
+    """What the items that have no score can change."""
+    found, sensitivity = one.found, one.found.sensitivity
+    if sensitivity is None:
+        return []
+    facts = [
+        (f"{model} has not answered", f"{number(count)} items")
+        for model, count in zip((one.a, one.b), found.unanswered, strict=True)
+        if count
+    ]
+    if facts:
+        facts.append(("With failed answers as the worst", _difference_text(sensitivity.counted)))
+    for model, bound in ((one.b, sensitivity.against_b), (one.a, sensitivity.against_a)):
+        if bound is not None:
+            name = f"If the {number(found.unscored)} without a score spoke against {model}"
+            facts.append((name, _difference_text(bound)))
+    return facts
+
+
+def _difference_text(difference: Difference) -> str:
+    if difference.mean is None:
+        return "–"
+    interval = "" if difference.interval is None else f" ({_between(difference.interval, '+.3f')})"
+    return f"{difference.mean:+.3f}{interval}, n = {number(difference.n)}"
+
+
+def _difference_range(difference: Difference) -> Range | None:
+    mean, interval = difference.mean, difference.interval
     if mean is None:
         return None
     low, high = (interval.low, interval.high) if interval is not None else (mean, mean)

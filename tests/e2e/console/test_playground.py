@@ -85,6 +85,47 @@ async def test_two_models_side_by_side(member: Visit) -> None:
     await expect(page.locator("#code")).to_contain_text('"model": "small"')
 
 
+async def test_answers_are_rated_with_the_keyboard(member: Visit, sim_stack: Stack, member_key: str) -> None:
+    """With the thumbs of the job's page. The focus stays, so that a second press takes the rating back."""
+    page = member.page
+    await write(member, "Rate this", max_tokens="4")
+    await page.get_by_role("button", name="Two side by side").click()
+    await page.get_by_label("Model 2", exact=True).select_option("small")
+    await page.locator("#run").click()
+    jobs = []
+    for number in (1, 2):
+        await expect(side(page, number).get_by_role("button", name="Good answer")).to_be_visible()
+        jobs.append(await job_of(member, number))
+    assert await accessibility_faults(page) == []
+
+    async def given(number: int) -> list[str]:
+        found = await api(sim_stack, member_key, "GET", f"/v1/feedback?job_id={jobs[number - 1]}")
+        return [one["value"] for one in found["data"]]
+
+    answer = side(page).locator('[data-side="answer"]')
+    await answer.focus()
+    await page.keyboard.press("Tab")
+    good = side(page).get_by_role("button", name="Good answer")
+    await expect(good).to_be_focused()
+    await page.keyboard.press("Space")
+    await expect(good).to_have_attribute("aria-pressed", "true")
+    await expect(good).to_be_focused()
+    assert (await given(1), await given(2)) == (["up"], [])
+    await page.keyboard.press("Space")
+    await expect(good).to_have_attribute("aria-pressed", "false")
+    assert await given(1) == []
+    bad = side(page, 2).get_by_role("button", name="Bad answer")
+    await bad.click()
+    await expect(bad).to_have_attribute("aria-pressed", "true")
+    assert (await given(1), await given(2)) == ([], ["down"])
+    await member.open(f"jobs/{jobs[1]}")
+    await expect(page.get_by_role("button", name="Bad answer")).to_have_attribute("aria-pressed", "true")
+    await member.open(f"playground?job={jobs[1]}")
+    await expect(side(page).get_by_role("button", name="Bad answer")).to_have_attribute("aria-pressed", "true")
+    await page.get_by_role("button", name="Start over").click()
+    await expect(page.get_by_role("button", name="Good answer")).to_have_count(0)
+
+
 async def test_stop_cancels_the_job(member: Visit, sim_stack: Stack, member_key: str) -> None:
     page = member.page
     await write(member, "A long story", model="small", max_tokens="2000")

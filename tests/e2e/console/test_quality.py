@@ -44,6 +44,9 @@ rubrics:
 """
 QUESTION = "What carries the water?"
 ITEMS = 20
+ITEM: dict[str, Any] = {
+    "id": "q", "messages": [{"role": "user", "content": QUESTION}], "answers": [{"model": "sim", "text": "x"}],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +162,11 @@ async def test_sampled_answers_are_judged_and_labelled(
     for job, score in zip(jobs, (1, 2), strict=True):
         label = await client.post("/v1/evals/labels", json={"rubric": "helpful", "item": job, "score": score})
         assert label.status_code == 200, label.text
-        assert label.json()["labeller"] == "ann"
+        assert label.json()["labeller_name"] == "ann"
     report = (await client.get("/v1/evals/report", params={"rubric": "helpful"})).json()
     assert (report["agreement"]["n"], report["agreement"]["observed"]) == (2, 0.5)
-    assert report["by_labeller"]["ann"]["n"] == 2
+    (labeller,) = report["by_labeller"].values()
+    assert (labeller["name"], labeller["n"]) == ("ann", 2)
     listed = (await client.get("/v1/evals/labels", params={"rubric": "helpful"})).json()
     assert {one["item"] for one in listed["data"]} == set(jobs)
     rubric = (await client.get("/v1/evals/rubrics")).json()["data"][0]
@@ -232,6 +236,16 @@ async def test_a_used_up_budget_stops_judges(stack: Stack, client: httpx.AsyncCl
         ("POST", "runs", {"kind": "set", "models": ["sim"], "set": {"name": "x", "sha256": "0" * 64, "items": 1}}, 400),
         ("POST", "runs", {"kind": "pairwise", "judge": "judge", "models": ["sim"], "set": {"items": 1}}, 400),
         ("POST", "runs/evalrun_1/items", {"items": []}, 400),
+        ("POST", "runs/evalrun_1/items", {"items": [ITEM, ITEM]}, 400),
+        ("POST", "runs/evalrun_1/items", {"items": [{**ITEM, "answers": 2 * ITEM["answers"]}]}, 400),
+        ("POST", "runs/evalrun_1/items", {"items": [{**ITEM, "answers": [{"model": "sim"}]}]}, 400),
+        (
+            "POST",
+            "runs/evalrun_1/items",
+            {"items": [{**ITEM, "answers": [{"model": "sim", "text": "x", "failed": "y"}]}]},
+            400,
+        ),
+        ("POST", "runs/evalrun_1/items", {"items": [ITEM]}, 404),
         ("GET", "runs/evalrun_1", None, 404),
         ("GET", "runs/%00", None, 404),
         ("GET", "runs?after=x", None, 400),
@@ -287,7 +301,7 @@ async def test_answers_are_labelled_with_the_keyboard(
         await bob.page.get_by_role("button", name="2", exact=True).click()
         await expect(bob.page.get_by_text("2 answers labelled")).to_be_visible()
         found = (await client.get("/v1/evals/labels", params={"rubric": "helpful"})).json()["data"]
-        assert [one["score"] for one in found if one["labeller"] == "bob"] == [2, 4]
+        assert [one["score"] for one in found if one["labeller_name"] == "bob"] == [2, 4]
         opened = (await client.get("/v1/admin/audit", params={"action": "request.open"})).json()["data"]
         assert len(opened) >= 2, "who has read a logged answer is recorded"
         await bob.open("quality?rubric=helpful&a=sim&b=other")

@@ -64,12 +64,18 @@ def test_a_report_shows_intervals_and_agreement(api: ScriptedApi) -> None:
     report = {
         "rubric": "helpful", "scale": "1-5", "judge": "large", "prompt_version": "1", "judge_cost_usd": 0.42,
         "models": [model, {**model, "model": "new", "n": 0, "mean": None, "interval": None}],
-        "agreement": AGREEMENT, "by_labeller": {"ann": AGREEMENT}, "between_people": UNKNOWN,
+        "agreement": AGREEMENT, "by_labeller": {"key_12": {**AGREEMENT, "name": "ann"}}, "between_people": UNKNOWN,
     }  # fmt: skip
     api.on("GET /v1/evals/report", reply(report))
     result = run(api.url, "evals", "report", "helpful", "--days", "7")
     assert result.exit_code == 0, result.stderr
-    for shown in ("kappa 0.71 (0.500 to 0.850), n = 40", "with ann", "not known, n = 0", "$0.4200", "3.700 to 4.100"):
+    for shown in (
+        "kappa 0.71 (0.500 to 0.850), n = 40",
+        "with ann (key_12)",
+        "not known, n = 0",
+        "$0.4200",
+        "3.700 to 4.100",
+    ):
         assert shown in result.stdout
     assert "days=7" in api.requests[-1].path
 
@@ -82,6 +88,21 @@ def test_two_models_are_compared(api: ScriptedApi) -> None:
     for shown in ("-0.500", "-0.700 to -0.300", "0.0002", "a 25, neither 10, b 5", "12 of 40 items", "1 unparsable"):
         assert shown in result.stdout
     assert "run_id" not in api.requests[-1].path
+    assert "has not answered" not in result.stdout
+    counted = {
+        "n": 60,
+        "difference": -0.75,
+        "interval": {"low": -0.9, "high": -0.6},
+        "p": 0.0001,
+        "conclusion": "worse",
+    }
+    sensitivity = {"failures_as_worst": counted, "unscored_against_b": None, "unscored_against_a": {**counted, "n": 61}}
+    lacking = {"unanswered": {"a": 0, "b": 20}, "unscored": 1, "sensitivity": sensitivity}
+    api.on("GET /v1/evals/comparison", reply({**COMPARISON, **lacking}))
+    result = run(api.url, "evals", "compare", "a", "b")
+    for shown in ("b has not answered", "20 items", "failed answers as the worst", "-0.750", "n = 60", "n = 61"):
+        assert shown in result.stdout
+    assert "a has not answered" not in result.stdout
     api.on("GET /v1/evals/comparison", refusal(404, "No run has compared `a` with `b`."))
     result = run(api.url, "evals", "compare", "a", "b")
     assert result.exit_code != 0

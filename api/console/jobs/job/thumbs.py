@@ -1,4 +1,4 @@
-"""Thumbs on the page of a job: what the viewer thinks of its answer, and how many others do."""
+"""Thumbs on the page of a job and in the playground: what the viewer thinks of an answer, and how many others do."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from api.feedback.schemas import JobFeedbackCreate
 from api.feedback.service import FeedbackService
 from api.http.dependencies import resource
 from api.keys.principal import Scope
+from api.keys.store import format_id
 from shared.domain.errors import InvalidRequest
 from shared.domain.feedback import FeedbackSource, Rating
 
-# The author of a viewer's thumbs. No end user is called so by accident.
+# The author of a viewer's thumbs: the id of the key, because two keys may have the same name, and a name may change. No
+# end user is called so by accident.
 AUTHOR = "console:{}"
 NONE = "none"
 
@@ -27,19 +29,30 @@ CurrentFeedback = Annotated[FeedbackService, Depends(resource(FeedbackService))]
 router = APIRouter()
 
 
+def author_of(viewer: Viewer) -> str:
+    """The author of the feedback that a viewer gives."""
+    return AUTHOR.format(format_id(viewer.principal.key_id))
+
+
 async def thumbs(feedback: FeedbackService, viewer: Viewer, job_id: str) -> Mapping[str, Any]:
     """The numbers of thumbs up and down, and the viewer's own, if any."""
     found = await feedback.ratings_of(viewer.project_id, job_id)
-    own = next((one.value for one in found if one.author == AUTHOR.format(viewer.key_name)), None)
+    own = next((one.value for one in found if one.author == author_of(viewer)), None)
     values = [one.value for one in found]
     return {"up": values.count(Rating.UP.value), "down": values.count(Rating.DOWN.value), "own": own}
+
+
+@router.get("/{job_id}/feedback")
+async def show(job_id: str, viewer: CurrentViewer, feedback: CurrentFeedback) -> Response:
+    """The thumbs of an answer, to be put into a page."""
+    return await _part(feedback, viewer, job_id)
 
 
 @router.post("/{job_id}/feedback")
 async def rate(request: Request, job_id: str, viewer: CurrentViewer, feedback: CurrentFeedback) -> Response:
     """Set the viewer's thumbs, or take them back; show the numbers, or without scripts, the page again."""
     viewer.principal.require(Scope.INFERENCE)
-    rating, author = (await read_form(request))["rating"], AUTHOR.format(viewer.key_name)
+    rating, author = (await read_form(request))["rating"], author_of(viewer)
     if rating == NONE:
         await feedback.take_back(viewer.project_id, job_id, author)
     elif rating in tuple(Rating):
@@ -49,5 +62,9 @@ async def rate(request: Request, job_id: str, viewer: CurrentViewer, feedback: C
         raise InvalidRequest("rating: must be `up`, `down` or `none`", param="rating")
     if request.headers.get("hx-request") != "true":
         return RedirectResponse(f"{root_of(browser_path(request.scope))}jobs/{job_id}", status_code=303)
+    return await _part(feedback, viewer, job_id)
+
+
+async def _part(feedback: FeedbackService, viewer: Viewer, job_id: str) -> Response:
     context = {"thumbs": await thumbs(feedback, viewer, job_id), "viewer": viewer, "job_id": job_id}
     return HTMLResponse(render("jobs/job/thumbs.html", context))

@@ -103,7 +103,8 @@ export class Side {
     this.submittedAt = this.firstAt = null;
     this.answer.clear();
     for (const name of ["ttft", "rate", "prompt", "output", "finish"]) this.part(name).textContent = "–";
-    for (const name of ["error", "job", "continue", "stop"]) this.part(name).hidden = true;
+    for (const name of ["error", "job", "continue", "stop", "thumbs"]) this.part(name).hidden = true;
+    this.part("thumbs").replaceChildren();
     this.part("facts").textContent = "";
     this.#state("plain", "Ready");
   }
@@ -177,6 +178,21 @@ export class Side {
     this.answer.finish(this.isJson);
     this.#finish(kind);
     this.part("continue").hidden = this.answer.choices.length === 0;
+    if (this.answer.choices.length) this.#showThumbs();
+  }
+
+  // What the viewer thinks of the answer, as on the page of its job.
+  async #showThumbs() {
+    const { signal } = this.following;
+    const part = this.part("thumbs");
+    try {
+      const html = await (await call(`jobs/${this.job}/feedback`, { method: "GET", signal })).text();
+      if (signal.aborted) return;
+      await htmx.swap({ sourceElement: part, target: part, text: html, swap: "innerHTML" });
+      part.hidden = false;
+    } catch {
+      // An answer can be read without its thumbs.
+    }
   }
 
   #finish(kind) {
@@ -191,7 +207,7 @@ export class Side {
     this.#show("job", `jobs/${job.id}`);
     const facts = [];
     if (job.model !== requested) facts.push(`served by ${job.model}`);
-    const cache = { hit: "from the response cache", coalesced: "shares the answer of an equal request" }[job.cache?.status?.toLowerCase()];
+    const cache = { hit: "from the response cache", coalesced: "shares the answer of an equal request" }[job.cache?.outcome?.toLowerCase()];
     if (cache) facts.push(cache);
     this.part("facts").textContent = facts.join(" · ");
   }

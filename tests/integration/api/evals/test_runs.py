@@ -10,11 +10,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.evals.judging import MAX_UNSENT
+from api.evals.prompts import BYTES_PER_TOKEN
 from api.evals.rubrics import Rubric, Scale
 from api.evals.runs import Run, RunKind, live_run_id
 from api.evals.service import Item
 from api.evals.statistics import Conclusion
-from shared.domain.errors import BudgetExceeded, InvalidRequest, NotFound
+from api.keys.store import ApiKeyStore, generate_key
+from shared.domain.errors import BudgetExceeded, ContextExceeded, InvalidRequest, NotFound
 from shared.domain.owner import Owner
 from shared.domain.request import Message
 from shared.postgres.job_store import JobStore
@@ -22,6 +24,7 @@ from tests.conftest import Workers
 from tests.support.database import make_owner
 from tests.support.evals import ASKED, HELPFUL, Evaluation, end_judge
 
+ASKED_MESSAGES = [Message(role="user", content=ASKED)]
 POLITE = Rubric(name="polite", question="Is it polite?", judge="judge", scale=Scale.parse("yes/no"))
 
 
@@ -31,7 +34,7 @@ async def evaluation(database: AsyncEngine, store: JobStore) -> Evaluation:
 
 
 def item(name: str, **answers: str) -> Item:
-    return Item(name, [Message(role="user", content=ASKED)], list(answers.items()))
+    return Item(name, ASKED_MESSAGES, list(answers.items()))
 
 
 async def pairwise(evaluation: Evaluation, count: int, rubric: str | None = "helpful") -> Run:
@@ -66,9 +69,10 @@ async def test_a_judge_that_goes_by_the_order_is_shown_as_such(evaluation: Evalu
     await evaluation.collect()
     found = await evaluation.service.compare("m", "n", None, 30)
     assert (found.run_id, found.rubric) == (run.id, "helpful")
-    assert found.pairwise is not None
-    assert (found.pairwise.swapped, found.pairwise.ties, found.difference.mean) == (3, 3, 0)
-    assert found.difference.conclusion is Conclusion.TOO_FEW
+    pairs = found.found.pairwise
+    assert pairs is not None
+    assert (pairs.swapped, pairs.ties, pairs.difference.mean) == (3, 3, 0)
+    assert found.found.shown.conclusion is Conclusion.TOO_FEW
 
 
 async def test_is_the_second_worse(evaluation: Evaluation, workers: Workers) -> None:
@@ -81,14 +85,84 @@ async def test_is_the_second_worse(evaluation: Evaluation, workers: Workers) -> 
     await evaluation.collect()
     await evaluation.collect()
     found = await evaluation.service.compare("m", "n", None, 30)
-    assert (found.difference.n, found.unparsable, found.difference.mean) == (24, 1, -1), "an item needs both orders"
-    assert found.difference.conclusion is Conclusion.WORSE
-    turned = await evaluation.service.compare("n", "m", None, 30)
-    assert (turned.difference.mean, turned.difference.conclusion) == (1, Conclusion.BETTER)
+    difference, sensitivity = found.found.difference, found.found.sensitivity
+    assert (difference.n, found.unparsable, difference.mean) == (24, 1, -1), "an item needs both orders"
+    assert found.found.shown.conclusion is Conclusion.WORSE
+    assert sensitivity is not None
+    assert sensitivity.against_a is not None
+    assert (found.found.unscored, sensitivity.against_a.n, sensitivity.against_a.mean) == (1, 25, -23 / 25)
+    turned = (await evaluation.service.compare("n", "m", None, 30)).found
+    assert (turned.difference.mean, turned.shown.conclusion) == (1, Conclusion.BETTER)
     with pytest.raises(NotFound):
         await evaluation.service.compare("m", "judge", None, 30)
     with pytest.raises(NotFound, match="has not compared these models"):
         await evaluation.service.compare("m", "judge", None, 30, run_id=run.id)
+
+
+async def test_a_model_that_has_not_answered_is_not_left_out(evaluation: Evaluation, workers: Workers) -> None:
+    """They are equal where both have answered; `n` has not answered 20 of 45 items, and `m` one."""
+    run = await evaluation.service.create(RunKind.PAIRWISE, "helpful", None, ["m", "n"], {"expected": 90})
+    await evaluation.service.add(run.id, [item(f"q{n}", m="Paris.", n="Lyon.") for n in range(24)])
+    failed = [Item(f"f{n}", ASKED_MESSAGES, [("m", "Paris.")], {"n": "it broke"}) for n in range(20)]
+    await evaluation.service.add(run.id, [*failed, Item("g", ASKED_MESSAGES, [("n", "Lyon.")], {"m": "it broke"})])
+    assert len(evaluation.queue.submitted) == 48, "there is nothing to judge of the others"
+    for row in (await evaluation.judgements())[:48]:
+        await end_judge(workers, row.judge_job_id, {"winner": "tie"})
+    await evaluation.collect()
+    found = await evaluation.service.compare("m", "n", None, 30)
+    assert found.found.unanswered == (1, 20)
+    assert (found.found.difference.n, found.found.difference.mean) == (24, 0)
+    assert found.found.shown.n == 45
+    assert found.found.shown.mean == pytest.approx(-19 / 45)
+    assert found.found.shown.conclusion is Conclusion.WORSE
+    turned = await evaluation.service.compare("n", "m", None, 30)
+    assert (turned.found.unanswered, turned.found.shown.conclusion) == ((20, 1), Conclusion.BETTER)
+    ended = await evaluation.service.get(run.id)
+    assert (ended.ended_at is not None, ended.counts) == (True, {"scored": 48, "unanswered": 42})
+    reasons = {row.reason for row in await evaluation.judgements() if row.state == "unanswered"}
+    assert reasons == {"n: it broke", "m: it broke"}
+
+
+async def test_a_run_without_any_answer_of_a_model_ends_by_itself(evaluation: Evaluation) -> None:
+    run = await evaluation.service.create(RunKind.PAIRWISE, "helpful", None, ["m", "n"], {"expected": 60})
+    items = [Item(f"f{n}", ASKED_MESSAGES, [("m", "Paris.")], {"n": "it broke"}) for n in range(30)]
+    await evaluation.service.add(run.id, items[:20])
+    assert (await evaluation.service.get(run.id)).ended_at is None
+    await evaluation.service.add(run.id, items[10:])
+    assert (await evaluation.service.get(run.id)).ended_at is not None
+    found = (await evaluation.service.compare("m", "n", None, 30)).found
+    assert (found.difference.n, found.shown.n, found.shown.conclusion) == (0, 30, Conclusion.WORSE)
+
+
+async def test_scores_of_a_set_are_compared_with_failures(evaluation: Evaluation, workers: Workers) -> None:
+    run = await evaluation.service.create(RunKind.SET, "helpful", None, ["m", "n"], {"expected": 6})
+    items = [item("q0", m="Paris.", n="Lyon."), Item("q1", ASKED_MESSAGES, [("m", "Paris.")], {"n": "it broke"})]
+    await evaluation.service.add(run.id, [*items, item("q2", m="Paris.", n="Nice.")])
+    rows = {(row.item, row.model): row for row in await evaluation.judgements()}
+    for place, said in ((("q0", "m"), 4), (("q0", "n"), 3), (("q1", "m"), 5), (("q2", "m"), 2), (("q2", "n"), "?")):
+        await end_judge(workers, rows[place].judge_job_id, {"reason": "", "score": said})
+    await evaluation.collect()
+    found = (await evaluation.service.compare("m", "n", None, 30, run_id=run.id)).found
+    assert (found.unanswered, found.unscored) == ((0, 1), 1)
+    assert (found.difference.n, found.difference.mean) == (1, -1)
+    assert (found.shown.n, found.shown.mean) == (2, (-1 - 4) / 2)
+    with pytest.raises(NotFound, match="has not compared these models"):
+        await evaluation.service.compare("m", "judge", None, 30, run_id=run.id)
+
+
+async def test_a_judge_that_cannot_read_one_item_reads_the_others(evaluation: Evaluation) -> None:
+    run = await evaluation.service.create(RunKind.SET, "helpful", None, ["m"], {"expected": 2})
+    evaluation.queue.refusal = ContextExceeded("messages: this model's context is 8 tokens", param="messages")
+    await evaluation.service.add(run.id, [item("q0", m="Paris.")])
+    assert evaluation.queue.refused == len(BYTES_PER_TOKEN), "its texts are shortened further each time"
+    evaluation.queue.refusal = None
+    await evaluation.service.add(run.id, [item("q1", m="Paris.")])
+    rows = await evaluation.judgements()
+    assert [(row.state, row.reason) for row in rows] == [
+        ("failed", "messages: this model's context is 8 tokens"),
+        ("pending", None),
+    ]
+    assert evaluation.counted("judgements", "failed") == 1
 
 
 async def test_items_may_be_sent_again(evaluation: Evaluation) -> None:
@@ -134,6 +208,9 @@ async def test_runs_that_cannot_be(evaluation: Evaluation) -> None:
             await service.create(kind, rubric, judge, models, {})
     with pytest.raises(NotFound):
         await service.add("evalrun_1", [item("q0", m="x")])
+    scored = await service.create(RunKind.SET, "helpful", None, ["m"], {"expected": 1})
+    with pytest.raises(InvalidRequest, match="the models of this run are m; `q0` has answers of others"):
+        await service.add(scored.id, [item("q0", m="x", n="y")])
     run = await service.create(RunKind.PAIRWISE, "helpful", None, ["m", "n"], {"expected": 2})
     with pytest.raises(InvalidRequest, match="needs the answers of m and n"):
         await service.add(run.id, [item("q0", m="x", judge="y")])
@@ -141,8 +218,11 @@ async def test_runs_that_cannot_be(evaluation: Evaluation) -> None:
     with pytest.raises(InvalidRequest, match="has changed since"):
         await service.add(run.id, [item("q0", m="x", n="y")])
     await evaluation.begin_sampling()
+    live = live_run_id(evaluation.book["helpful"])
     with pytest.raises(InvalidRequest, match="a live run takes no items"):
-        await service.add(live_run_id(evaluation.book["helpful"]), [item("q0", m="x", n="y")])
+        await service.add(live, [item("q0", m="x", n="y")])
+    with pytest.raises(InvalidRequest, match="name the rubric of a live run"):
+        await service.compare("m", "n", None, 30, run_id=live)
 
 
 async def judged(evaluation: Evaluation, workers: Workers, owner: Owner, *scores: int, model: str = "m") -> list[str]:
@@ -197,9 +277,33 @@ async def test_models_are_compared_by_scores_of_sampled_answers(
     await judged(evaluation, workers, owner, *[5, 4] * 12)
     await judged(evaluation, workers, owner, *[1, 2] * 12, model="n")
     found = await evaluation.service.compare("m", "n", "helpful", 30)
-    assert (found.run_id, found.pairwise, found.difference.n) == (None, None, 24)
-    assert found.difference.mean == pytest.approx(-3)
-    assert found.difference.conclusion is Conclusion.WORSE
+    assert (found.run_id, found.found.pairwise, found.found.difference.n) == (None, None, 24)
+    assert found.found.difference.mean == pytest.approx(-3)
+    assert found.found.shown.conclusion is Conclusion.WORSE
+
+
+async def test_labellers_are_keys_whatever_their_names_are(
+    evaluation: Evaluation, workers: Workers, owner: Owner
+) -> None:
+    jobs = await judged(evaluation, workers, owner, 5, 4)
+    keys = ApiKeyStore(evaluation.database)
+    people = [await keys.create("ann", generate_key(), project="test", generated=True) for _ in range(2)]
+    first, second = (str(person) for person in people)
+    for person, score in ((first, 5), (second, 1)):
+        for job in jobs:
+            await evaluation.service.label("helpful", job, person, score)
+    report = await evaluation.service.report("helpful", 30)
+    assert (set(report.by_labeller), report.people.n) == ({first, second}, 2), (
+        "not one person who has changed their mind"
+    )
+    assert report.names == {first: "ann", second: "ann"}
+    async with evaluation.database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET name = 'anna' WHERE 'key_' || id = :id"), {"id": first})
+    labels = await evaluation.service.labels(limit=10, after=None, rubric=None, project_id=None)
+    assert await evaluation.service.labeller_names(labels.items) == {first: "anna", second: "ann"}
+    await evaluation.service.label("helpful", jobs[0], "ann", 3)
+    labels = await evaluation.service.labels(limit=10, after=None, rubric=None, project_id=None)
+    assert (labels.items[0].labeller, await evaluation.service.labeller_names(labels.items[:1])) == ("ann", {})
 
 
 async def test_labels(evaluation: Evaluation, workers: Workers, owner: Owner) -> None:

@@ -8,17 +8,20 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import func, insert, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
+from api.quality import store
 from api.quality.intervals import Mean, Rate, bootstrap_mean, wilson
 from api.quality.service import QualityItem, QualityService
-from api.quality.store import Dimension, QualitySelection, QualityStore, RequestCounts, ScoredRubric
+from api.quality.store import Dimension, QualitySelection, QualityStore, RequestCounts, ScoredRubric, _statement
 from api.usage.periods import Periods
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.owner import Owner
+from shared.postgres.engine import connect, transaction
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow
 from shared.postgres.request_log_tables import RequestLogRow
 from tests.support.database import make_owner
@@ -27,6 +30,11 @@ FIRST, END = date(2026, 11, 20), date(2026, 11, 23)
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 UTC_ZONE, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
 _numbers = count()
+PLANS = """
+SELECT coalesce(sum(generic_plans), 0)::int, coalesce(sum(custom_plans), 0)::int
+FROM pg_prepared_statements
+WHERE statement LIKE '%FROM request_log%' AND statement NOT LIKE '%pg_prepared_statements%'
+"""
 
 
 @pytest.fixture
@@ -188,6 +196,41 @@ async def test_groups(database: AsyncEngine, quality: QualityService, owner: Own
     assert [(one.day, one.errors.n, one.up.n) for one in days] == [("2026-11-21", 3, 0), ("2026-11-22", 1, 1)]
     mine = await items(quality, selection(project_ids={owner.project_id}, models={"n"}, routes={"auto"}))
     assert [one.errors for one in mine] == [Rate(1, 1)]
+
+
+async def test_a_report_that_takes_too_long_says_what_helps(
+    database: AsyncEngine, quality: QualityService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "TIMEOUT_S", 0.05)
+    async with transaction(database) as connection:
+        await connection.execute(text("LOCK TABLE request_log IN ACCESS EXCLUSIVE MODE"))
+        with pytest.raises(InvalidRequest, match=r"longer than 0\.05 s; choose a shorter time, or one project"):
+            await quality.page(selection(), limit=1)
+    monkeypatch.setattr(store, "TIMEOUT_S", 20)
+    assert await items(quality, selection()) == [], "the connection is as before"
+
+
+async def test_a_report_reads_the_partitions_of_its_days(database: AsyncEngine) -> None:
+    statement = _statement(selection(Dimension.MODEL), RequestLogRow, RequestLogRow.ended_at, (func.count(),))
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    compiled = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    async with database.connect() as connection:
+        for day in ("2026-11-19", "2026-11-21", "2026-11-24"):
+            await connection.execute(text(f"SELECT create_log_partition('request_log', DATE '{day}', 10000)"))
+        plan = "\n".join((await connection.exec_driver_sql(f"EXPLAIN {compiled}")).scalars())
+    read = {day for day in ("20261119", "20261121", "20261124") if f"request_log_{day}" in plan}
+    assert read == {"20261121"}
+
+
+async def test_each_report_is_planned_for_its_own_days(database_url: str) -> None:
+    engine = connect(database_url, pool_size=1)
+    try:
+        for _ in range(8):
+            await QualityStore(engine).requests(selection(Dimension.MODEL))
+        async with engine.connect() as connection:
+            assert (await connection.execute(text(PLANS))).one() == (0, 8)
+    finally:
+        await engine.dispose()
 
 
 async def test_pages_of_groups(database: AsyncEngine, quality: QualityService, owner: Owner) -> None:

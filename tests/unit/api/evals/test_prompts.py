@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.evals.prompts import MAX_REASON, Judged, answer_schema, judge_request, read_verdict
+from api.evals.prompts import BYTES_PER_TOKEN, MAX_REASON, Judged, answer_schema, judge_request, read_verdict
 from api.evals.rubrics import Rubric, Scale
 from shared.domain.job import Choice
 from shared.domain.priorities import BATCH_PRIORITY
@@ -65,6 +65,22 @@ def test_long_texts_are_shortened_to_the_context_of_the_judge() -> None:
     assert "Does the answer help?" in task
 
 
+def test_texts_of_many_tokens_are_shortened_further() -> None:
+    long = "0123456789abcdef" * 10_000
+    sizes = [
+        judge_request(RUBRIC, Judged(ASKED, [long]), context_tokens=8192, bytes_per_token=number).size
+        for number in BYTES_PER_TOKEN
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 8192, "a token has at least one byte"
+
+
+def test_an_answer_of_any_characters_is_judged_whole() -> None:
+    answer = "{score} %s \u202e\u0000 \U0001f469\u200d\U0001f4bb é"
+    _, task = texts(RUBRIC, answer)
+    assert answer in task
+
+
 @pytest.mark.parametrize(
     ("text", "score"),
     [
@@ -72,6 +88,12 @@ def test_long_texts_are_shortened_to_the_context_of_the_judge() -> None:
         ('{"score": "4"}', 4),
         ('```json\n{"reason": "x", "score": 2}\n```', 2),
         ('{"reason": "good", "score": 9}', None),
+        ('{"reason": "good", "score": -1}', None),
+        ('{"reason": "good", "score": 1e400}', None),
+        ('{"reason": "good", "score": 99999999999999999999999}', None),
+        ('{"reason": "good", "score": NaN}', None),
+        ('{"reason": "good", "score": "5/5"}', None),
+        ('{"reason": "\\ud800", "score": 4}', None),
         ('{"reason": "good", "score": 4', None),
         ('{"reason": "good"}', None),
         ('{"score": true}', None),

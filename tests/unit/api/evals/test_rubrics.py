@@ -121,6 +121,13 @@ def test_sampling_is_deterministic_and_about_its_rate() -> None:
     assert all(is_selected(sampled(1), job, "m", "p") for job in jobs)
 
 
+def test_the_sample_is_the_same_in_every_process_and_version() -> None:
+    """The numbers are fixed: a process that computes others selects another sample."""
+    rubric = sampled(0.5)
+    jobs = [f"job_{number}" for number in range(16)]
+    assert [number for number, job in enumerate(jobs) if is_selected(rubric, job, "m", "p")] == [0, 2, 4, 5, 8, 10]
+
+
 def test_a_comparison_without_a_rubric_needs_a_judge() -> None:
     book = RubricBook({})
     assert book.for_comparison(None, None) is None

@@ -88,8 +88,28 @@ def test_reference_metrics() -> None:
     assert f1("It is Paris.", "Paris") == pytest.approx(0.5)
     assert f1("", "") == 1
     assert f1("", "Paris") == 0
+    assert contains("anything", "") == 0
     for metric in METRICS.values():
         assert metric("Straße 7, Ｐａｒｉｓ", "STRASSE 7 paris") == 1, "case and forms of characters mean nothing"
+
+
+def test_chinese_and_japanese_words_are_characters() -> None:
+    assert f1("法国的首都是巴黎", "巴黎") == pytest.approx(2 * 2 / (8 + 2))
+    assert contains("答えはパリです。", "パリ") == 1
+    assert contains("首都是巴黎", "黎巴") == 0
+    assert exact("巴黎。", "巴黎") == 1
+
+
+def test_an_expected_answer_without_words() -> None:
+    assert [metric("\U0001f44e", "\U0001f44d") for metric in METRICS.values()] == [0, 0, 0]
+    assert [metric(" \U0001f44d", "\U0001f44d ") for metric in METRICS.values()] == [1, 1, 1]
+    assert contains("a + b", "+") == 1
+
+
+def test_repeated_items_are_counted(tmp_path: Path) -> None:
+    other = {"role": "user", "content": "And of Italy?"}
+    lines = [{"id": str(number), "messages": messages} for number, messages in enumerate([[ASKED], [ASKED], [other]])]
+    assert read_set(write(tmp_path, *lines)).repeated == 1
 
 
 def test_a_picture_is_svg_with_names_escaped() -> None:

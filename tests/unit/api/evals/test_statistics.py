@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -175,6 +176,29 @@ def test_scores_of_different_items() -> None:
     assert unpaired_difference({4.0: 30}, {4.0: 30}).p == 1
     same = unpaired_difference({3.0: 20, 4.0: 20}, {3.0: 21, 4.0: 20})
     assert same.conclusion is Conclusion.NO_DIFFERENCE
+
+
+def test_scores_that_do_not_vary_are_not_certain() -> None:
+    """Three equal scores each: two of the twenty divisions of the six scores have this difference."""
+    found = unpaired_difference({5.0: 3}, {1.0: 3})
+    assert found.p == pytest.approx(2 / 20)
+    assert found.conclusion is Conclusion.TOO_FEW
+    assert unpaired_difference({5.0: 2}, {1.0: 4}).p == pytest.approx(1 / 15)
+    many = unpaired_difference({5.0: 100_000}, {1.0: 100_000}).p
+    assert many is not None
+    assert 0 <= many < 1e-300
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_differences_are_numbers(value: float) -> None:
+    with pytest.raises(ValueError, match="not a finite number"):
+        paired_difference([0.5, value, *[0.0] * 30])
+
+
+def test_raters_with_one_score_each_agree_as_chance_would() -> None:
+    assert cohens_kappa({(5, 1): 10}, SCALE) == 0
+    found = agreement([[(5, 1)]] * 10, SCALE)
+    assert (found.observed, found.kappa) == (0, 0)
 
 
 def test_pairs_are_counted_in_both_orders() -> None:

@@ -17,6 +17,7 @@ from api.console.quality.view import (
     score_buttons,
 )
 from api.console.templates import render
+from api.evals.outcomes import Compared, Sensitivity
 from api.evals.rubrics import Rubric, Sampling, Scale
 from api.evals.service import Comparison, ModelReport, RubricReport, RubricState, ToLabel
 from api.evals.statistics import Agreement, Difference, Pairwise
@@ -51,7 +52,7 @@ def report(rubric: Rubric = RUBRIC, *, is_operator: bool = True) -> ReportView:
 
 
 def compared(difference: Difference, pairwise: Pairwise | None = None) -> Comparison:
-    return Comparison("a", "b", "helpful", "large", None, difference, pairwise, 1, 2, 3)
+    return Comparison("a", "b", "helpful", "large", None, Compared(difference, pairwise), 1, 2, 3)
 
 
 def page(**values: object) -> str:
@@ -92,6 +93,36 @@ def test_the_conclusion_of_a_comparison() -> None:
     assert [(name, count) for name, count, _ in few.shares] == [("a", 1), ("neither", 1), ("b", 1)]
     assert ("The orders disagree on", "1 of 3 items") in few.facts
     assert comparison_view(compared(Difference(0))).range is None
+
+
+def test_failed_answers_count_and_are_shown_apart() -> None:
+    equal, worse = Difference(40, 0.0, Interval(-0.1, 0.1), 1.0), Difference(60, -0.5, Interval(-0.7, -0.3), 0.001)
+    sensitivity = Sensitivity(worse, Difference(65, -0.6, Interval(-0.8, -0.4)), Difference(65, -0.4))
+    found = Compared(equal, None, sensitivity, (0, 20), 5)
+    view = comparison_view(Comparison("a", "b", "helpful", "large", "evalrun_1", found, 5, 0, 0))
+    assert view.verdict == "b is worse than a."
+    assert view.range is not None
+    assert view.range.high < 50, "the picture is that of the verdict"
+    assert ("Difference", "+0.000") in view.facts
+    assert ("b has not answered", "20 items") in view.facts
+    assert ("With failed answers as the worst", "-0.500 (-0.700 to -0.300), n = 60") in view.facts
+    assert ("If the 5 without a score spoke against b", "-0.600 (-0.800 to -0.400), n = 65") in view.facts
+    assert ("If the 5 without a score spoke against a", "-0.400, n = 65") in view.facts
+    assert not any(name == "a has not answered" for name, _ in view.facts)
+
+
+def test_labellers_are_shown_by_the_names_of_their_keys() -> None:
+    agreement = Agreement(3, 0.5, 0.2)
+    people = dict.fromkeys(("key_1", "key_2", "key_3", "key_4"), agreement)
+    names = {"key_1": "ann", "key_2": "bob", "key_3": "bob"}
+    found = RubricReport(RUBRIC, datetime.now(UTC), [], agreement, people, Agreement(0), None, names)
+    lines = report_view(found, RubricState(RUBRIC, None), is_operator=True).agreement
+    assert [line.who for line in lines[1:]] == [
+        "judge and ann",
+        "judge and bob (key_2)",
+        "judge and bob (key_3)",
+        "judge and key_4",
+    ]
 
 
 def test_rates_of_a_group() -> None:
