@@ -27,15 +27,16 @@ class KVCache(NamedTuple):
 
 
 def kv_cache(config: VllmConfig) -> KVCache:
-    """The KV cache that the engine will have.
+    """The KV cache that the engine has, or will have.
 
     The number of blocks is known if the options name it (`num_gpu_blocks_override`) or the size in bytes
-    (`kv_cache_memory_bytes`). Otherwise it is what the engine finds free after it has loaded and run the model.
+    (`kv_cache_memory_bytes`). Otherwise it is what the engine finds free after it has loaded and run the model, and
+    then writes to its configuration.
     """
     cache = config.cache_config
     dtype = kv_cache_dtype_str_to_dtype(cache.cache_dtype, config.model_config)
     block_bytes = _block_bytes(config, dtype)
-    blocks = cache.num_gpu_blocks_override
+    blocks = cache.num_gpu_blocks or cache.num_gpu_blocks_override
     if blocks is None and cache.kv_cache_memory_bytes is not None and block_bytes is not None:
         blocks = cache.kv_cache_memory_bytes // block_bytes
     return KVCache(cache.block_size, block_bytes, blocks, str(dtype).removeprefix("torch."))
