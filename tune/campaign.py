@@ -175,18 +175,19 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise LaunchError(
-                    f"Another process measures into {folder}. Wait for it: two at a time would measure each other."
-                ) from error
-            for unfinished in folder.glob(".*.unfinished-*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            yield
-    except PermissionError as error:
-        raise LaunchError(f"{folder} cannot be written to: {error.strerror}") from error
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise LaunchError(f"{folder} cannot be written to: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"Another process measures into {folder}. Wait for it: two at a time would measure each other."
+            ) from error
+        for unfinished in folder.glob(".*.unfinished-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        yield
 
 
 def _is_quantized(folder: Path | None) -> bool:
