@@ -51,6 +51,7 @@ class VllmOptions(TypedDict, total=False):
     speculative_config: dict[str, Any] | None
     data_parallel_size: _Positive
     num_gpu_blocks_override: _Positive | None
+    kv_offloading_size: Annotated[float, Field(gt=0)] | None
     enable_lora: bool
     max_loras: _Positive
     max_lora_rank: _Positive

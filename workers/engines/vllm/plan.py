@@ -18,7 +18,7 @@ from shared.domain.errors import HeadraceError
 from workers.engines.vllm.adapters import adapter_options
 from workers.engines.vllm.checks.attention import backend_problem, unknown_backend
 from workers.engines.vllm.checks.honored import ignored_options, not_compiled
-from workers.engines.vllm.checks.loading import cannot_load
+from workers.engines.vllm.checks.loading import cannot_load, no_model, unknown_classes
 from workers.engines.vllm.checks.memory import cache_too_large, cache_too_small
 from workers.engines.vllm.checks.names import unknown_options
 from workers.engines.vllm.checks.parallelism import too_few_devices
@@ -26,7 +26,7 @@ from workers.engines.vllm.checks.problem import Problem, refuse
 from workers.engines.vllm.checks.quantization import cannot_quantize, checkpoint_problem, unknown_method
 from workers.engines.vllm.checks.refusal import refusal
 from workers.engines.vllm.checks.required import unusable_values
-from workers.engines.vllm.checks.speculation import speculation_problems
+from workers.engines.vllm.checks.speculation import speculation_problems, too_many_drafts
 from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.request import check_parsers
@@ -42,6 +42,7 @@ _OF_OPTIONS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
     unusable_values,
     unknown_method,
     unknown_backend,
+    unknown_classes,
     too_few_devices,
     speculation_problems,
 )
@@ -51,6 +52,7 @@ _OF_CONFIG: tuple[Callable[[VllmConfig], Iterator[Problem]], ...] = (
     backend_problem,
     cache_too_small,
     cache_too_large,
+    too_many_drafts,
 )
 
 
@@ -81,7 +83,8 @@ def make_plan(model: VllmModel, adapters: Sequence[VllmModel] = ()) -> Plan:
     Raises:
         InvalidRequest: options that cannot work here, one line each.
     """
-    refuse(model, [problem for check in _OF_OPTIONS for problem in check(model.options)])
+    problems = list(no_model(model.source, model.options))
+    refuse(model, [*problems, *(problem for check in _OF_OPTIONS for problem in check(model.options))])
     check_parsers(model)
     arguments: AsyncEngineArgs | None = None
     try:

@@ -52,8 +52,17 @@ def _plain(name: str) -> str:
 
 
 def _mentioned(options: Mapping[str, Any], reason: str) -> str | None:
-    names = [name for name in options if re.search(rf"\b{name}\b|--{name.replace('_', '-')}\b", reason)]
+    names = [name for name in options if any(re.search(rf"\b{text}\b", reason, re.I) for text in _spellings(name))]
     return max(names, key=len, default=None)
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The name itself, as on the command line, and as words: `enable_sleep_mode`, `enable-sleep-mode`, `sleep mode`."""
+    yield re.escape(name)
+    yield re.escape(name.replace("_", "-"))
+    words = name.removeprefix("enable_").split("_")
+    if len(words) > 1:
+        yield re.escape(" ".join(words))
 
 
 def _wrong_types(options: Mapping[str, Any]) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from vllm.config import VllmConfig
 from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
 from vllm.platforms import current_platform
 
@@ -104,6 +105,17 @@ def _schedule(chosen: Mapping[str, Any]) -> Iterator[Problem]:
     most, allowed = max(tokens for _, _, tokens in ranges), chosen["num_speculative_tokens"]
     if isinstance(allowed, int) and most > allowed:
         yield Problem(field, f"has {most} tokens, more than num_speculative_tokens ({allowed}); raise the latter")
+
+
+def too_many_drafts(config: VllmConfig) -> Iterator[Problem]:
+    """More drafted tokens than a request can have: vLLM reserves memory for all of them."""
+    chosen, context = config.speculative_config, config.model_config.max_model_len
+    if chosen is not None and (chosen.num_speculative_tokens or 0) >= context:
+        yield Problem(
+            f"{FIELD}.num_speculative_tokens",
+            f"is {chosen.num_speculative_tokens}, and a request has at most {context} tokens (max_model_len); 2 to 8"
+            " are usual",
+        )
 
 
 def _malformed(schedule: Any) -> str | None:

@@ -187,7 +187,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "missing tokenizer": ({"tokenizer": "/models/none"}, r"m\.options\.tokenizer: '/models/none' cannot be used: "),
     "unknown executor": (
         {"distributed_executor_backend": "no.such.Executor"},
-        r"m\.options\.distributed_executor_backend: .*no\.such",
+        r"m\.options\.distributed_executor_backend: 'no.such.Executor' is not the import path of a class or one of mp,",
+    ),
+    "executor without its package": (
+        {"distributed_executor_backend": "ray"},
+        r"m\.options\.distributed_executor_backend: ray needs the Python package ray, which is not installed",
+    ),
+    "unknown class": (
+        {"scheduler_cls": "vllm.NoScheduler"},
+        r"m\.options\.scheduler_cls: 'vllm.NoScheduler' is not the import path of a class: ",
+    ),
+    "option in words": ({"enable_sleep_mode": True}, r"m\.options\.enable_sleep_mode: vLLM refuses it: Sleep mode is"),
+    "type that vLLM does not check": (
+        {"compilation_config": "fast"},
+        r"m\.options\.compilation_config: vLLM refuses it: .*dictionary",
+    ),
+    "more drafts than tokens": (
+        {"speculative_config": {**NGRAM, "num_speculative_tokens": CONTEXT}},
+        rf"m\.{SPECULATION}\.num_speculative_tokens: is {CONTEXT}, and a request has at most {CONTEXT} tokens",
     ),
     "cache over the machine's memory": (
         {"kv_cache_memory_bytes": 1 << 50},
@@ -218,6 +235,33 @@ def test_all_problems_of_the_options_are_reported_together() -> None:
 def test_a_folder_without_a_model_does_not_draft(tmp_path: Path) -> None:
     message = refusal(model(speculative_config={"model": str(tmp_path), "num_speculative_tokens": 2}))
     assert f"{tmp_path} has no config.json" in message
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/models/none", "there is no folder /models/none; name a folder, a hub id or bundled:NAME"),
+        ("~/model", "~/model: write the whole path; vLLM does not expand ~"),
+        (".", "has no config.json, so it is no model"),
+    ],
+)
+def test_a_path_without_a_model_is_refused(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = refusal(model().model_copy(update={"model": source}))
+    assert found.startswith("models.yaml: m.model: ")
+    assert found.endswith(message)
+
+
+def test_the_option_of_an_error_that_names_none_is_the_one_of_a_wrong_type() -> None:
+    from workers.engines.vllm.checks.refusal import refusal as problems
+
+    options = {"seed": "x", "max_num_seqs": 8, "trust_remote_code": False}
+    (problem,) = problems(options, AttributeError("'str' object has no attribute 'y'"))
+    assert problem.field == "options.seed"
+    assert problem.message.startswith("vLLM does not accept 'x': Input should be a valid integer")
+    assert problems({"seed": 1}, KeyError()) == [("options", "vLLM refuses it: KeyError")]
 
 
 def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
