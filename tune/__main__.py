@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--retry", action="store_true", help="measure again what could not be measured before")
     parser.add_argument(
-        "--limit", type=float, metavar="SECONDS", help="for one candidate (default: 1800, with --quick 600)"
+        "--limit", type=_seconds, metavar="SECONDS", help="for one candidate (default: 1800, with --quick 600)"
     )
     parser.add_argument(
         "--max-perplexity-rise", type=float, default=1.0, metavar="PERCENT", help="accepted loss (default: 1)"
@@ -47,11 +48,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parsed(arguments)
     progress = Progress(sys.stderr)
-    for sig in (signal.SIGINT, signal.SIGTERM):
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Also if a shell has set SIGINT to ignored, as it does for a command with `&`.
         signal.signal(sig, signal.default_int_handler)
     try:
         model = model_of(chosen.model)
+        if model.adapters:
+            progress.say(f"{model.name} is measured without its adapters.")
         folder = chosen.output or home_folder() / "tune" / model.name.replace("/", "-")
         campaign = Campaign(
             model,
@@ -71,12 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.say("Ended. The same command continues.")
             code = 130
         text = write(campaign)
+        print(text)
+        if code == 0 and not campaign.has_figures:
+            code = 1
+        if chosen.write and code == 0:
+            write_document(campaign, DOCUMENT)
     except LaunchError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(text)
-    if chosen.write and code == 0:
-        write_document(campaign, DOCUMENT)
+    except OSError as error:
+        print(f"Ended by an error of the operating system: {error}", file=sys.stderr)
+        return 1
     return code
 
 
@@ -84,7 +92,7 @@ def model_of(name: str | None) -> VllmModel:
     """The model of models.yaml.
 
     Raises:
-        SettingError: there is none of this name, or vLLM does not run it.
+        SettingError: there is none of this name, vLLM does not run it, or it is an adapter.
     """
     file = load_settings().models
     models = load_models(file).models
@@ -94,7 +102,18 @@ def model_of(name: str | None) -> VllmModel:
     model = models.get(name)
     if not isinstance(model, VllmModel):
         raise SettingError(f"{file} has no model {name!r} that runs in vLLM; it has: {names}")
+    if model.adapter is not None:
+        base = model.adapter.base
+        raise SettingError(f"{name} is an adapter of {base}, in whose engine it runs:  make tune MODEL={base}")
     return model
+
+
+def _seconds(text: str) -> float:
+    """The value of `--limit`."""
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import shlex
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,11 @@ class Campaign:
         self._store = Store(folder / "results.jsonl")
         self._durations: list[float] = []
 
+    @property
+    def has_figures(self) -> bool:
+        """Whether anything could be measured."""
+        return any(row.figures.speed for row in self.rows)
+
     def run(
         self,
         *,
@@ -65,9 +74,13 @@ class Campaign:
         """Measure all candidates, and the best ones together: for the aim, or with `all_aims` for each.
 
         Raises:
-            LaunchError: there is no candidate of a name in `only`.
+            LaunchError: there is no candidate of a name in `only`, or another process measures into the same folder.
             KeyboardInterrupt: the results so far are kept.
         """
+        with _alone_in(self.folder):
+            self._run(quick=quick, only=only, all_aims=all_aims, fresh=fresh, retry=retry)
+
+    def _run(self, *, quick: bool, only: Sequence[str] | None, all_aims: bool, fresh: bool, retry: bool) -> None:
         if self.model.bundled_model is not None:
             prepare(self.model.bundled_model)
         candidates = plan(self.model, self._surroundings(), quick=quick)
@@ -137,11 +150,12 @@ class Campaign:
             return Surroundings(gpu, dtype, problem=str(error))
 
     def _copy(self, bits: int) -> Path:
-        """The folder of the model's copy with this many bits; makes it if there is none yet."""
-        folder = self.folder / f"{bits}-bit"
+        """The folder of the model's copy with this many bits; makes it if there is none of these files yet."""
         if self.model.folder is None:
             command = shlex.join(["python", "-m", "launcher.quantize", "FOLDER", "--output", "..."])
             raise LaunchError(f"{self.model.model} is not a folder on this machine: {command} needs one")
+        files = hashlib.sha256(weights_key(self.model.source).encode()).hexdigest()[:8]
+        folder = self.folder / f"{bits}-bit-{files}"
         if not folder.exists():
             source = checkpoint.read(self.model.folder)
             form = EightBits() if bits == 8 else FourBits(checkpoint.group_size_of(source, at_most=64) or 64)
@@ -150,6 +164,30 @@ class Campaign:
             )
             self._progress.say(f"  {bits}-bit copy of the model in {folder}")
         return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder of the results; removes copies that a run which was killed has left unfinished.
+
+    Raises:
+        LaunchError: another process holds it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise LaunchError(f"{folder} cannot be written to: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"Another process measures into {folder}. Wait for it: two at a time would measure each other."
+            ) from error
+        for unfinished in folder.glob(".*.unfinished-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        yield
 
 
 def _is_quantized(folder: Path | None) -> bool:

@@ -22,6 +22,7 @@ from shared.telemetry.metrics import Metrics
 from tune.measure import Measurement
 from tune.workload import Plan
 from workers.engines.factory import make_engine
+from workers.main import die_with_parent
 
 
 def main() -> int:
@@ -63,3 +64,6 @@ def _text(error: Exception) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
+elif __name__ == "__mp_main__":
+    # vLLM's engine process, which would outlive this one if it is killed, with all of the model's memory.
+    die_with_parent()

@@ -166,8 +166,10 @@ def _refused(chosen: Row, rows: Sequence[Row], aim: Aim, bounds: Bounds) -> list
 
 
 def _gain_of(row: Row, rows: Sequence[Row], aim: Aim) -> str:
-    baseline = next((other for other in rows if other.name == BASELINE), None)
-    if baseline is None or row is baseline:
+    baseline = next((other for other in rows if other.name == BASELINE and other.problem is None), None)
+    if baseline is None:
+        return f"{row.name}: {_measure(cost(row, aim), aim)}. models.yaml as it is could not be measured."
+    if row is baseline:
         return f"No change that may be used is better by more than {NOISE:.0%}: {_measure(cost(row, aim), aim)}."
     gain = (
         cost(baseline, aim) / cost(row, aim) - 1 if aim is not Aim.MEMORY else 1 - cost(row, aim) / cost(baseline, aim)

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 def write(campaign: Campaign) -> str:
     """Write `report.md` and `chart.svg` to the folder of the results; returns the text to print."""
-    if not any(row.figures.speed for row in campaign.rows):
+    if not campaign.has_figures:
         problems = "\n".join(f"{row.name}: {row.problem}" for row in campaign.rows if row.problem)
         return f"Nothing could be measured.\n{problems}"
     chart = campaign.folder / "chart.svg"

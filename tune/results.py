@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Raised when what is measured changes: results of another number are measured again.
 MEASUREMENT = 1
@@ -97,8 +98,17 @@ class Store:
     def add(self, row: Row) -> None:
         self.rows[row.key] = row
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a") as output:
-            output.write(json.dumps(asdict(row)) + "\n")
+        with self._file.open("a+b") as output:
+            # A run that was killed may have left a part of a line, which would spoil this one.
+            separator = b"\n" if _ends_within_a_line(output) else b""
+            output.write(separator + json.dumps(asdict(row)).encode() + b"\n")
+
+
+def _ends_within_a_line(file: BinaryIO) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float | None:

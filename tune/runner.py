@@ -91,6 +91,8 @@ def run(
                 ready = selector.select(min(INTERVAL, left))
                 memory.look()
                 if not ready:
+                    if child.poll() is not None:
+                        break  # something that it has started keeps the pipe open
                     continue
                 if not (data := pipe.read(1 << 16)):
                     # It has ended, or is about to.
@@ -117,16 +119,25 @@ def run(
 
 
 def end(child: subprocess.Popen[str]) -> None:
-    """End the process and all that it has started, which may outlive it."""
-    for sig in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, sig)
-        deadline = time.monotonic() + GRACE
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE)
-        # The next engine needs the memory of all of them.
-        while processes_of(child.pid) and time.monotonic() < deadline:
-            time.sleep(0.02)
+    """End the process and all that it has started, which may outlive it. Also if Ctrl-C is pressed again meanwhile."""
+    try:
+        _signal_and_wait(child, signal.SIGTERM)
+    finally:
+        for pid in processes_of(child.pid):  # also those that have left its process group
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _signal_and_wait(child, signal.SIGKILL)
+
+
+def _signal_and_wait(child: subprocess.Popen[str], sig: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, sig)
+    deadline = time.monotonic() + GRACE
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(GRACE)
+    # The next engine needs the memory of all of them.
+    while processes_of(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 class Memory:

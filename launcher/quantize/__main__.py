@@ -6,6 +6,7 @@ The result is a folder that vLLM serves, on a CPU and on a GPU: name it as `mode
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LaunchError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        progress.say("Ended; nothing was written.")
+        return 130
     progress.show("")
     print(
         f"{report.layers} layers in {time.monotonic() - began:.0f} s: {report.before / 1e6:.0f} MB before,"
@@ -90,4 +94,6 @@ def folder_of(name: str) -> Path:
 
 
 if __name__ == "__main__":
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, signal.default_int_handler)  # so that an unfinished copy is removed
     sys.exit(main())

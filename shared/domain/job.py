@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from shared.domain.decisions import NO_DECISIONS, Decisions
+from shared.domain.engine_info import EngineInfo
 from shared.domain.errors import InvalidRequest
 from shared.domain.ids import is_id, new_id
 from shared.domain.log_level import DEFAULT_LOG_LEVEL, LogLevel
@@ -280,7 +281,7 @@ class WorkerReport:
 
     `options`: how its model is run. `waiting`: requests that the engine has accepted but not started. `kv_cache_usage`:
     the fraction in use, from 0 to 1. `tokens_per_s`: output tokens since the report before. `last_error`: why its
-    engine failed last. None if unknown.
+    engine failed last. `engine_info`: what its engine runs with. None if unknown.
     """
 
     version: str | None = None
@@ -289,6 +290,7 @@ class WorkerReport:
     kv_cache_usage: float | None = None
     tokens_per_s: float | None = None
     last_error: str | None = None
+    engine_info: EngineInfo | None = None
 
 
 NO_REPORT = WorkerReport()

@@ -134,7 +134,7 @@ _HAND_OVER = EndStatements(JobRow.worker == _OWNER, IS_RUNNING, claimant=_OWNER)
 # The columns of a worker that each heartbeat writes, besides its lease.
 _BEAT = (
     "slots", "running", "state", "breaker_since", "breaker_reason", "version", "options", "waiting", "kv_cache_usage",
-    "tokens_per_s", "last_error",
+    "tokens_per_s", "last_error", "engine_info",
 )  # fmt: skip
 _LEASE_END = func.clock_timestamp() + seconds(bindparam("lease_s", type_=Double))
 
@@ -406,6 +406,7 @@ class ClaimStore(ReroutingStore):
             "new_kv_cache_usage": report.kv_cache_usage,
             "new_tokens_per_s": report.tokens_per_s,
             "new_last_error": report.last_error,
+            "new_engine_info": report.engine_info and json_text(report.engine_info.as_json()),
         }
         (orders,) = await _HEARTBEAT.run(self._engine, parameters)
         # Read afterwards: a claim of this worker that was revoked before the lease was renewed must not be among them.

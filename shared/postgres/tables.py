@@ -92,6 +92,8 @@ class WorkerRow(Base):
     version: Mapped[str | None] = mapped_column(Text)
     # How its model is run: the entry in models.yaml, without secrets (`shared.config.models.base.Spec.summary`).
     options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
+    # What its engine runs with (`shared.domain.engine_info`); NULL while it starts for the first time.
+    engine_info: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     # Requests that the engine has accepted but not started, the fraction of its KV cache in use, and the output tokens
     # per second since the heartbeat before; NULL if unknown.
     waiting: Mapped[int] = mapped_column(server_default=text("0"))

@@ -50,6 +50,10 @@ async def test_workers_are_listed(admin: httpx.AsyncClient) -> None:
     (worker,) = [worker for worker in await workers(admin, "sim") if worker["alive"]]
     assert (worker["state"], worker["slots"], worker["version"]) == ("ready", 32, "0.1.0")
     assert worker["options"]["engine"] == "simulated"
+    runs_with = worker["engine_info"]
+    assert (runs_with["engine"], runs_with["slots"], runs_with["dtype"]) == ("simulated", 32, None)
+    assert runs_with["context"] > 0
+    assert runs_with["fingerprint"].startswith("fp_")
     assert worker["state_since"] is not None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from shared.domain.engine_info import EngineInfo
 from shared.domain.errors import ErrorCode, HeadraceError
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
@@ -125,6 +126,7 @@ class EngineStats:
     """Requests in the engine, how many of them it has queued, its KV cache if it has one, and drafts if it speculates.
 
     `endpoints`: by name, whether an endpoint of its upstream is available. `context`: what the upstream reports.
+    `info`: what the engine runs with; None before its first start.
     """
 
     requests: int
@@ -133,6 +135,7 @@ class EngineStats:
     drafts: DraftStats | None = None
     endpoints: Mapping[str, bool] = field(default_factory=dict)
     context: ReportedContext | None = None
+    info: EngineInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

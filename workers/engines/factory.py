@@ -14,6 +14,7 @@ from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
+from workers.engines.info import info_of
 
 
 def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
@@ -61,10 +62,4 @@ def describe_engine(model: ModelSpec) -> dict[str, Any]:
         from workers.engines.vllm.report import report
 
         return report(make_plan(model, located(model)))
-    return {
-        "model": model.name,
-        "engine": model.engine,
-        "context": model.max_model_len,
-        "slots": model.slots,
-        "fingerprint": model.fingerprint,
-    }
+    return {"model": model.name, **info_of(model).as_json()}

@@ -130,6 +130,7 @@ class Heartbeat:
             stats.cache.usage if stats.cache is not None else None,
             self._tokens_per_s,
             self._last_error,
+            stats.info,
         )
 
     async def _release(self, not_running: set[tuple[str, int]]) -> None:

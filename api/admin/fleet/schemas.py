@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.admin.fleet.store import WorkerInfo
+from shared.domain.engine_info import EngineInfo
 
 
 class BreakerView(BaseModel):
@@ -39,6 +40,35 @@ class WorkerView(BaseModel):
                     "lease_expires_at": "2026-11-29T12:30:05Z",
                     "version": "0.1.0",
                     "options": {"engine": "vllm", "model": "bundled:smollm2", "options": {"max_num_seqs": 64}},
+                    "engine_info": {
+                        "engine": "vLLM 0.32.0",
+                        "device": "cpu",
+                        "dtype": "bfloat16",
+                        "quantization": {"method": "fp8_per_channel", "from": "online"},
+                        "attention_backend": "CPU_ATTN",
+                        "start": "compiled",
+                        "context": 2048,
+                        "slots": 64,
+                        "tokens_per_step": 2048,
+                        "chunked_prefill": True,
+                        "prefix_caching": True,
+                        "kv_cache": {
+                            "dtype": "bfloat16",
+                            "block_tokens": 128,
+                            "block_bytes": 2949120,
+                            "blocks": 364,
+                            "tokens": 46592,
+                        },
+                        "speculation": {
+                            "method": "ngram",
+                            "tokens": 4,
+                            "tokens_per_batch_size": [[1, 4, 4], [5, 64, 0]],
+                            "draft": None,
+                        },
+                        "adapters": None,
+                        "parallel": {"tensor": 1, "pipeline": 1, "data": 1},
+                        "fingerprint": "fp_0a1b2c3d4e5f",
+                    },
                     "breaker": None,
                     "last_error": None,
                     "drain_requested_at": None,
@@ -65,6 +95,10 @@ class WorkerView(BaseModel):
     lease_expires_at: datetime
     version: str | None
     options: dict[str, Any] = Field(description="Its model's entry in models.yaml, without defaults and secrets.")
+    engine_info: EngineInfo | None = Field(
+        description="What its engine runs with, which the options above and the machine decide; null until the engine"
+        " has started."
+    )
     breaker: BreakerView | None
     last_error: str | None = Field(description="Why its engine failed last.")
     drain_requested_at: datetime | None

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.domain.engine_info import EngineInfo
 from shared.postgres.audit_store import record
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store
@@ -20,7 +21,8 @@ from shared.postgres.tables import ModelPauseRow, PastPauseRow, WorkerRow
 class WorkerInfo:
     """A worker. `alive`: its lease has not expired; rows of others are kept for an hour.
 
-    `waiting`: requests that its engine has accepted but not started. See `shared.domain.job.WorkerReport`.
+    `waiting`: requests that its engine has accepted but not started. `engine_info`: None until its engine has started.
+    See `shared.domain.job.WorkerReport`.
     """
 
     id: str
@@ -37,6 +39,7 @@ class WorkerInfo:
     lease_expires_at: datetime
     version: str | None
     options: Mapping[str, Any]
+    engine_info: EngineInfo | None
     breaker_since: datetime | None
     breaker_reason: str | None
     last_error: str | None
@@ -54,7 +57,8 @@ def workers_statement() -> Select[Any]:
 
 def to_worker(row: Any) -> WorkerInfo:
     """Build a worker from a row of `workers_statement`."""
-    return WorkerInfo(**{name: getattr(row, name) for name in WorkerInfo.__dataclass_fields__})
+    values = {name: getattr(row, name) for name in WorkerInfo.__dataclass_fields__}
+    return WorkerInfo(**{**values, "engine_info": EngineInfo.read(row.engine_info)})
 
 
 class FleetStore(Store):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from api.console.data.overview import Charts
 from api.console.filters import Quantity, compact, duration, number, percent, plural
+from api.console.fleet.engine_view import EngineCard, engine_cards
 from api.console.fleet.view import ModelCard
 from api.console.overview.snapshot import RangeName
 from api.console.overview.view import RANGE_NAMES, Badge, Stat, chart_data, chart_summary, first_token_stat
@@ -20,6 +21,7 @@ class ModelView:
     stats: Sequence[Stat]
     chart: Mapping[str, object]
     chart_summary: str
+    engines: Sequence[EngineCard]
     is_operator: bool
 
 
@@ -33,7 +35,8 @@ def build_model_view(card: ModelCard, charts: Charts, range_name: RangeName, *, 
         _failures(charts, name),
     )
     summary = chart_summary(charts.total.first_token, range_name)
-    return ModelView(card, stats, chart_data(charts.buckets), summary, is_operator)
+    engines = engine_cards([(worker.id, worker.engine_info) for worker in card.workers])
+    return ModelView(card, stats, chart_data(charts.buckets), summary, engines, is_operator)
 
 
 def _output(card: ModelCard, charts: Charts) -> Stat:

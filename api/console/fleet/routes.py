@@ -37,7 +37,7 @@ ENDED_AGE = timedelta(hours=1)
 MAX_NAME = 1000
 
 MODELS_PARTS = ("models", "ended", "summary")
-MODEL_PARTS = ("notes", "stats", "chart", "workers")
+MODEL_PARTS = ("notes", "stats", "chart", "workers", "engine")
 Range = Annotated[RangeName, Query(alias="range")]
 Name = Annotated[str, Query(max_length=MAX_NAME)]
 

@@ -12,9 +12,11 @@ from api.admin.fleet.store import WorkerInfo
 from api.console.data.histogram import Percentiles
 from api.console.data.overview import Live, QueueState, Rescue
 from api.console.filters import compact, duration, number, percent, plural
+from api.console.fleet.engine_view import engine_line
 from api.console.fleet.store import RunningJobs
 from api.console.overview.view import KV_NEAR, Badge
 from shared.config.models.loader import Registry
+from shared.domain.engine_info import EngineInfo
 from shared.domain.job import WorkerState
 
 NONE_RUNNING = RunningJobs()
@@ -32,7 +34,11 @@ _WORDS = {WorkerState.WARMING: "warming up"}
 
 @dataclass(frozen=True, slots=True)
 class WorkerLine:
-    """A worker that is alive. `doing`: for how long it has been in a state other than ready."""
+    """A worker that is alive.
+
+    `doing`: for how long it has been in a state other than ready. `options`: the most telling ones, and `engine_info`
+    what its engine runs with; only for operators.
+    """
 
     id: str
     state: Badge
@@ -47,6 +53,7 @@ class WorkerLine:
     version: str | None
     started_at: datetime
     options: str
+    engine_info: EngineInfo | None
     is_outdated: bool
     can_drain: bool
 
@@ -201,7 +208,8 @@ def _line(
         tokens_per_s=worker.tokens_per_s,
         version=worker.version,
         started_at=worker.started_at,
-        options=_options(worker.options) if is_operator else "",
+        options=(engine_line(worker.engine_info) or _options(worker.options)) if is_operator else "",
+        engine_info=worker.engine_info if is_operator else None,
         is_outdated=is_operator and bool(worker.options) and entry is not None and dict(worker.options) != entry,
         can_drain=is_operator and worker.drain_requested_at is None,
     )

@@ -49,6 +49,13 @@ class VllmOptions(TypedDict, total=False):
     quantization: Annotated[str, Field(min_length=1)] | None
     attention_backend: Annotated[str, Field(min_length=1)] | None
     speculative_config: dict[str, Any] | None
+    data_parallel_size: _Positive
+    num_gpu_blocks_override: _Positive | None
+    kv_offloading_size: Annotated[float, Field(gt=0)] | None
+    enable_lora: bool
+    max_loras: _Positive
+    max_lora_rank: _Positive
+    max_cpu_loras: _Positive | None
 
 
 class ChatSettings(BaseModel):

@@ -46,10 +46,10 @@ async def hostile_workers(sim_stack: Stack) -> AsyncIterator[None]:
     """Workers whose ids, models and errors look like markup: one that is alive, and one that was lost."""
     engine = connect(sim_stack.environment["DATABASE_URL"])
     statement = text(
-        "INSERT INTO workers (id, model, slots, state, lease_expires_at, options, last_error, breaker_since,"
-        " breaker_reason, version) VALUES (:id, :text, 2, :text, now() + CAST(:lease AS text)::interval,"
-        " jsonb_build_object('options', jsonb_build_object(CAST(:text AS text), CAST(:text AS text))), :text, now(),"
-        " :text, :text)"
+        "INSERT INTO workers (id, model, slots, state, lease_expires_at, options, engine_info, last_error,"
+        " breaker_since, breaker_reason, version) VALUES (:id, :text, 2, :text, now() + CAST(:lease AS text)::interval,"
+        " jsonb_build_object('options', jsonb_build_object(CAST(:text AS text), CAST(:text AS text))),"
+        " jsonb_build_object('engine', CAST(:text AS text), 'dtype', CAST(:text AS text)), :text, now(), :text, :text)"
     )
     async with engine.begin() as connection:
         for number, hostile in enumerate(HOSTILE):
@@ -86,6 +86,8 @@ def test_members_see_what_runs_but_not_how(member: httpx.Client, operator: httpx
         assert "ttft_ms" not in seen.text
         assert "data-ask" in hidden.text
         assert "data-ask" not in seen.text
+    assert re.search(r"What the engine runs with.*<dt>Engine</dt><dd>simulated</dd>.*fp_", hidden.text, re.DOTALL)
+    assert not re.search("fp_[0-9a-f]{12}", seen.text)
 
 
 @pytest.mark.parametrize("action", ACTIONS)

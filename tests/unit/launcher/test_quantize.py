@@ -214,6 +214,20 @@ def test_a_run_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_ctrl_c_ends_it_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model(tmp_path / "model")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_file", interrupt)
+    assert main([str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "Ended; nothing was written.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_prints_sizes_and_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model(tmp_path / "model")
     assert main([str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from launcher.errors import LaunchError
 from launcher.progress import Progress
 from shared.config.models.vllm import VllmModel
+from tests.unit.launcher.test_quantize import model as small_model
 from tests.unit.tune.rows import MODEL, row
 from tune import machine
 from tune.__main__ import DOCUMENT
@@ -92,6 +94,44 @@ def test_a_run_that_was_interrupted_continues(tmp_path: Path) -> None:
     assert len(engines.measured) == count
     again.run(quick=True, retry=True)
     assert len(engines.measured) == count + 1  # the one that failed
+
+
+def test_two_runs_do_not_measure_into_one_folder(tmp_path: Path) -> None:
+    engines = Engines()
+    refused: list[str] = []
+
+    def measure(*arguments: Any) -> tuple[Figures, str | None]:
+        with pytest.raises(LaunchError) as error:
+            campaign(tmp_path, engines).run(quick=True)
+        refused.append(str(error.value))
+        return engines(*arguments)
+
+    run = campaign(tmp_path, engines)
+    run._measure = measure
+    run.run(quick=True, only=["baseline"])
+    assert refused == [
+        f"Another process measures into {tmp_path}. Wait for it: two at a time would measure each other."
+    ]
+
+
+def test_the_copies_are_those_of_the_models_files(tmp_path: Path) -> None:
+    small_model(tmp_path / "model")
+    unfinished = tmp_path / "results" / ".8-bit-0.unfinished-x"
+    unfinished.mkdir(parents=True)
+    model = MODEL.model_copy(update={"model": str(tmp_path / "model")})
+
+    def copies() -> set[str]:
+        run = campaign(tmp_path / "results", Engines(), model)
+        run.run(quick=True, only=["INT8", "4 bits"])
+        assert [found.problem for found in run.rows] == [None, None]
+        return {str(found.changes["model"]) for found in run.rows}
+
+    first = copies()
+    assert len(first) == 2
+    assert not unfinished.exists(), "what a killed run has left"
+    assert copies() == first
+    os.utime(tmp_path / "model" / "config.json", (1, 1))
+    assert copies().isdisjoint(first)
 
 
 def test_fresh_measures_again(tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_without_a_baseline_or_with_all_failed_there_is_no_proposal() -> None:
     assert choose([row("baseline", "baseline", problem="no")], Aim.LATENCY, BOUNDS) is None
 
 
+def test_if_only_the_entry_without_quantization_runs_it_is_proposed() -> None:
+    rows = [row("baseline", "baseline", problem="no kernel"), row("not quantized", "weights", {"quantization": None})]
+    chosen = choose(rows, Aim.THROUGHPUT, BOUNDS)
+    assert chosen is rows[1]
+    assert reason(chosen, rows, Aim.THROUGHPUT, BOUNDS) == (
+        "not quantized: 490 tokens/s at 16 and more streams. models.yaml as it is could not be measured."
+    )
+
+
 def test_the_best_of_each_group_are_tried_together() -> None:
     together = combined(recorded(), Aim.THROUGHPUT, BOUNDS)
     assert together is not None

@@ -34,6 +34,16 @@ def test_a_line_that_was_cut_off_is_ignored_and_a_later_one_counts(tmp_path: Pat
     assert rows[first.key].problem == "later"
 
 
+def test_what_follows_a_line_that_was_cut_off_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    first, second, third, *_ = recorded()
+    Store(file).add(first)
+    Store(file).add(second)
+    file.write_text(file.read_text()[:-20])
+    Store(file).add(third)
+    assert list(Store(file).rows) == [first.key, third.key]
+
+
 def test_the_key_depends_on_all_that_the_figures_depend_on() -> None:
     keys = {
         key_of({"dtype": "float32"}, "w", {"CPU": "a"}, FULL),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +74,48 @@ signal.pause()
     assert processes_of(int(figures.load)) == set()
     assert figures.memory is not None
     assert figures.memory > 1_000_000
+
+
+def test_one_that_dies_is_noticed_although_its_engine_holds_the_pipe(tmp_path: Path) -> None:
+    text = """
+import subprocess
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[pipe])
+report("load", os.getpid())
+os._exit(3)
+"""
+    figures, problem = run({}, QUICK, tmp_path / "log", 60, command=program(text))
+    assert problem == "its process ended with 3, at: loads"
+    assert figures.load is not None
+    assert processes_of(int(figures.load)) == set()
+
+
+def test_processes_that_have_left_the_group_are_ended(tmp_path: Path) -> None:
+    text = """
+import subprocess
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+report("load", os.getpid())
+report("step", "done")
+"""
+    figures, problem = run({}, QUICK, tmp_path / "log", 60, command=program(text))
+    assert problem is None
+    assert figures.load is not None
+    assert processes_of(int(figures.load)) == set()
+
+
+def test_a_second_ctrl_c_kills_the_engine_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = runner._signal_and_wait
+
+    def interrupted(child: subprocess.Popen[str], sig: signal.Signals) -> None:
+        if sig == signal.SIGTERM:
+            raise KeyboardInterrupt
+        wait(child, sig)
+
+    monkeypatch.setattr(runner, "_signal_and_wait", interrupted)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(command, start_new_session=True, text=True) as child:
+        with pytest.raises(KeyboardInterrupt):
+            runner.end(child)
+        assert child.wait(0) == -signal.SIGKILL
 
 
 def test_ctrl_c_ends_the_engine(tmp_path: Path) -> None:

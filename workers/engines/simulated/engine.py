@@ -28,6 +28,7 @@ from shared.runtime.time_slice import TimeSlice
 from workers.engines import prompt_logprobs
 from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.gate import Gate
+from workers.engines.info import info_of
 from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
 from workers.engines.token_boundaries import TokenBoundaries
@@ -60,6 +61,7 @@ class SimulatedEngine:
         self.adapter_fingerprints = {adapter.name: adapter.fingerprint for adapter in model.adapters}
         self._options = model.options
         self._slots = model.slots
+        self._info = info_of(model)
         self._requests = 0
         self._died = asyncio.Event()
 
@@ -87,7 +89,7 @@ class SimulatedEngine:
         """There is no upstream."""
 
     def stats(self) -> EngineStats:
-        return EngineStats(self._requests)
+        return EngineStats(self._requests, info=self._info)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR

@@ -40,6 +40,7 @@ from workers.engines.base import (
     UpstreamError,
 )
 from workers.engines.flush_interval import flush_interval_s
+from workers.engines.info import info_of
 from workers.engines.resume import Resume
 from workers.engines.upstream.answer_limit import AnswerLimit
 from workers.engines.upstream.context_length import ContextLength
@@ -96,6 +97,7 @@ class UpstreamEngine(ABC):
 
     def __init__(self, model: UpstreamModel, metrics: Metrics) -> None:
         self.fingerprint = model.fingerprint
+        self._info = info_of(model)
         self._model = model
         self._options = model.options
         self._stall_timeout_s = stall_timeout_s(model.options)
@@ -228,10 +230,11 @@ class UpstreamEngine(ABC):
         return prior
 
     def stats(self) -> EngineStats:
-        reported, context, source = None, self._context, self._model.context_source
+        reported, info, context, source = None, self._info, self._context, self._model.context_source
         if context is not None and source is not None and context.read_at is not None:
             reported = ReportedContext(source, context.tokens, context.read_at, context.use)
-        return EngineStats(self._requests, endpoints=self._endpoints.states, context=reported)
+            info = info.model_copy(update={"context": context.tokens})
+        return EngineStats(self._requests, endpoints=self._endpoints.states, context=reported, info=info)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR

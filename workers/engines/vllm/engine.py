@@ -19,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from shared.config.models.vllm import VllmModel
+from shared.domain.engine_info import EngineInfo
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.request import GenerateRequest
@@ -31,7 +32,7 @@ from workers.engines.resume import Resume
 from workers.engines.vllm.adapters import LoadedAdapters, located
 from workers.engines.vllm.output import OutputBuilder
 from workers.engines.vllm.plan import make_plan
-from workers.engines.vllm.report import labels
+from workers.engines.vllm.report import engine_info, labels
 from workers.engines.vllm.request import (
     VALIDATION_ERRORS,
     Rendered,
@@ -57,6 +58,7 @@ class VllmEngine:
     _adapter_renderers: Mapping[str, Renderer]
     _adapters: LoadedAdapters
     _fingerprint: str
+    _info: EngineInfo | None = None
 
     def __init__(self, model: VllmModel, metrics: Metrics) -> None:
         self._model = model
@@ -104,6 +106,8 @@ class VllmEngine:
         self._fingerprint = plan.fingerprint
         self.adapter_fingerprints = {adapter.name: adapter.with_dtype(plan.dtype).fingerprint for adapter in adapters}
         self._stats.started(*labels(plan))
+        # After the start, because the configuration has the number of the KV cache's blocks from then on.
+        self._info = engine_info(plan)
         logger.info("model=%s loaded dtype=%s fingerprint=%s", self._model.name, plan.dtype, self._fingerprint)
 
     async def stop(self) -> None:
@@ -125,7 +129,8 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         requests = int(self._llm.output_processor.get_num_unfinished_requests())
-        return EngineStats(requests, min(self._stats.waiting, requests), self._stats.cache, self._stats.drafts)
+        waiting = min(self._stats.waiting, requests)
+        return EngineStats(requests, waiting, self._stats.cache, self._stats.drafts, info=self._info)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR

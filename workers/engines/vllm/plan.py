@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,19 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 
 from shared.config.models.vllm import VllmModel
+from shared.domain.errors import HeadraceError
 from workers.engines.vllm.adapters import adapter_options
 from workers.engines.vllm.checks.attention import backend_problem, unknown_backend
 from workers.engines.vllm.checks.honored import ignored_options, not_compiled
-from workers.engines.vllm.checks.memory import cache_too_small
+from workers.engines.vllm.checks.loading import cannot_load, no_model, unknown_classes
+from workers.engines.vllm.checks.memory import cache_too_large, cache_too_small
 from workers.engines.vllm.checks.names import unknown_options
 from workers.engines.vllm.checks.parallelism import too_few_devices
-from workers.engines.vllm.checks.problem import Problem, reason_of, refuse
+from workers.engines.vllm.checks.problem import Problem, refuse
 from workers.engines.vllm.checks.quantization import cannot_quantize, checkpoint_problem, unknown_method
-from workers.engines.vllm.checks.speculation import speculation_problems
+from workers.engines.vllm.checks.refusal import refusal
+from workers.engines.vllm.checks.required import unusable_values
+from workers.engines.vllm.checks.speculation import speculation_problems, too_many_drafts
 from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.request import check_parsers
@@ -29,11 +34,15 @@ from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.start_mode import start_options
 from workers.engines.vllm.structure_backend import structured_output_options
 
+logger = logging.getLogger(__name__)
+
 # Checks of the options alone.
 _OF_OPTIONS: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
     unknown_options,
+    unusable_values,
     unknown_method,
     unknown_backend,
+    unknown_classes,
     too_few_devices,
     speculation_problems,
 )
@@ -42,6 +51,8 @@ _OF_CONFIG: tuple[Callable[[VllmConfig], Iterator[Problem]], ...] = (
     cannot_quantize,
     backend_problem,
     cache_too_small,
+    cache_too_large,
+    too_many_drafts,
 )
 
 
@@ -72,16 +83,22 @@ def make_plan(model: VllmModel, adapters: Sequence[VllmModel] = ()) -> Plan:
     Raises:
         InvalidRequest: options that cannot work here, one line each.
     """
-    refuse(model, [problem for check in _OF_OPTIONS for problem in check(model.options)])
+    problems = list(no_model(model.source, model.options))
+    refuse(model, [*problems, *(problem for check in _OF_OPTIONS for problem in check(model.options))])
     check_parsers(model)
-    arguments = AsyncEngineArgs(model=model.source, **_engine_options(model, adapters))
+    arguments: AsyncEngineArgs | None = None
     try:
+        arguments = AsyncEngineArgs(model=model.source, **_engine_options(model, adapters))
         config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
-    except (ValueError, TypeError, NotImplementedError, ImportError, AssertionError) as error:
-        refuse(model, [_problem(model, arguments, error)])
+    except HeadraceError:
+        raise
+    except Exception as error:  # vLLM uses values before it checks their types, so it raises any
+        logger.debug("model=%s vLLM refuses its options", model.name, exc_info=True)
+        refuse(model, _problems(model, arguments, error))
         raise
     problems = [problem for check in _OF_CONFIG for problem in check(config)]
     problems += ignored_options(model.options, config)
+    problems += cannot_load(model.options, config)
     problems += not_compiled(model.start, config)
     refuse(model, problems)
     return Plan(model, arguments, config)
@@ -107,11 +124,11 @@ def _engine_options(model: VllmModel, adapters: Sequence[VllmModel]) -> dict[str
     return options
 
 
-def _problem(model: VllmModel, arguments: AsyncEngineArgs, error: Exception) -> Problem:
-    """vLLM's error about the whole configuration, attributed to the option that it is about."""
-    if (problem := checkpoint_problem(arguments)) is not None:
-        return problem
-    reason = reason_of(error)
-    names = [name for name in model.options if re.search(rf"\b{name}\b|--{name.replace('_', '-')}\b", reason)]
-    name = max(names, key=len, default=None)
-    return Problem("options" if name is None else f"options.{name}", f"vLLM refuses it: {reason}")
+def _problems(model: VllmModel, arguments: AsyncEngineArgs | None, error: Exception) -> list[Problem]:
+    """What vLLM's error about the whole configuration is about."""
+    if arguments is not None:
+        # It may fail in the same way: the method of quantization is not the problem then.
+        with suppress(Exception):
+            if (problem := checkpoint_problem(arguments)) is not None:
+                return [problem]
+    return refusal(model.options, error)

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from api.admin.fleet.schemas import WorkerView
+from api.admin.fleet.store import FleetStore
+from shared.domain.engine_info import EngineInfo, KVCacheInfo
 from shared.domain.job import Job, JobStatus
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
@@ -19,6 +22,7 @@ from shared.postgres.tables import WorkerRow
 from shared.redis.event_log import EventLog
 from tests.conftest import Servers, Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
+from workers.engines.base import EngineStats
 from workers.settings import WorkerSettings
 from workers.supervision.heartbeat import Heartbeat
 
@@ -44,6 +48,29 @@ async def test_a_heartbeat_reports_slots_that_a_reload_has_changed(workers: Work
     for slots in (4, 8):
         await workers("w").heartbeat("m", slots=slots, running=0, lease_s=5)
         assert await slots_of(store, "w") == slots
+
+
+async def test_a_heartbeat_reports_what_the_engine_runs_with(
+    workers: Workers, heartbeat: Heartbeat, worker: Worker, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = FleetStore(store._engine)
+    await heartbeat.renew()
+    (info,) = await fleet.workers()
+    assert info.engine_info is None
+    runs_with = EngineInfo(engine="vLLM", dtype="bfloat16", quantization=None, kv_cache=KVCacheInfo(blocks=7))
+    monkeypatch.setattr(worker.engine, "stats", lambda: EngineStats(0, info=runs_with))
+    await heartbeat.renew()
+    (info,) = await fleet.workers()
+    assert info.engine_info == runs_with
+    assert WorkerView.of(info).model_dump(mode="json")["engine_info"]["kv_cache"]["blocks"] == 7
+
+
+async def test_what_a_worker_of_another_version_reports_is_unknown(workers: Workers, store: JobStore) -> None:
+    await workers("w").heartbeat("m", slots=1, running=0, lease_s=5)
+    async with store._engine.begin() as connection:
+        await connection.execute(update(WorkerRow).values(engine_info={"engine": ["another", "form"]}))
+    (info,) = await FleetStore(store._engine).workers()
+    assert info.engine_info is None
 
 
 async def test_a_claim_whose_reply_has_not_arrived_is_not_released(

@@ -26,6 +26,11 @@ def model(**fields: Any) -> VllmModel:
         ({"kv_cache_memory_bytes": "1GiB"}, "options.kv_cache_memory_bytes: Input should be a valid integer"),
         ({"gpu_memory_utilization": 90}, "options.gpu_memory_utilization: Input should be less than or equal to 1"),
         ({"speculative_config": "ngram"}, "options.speculative_config: must be a mapping"),
+        ({"max_model_len": "2k"}, "options.max_model_len: Input should be a valid integer"),
+        ({"max_num_seqs": -4}, "options.max_num_seqs: Input should be greater than or equal to 1"),
+        ({"max_lora_rank": "16"}, "options.max_lora_rank: Input should be a valid integer"),
+        ({"max_loras": 0}, "options.max_loras: Input should be greater than or equal to 1"),
+        ({"num_gpu_blocks_override": -1}, "options.num_gpu_blocks_override: Input should be greater than or equal"),
         ({"enable_prefix_caching": "yes"}, "options.enable_prefix_caching: Input should be a valid boolean"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.utils.torch_utils import get_dtype_size, kv_cache_dtype_str_to_dtype
 
 from workers.engines.vllm.checks.problem import Problem
@@ -27,15 +28,16 @@ class KVCache(NamedTuple):
 
 
 def kv_cache(config: VllmConfig) -> KVCache:
-    """The KV cache that the engine will have.
+    """The KV cache that the engine has, or will have.
 
     The number of blocks is known if the options name it (`num_gpu_blocks_override`) or the size in bytes
-    (`kv_cache_memory_bytes`). Otherwise it is what the engine finds free after it has loaded and run the model.
+    (`kv_cache_memory_bytes`). Otherwise it is what the engine finds free after it has loaded and run the model, and
+    then writes to its configuration.
     """
     cache = config.cache_config
     dtype = kv_cache_dtype_str_to_dtype(cache.cache_dtype, config.model_config)
     block_bytes = _block_bytes(config, dtype)
-    blocks = cache.num_gpu_blocks_override
+    blocks = cache.num_gpu_blocks or cache.num_gpu_blocks_override
     if blocks is None and cache.kv_cache_memory_bytes is not None and block_bytes is not None:
         blocks = cache.kv_cache_memory_bytes // block_bytes
     return KVCache(cache.block_size, block_bytes, blocks, str(dtype).removeprefix("torch."))
@@ -61,6 +63,25 @@ def _block_bytes(config: VllmConfig, dtype: torch.dtype) -> int | None:
 
 def _layers(config: VllmConfig) -> int:
     return int(config.model_config.get_total_num_hidden_layers())
+
+
+def cache_too_large(config: VllmConfig) -> Iterator[Problem]:
+    """A cache that exceeds the memory of the whole device: vLLM would find out after it has loaded the model."""
+    cache = kv_cache(config)
+    by_bytes = config.cache_config.num_gpu_blocks_override is None
+    wanted = config.cache_config.kv_cache_memory_bytes if by_bytes else (cache.blocks or 0) * (cache.block_bytes or 0)
+    try:
+        total = int(current_platform.get_device_total_memory())
+    except (NotImplementedError, RuntimeError, OSError):
+        return
+    if wanted is None or wanted <= total:
+        return
+    field = "kv_cache_memory_bytes" if by_bytes else "num_gpu_blocks_override"
+    most = total if by_bytes else total // (cache.block_bytes or 1)
+    yield Problem(
+        f"options.{field}",
+        f"needs {wanted / 1e9:.0f} GB, and the device has {total / 1e9:.0f} GB; set it to less than {most}",
+    )
 
 
 def cache_too_small(config: VllmConfig) -> Iterator[Problem]:

@@ -11,13 +11,16 @@ from vllm.platforms import current_platform
 from workers.engines.vllm.checks.problem import Problem
 
 _SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
+# Engines with GPUs of their own, unless some are on other machines. On a CPU they share the cores.
+_REPLICAS = "data_parallel_size"
 
 
 def too_few_devices(options: Mapping[str, Any]) -> Iterator[Problem]:
     """More devices than this machine has, unless the options place the engine on several machines."""
     if options.get("distributed_executor_backend") not in (None, "mp", "uni") or options.get("nnodes", 1) != 1:
         return
-    sizes = {name: value for name in _SIZES if isinstance(value := options.get(name), int) and value > 1}
+    names = _SIZES if current_platform.is_cpu() or "data_parallel_size_local" in options else (*_SIZES, _REPLICAS)
+    sizes = {name: value for name in names if isinstance(value := options.get(name), int) and value > 1}
     needed = 1
     for value in sizes.values():
         needed *= value

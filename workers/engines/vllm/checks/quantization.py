@@ -62,7 +62,7 @@ def checkpoint_problem(arguments: AsyncEngineArgs) -> Problem | None:
         return None
     try:
         model = arguments.create_model_config()
-    except ValueError:
+    except Exception:  # about something else
         return None
     if arguments.quantization == "online" and getattr(arguments, "quantization_config", None) is None:
         return Problem(FIELD, "online needs options.quantization_config, which names the methods of the layers")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from vllm.config import VllmConfig
 from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
 from vllm.platforms import current_platform
 
@@ -53,6 +54,8 @@ def _method(method: Any, model: Any) -> Iterator[Problem]:
     if method is None:
         if model is None:
             yield Problem(FIELD, "needs a method, or the model that drafts")
+    elif not isinstance(method, str):
+        yield Problem(f"{FIELD}.method", f"must be a name, not {method!r:.100}; it has {', '.join(sorted(methods()))}")
     elif method not in methods():
         yield Problem(f"{FIELD}.method", f"{vllm_name()} has no method {method!r}; {did_you_mean(method, methods())}")
     elif method in _NEEDS_GPU and current_platform.is_cpu():
@@ -62,6 +65,10 @@ def _method(method: Any, model: Any) -> Iterator[Problem]:
 def _draft(chosen: Mapping[str, Any]) -> Iterator[Problem]:
     """The files of a draft model, as far as `model` is a path: names of the hub are looked up by vLLM."""
     method, model = chosen.get("method"), chosen.get("model")
+    if model is not None and not isinstance(model, str):
+        yield Problem(f"{FIELD}.model", f"must be a folder or a hub id, not {model!r:.100}")
+    if not isinstance(method, str | None):
+        return
     if method in _DRAFTS and model is None:
         yield Problem(f"{FIELD}.model", f"is required: the {method} that drafts, a folder or a hub id")
     if not isinstance(model, str) or method not in {None, *_DRAFTS}:
@@ -85,6 +92,9 @@ def _schedule(chosen: Mapping[str, Any]) -> Iterator[Problem]:
     if chosen.get("num_speculative_tokens") is None:
         yield Problem(f"{FIELD}.num_speculative_tokens", "is required: the most tokens of the schedule")
         return
+    if (malformed := _malformed(schedule)) is not None:
+        yield Problem(field, f"{malformed}; it is a list of [first, last, tokens]: [[1, 4, 4], [5, 64, 0]]")
+        return
     from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
     try:
@@ -95,3 +105,24 @@ def _schedule(chosen: Mapping[str, Any]) -> Iterator[Problem]:
     most, allowed = max(tokens for _, _, tokens in ranges), chosen["num_speculative_tokens"]
     if isinstance(allowed, int) and most > allowed:
         yield Problem(field, f"has {most} tokens, more than num_speculative_tokens ({allowed}); raise the latter")
+
+
+def too_many_drafts(config: VllmConfig) -> Iterator[Problem]:
+    """More drafted tokens than a request can have: vLLM reserves memory for all of them."""
+    chosen, context = config.speculative_config, config.model_config.max_model_len
+    if chosen is not None and (chosen.num_speculative_tokens or 0) >= context:
+        yield Problem(
+            f"{FIELD}.num_speculative_tokens",
+            f"is {chosen.num_speculative_tokens}, and a request has at most {context} tokens (max_model_len); 2 to 8"
+            " are usual",
+        )
+
+
+def _malformed(schedule: Any) -> str | None:
+    """What is wrong with the form of a schedule. vLLM would convert numbers, and mention no entry."""
+    if not isinstance(schedule, list):
+        return f"is no list, but {schedule!r:.100}"
+    for entry in schedule:
+        if not isinstance(entry, list | tuple) or len(entry) != 3 or any(type(number) is not int for number in entry):
+            return f"has the entry {entry!r:.100}, which is not three integers"
+    return None

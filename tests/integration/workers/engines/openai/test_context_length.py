@@ -336,6 +336,9 @@ async def test_a_report_is_written_again(
         monkeypatch.setattr("workers.supervision.context_report.AGAIN_S", 0.0)
         await report.report()
         assert await lengths.read([model.context_source, "another"]) == {model.context_source: 4096}
+        info = engine.stats().info
+        assert info is not None
+        assert (info.engine, info.context) == ("openai", 4096)
         assert await redis.ttl(f"hr:context:{model.context_source}") > 0
 
 

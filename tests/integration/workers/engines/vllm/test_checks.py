@@ -128,6 +128,88 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 4, 4], [4, 8, 0]]}},
         rf"m\.{SPECULATION}\.num_speculative_tokens_per_batch_size: .*non-overlapping",
     ),
+    "schedule as text": (
+        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": "1-4:4"}},
+        r"num_speculative_tokens_per_batch_size: is no list, but '1-4:4'; it is a list of \[first, last, tokens\]",
+    ),
+    "entry of a schedule": (
+        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 2, 4], [3, "8", 0]]}},
+        r"has the entry \[3, '8', 0\], which is not three integers",
+    ),
+    "short entry of a schedule": (
+        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 8]]}},
+        r"has the entry \[1, 8\], which is not three integers",
+    ),
+    "empty schedule": (
+        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": []}},
+        r"num_speculative_tokens_per_batch_size: .*must not be empty",
+    ),
+    "schedule without its most tokens": (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens_per_batch_size": [[1, 8, 2]]}},
+        rf"m\.{SPECULATION}\.num_speculative_tokens: is required",
+    ),
+    "method of speculation that is no name": (
+        {"speculative_config": {**NGRAM, "method": ["ngram"]}},
+        rf"m\.{SPECULATION}\.method: must be a name, not \['ngram'\]; it has .*ngram",
+    ),
+    "draft model that is no name": (
+        {"speculative_config": {"model": 5, "num_speculative_tokens": 2}},
+        rf"m\.{SPECULATION}\.model: must be a folder or a hub id, not 5",
+    ),
+    "negative tokens of speculation": (
+        {"speculative_config": {**NGRAM, "num_speculative_tokens": -1}},
+        rf"m\.{SPECULATION}: vLLM refuses it: num_speculative_tokens: Input should be greater than 0",
+    ),
+    "field with another name in vLLM's class": (
+        {"kv_cache_dtype": "fp9"},
+        r"m\.options\.kv_cache_dtype: vLLM refuses it: .*'fp8'",
+    ),
+    "field of a mapping": (
+        {"attention_config": {"flash_attn_versoin": 3}},
+        r"m\.options\.attention_config: vLLM refuses it: .*flash_attn_versoin",
+    ),
+    "field of the settings of structures": (
+        {"structured_outputs_config": {"backnd": "guidance"}},
+        r"m\.options\.structured_outputs_config: vLLM refuses it: .*backnd",
+    ),
+    "another order of jobs": (
+        {"scheduling_policy": "fcfs"},
+        r"m\.options\.scheduling_policy: must not be 'fcfs', because jobs have priorities; omit it",
+    ),
+    "model that generates no text": (
+        {"runner": "pooling"},
+        r"m\.options\.runner: must not be 'pooling', because a worker generates text; omit it",
+    ),
+    "unknown loader": (
+        {"load_format": "safetensor"},
+        r"m\.options\.load_format: 'safetensor' cannot be used: .*not supported",
+    ),
+    "missing tokenizer": ({"tokenizer": "/models/none"}, r"m\.options\.tokenizer: '/models/none' cannot be used: "),
+    "unknown executor": (
+        {"distributed_executor_backend": "no.such.Executor"},
+        r"m\.options\.distributed_executor_backend: 'no.such.Executor' is not the import path of a class or one of mp,",
+    ),
+    "executor without its package": (
+        {"distributed_executor_backend": "ray"},
+        r"m\.options\.distributed_executor_backend: ray needs the Python package ray, which is not installed",
+    ),
+    "unknown class": (
+        {"scheduler_cls": "vllm.NoScheduler"},
+        r"m\.options\.scheduler_cls: 'vllm.NoScheduler' is not the import path of a class: ",
+    ),
+    "option in words": ({"enable_sleep_mode": True}, r"m\.options\.enable_sleep_mode: vLLM refuses it: Sleep mode is"),
+    "type that vLLM does not check": (
+        {"compilation_config": "fast"},
+        r"m\.options\.compilation_config: vLLM refuses it: .*dictionary",
+    ),
+    "more drafts than tokens": (
+        {"speculative_config": {**NGRAM, "num_speculative_tokens": CONTEXT}},
+        rf"m\.{SPECULATION}\.num_speculative_tokens: is {CONTEXT}, and a request has at most {CONTEXT} tokens",
+    ),
+    "cache over the machine's memory": (
+        {"kv_cache_memory_bytes": 1 << 50},
+        r"m\.options\.kv_cache_memory_bytes: needs \d+ GB, and the device has \d+ GB; set it to less than \d+",
+    ),
     "schedule over the limit": (
         {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 8, 6]]}},
         r"has 6 tokens, more than num_speculative_tokens \(4\)",
@@ -155,6 +237,33 @@ def test_a_folder_without_a_model_does_not_draft(tmp_path: Path) -> None:
     assert f"{tmp_path} has no config.json" in message
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/models/none", "there is no folder /models/none; name a folder, a hub id or bundled:NAME"),
+        ("~/model", "~/model: write the whole path; vLLM does not expand ~"),
+        (".", "has no config.json, so it is no model"),
+    ],
+)
+def test_a_path_without_a_model_is_refused(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = refusal(model().model_copy(update={"model": source}))
+    assert found.startswith("models.yaml: m.model: ")
+    assert found.endswith(message)
+
+
+def test_the_option_of_an_error_that_names_none_is_the_one_of_a_wrong_type() -> None:
+    from workers.engines.vllm.checks.refusal import refusal as problems
+
+    options = {"seed": "x", "max_num_seqs": 8, "trust_remote_code": False}
+    (problem,) = problems(options, AttributeError("'str' object has no attribute 'y'"))
+    assert problem.field == "options.seed"
+    assert problem.message.startswith("vLLM does not accept 'x': Input should be a valid integer")
+    assert problems({"seed": 1}, KeyError()) == [("options", "vLLM refuses it: KeyError")]
+
+
 def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     from workers.engines.vllm.checks import parallelism
 
@@ -163,6 +272,9 @@ def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
     (problem,) = parallelism.too_few_devices(options)
     assert problem.message == "needs 4 GPUs, and this machine has 2; use at most 2"
+    (problem,) = parallelism.too_few_devices({"data_parallel_size": 4, "tensor_parallel_size": 2})
+    assert problem == ("options.data_parallel_size", "needs 8 GPUs, and this machine has 2; use at most 2")
+    assert not list(parallelism.too_few_devices({"data_parallel_size": 4, "data_parallel_size_local": 1}))
     assert not list(parallelism.too_few_devices({"tensor_parallel_size": 2}))
     assert not list(parallelism.too_few_devices({**options, "distributed_executor_backend": "ray"}))
 

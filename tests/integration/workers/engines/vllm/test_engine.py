@@ -30,7 +30,7 @@ from shared.domain.request import (
 )
 from shared.prompts.token_counter import TokenCounter
 from tests.support.metrics import worker_metrics
-from tests.support.real_engine import SMOLLM2
+from tests.support.real_engine import CONTEXT, SMOLLM2
 from tests.support.transcripts import choices_of, entries_of, logged_delta
 from workers.engines.base import EngineError, Prior, PromptInfo, Restarted
 from workers.engines.resume import Resume
@@ -523,6 +523,14 @@ async def test_nothing_is_compared_across_fingerprints(engine: Any, name: str) -
 async def test_the_fingerprint_has_the_dtype(engine: Any) -> None:
     assert engine.fingerprint == MODEL.fingerprint, "the model's options name the dtype"
     assert MODEL.with_dtype("bfloat16").fingerprint != engine.fingerprint
+
+
+async def test_what_it_runs_with_is_reported(engine: Any) -> None:
+    info = engine.stats().info
+    assert (info.dtype, info.quantization, info.attention_backend, info.start) == ("float32", None, "CPU_ATTN", "fast")
+    assert (info.context, info.slots, info.fingerprint) == (CONTEXT, 8, engine.fingerprint)
+    assert info.kv_cache.blocks == engine._llm.vllm_config.cache_config.num_gpu_blocks
+    assert info.kv_cache.tokens == engine.prefix_room > CONTEXT
 
 
 async def test_concurrent_requests_do_not_mix(engine: Any) -> None:

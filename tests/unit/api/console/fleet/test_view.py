@@ -13,6 +13,7 @@ from api.console.fleet.store import RunningJobs
 from api.console.fleet.view import FleetView, build_view, entry_text
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
+from shared.domain.engine_info import EngineInfo
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 SPEC = SimulatedModel(name="m", engine="simulated", slots=4)
@@ -35,6 +36,7 @@ def worker(name: str = "w", **values: Any) -> WorkerInfo:
         "lease_expires_at": NOW + timedelta(seconds=5),
         "version": "0.1.0",
         "options": SPEC.summary,
+        "engine_info": None,
         "breaker_since": None,
         "breaker_reason": None,
         "last_error": None,
@@ -80,6 +82,19 @@ def test_why_an_engine_failed_is_for_operators() -> None:
     assert view(failed).models[0].workers[0].problem == "CUDA out of memory"
     (line,) = view(failed, operator=False).models[0].workers
     assert (line.problem, line.options, line.can_drain) == (None, "", False)
+
+
+def test_what_an_engine_runs_with_is_for_operators() -> None:
+    running = worker(engine_info=EngineInfo(engine="vLLM 0.32.0", dtype="bfloat16", start="fast"))
+    (line,) = view(running).models[0].workers
+    assert (line.options, line.engine_info) == ("bfloat16 · eager", running.engine_info)
+    (line,) = view(running, operator=False).models[0].workers
+    assert (line.options, line.engine_info) == ("", None)
+
+
+def test_the_line_of_an_engine_that_runs_no_model_has_the_options_of_its_entry() -> None:
+    running = worker(engine_info=EngineInfo(engine="simulated", slots=4, context=8192))
+    assert view(running).models[0].workers[0].options == "slots 4"
 
 
 def test_an_error_of_the_past_is_not_shown_on_a_worker_that_is_ready() -> None:
