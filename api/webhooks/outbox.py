@@ -364,22 +364,11 @@ class Outbox(Store):
         Their endpoint is disabled, or has failed all the time with others before them. None is due before its event
         happens or is replayed, except test events.
         """
-        names = _targets()
+        # A condition on the index alone: the rows of deliveries that wait are not read.
         overdue = func.now() - seconds(LIFETIME_S + 3600)
-        row = aliased(_ROW, name="waiting")
-        rows = (
-            select(row.id)
-            .where(row.state == _PENDING, row.target == names.c.name, row.due_at < overdue)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .correlate(names)
-            .lateral("overdue")
-        )
-        found = select(rows.c.id).select_from(names).join(rows, true()).where(names.c.due_at < overdue).limit(limit)
+        rows = select(_ROW.id).where(_ROW.state == _PENDING, _ROW.due_at < overdue)
         statement = update(_ROW).values({_ROW.state: "dead", _ROW.ended_at: func.now()})
-        async with self._engine.connect() as connection:
-            changed = await connection.execute(statement.where(_ROW.id.in_(found.scalar_subquery())))
-            return int(changed.rowcount)
+        return await self._portion(statement, rows, limit)
 
     async def delete_ended(self, older_than_s: float, limit: int) -> int:
         """Delete deliveries that ended more than `older_than_s` ago, with their tries."""
