@@ -23,7 +23,8 @@ class Receiver:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        # Cancelled: asyncio would report it as an error of the connection.
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 at = time.time()

@@ -8,14 +8,16 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from shared.domain.field_types import contradiction, unicode_text
-from shared.domain.request_webhook import MAX_URL, RequestWebhook
+from shared.domain.request_webhook import MAX_URL, RequestWebhook, normal_url
 from shared.domain.webhook_events import ALL, OF_JOBS, EventType
 
 MAX_PATTERNS = 32
 
 
 # Whether anything may be sent to it depends on the settings of the installation: `api.webhooks.request_webhooks`.
-WebhookUrl = Annotated[str, Field(min_length=1, max_length=MAX_URL), AfterValidator(unicode_text)]
+WebhookUrl = Annotated[
+    str, Field(min_length=1, max_length=MAX_URL), AfterValidator(unicode_text), AfterValidator(normal_url)
+]
 
 
 def event_patterns(types: Sequence[EventType]) -> Any:

@@ -18,7 +18,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,8 +27,7 @@ import httpcore
 import httpx
 from httpx_secure import httpx_ssrf_protection
 
-from api.webhooks.schedule import TIMEOUT_S
-from shared.domain.version import VERSION
+from api.webhooks.http_client import HttpClient
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -44,8 +42,8 @@ RESOLVED_S = 5.0
 RESOLVER_THREADS = 32
 THREADS_OF_DOMAIN = 4
 _MAX_RESOLVED = 1024
-# How long a connection is kept for the next delivery to the same host: many servers close it after 5 s.
-_KEEP_ALIVE_S = 4.0
+# How long one of several addresses of a host is tried, before the next one is.
+CONNECT_S = 2.0
 
 # The only globally routed unicast addresses of IPv6. All special ones outside of it, such as fec0::/10, are refused.
 _GLOBAL_V6 = IPv6Network("2000::/3")
@@ -211,10 +209,12 @@ class _ResolvingBackend(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError("the host was not found") from error
         failure: Exception = httpcore.ConnectError("the host has no address")
-        for address in addresses:
+        for number, address in enumerate(addresses, 1):
+            # One that drops packets, as IPv6 does where it is not routed, must not take all the time of a try.
+            limit_s = timeout if number == len(addresses) else CONNECT_S
             try:
                 return await self._inner.connect_tcp(
-                    address, port, timeout=timeout, local_address=local_address, socket_options=socket_options
+                    address, port, timeout=limit_s, local_address=local_address, socket_options=socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error  # the next address may work; one that is refused ends the attempt
@@ -224,36 +224,33 @@ class _ResolvingBackend(httpcore.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-@asynccontextmanager
-async def open_client(policy: AddressPolicy, resolve: Resolve = resolve_host) -> AsyncIterator[httpx.AsyncClient]:
-    """The client of webhooks, which connects to allowed addresses only.
-
-    It follows no redirect, keeps no cookies, and knows no proxies or credentials of the environment. A request to a
-    refused address raises `httpx_secure.SSRFProtectionError`, an `httpx.RequestError`. Whoever sends a request limits
-    its time.
-    """
-    certificates = ssl.create_default_context(cafile=certifi.where())
-    certificates.load_default_certs()  # and those that the operator has installed
-    client = httpx.AsyncClient(
-        trust_env=False,
-        follow_redirects=False,
-        # Cookies would be sent to all receivers of a host, whosever they are, and be kept without limit.
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        verify=certificates,
-        timeout=2 * TIMEOUT_S,  # of each step
-        limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
-        headers={"user-agent": f"Headrace/{VERSION}", "accept": "*/*", "accept-encoding": "identity"},
-    )
+def _guarded(policy: AddressPolicy, tls: ssl.SSLContext) -> httpcore.AsyncNetworkBackend:
+    """A backend that connects to allowed addresses only, and is given addresses only."""
+    client = httpx.AsyncClient(trust_env=False, verify=tls)
     httpx_ssrf_protection(
         client,
         check_globally_reachable=False,  # the policy checks it, and has exceptions
         custom_validator=lambda _host, address, _port: policy.allows(address),
     )
+    # `httpx_secure` guards the connections of a client; this is where it does, and all that is used of the client.
+    pool: Any = client._transport._pool  # type: ignore[attr-defined]
+    backend: httpcore.AsyncNetworkBackend = pool._network_backend
+    return backend
+
+
+@asynccontextmanager
+async def open_client(policy: AddressPolicy, resolve: Resolve = resolve_host) -> AsyncIterator[HttpClient]:
+    """The client of webhooks, which connects to allowed addresses only.
+
+    A request to a refused address raises `httpx_secure.SSRFProtectionError`.
+    """
+    certificates = ssl.create_default_context(cafile=certifi.where())
+    certificates.load_default_certs()  # and those that the operator has installed
+    certificates.set_alpn_protocols(["http/1.1"])
     resolver = Resolver(resolve)
-    pool: Any = client._transport._pool  # type: ignore[attr-defined] # as httpx_secure; httpx has no other way
-    pool._network_backend = _ResolvingBackend(pool._network_backend, resolver)
+    client = HttpClient(_ResolvingBackend(_guarded(policy, certificates), resolver), certificates)
     try:
-        async with client:
-            yield client
+        yield client
     finally:
+        await client.aclose()
         resolver.close()

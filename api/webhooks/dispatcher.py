@@ -2,8 +2,10 @@
 
 A dispatcher leases deliveries that are due, a few of each target (an endpoint, or the host of a request's own URL), and
 tries them at a limited concurrency per target. So a target that is slow or dead has its few places, and delays no
-other. A delivery is written as delivered after the receiver has answered: if the process is lost in between, it is
-delivered again with the same `webhook-id`.
+other; one that answers gets more places while more deliveries wait for it.
+
+A delivery is written as delivered after the receiver has answered: if the process is lost in between, it is delivered
+again with the same `webhook-id`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from api.webhooks.outbox import DueDelivery, Outbox, TryOutcome, is_url
-from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY, TIMEOUT_S, breaker_pause_s
+from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY, MAX_CONCURRENCY, TIMEOUT_S, breaker_pause_s
 from api.webhooks.sender import ANSWER_S, Sender, TryResult
-from shared.postgres.group_commit import GroupCommit
 from shared.runtime.aio import cancel_and_wait, wait_for_event
 from shared.runtime.outages import is_database_outage
 from shared.runtime.periodic import run_periodically
@@ -27,8 +28,8 @@ from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# Deliveries of a target that a process holds at most, and the number at which it leases more.
-HELD, LOW = 16, 8
+# Deliveries of a target that a process holds at most, and the number at which it leases more: for each of its places.
+HELD_PER_PLACE, LOW_PER_PLACE = 4, 2
 # Deliveries that a process holds at most, of all targets, with outcomes that are not written yet; and those of the
 # hosts of requests' own URLs: a client can name any number of hosts, which must not keep endpoints waiting.
 MAX_HELD = 512
@@ -45,16 +46,17 @@ REST = 4.0
 STATE_S = 10.0
 # How long open requests may continue when the process stops. `Supervisor.stop` waits a little longer.
 STOP_S = 3.0
-# Outcomes that become known within this time are written together.
+# Outcomes that become known within this time are written together, and so many statements write at the same time.
 GATHER_S = 0.03
+WRITERS = 2
 # Pauses between the tries to write an outcome during an outage of the database. Then the delivery is repeated.
 WRITE_PAUSES_S = (0.2, 1.0, 3.0)
 # What is held is begun early enough for its outcome to be written before its lease ends.
 BEGIN_S = LEASE_S - TIMEOUT_S - ANSWER_S - sum(WRITE_PAUSES_S) - 1
 # How long the breaker of an endpoint holds in this process: until the database has it, where clients can reset it.
 HOLD_S = 2.0
-# Hosts whose failures are remembered.
-_MAX_FAILING = 10_000
+# Targets whose answers are remembered.
+_MAX_STANDINGS = 10_000
 
 # Retention of ended deliveries: between two sweeps, rows per statement, and between two statements.
 SWEEP_S = 60.0
@@ -76,12 +78,23 @@ class _Target:
         return len(self.waiting) + len(self.open)
 
 
-@dataclass(slots=True)
-class _Failing:
-    """A target that has failed so many times in a row, and until when it is left alone, by the monotonic clock."""
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How a target has answered: its failures in a row; until when it is left alone, by the monotonic clock; and how
+    many of its deliveries are tried at the same time."""
 
     failures: int = 0
     open_until: float = 0.0
+    places: int = CONCURRENCY
+
+    @property
+    def fails(self) -> bool:
+        return self.failures >= BREAKER_THRESHOLD
+
+
+_NEW = _Standing()
+# What is leased of a target that nothing is known of.
+_SHARE = (HELD_PER_PLACE - LOW_PER_PLACE) * CONCURRENCY
 
 
 class Dispatcher:
@@ -97,10 +110,11 @@ class Dispatcher:
         # What is written in the background: outcomes, and leases that are given back.
         self._writing: set[asyncio.Task[None]] = set()
         # The breakers of endpoints are in the database, too: here they hold until it has them.
-        self._failing: dict[str, _Failing] = {}
-        self._write = GroupCommit(outbox.finish)
-        # Ends when outcomes have been gathered for long enough.
-        self._gathering: asyncio.Future[None] | None = None
+        self._standings: dict[str, _Standing] = {}
+        # Outcomes that a task will write; and the number of all that are not written yet.
+        self._outcomes: list[TryOutcome] = []
+        self._unwritten = 0
+        self._writers = asyncio.Semaphore(WRITERS)
         self._wake = asyncio.Event()
         self._pause_s = IDLE_S
         self._in_use = True
@@ -130,15 +144,15 @@ class Dispatcher:
             self._in_use, self._state_at = state.in_use, began
             self._metrics.webhooks_pending.set(state.pending)
         # While outcomes cannot be written, no further ones are caused.
-        room = MAX_HELD - len(self._writing) - sum(target.held for target in self._targets.values())
-        found = []
+        room = MAX_HELD - self._unwritten - sum(target.held for target in self._targets.values())
+        found: list[DueDelivery] = []
+        shares: dict[str, int] = {}
         if room > 0:
             of_urls = sum(target.held for name, target in self._targets.items() if is_url(name))
-            blocked = [name for name, target in self._targets.items() if target.held > LOW]
-            blocked += [name for name, one in self._failing.items() if one.open_until > began]
+            shares = {name: self._share(name, began) for name in {**self._targets, **self._standings}}
             found = await self._outbox.claim(
-                blocked=blocked,
-                per_target=HELD - LOW,
+                shares={name: share for name, share in shares.items() if share != _SHARE},
+                share=_SHARE,
                 room=min(room, MAX_LEASED),
                 lease_s=LEASE_S,
                 urls=of_urls < MAX_HELD_OF_URLS,
@@ -149,19 +163,28 @@ class Dispatcher:
             target = self._targets.setdefault(delivery.target, _Target())
             target.waiting.append((delivery, began + BEGIN_S))
         for name, count in Counter(delivery.target for delivery in found).items():
-            self._targets[name].more = count == HELD - LOW
+            self._targets[name].more = count >= shares.get(name, _SHARE)
             self._start(name)
-        if found:
+        if found or room <= 0:
             self._in_use = True
             self._pause_s = BUSY_S
         else:
             self._pause_s = min(self._pause_s * 1.5, IDLE_S if self._in_use else UNUSED_S)
         return max(self._pause_s, REST * took_s)
 
+    def _share(self, name: str, now: float) -> int:
+        """How many deliveries of a target are leased next; 0: none."""
+        standing = self._standings.get(name, _NEW)
+        target = self._targets.get(name)
+        held = 0 if target is None else target.held
+        is_full = held > LOW_PER_PLACE * standing.places or standing.open_until > now
+        return 0 if is_full else (HELD_PER_PLACE - LOW_PER_PLACE) * standing.places
+
     def _start(self, name: str) -> None:
         """Try deliveries of a target while it has places."""
         target = self._targets[name]
-        places = 1 if self._is_failing(name) else CONCURRENCY
+        standing = self._standings.get(name, _NEW)
+        places = 1 if standing.fails else standing.places
         if target.waiting and time.monotonic() > target.waiting[0][1]:
             # Leases could end while they are tried.
             self._give_back(target)
@@ -180,7 +203,7 @@ class Dispatcher:
             return
         if (error := task.exception()) is not None:
             logger.error("a webhook's try ended unexpectedly", exc_info=error)
-        if target.more and target.held <= LOW:
+        if target.more and target.held <= LOW_PER_PLACE * self._standings.get(name, _NEW).places:
             target.more = False
             self._wake.set()
         self._start(name)
@@ -198,17 +221,51 @@ class Dispatcher:
             self._metrics.webhook_lag.observe(delivery.age_s + time.monotonic() - began)
         self._metrics.webhook_tries.labels(result.value).inc()
         self._note(delivery.target, failed=result is not TryResult.OK)
-        self._in_background(self._conclude(outcome))
+        self._unwritten += 1
+        self._outcomes.append(outcome)
+        if len(self._outcomes) == 1:
+            self._in_background(self._write())
 
-    async def _conclude(self, outcome: TryOutcome) -> None:
-        """Write an outcome, and report how its delivery has ended. The next delivery does not wait for this."""
+    async def _write(self) -> None:
+        """Write the outcomes that are gathered meanwhile. The next deliveries do not wait for this."""
+        await asyncio.sleep(GATHER_S)
+        outcomes: list[TryOutcome] = []
+        written = None
+        try:
+            for pause_s in (0.0, *WRITE_PAUSES_S):
+                await asyncio.sleep(pause_s)
+                async with self._writers:
+                    if not outcomes:
+                        outcomes, self._outcomes = self._outcomes, []
+                    written = await self._try_to_write(outcomes)
+                if written is not None:
+                    break
+        finally:
+            self._unwritten -= len(outcomes)
+        if written is None:
+            logger.warning("%d tries of webhooks cannot be written, and will be repeated", len(outcomes))
+            return
+        for outcome, is_written in zip(outcomes, written, strict=True):
+            self._report(outcome, is_written)
+
+    async def _try_to_write(self, outcomes: Sequence[TryOutcome]) -> list[bool] | None:
+        """Write outcomes. False: another process has leased the delivery since. None: the database is unavailable."""
+        try:
+            return await self._outbox.finish(outcomes)
+        except Exception as error:
+            if is_database_outage(error):
+                logger.warning("the outcomes of webhooks cannot be written: %s", error)
+                return None
+            if len(outcomes) == 1:
+                logger.exception("delivery=%d its try cannot be written", outcomes[0].delivery.id)
+                return [False]
+            logger.warning("%d outcomes of webhooks cannot be written together: %s", len(outcomes), error)
+        each = [await self._try_to_write([outcome]) for outcome in outcomes]
+        return [bool(written and written[0]) for written in each]
+
+    def _report(self, outcome: TryOutcome, is_written: bool) -> None:
         delivery = outcome.delivery
-        if self._gathering is None or self._gathering.done():
-            loop = asyncio.get_running_loop()
-            self._gathering = loop.create_future()
-            loop.call_later(GATHER_S, self._gathering.set_result, None)
-        await asyncio.shield(self._gathering)
-        if await self._written(outcome) and outcome.state != "pending":
+        if is_written and outcome.state != "pending":
             self._metrics.webhook_deliveries.labels(outcome.state).inc()
             if outcome.state == "dead":
                 logger.warning(
@@ -218,38 +275,30 @@ class Dispatcher:
         if outcome.gone and delivery.endpoint_id is not None:
             logger.warning("endpoint=%s was disabled: it has answered 410", delivery.endpoint_id)
 
-    async def _written(self, outcome: TryOutcome) -> bool:
-        """Write an outcome. False: the delivery will be repeated, or another process has written it."""
-        for pause_s in (*WRITE_PAUSES_S, None):
-            try:
-                return await self._write(outcome)
-            except Exception as error:
-                if not is_database_outage(error):
-                    raise
-                if pause_s is None:
-                    logger.warning("delivery=%d its try cannot be written: %s", outcome.delivery.id, error)
-                    return False
-                await asyncio.sleep(pause_s)
-        return False
-
-    def _is_failing(self, name: str) -> bool:
-        return name in self._failing and self._failing[name].failures >= BREAKER_THRESHOLD
-
     def _note(self, name: str, *, failed: bool) -> None:
-        """Count a target's failures in a row. With too many, what waits for it is given back."""
+        """Remember how a target has answered. After too many failures, what waits for it is given back."""
+        target = self._targets.get(name)
+        standing = self._standings.get(name)
         if not failed:
-            self._failing.pop(name, None)
+            places = CONCURRENCY if standing is None else standing.places
+            if target is not None and target.waiting:
+                places = min(places + 1, MAX_CONCURRENCY)
+            if places > CONCURRENCY:
+                self._remember(name, _Standing(places=places))
+            else:
+                self._standings.pop(name, None)
             return
-        if len(self._failing) >= _MAX_FAILING and name not in self._failing:
-            self._failing.clear()
-        one = self._failing.setdefault(name, _Failing())
-        one.failures += 1
-        pause_s = breaker_pause_s(one.failures)
-        if not pause_s:
-            return
-        one.open_until = time.monotonic() + (pause_s if is_url(name) else HOLD_S)
-        if (target := self._targets.get(name)) is not None:
+        failures = 1 if standing is None else standing.failures + 1
+        pause_s = breaker_pause_s(failures)
+        open_until = time.monotonic() + (pause_s if is_url(name) else HOLD_S) if pause_s else 0.0
+        self._remember(name, _Standing(failures, open_until))
+        if pause_s and target is not None:
             self._give_back(target)
+
+    def _remember(self, name: str, standing: _Standing) -> None:
+        if len(self._standings) >= _MAX_STANDINGS and name not in self._standings:
+            self._standings.clear()
+        self._standings[name] = standing
 
     def _give_back(self, *targets: _Target) -> None:
         """Release what waits for these targets, in a task of its own."""
@@ -298,7 +347,7 @@ class Dispatcher:
         """End what nothing tries any more, and delete what is old or has no endpoint any more."""
         if buried := await _all(self._outbox.bury):
             self._metrics.webhook_deliveries.labels("dead").inc(buried)
-            logger.warning("%d webhooks are dead: their endpoints were disabled for 72 hours", buried)
+            logger.warning("%d webhooks are dead: for 72 hours, their endpoints were disabled or failed", buried)
         await _all(self._outbox.delete_orphans)
         if self._retention_s:
             await _all(lambda limit: self._outbox.delete_ended(self._retention_s, limit))

@@ -6,13 +6,14 @@ the lease, so a process whose lease has ended writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     Double,
@@ -32,6 +33,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
@@ -41,6 +43,8 @@ from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, Store, seconds
 from shared.postgres.tables import JobRow, ProjectRow
 from shared.postgres.webhook_tables import WebhookDeliveryRow, WebhookEndpointRow, WebhookTryRow
+
+logger = logging.getLogger(__name__)
 
 # Why an endpoint is disabled that has answered 410.
 GONE = "gone"
@@ -102,22 +106,43 @@ def is_url(target: str) -> bool:
     return "://" in target
 
 
+def _targets() -> Any:
+    """The targets of pending deliveries, each with the time at which its first one is due, or was.
+
+    One look-up in the index for each: however many deliveries wait for one of them, they do not delay the others.
+    """
+    targets = _first(None).cte("targets", recursive=True)
+    previous = aliased(targets)
+    after = _first(previous.c.name).lateral("next_target")
+    return targets.union_all(select(after.c.name, after.c.due_at).select_from(previous).join(after, true()))
+
+
+def _first(after: Any) -> Any:
+    row = aliased(_ROW)
+    found = select(row.target.label("name"), row.due_at).where(row.state == _PENDING)
+    if after is not None:
+        found = found.where(row.target > after)
+    return found.order_by(row.target, row.due_at).limit(_ONE)
+
+
 def _claim() -> Prepared:
     """Lease deliveries that are due, those of each target in their order."""
-    # The targets of pending deliveries, one look-up in the index for each: however many deliveries wait for one of
-    # them, they do not delay the others.
-    first = select(_next_target().label("name")).cte("targets", recursive=True)
-    previous = aliased(first)
-    names = first.union_all(select(_next_target(previous.c.name)).where(previous.c.name.is_not(None)))
+    names = _targets()
     endpoint = WebhookEndpointRow
+    # Read once, and searched for each target.
+    shares = select(sql_cast(bindparam("shares", type_=Text), JSONB)).scalar_subquery()
+    share = func.coalesce(
+        sql_cast(func.jsonb_object_field_text(shares, names.c.name, type_=Text), Integer),
+        bindparam("share", type_=Integer),
+    )
     # In an order of chance: if there is no room for all, it is not always the same ones that wait.
     targets = (
-        select(names.c.name, endpoint.failures)
+        select(names.c.name, endpoint.failures, share.label("share"))
         .select_from(names)
         .outerjoin(endpoint, endpoint.id == names.c.name)
         .where(
-            names.c.name.is_not(None),
-            names.c.name != func.all(bindparam("blocked", type_=ARRAY(Text))),
+            names.c.due_at <= func.now(),
+            share > literal_column("0"),
             or_(
                 and_(names.c.name.like(literal_column("'%://%'", Text)), bindparam("urls", type_=Boolean)),
                 and_(
@@ -131,13 +156,12 @@ def _claim() -> Prepared:
         .subquery("open_targets")
     )
     row = aliased(_ROW, name="waiting")
-    per_target: Any = bindparam("per_target", type_=Integer)
     due = (
         select(row.id)
         .where(row.state == _PENDING, row.target == targets.c.name, row.due_at <= func.now())
         .order_by(row.due_at)
         # After a pause, one delivery shows whether the endpoint works again.
-        .limit(case((targets.c.failures >= literal_column(str(BREAKER_THRESHOLD)), _ONE), else_=per_target))
+        .limit(case((targets.c.failures >= literal_column(str(BREAKER_THRESHOLD)), _ONE), else_=targets.c.share))
         .with_for_update(skip_locked=True)
         .correlate(targets)
         .lateral("due")
@@ -172,14 +196,6 @@ def _claim() -> Prepared:
         .outerjoin(ProjectRow, and_(ProjectRow.id == leased.c.project_id, leased.c.endpoint_id.is_(None)))
         .order_by(leased.c.id)
     )
-
-
-def _next_target(after: Any = None) -> Any:
-    row = aliased(_ROW)
-    found = select(row.target).where(row.state == _PENDING).order_by(row.target).limit(_ONE)
-    if after is not None:
-        found = found.where(row.target > after).correlate_except(row)
-    return found.scalar_subquery()
 
 
 _OUTCOMES = Records(
@@ -301,15 +317,15 @@ class Outbox(Store):
     """The deliveries of all projects, as the dispatcher sees them."""
 
     async def claim(
-        self, *, blocked: Collection[str], per_target: int, room: int, lease_s: float, urls: bool = True
+        self, *, shares: Mapping[str, int], share: int, room: int, lease_s: float, urls: bool = True
     ) -> list[DueDelivery]:
-        """Lease deliveries that are due: at most `room`, and `per_target` of each target, none of those `blocked`.
+        """Lease deliveries that are due: at most `room`; of each target its number in `shares`, or else `share`.
 
         `urls`: also those to the URLs that requests name.
         """
         parameters = {
-            "blocked": list(blocked),
-            "per_target": per_target,
+            "shares": orjson.dumps(shares).decode(),
+            "share": share,
             "room": room,
             "lease_s": lease_s,
             "urls": urls,
@@ -343,11 +359,14 @@ class Outbox(Store):
     # Upkeep, in portions. Each returns the number of rows.
 
     async def bury(self, limit: int) -> int:
-        """End pending deliveries that nothing tries any more, because their endpoint stays disabled."""
-        overdue = seconds(LIFETIME_S + 3600)
-        rows = select(_ROW.id).where(
-            _ROW.state == _PENDING, _ROW.due_at < func.now() - seconds(3600), _ROW.created_at < func.now() - overdue
-        )
+        """End pending deliveries that nothing has tried in the whole time for which deliveries are tried.
+
+        Their endpoint is disabled, or has failed all the time with others before them. None is due before its event
+        happens or is replayed, except test events.
+        """
+        # A condition on the index alone: the rows of deliveries that wait are not read.
+        overdue = func.now() - seconds(LIFETIME_S + 3600)
+        rows = select(_ROW.id).where(_ROW.state == _PENDING, _ROW.due_at < overdue)
         statement = update(_ROW).values({_ROW.state: "dead", _ROW.ended_at: func.now()})
         return await self._portion(statement, rows, limit)
 
@@ -383,7 +402,13 @@ def _next_endpoint(after: Any = None) -> Any:
 
 def _delivery(row: Any) -> DueDelivery:
     values = {name: getattr(row, name) for name in DueDelivery.__dataclass_fields__ if name != "secrets"}
-    return DueDelivery(**values, secrets=read_secrets(row.secrets or ()))
+    try:
+        secrets = read_secrets(row.secrets or ())
+    except (LookupError, TypeError, ValueError):
+        # Nothing is sent without a secret. The others that were leased with it are.
+        logger.error("endpoint=%s project=%d its secrets cannot be read", row.endpoint_id or "-", row.project_id)
+        secrets = ()
+    return DueDelivery(**values, secrets=secrets)
 
 
 def _record(outcome: TryOutcome) -> dict[str, Any]:

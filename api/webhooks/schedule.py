@@ -8,8 +8,8 @@ from email.utils import parsedate_to_datetime
 
 # A try takes at most this long, from the look-up of the host to the end of the response's headers.
 TIMEOUT_S = 10.0
-# Open requests of one process to one endpoint, or one host.
-CONCURRENCY = 4
+# Open requests of one process to one endpoint, or one host; and after successes, while more deliveries wait.
+CONCURRENCY, MAX_CONCURRENCY = 4, 16
 # Until the first retry, and at most between two. Each pause is this many times as long as the one before.
 FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 12 * 3600.0

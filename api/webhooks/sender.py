@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 
-import httpx
+import httpcore
 import orjson
 from httpx_secure import SSRFProtectionError
 from standardwebhooks import Webhook
 
 from api.webhooks.address_guard import AddressPolicy, RefusedUrl
+from api.webhooks.http_client import Answer, BadAnswer, Destination, HttpClient
 from api.webhooks.outbox import DueDelivery, TryOutcome
 from api.webhooks.schedule import LIFETIME_S, TIMEOUT_S, retry_after_s, retry_pause_s
 from api.webhooks.secrets import Secret
@@ -29,9 +30,10 @@ ReadObject = Callable[[str, int], Awaitable[bytes | None]]
 
 # An event with a larger object, or with one that cannot be read, is sent with its id only.
 MAX_OBJECT_BYTES = 1024 * 1024
-# What is read of a response, so that its connection can be used again, and for how long. It is not stored.
-MAX_ANSWER_BYTES = 64 * 1024
+# How long the body of a response is read, so that its connection can be used again. It is not stored.
 ANSWER_S = 1.0
+# URLs whose check is remembered.
+_MAX_DESTINATIONS = 1024
 # Statuses whose `Retry-After` is honoured.
 _BUSY = (429, 503)
 GONE = 410
@@ -53,20 +55,23 @@ class Sender:
     """Sends deliveries. It keeps nothing of the responses but their status."""
 
     def __init__(
-        self, client: httpx.AsyncClient, policy: AddressPolicy, objects: Mapping[str, ReadObject] | None = None
+        self, client: HttpClient, policy: AddressPolicy, objects: Mapping[str, ReadObject] | None = None
     ) -> None:
         """`objects`: by groups of event types, how the objects of `full` events are read."""
         self._client = client
-        self._policy = policy
         self._objects = objects or {}
+        self._destination = lru_cache(_MAX_DESTINATIONS)(lambda url: Destination.of(policy.check_url(url)))
 
     async def send(self, delivery: DueDelivery) -> tuple[TryOutcome, TryResult]:
-        """Try a delivery once. An outage of the database is raised; whatever happens to the request is an outcome."""
-        content = await self._content(delivery)
+        """Try a delivery once. An outage of the database is raised; whatever else happens is an outcome."""
+        found = await self._object(delivery)
         began = time.monotonic()
         status, error, busy_s = None, None, None
         try:
-            status, busy_s = await self._post(delivery, content)
+            answer = await self._post(delivery, _content(delivery, found))
+            status = answer.status
+            if status in _BUSY:
+                busy_s = retry_after_s(answer.retry_after, datetime.now(UTC))
             result, error = _of_status(status)
         except TimeoutError:
             result, error = TryResult.TIMEOUT, f"no answer within {TIMEOUT_S:g} s"
@@ -75,7 +80,7 @@ class Sender:
         except SSRFProtectionError:
             # Without the address, which would tell what internal names resolve to.
             result, error = TryResult.FORBIDDEN, "the host has an address that is not public"
-        except httpx.HTTPError as failure:
+        except (httpcore.NetworkError, httpcore.TimeoutException, BadAnswer) as failure:
             result, error = TryResult.UNREACHABLE, _describe(failure)
         except Exception as failure:  # a fault of this try must not end the dispatcher, and with it the process
             logger.warning("delivery=%d cannot be sent", delivery.id, exc_info=failure)
@@ -83,44 +88,40 @@ class Sender:
         duration_ms = round((time.monotonic() - began) * 1000)
         return _outcome(delivery, result, status, error, duration_ms, busy_s), result
 
-    async def _content(self, delivery: DueDelivery) -> bytes:
-        """The exact bytes of the body."""
-        body = event_body(delivery.event_id, delivery.type, delivery.created_at, delivery.object_id, delivery.data)
+    async def _object(self, delivery: DueDelivery) -> bytes | None:
+        """The object of a `full` event, as JSON. None: the event is sent with its id only."""
         read = self._objects.get(group_of(delivery.type)) if delivery.full else None
-        if read is not None:
-            try:
-                found = await read(delivery.object_id, delivery.project_id)
-            except Exception as error:
-                if is_database_outage(error):
-                    raise
-                # Without an outcome, it would be tried forever.
-                logger.warning("delivery=%d is sent without its object", delivery.id, exc_info=error)
-                found = None
-            if found is not None and len(found) <= MAX_OBJECT_BYTES:
-                body["data"] = orjson.Fragment(found)
-        return orjson.dumps(body)
+        if read is None:
+            return None
+        try:
+            found = await read(delivery.object_id, delivery.project_id)
+        except Exception as error:
+            # Without an outcome, it is tried again when its lease ends: not forever, if it is always this object that
+            # cannot be read.
+            if is_database_outage(error) and delivery.age_s < LIFETIME_S:
+                raise
+            logger.warning("delivery=%d is sent without its object", delivery.id, exc_info=error)
+            return None
+        return found if found is not None and len(found) <= MAX_OBJECT_BYTES else None
 
-    async def _post(self, delivery: DueDelivery, content: bytes) -> tuple[int, float | None]:
-        """Send the request. Returns the status, and the seconds that the receiver asks to wait for.
+    async def _post(self, delivery: DueDelivery, content: bytes) -> Answer:
+        """Send the request.
 
         Raises:
             RefusedUrl, SSRFProtectionError: nothing was sent.
-            TimeoutError, httpx.HTTPError: there was no answer.
+            TimeoutError, httpcore.NetworkError, BadAnswer: there was no answer.
         """
-        url = self._policy.check_url(delivery.url)
-        headers = {"content-type": "application/json", **signed(delivery.event_id, content, delivery.secrets)}
-        request = self._client.build_request("POST", url, content=content, headers=headers)
-        # One limit for all of it: one for each step lets a receiver delay each step anew.
-        async with asyncio.timeout(TIMEOUT_S):
-            response = await self._client.send(request, stream=True, follow_redirects=False)
-        try:
-            busy_s = None
-            if response.status_code in _BUSY:
-                busy_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
-            await _discard(response)
-        finally:
-            await response.aclose()
-        return response.status_code, busy_s
+        to = self._destination(delivery.url)
+        headers = signed(delivery.event_id, content, delivery.secrets)
+        return await self._client.post(to, headers, content, timeout_s=TIMEOUT_S, answer_s=ANSWER_S)
+
+
+def _content(delivery: DueDelivery, found: bytes | None) -> bytes:
+    """The exact bytes of the body, with the object that was found."""
+    body = event_body(delivery.event_id, delivery.type, delivery.created_at, delivery.object_id, delivery.data)
+    if found is not None:
+        body["data"] = orjson.Fragment(found)
+    return orjson.dumps(body)
 
 
 def signed(event_id: str, content: bytes, secrets: tuple[Secret, ...]) -> dict[str, str]:
@@ -141,19 +142,6 @@ def signed(event_id: str, content: bytes, secrets: tuple[Secret, ...]) -> dict[s
     }
 
 
-async def _discard(response: httpx.Response) -> None:
-    """Read a short body to its end. The status decides, so nothing that happens here matters."""
-    size = 0
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            async for chunk in response.aiter_raw():
-                size += len(chunk)
-                if size > MAX_ANSWER_BYTES:
-                    return
-    except (httpx.HTTPError, TimeoutError):
-        return
-
-
 def _of_status(status: int) -> tuple[TryResult, str | None]:
     if 200 <= status < 300:
         return TryResult.OK, None
@@ -164,7 +152,7 @@ def _of_status(status: int) -> tuple[TryResult, str | None]:
     return (TryResult.REFUSED if status < 500 else TryResult.FAILED), f"answered {status}"
 
 
-def _describe(failure: httpx.HTTPError) -> str:
+def _describe(failure: Exception) -> str:
     """An error in a few words, without the URL and without what the receiver has sent."""
     cause: BaseException | None = failure
     while cause is not None:
@@ -173,7 +161,7 @@ def _describe(failure: httpx.HTTPError) -> str:
         if isinstance(cause, ssl.SSLError):
             return "the TLS handshake failed"
         cause = cause.__cause__ or cause.__context__
-    if isinstance(failure, httpx.ConnectError):
+    if isinstance(failure, (httpcore.ConnectError, httpcore.ConnectTimeout)):
         return "the host was not found, or refused the connection"
     return "the connection was closed before an answer, or the answer was not HTTP"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 MAX_URL = 2048
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,22 @@ class RequestWebhook:
     def stored(self) -> dict[str, Any]:
         """The value of the column `webhook` of jobs and batches."""
         return {"url": self.url, "events": None if self.events is None else list(self.events)}
+
+
+def normal_url(url: str) -> str:
+    """A URL with its scheme and host in lower case, and without the default port.
+
+    Deliveries to a host share a queue and its limits: whoever writes the host in several ways gets no more of them.
+    What is not a URL is returned as it is.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme.isalpha():
+        return url
+    scheme = scheme.lower()
+    authority = re.match("[^/?#]*", rest)
+    assert authority is not None
+    host = authority[0].lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
+    return scheme + separator + host + rest[authority.end() :]
 
 
 def public_url(url: str) -> str:

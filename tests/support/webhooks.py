@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any
 
+import httpx
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.webhooks.address_guard import AddressPolicy
+from api.webhooks.http_client import Destination, HttpClient
 from api.webhooks.outbox import DueDelivery
 from api.webhooks.secrets import Secret, new_secret, to_stored
 from shared.domain.ids import new_id
@@ -93,6 +95,7 @@ class Receiver:
     answer: Answer = field(default_factory=lambda: status(200))
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
+    closed: int = 0
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
@@ -104,6 +107,11 @@ class Receiver:
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.requests) >= count)
         return self.requests
+
+    async def wait_closed(self, count: int) -> None:
+        """Wait until so many connections are closed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.closed >= count)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
@@ -125,6 +133,9 @@ class Receiver:
             return
         finally:
             writer.close()
+            async with self._changed:
+                self.closed += 1
+                self._changed.notify_all()
 
 
 @asynccontextmanager
@@ -151,6 +162,12 @@ async def receiving(
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def post(client: HttpClient, url: str) -> int:
+    """Send a request to a URL that is not checked; return the status of the response."""
+    answer = await client.post(Destination.of(httpx.URL(url)), {}, b"{}", timeout_s=10, answer_s=1)
+    return answer.status
 
 
 def delivery(url: str, **changes: Any) -> DueDelivery:

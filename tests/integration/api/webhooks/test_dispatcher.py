@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -17,11 +18,11 @@ from standardwebhooks import Webhook
 
 from api.webhooks.address_guard import open_client
 from api.webhooks.delivery_store import DeliveryStore
-from api.webhooks.dispatcher import HELD, Dispatcher
-from api.webhooks.outbox import Outbox, TryOutcome
-from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY
+from api.webhooks.dispatcher import HELD_PER_PLACE, Dispatcher
+from api.webhooks.outbox import DueDelivery, Outbox, TryOutcome
+from api.webhooks.schedule import BREAKER_THRESHOLD, CONCURRENCY, MAX_CONCURRENCY
 from api.webhooks.secrets import Secret, to_stored
-from api.webhooks.sender import Sender
+from api.webhooks.sender import Sender, TryResult
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -43,6 +44,9 @@ from tests.support.webhooks import (
     status,
     tries,
 )
+
+# Deliveries of a new target that a process holds at most.
+HELD = HELD_PER_PLACE * CONCURRENCY
 
 
 @pytest.fixture
@@ -132,6 +136,20 @@ async def test_a_requests_own_url_is_signed_with_the_projects_secret(
         await outbox.wait(1)
     (request,) = receiver.requests
     assert Webhook(SECRET).verify(request.body, request.headers)["type"] == "job.completed"
+
+
+async def test_an_endpoint_whose_secrets_cannot_be_read_does_not_keep_others_from_their_events(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    async with receiving() as receiver, dispatching(database, metrics, outbox):
+        broken = await add_endpoint(database, owner.project_id, receiver.url, secrets=[{"key": "x"}, "y"])
+        works = await add_endpoint(database, owner.project_id, receiver.url)
+        for endpoint in (broken, works):
+            await add_delivery(database, owner.project_id, 1, endpoint_id=endpoint)
+        found = {one.delivery.endpoint_id: one for one in await outbox.wait(2)}
+    assert found[broken].error == "the URL has no secret that signs its requests"
+    assert found[works].state == "delivered"
+    assert len(receiver.requests) == 1
 
 
 async def test_a_failed_try_is_repeated_with_the_same_id(
@@ -226,7 +244,7 @@ async def test_an_endpoint_that_fails_is_left_alone(
         # After the pause, one delivery is tried; it succeeds, and the others follow.
         receiver.answer = status(200)
         await sql(database, "UPDATE webhook_endpoints SET open_until = now()")
-        dispatcher._failing[endpoint].open_until = 0.0
+        dispatcher._standings[endpoint] = replace(dispatcher._standings[endpoint], open_until=0.0)
         await dispatcher.look()
         await _drained(dispatcher)
         assert len(receiver.requests) == asked + 1
@@ -300,6 +318,57 @@ async def test_a_test_event_waits_neither_for_others_nor_for_the_breaker(
     assert (await endpoint_row(database, endpoint)).failures == 0
 
 
+async def test_an_endpoint_that_answers_gets_more_places_until_it_fails(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    answered, failing = 100, asyncio.Event()
+
+    async def answer(request: Any, writer: asyncio.StreamWriter) -> bool:
+        if len(receiver.requests) <= answered:
+            return await status(200)(request, writer)
+        await failing.wait()
+        return await status(500)(request, writer)
+
+    async with receiving(answer) as receiver:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        async with database.begin() as connection:
+            await connection.execute(
+                text(
+                    "INSERT INTO webhook_deliveries (event_id, project_id, endpoint_id, type, object_id)"
+                    " SELECT 'evt_' || n, :project, :endpoint, 'job.completed', 'job_1' FROM generate_series(1, 300) n"
+                ),
+                {"project": owner.project_id, "endpoint": endpoint},
+            )
+        async with dispatching(database, metrics, outbox) as dispatcher:
+            await receiver.wait(answered + MAX_CONCURRENCY)
+            assert len(_open(dispatcher)) == MAX_CONCURRENCY
+            failing.set()
+            await outbox.wait(answered + MAX_CONCURRENCY)
+            assert dispatcher._standings[endpoint].places == CONCURRENCY
+            assert dispatcher._standings[endpoint].fails
+    assert len(receiver.requests) == answered + MAX_CONCURRENCY
+
+
+async def test_an_outcome_that_cannot_be_written_does_not_keep_others_from_it(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    async with receiving() as receiver, opened(database, metrics, outbox) as dispatcher:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        for number in range(3):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        send = dispatcher._sender.send
+
+        async def with_an_unstorable_error(delivery: DueDelivery) -> tuple[TryOutcome, TryResult]:
+            outcome, result = await send(delivery)
+            return replace(outcome, error="\0" if delivery.event_id == "evt_1" else None), result
+
+        dispatcher._sender.send = with_an_unstorable_error  # type: ignore[method-assign]
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert dispatcher._unwritten == 0
+    assert [row.state for row in await deliveries(database)] == ["delivered", "pending", "delivered"]
+
+
 async def test_outcomes_that_are_not_written_limit_what_is_sent(
     database: AsyncEngine, owner: Owner, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,8 +434,31 @@ async def test_no_target_always_waits_for_the_others(database: AsyncEngine, owne
     for number in range(40):
         for endpoint in endpoints:
             await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
-    arguments: dict[str, Any] = {"blocked": (), "per_target": 1, "room": 1, "lease_s": 60}
+    arguments: dict[str, Any] = {"shares": {}, "share": 1, "room": 1, "lease_s": 60}
     assert {one.target for _ in range(40) for one in await outbox.claim(**arguments)} == endpoints
+
+
+async def test_each_target_gets_its_share(database: AsyncEngine, owner: Owner) -> None:
+    """Also beside others whose deliveries are not due."""
+    outbox = Outbox(database)
+    first, second, third, blocked = [
+        await add_endpoint(database, owner.project_id, "https://example.com/") for _ in range(4)
+    ]
+    for number in range(5):
+        for endpoint in (first, second, third, blocked):
+            await add_delivery(database, owner.project_id, number, endpoint_id=endpoint)
+        await add_delivery(database, owner.project_id, 10 + number, url=f"https://h{number}.example/x")
+    await sql(
+        database,
+        "UPDATE webhook_deliveries SET due_at = now() + interval '1 hour' WHERE endpoint_id = :id OR url LIKE '%h0.%'",
+        id=third,
+    )
+    found = await outbox.claim(shares={second: 4, blocked: 0, "https://h1.example": 0}, share=2, room=64, lease_s=60)
+    counts = Counter(one.target for one in found)
+    assert counts == {first: 2, second: 4, "https://h2.example": 1, "https://h3.example": 1, "https://h4.example": 1}
+    assert [one.event_id for one in found if one.target == second] == ["evt_0", "evt_1", "evt_2", "evt_3"]
+    again = await outbox.claim(shares={}, share=8, room=64, lease_s=60, urls=False)
+    assert Counter(one.target for one in again) == {first: 3, second: 1, blocked: 5}
 
 
 async def test_410_disables_an_endpoint(database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched) -> None:
@@ -462,6 +554,7 @@ async def test_old_deliveries_are_deleted(database: AsyncEngine, owner: Owner, m
             {"endpoint_id": endpoint, "state": "dead"},
             {"endpoint_id": endpoint},
             {"endpoint_id": disabled},
+            {"endpoint_id": disabled, "event_id": "evt_replayed"},
             {"endpoint_id": "endpoint_that_was_deleted"},
         ]
     ):
@@ -474,6 +567,10 @@ async def test_old_deliveries_are_deleted(database: AsyncEngine, owner: Owner, m
         " WHERE endpoint_id = :id",
         id=disabled,
     )
+    await sql(
+        database,
+        "UPDATE webhook_deliveries SET due_at = now() - interval '2 days' WHERE event_id = 'evt_replayed'",
+    )
     insertion = "INSERT INTO webhook_tries (delivery_id, number, duration_ms) SELECT id, 1, 5 FROM webhook_deliveries"
     await sql(database, insertion)
     async with opened(database, metrics) as dispatcher:
@@ -483,8 +580,9 @@ async def test_old_deliveries_are_deleted(database: AsyncEngine, owner: Owner, m
         (endpoint, "dead"),
         (endpoint, "pending"),
         (disabled, "dead"),
+        (disabled, "pending"),
     ]
-    assert len(await tries(database)) == 3
+    assert len(await tries(database)) == 4
 
 
 async def test_pending_deliveries_are_counted(database: AsyncEngine, owner: Owner) -> None:

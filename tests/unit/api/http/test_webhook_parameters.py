@@ -14,7 +14,7 @@ from api.http.webhook_parameters import WebhookParameters
 from api.jobs.schemas import JobCreate
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from api.responses.schemas import ResponseCreate
-from shared.domain.request_webhook import RequestWebhook, public_url
+from shared.domain.request_webhook import RequestWebhook, normal_url, public_url
 
 URL = "https://example.com/hook?token=secret"
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -80,3 +80,26 @@ def test_a_batch_has_events_of_its_own() -> None:
 )
 def test_logs_have_no_secrets_of_a_url(url: str, shown: str) -> None:
     assert public_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "normal"),
+    [
+        (URL, URL),
+        ("HTTPS://Hooks.EXAMPLE.com/A?B=C#D", "https://hooks.example.com/A?B=C#D"),
+        ("https://EXAMPLE.com:443/Hook", "https://example.com/Hook"),
+        ("https://EXAMPLE.com:443", "https://example.com"),
+        ("http://EXAMPLE.com:80?A", "http://example.com?A"),
+        ("http://example.com:443/", "http://example.com:443/"),
+        ("https://[2001:DB8::1]:443/", "https://[2001:db8::1]/"),
+        ("https://example.com/a://B:443", "https://example.com/a://B:443"),
+        ("Not a URL", "Not a URL"),
+        ("://Example", "://Example"),
+        ("", ""),
+    ],
+)
+def test_hosts_have_one_spelling(url: str, normal: str) -> None:
+    """Deliveries to a host share a queue, which its name identifies."""
+    assert normal_url(url) == normal
+    if url:
+        assert JobCreate.model_validate({"model": "m", "prompt": "x", "webhook": url}).webhook == normal

@@ -12,14 +12,23 @@ from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 from httpx_secure import SSRFProtectionError
 
-from api.webhooks.address_guard import MAX_URL, AddressPolicy, RefusedUrl, Resolver, open_client, resolve_host
+from api.webhooks.address_guard import (
+    MAX_URL,
+    AddressPolicy,
+    RefusedUrl,
+    Resolver,
+    _ResolvingBackend,
+    open_client,
+    resolve_host,
+)
 from api.webhooks.sender import Sender, TryResult
 from shared.runtime.aio import cancel_and_wait
-from tests.support.webhooks import LOCAL, delivery, receiving, status
+from tests.support.webhooks import LOCAL, delivery, post, receiving, status
 
 # The forms of addresses that are not public, as the host of a URL.
 _V4 = """
@@ -132,7 +141,7 @@ async def test_a_connection_is_recorded() -> None:
     async with receiving() as receiver:
         with recorded_connects() as connects:
             async with open_client(LOCAL) as client:
-                await client.post(receiver.url)
+                await post(client, receiver.url)
         assert connects == [("127.0.0.1", receiver.port)]
         assert receiver.connections == 1
 
@@ -156,8 +165,8 @@ async def test_a_connection_is_refused_even_if_a_url_was_not_checked() -> None:
     async with receiving() as receiver, open_client(AddressPolicy(allow_http=True), resolve) as client:
         with recorded_connects() as connects:
             for url in CORPUS:
-                with pytest.raises((httpx.HTTPError, httpx.InvalidURL, UnicodeError)):
-                    await client.post(url.replace("PORT", str(receiver.port)))
+                with pytest.raises((SSRFProtectionError, httpcore.ConnectError, httpx.InvalidURL, ValueError)):
+                    await post(client, url.replace("PORT", str(receiver.port)))
                 assert connects == [], url
         assert receiver.connections == 0
 
@@ -173,9 +182,9 @@ async def test_an_address_that_changes_after_its_check_is_not_connected_to(monke
     ):
         url = f"http://rebinding.example:{receiver.port}/"
         with recorded_connects() as connects:
-            assert (await client.post(url)).status_code == 200
+            assert await post(client, url) == 200
             with pytest.raises(SSRFProtectionError):
-                await client.post(url)
+                await post(client, url)
         assert connects == [("127.0.0.2", receiver.port)], "and that is the address which was checked"
 
 
@@ -183,7 +192,7 @@ async def test_a_refused_address_among_others_ends_the_attempt() -> None:
     policy = AddressPolicy(allow_private=[ip_network("127.0.0.2/32")], allow_http=True)
     async with receiving() as refused, open_client(policy, lambda *_: ["127.0.0.1", "127.0.0.2"]) as client:
         with recorded_connects() as connects, pytest.raises(SSRFProtectionError):
-            await client.post(f"http://mixed.example:{refused.port}/")
+            await post(client, f"http://mixed.example:{refused.port}/")
         assert connects == []
 
 
@@ -192,8 +201,40 @@ async def test_the_next_address_is_tried_if_one_does_not_work() -> None:
         receiving(host="127.0.0.2") as receiver,
         open_client(LOCAL, lambda *_: ["127.0.0.3", "127.0.0.2"]) as client,
     ):
-        assert (await client.post(f"http://two.example:{receiver.port}/")).status_code == 200
+        assert await post(client, f"http://two.example:{receiver.port}/") == 200
         assert receiver.requests[0].headers["host"] == f"two.example:{receiver.port}"
+
+
+async def test_an_address_that_drops_packets_does_not_take_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of IPv6 do where it is not routed. The last address has the time that is left."""
+    monkeypatch.setattr("api.webhooks.address_guard.CONNECT_S", 0.01)
+    tried: list[tuple[str, float | None]] = []
+
+    class Network(httpcore.AsyncNetworkBackend):
+        async def connect_tcp(
+            self,
+            host: str,
+            port: int,
+            timeout: float | None = None,
+            local_address: str | None = None,
+            socket_options: Any = None,
+        ) -> httpcore.AsyncNetworkStream:
+            tried.append((host, timeout))
+            if host == "2001:db8::1":
+                try:
+                    async with asyncio.timeout(timeout):
+                        await asyncio.Event().wait()
+                except TimeoutError as error:
+                    raise httpcore.ConnectTimeout from error
+            return httpcore.AsyncMockStream([])
+
+    resolver = Resolver(lambda *_: ["2001:db8::1", "198.51.100.1"])
+    try:
+        stream = await _ResolvingBackend(Network(), resolver).connect_tcp("two.example", 443)
+    finally:
+        resolver.close()
+    assert isinstance(stream, httpcore.AsyncMockStream)
+    assert tried == [("2001:db8::1", 0.01), ("198.51.100.1", None)]
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -216,7 +257,7 @@ async def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatc
         for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
         async with open_client(LOCAL) as client:
-            await client.post(receiver.url)
+            await post(client, receiver.url)
         assert (proxy.connections, receiver.connections) == (0, 1)
 
 

@@ -175,6 +175,15 @@ async def test_the_certificate_must_be_that_of_the_host(tmp_path: Path, monkeypa
         assert len(receiver.requests) == 1
 
 
+async def test_a_body_that_cannot_be_written_is_a_failed_try(sender: Sender, receiver: Receiver) -> None:
+    """Without an outcome, it would be tried whenever its lease ends, forever."""
+    outcome, result = await sender.send(delivery(receiver.url, data={"spend": 2**70}))
+    assert (outcome.state, result) == ("pending", TryResult.UNREACHABLE)
+    assert outcome.error is not None
+    assert "the request failed" in outcome.error
+    assert receiver.connections == 0
+
+
 async def test_connections_are_used_again(sender: Sender, receiver: Receiver) -> None:
     for _ in range(3):
         await sender.send(delivery(receiver.url))
@@ -254,8 +263,12 @@ async def test_an_object_that_cannot_be_read_is_sent_by_its_id(receiver: Receive
         outcome, _ = await Sender(client, LOCAL, {"job.*": broken}).send(delivery(receiver.url, full=True))
         with pytest.raises(OSError, match="away"):
             await Sender(client, LOCAL, {"job.*": away}).send(delivery(receiver.url, full=True))
+        assert outcome.state == "delivered"
+        # What looks like an outage for 72 hours is none.
+        late = delivery(receiver.url, full=True, age_s=LIFETIME_S)
+        outcome, _ = await Sender(client, LOCAL, {"job.*": away}).send(late)
     assert outcome.state == "delivered"
-    assert [orjson.loads(request.body)["data"] for request in receiver.requests] == [{"id": "job_1"}]
+    assert [orjson.loads(request.body)["data"] for request in receiver.requests] == [{"id": "job_1"}] * 2
 
 
 async def test_a_body_may_have_details_beside_the_id(sender: Sender, receiver: Receiver) -> None:
