@@ -89,7 +89,7 @@ _NAMED = re.compile(
     r"(?:passwort|passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]key|private_key|kennwort"
     r"|contraseña|clave|mot de passe|パスワード)[\"']?"
     r"(?:[ \t]{0,3}(?::=|=>|[:=：])[ \t]{0,3}|[ \t](?:is|ist|est|es|lautet)[ \t:]{1,3}|は)"
-    r"[\"'`「]?(?P<secret>(?=[^\s\"'`,;「」]{0,64}[0-9!$%&*+=?@^~])[^\s\"'`,;「」\[\]<>(){}]{6,200})"
+    r"[\"'`「]?(?P<secret>(?=[^\s\"'`,;「」\[\]<>(){}]{0,64}[0-9!$%&*+=?@^~])[^\s\"'`,;「」\[\]<>(){}]{6,200})"
 )
 
 _BETWEEN = ": "
