@@ -87,6 +87,7 @@ def test_what_is_found(text: str, expected: str) -> None:
         "order 1234567890 of 2026",
         "550e8400-e29b-41d4-a716-446655440000",
         "3.14159265358979",
+        "0.78146688, -0.4587128341 and [0.175864408 0.003911 0.12]",
         "1,234,567.89 and 12 345 678 km",
         "@user and a@b",
         "risk-adjusted-returns-are-high task-force",
