@@ -32,6 +32,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType
 from shared.domain.job import Choice, Failure, Job, ToolCall, Usage
 from shared.domain.opaque import THINKING, TOOL_CALL, OpaquePart, Reasoning, decode_all, in_order
+from shared.domain.response import MESSAGE_ID_PREFIX
 
 Block = TextContent | ThinkingContent | RedactedThinkingContent | ToolUseContent
 
@@ -276,7 +277,7 @@ def _frame(kind: str, **fields: Any) -> bytes:
 
 
 def _message_id(job_id: str) -> str:
-    return "msg_" + job_id.removeprefix("job_")
+    return MESSAGE_ID_PREFIX + job_id.removeprefix("job_")
 
 
 def _signature(job_id: str) -> str:

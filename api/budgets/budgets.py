@@ -42,6 +42,9 @@ PAUSE_S = 0.1
 MIN_RELOAD_S = 1.0
 # How long the thresholds of a window are checked at least after a job was to reserve in it.
 WATCH_S = 60.0
+# How far `Budgets.now` may be behind the database's clock: by the time that the last reading took. Added to when a
+# window has ended, so that a job which waits for the next one is not planned in the same one again.
+CLOCK_LAG_S = 1.0
 # Windows whose ids are remembered.
 MAX_WINDOWS = 10_000
 
@@ -169,7 +172,7 @@ class Budgets:
         if any(limit is not None and limit <= delay_s for limit in (new.start_within_s, new.finish_within_s)):
             return None
         amount = max(one.amount for one in new.reservations)
-        at = self.now + timedelta(seconds=delay_s)
+        at = self.now + timedelta(seconds=delay_s + CLOCK_LAG_S)
         return replace(await self._planned(new, await self.applying(new.owner), amount, at), delay_s=delay_s)
 
     async def _planned(

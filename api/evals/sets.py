@@ -8,6 +8,7 @@ answer, and no part of the request. Exports of the request log have this form.
 from __future__ import annotations
 
 import hashlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ def read_set(path: Path, limit: int | None = None) -> EvalSet:
 
 
 def _items(path: Path, content: bytes) -> Iterator[tuple[int, SetItem]]:
-    for number, line in enumerate(content.split(b"\n"), 1):
+    # Editors on Windows put a mark at the beginning of the file.
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:

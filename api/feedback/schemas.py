@@ -89,7 +89,11 @@ class FeedbackCreate(BaseModel):
     )
 
     job_id: str | None = Field(None, max_length=100, description="The job that gave the answer.")
-    response_id: str | None = Field(None, max_length=100, description="The same, by the id of its response.")
+    response_id: str | None = Field(
+        None,
+        max_length=100,
+        description="The same, by the id of the answer: `resp_…`, `chatcmpl-…`, `cmpl-…` or `msg_…`.",
+    )
     conversation: Conversation = None
     token: str | None = Field(
         None,

@@ -17,7 +17,7 @@ from shared.domain.errors import InvalidRequest, NotFound, Unauthorized
 from shared.domain.feedback import MAX_BY_TOKEN, MAX_OF_TARGET, RATING, FeedbackSource, Rating
 from shared.domain.job import is_job_id
 from shared.domain.owner import end_user_name
-from shared.domain.response import job_id_of
+from shared.domain.response import job_id_of_answer
 from shared.telemetry.metrics import Metrics
 
 # The name that stands for all projects.
@@ -68,7 +68,7 @@ class FeedbackService:
             raise InvalidRequest("job_id: give this, response_id or conversation", param="job_id")
         named, param = (body.job_id, "job_id") if body.job_id is not None else (body.response_id, "response_id")
         assert named is not None
-        job_id = named if param == "job_id" else job_id_of(named)
+        job_id = named if param == "job_id" else job_id_of_answer(named)
         job = await self._job(job_id, principal.project_id, named, param)
         return await self._put(_about(job, body, FeedbackSource.KEY, end_user_name(body.user)))
 
@@ -143,7 +143,7 @@ class FeedbackService:
         if body.conversation is not None or body.user is not None:
             param = "conversation" if body.conversation is not None else "user"
             raise InvalidRequest(f"{param}: a token is for the answer that it was given with", param=param)
-        named = body.job_id if body.response_id is None else job_id_of(body.response_id)
+        named = body.job_id if body.response_id is None else job_id_of_answer(body.response_id)
         if (body.job_id or body.response_id) is not None and named != job_id:
             raise Unauthorized("The feedback token is for another answer.")
         # Whoever holds the token may have been sent it by anybody: it always speaks for the end user of the request.

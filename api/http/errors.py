@@ -49,8 +49,8 @@ RETRY_AFTER_S = "2"
 # up to twice.
 NO_RETRY = {"x-should-retry": "false"}
 
-# PostgreSQL's SQLSTATE for a text with the character NUL, which it cannot store.
-_NUL_IN_TEXT = "22021"
+# PostgreSQL's SQLSTATEs for a text with the character NUL, which it cannot store: as `text`, and in `jsonb`.
+_NUL_IN_TEXT = ("22021", "22P05")
 
 T = TypeVar("T", str, str | None)
 
@@ -182,7 +182,7 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(
                 503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}
             )
-    if getattr(getattr(error, "orig", error), "sqlstate", None) == _NUL_IN_TEXT:
+    if getattr(getattr(error, "orig", error), "sqlstate", None) in _NUL_IN_TEXT:
         return error_response(400, "A text of the request has the character NUL.")
     if isinstance(error, RedisError) and is_redis_outage(error):
         logger.warning("Redis unavailable: %s", error)

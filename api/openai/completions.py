@@ -13,6 +13,7 @@ from api.openai.schemas import CompletionTokensDetails, CompletionUsage, PromptT
 from shared.domain.job import Choice, Job, Usage
 from shared.domain.logprobs import prompt_entry_object
 from shared.domain.opaque import TOOL_CALL, OpaquePart
+from shared.domain.response import CHAT_ID_PREFIX, COMPLETION_ID_PREFIX
 from shared.runtime.chunked_json import Mapped
 
 
@@ -29,8 +30,8 @@ class Dialect:
         return self.prefix + job.id.removeprefix("job_")
 
 
-CHAT = Dialect("chatcmpl-", "chat.completion", "chat.completion.chunk", chat=True)
-TEXT = Dialect("cmpl-", "text_completion", "text_completion", chat=False)
+CHAT = Dialect(CHAT_ID_PREFIX, "chat.completion", "chat.completion.chunk", chat=True)
+TEXT = Dialect(COMPLETION_ID_PREFIX, "text_completion", "text_completion", chat=False)
 
 
 def usage_view(usage: Usage) -> CompletionUsage:

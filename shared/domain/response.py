@@ -10,6 +10,9 @@ from shared.runtime.chunked_json import dump_pieces
 from shared.runtime.offload import INLINE_BYTES
 
 RESPONSE_ID_PREFIX = "resp_"
+# What the other APIs call the answer of a job: their prefix, and the unique part of the job's id.
+CHAT_ID_PREFIX, COMPLETION_ID_PREFIX, MESSAGE_ID_PREFIX = "chatcmpl-", "cmpl-", "msg_"
+_ANSWER_ID_PREFIXES = (RESPONSE_ID_PREFIX, CHAT_ID_PREFIX, COMPLETION_ID_PREFIX, MESSAGE_ID_PREFIX)
 # Beside the parameters that a response repeats: whether it has encrypted reasoning. Responses do not repeat it.
 ENCRYPTED = "encrypted_reasoning"
 
@@ -23,6 +26,18 @@ def job_id_of(response_id: str) -> str | None:
     """The id of a response's job; None if the text is not a response id."""
     job_id = JOB_ID_PREFIX + response_id.removeprefix(RESPONSE_ID_PREFIX)
     return job_id if response_id.startswith(RESPONSE_ID_PREFIX) and is_job_id(job_id) else None
+
+
+def job_id_of_answer(answer_id: str) -> str | None:
+    """The id of the job of an answer, which has the id that any of the APIs gave it; None if the text is no such id.
+
+    A stream has the same id as the answer as a whole.
+    """
+    for prefix in _ANSWER_ID_PREFIXES:
+        if answer_id.startswith(prefix):
+            job_id = JOB_ID_PREFIX + answer_id.removeprefix(prefix)
+            return job_id if is_job_id(job_id) else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ _DATA_URL = re.compile(
 _JSON = ("{", "[")
 # A number with fewer digits is neither that of a card nor of a phone.
 _LONG_NUMBER = 10**8
+# Redacts a value by the name of its member; returns other values as they are.
+RedactNamed = Callable[[str, str], str]
 _MAX_DEPTH = 200
 _MODELS = (
     GenerateRequest, Sampling, ChatOptions, StructuredOutputs, CacheBreakpoint, Message, MessageToolCall, FunctionCall,
@@ -58,10 +60,11 @@ _VOCABULARY = frozenset(
 
 
 class BodyWalk:
-    """Applies a function to all texts of a body."""
+    """Applies a function to all texts of a body, after another one that knows the name of the member that a text is."""
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
+    def __init__(self, redact: Callable[[str], str], redact_named: RedactNamed) -> None:
         self._redact = redact
+        self._redact_named = redact_named
 
     def redact(self, value: Any, depth: int = 0) -> Any:
         """Return a value with its texts redacted. Values that are nested too deeply are left out."""
@@ -94,8 +97,15 @@ class BodyWalk:
             if isinstance(item, list) and item and (name in _TOKENS or (name == _PROMPT and type(item[0]) is int)):
                 redacted[key] = f"[TOKENS {len(item)}]"
             else:
-                redacted[key] = self.redact(item, depth)
+                redacted[key] = self.redact(item if name in _STRUCTURE else self._named(name, item), depth)
         return redacted
+
+    def _named(self, name: str, item: Any) -> Any:
+        """A member's value without what only its name shows: `{"password": "hunter2"}`."""
+        if not (isinstance(item, str) or type(item) is int):
+            return item
+        redacted = self._redact_named(name, str(item))
+        return item if redacted == str(item) else redacted
 
     def _text(self, text: str, depth: int) -> str:
         if text in _VOCABULARY:

@@ -33,6 +33,8 @@ _DATE = re.compile(
     r"(?:\d{4}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2(?:\d{4}|\d{2}))(?:[ ,]+\d{1,2})?$"  # and an hour
 )
 _ADDRESS = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}$")
+# The begin of a number such as 0.4587128, as scores and embeddings are: with 9 to 15 digits, most would be valid.
+_FRACTION = re.compile(r"0\.\d")
 _GROUP = re.compile(r"\d+")
 # A slash is behind the area code only.
 _LATE_SLASH = re.compile(r"\D*\d+[^\d/]+\d+[^/]*/")
@@ -100,6 +102,8 @@ class Phones:
     def _is_number(self, number: str, text: str, start: int) -> bool:
         if number[0] in "+\uff0b":
             return _is_valid(number, None)
+        if _FRACTION.match(number):
+            return False
         digits = "".join(_GROUP.findall(number))
         if digits.startswith("00") and _is_valid(f"+{digits[2:]}", None):
             return True

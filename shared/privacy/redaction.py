@@ -15,7 +15,7 @@ from shared.privacy.escapes import unescaped
 from shared.privacy.own_rules import OwnRules, placeholder, replace_spans
 from shared.privacy.phones import SHORTEST as SHORTEST_PHONE
 from shared.privacy.phones import Phones
-from shared.privacy.secret_shapes import replace_secrets
+from shared.privacy.secret_shapes import replace_named_secret, replace_secrets
 
 # What was removed may have hidden something else: a text in which something was found is searched again, at most so
 # often. Others are searched once.
@@ -44,8 +44,9 @@ class Redactor:
         kinds = set(rules.kinds)
         self._steps: list[tuple[RedactionKind, Callable[[str, str], tuple[str, int]]]] = []
         self._numbers: list[tuple[RedactionKind, int, Callable[[str, str], tuple[str, int]]]] = []
+        self._finds_secrets = RedactionKind.SECRET in kinds
         # Secrets first: passwords in URLs look like e-mail addresses, and tokens may contain numbers.
-        if RedactionKind.SECRET in kinds:
+        if self._finds_secrets:
             self._steps.append((RedactionKind.SECRET, replace_secrets))
         if RedactionKind.EMAIL in kinds:
             self._steps.append((RedactionKind.EMAIL, replace_emails))
@@ -93,7 +94,10 @@ class Redactor:
             shared.privacy.presidio.PresidioMissing: as `redact_text`.
         """
         counts: dict[str, int] = {}
-        redacted: dict[str, Any] = BodyWalk(lambda text: self._redact(text, counts)).redact(body)
+        walk = BodyWalk(
+            lambda text: self._redact(text, counts), lambda name, value: self._redact_named(name, value, counts)
+        )
+        redacted: dict[str, Any] = walk.redact(body)
         return redacted, counts
 
     def _redact(self, text: str, counts: dict[str, int]) -> str:
@@ -107,6 +111,12 @@ class Redactor:
                 break
             text = redacted
         return text
+
+    def _redact_named(self, name: str, value: str, counts: dict[str, int]) -> str:
+        if not self._finds_secrets:
+            return value
+        redacted, found = replace_named_secret(name, value, placeholder(RedactionKind.SECRET))
+        return _count(RedactionKind.SECRET, counts, redacted, found)
 
     def _without_escapes(self, text: str, counts: dict[str, int]) -> str:
         """A text of which escapes hide something: without them, redacted. All other texts as they are."""

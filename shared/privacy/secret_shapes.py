@@ -89,8 +89,10 @@ _NAMED = re.compile(
     r"(?:passwort|passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]key|private_key|kennwort"
     r"|contraseña|clave|mot de passe|パスワード)[\"']?"
     r"(?:[ \t]{0,3}(?::=|=>|[:=：])[ \t]{0,3}|[ \t](?:is|ist|est|es|lautet)[ \t:]{1,3}|は)"
-    r"[\"'`「]?(?P<secret>(?=[^\s\"'`,;「」]{0,64}[0-9!$%&*+=?@^~])[^\s\"'`,;「」\[\]<>(){}]{6,200})"
+    r"[\"'`「]?(?P<secret>(?=[^\s\"'`,;「」\[\]<>(){}]{0,64}[0-9!$%&*+=?@^~])[^\s\"'`,;「」\[\]<>(){}]{6,200})"
 )
+
+_BETWEEN = ": "
 
 
 def fold(text: str) -> str:
@@ -121,6 +123,27 @@ def replace_secrets(text: str, placeholder: str) -> tuple[str, int]:
                 text, found = _replace(text, shape.pattern, placeholder)
                 count += found
     return text, count
+
+
+def replace_named_secret(name: str, value: str, placeholder: str) -> tuple[str, int]:
+    """Replace a secret at the beginning of a value that only the value's name shows, as `name: value` would be in a
+    text: the value alone is not known for one. Returns the new value, and whether something was replaced, as 1 or 0.
+    """
+    folded = fold(name)
+    patterns = [shape.pattern for shape in _FOLDED_SHAPES if shape.marker in folded]
+    if any(part in folded for part in _NAMES):
+        patterns.append(_NAMED)
+    if not patterns:
+        return value, 0
+    start = len(folded) + len(_BETWEEN)
+    line = f"{folded}{_BETWEEN}{fold(value)}"
+    for pattern in patterns:
+        match = pattern.search(line)
+        # Not what is in the value with a name of its own: that is found without this name, too.
+        if match is not None and match.start() < start <= match.start("secret"):
+            before, after = match.start("secret") - start, match.end("secret") - start
+            return f"{value[:before]}{placeholder}{value[after:]}", 1
+    return value, 0
 
 
 def _replace(text: str, pattern: re.Pattern[str], placeholder: str, within: str | None = None) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -93,6 +94,26 @@ async def test_responses_conversations_and_deleted_jobs(shop: httpx.AsyncClient)
     job, _ = await answer(shop)
     assert (await shop.delete(f"/v1/jobs/{job}")).status_code == 200
     assert (await shop.post(f"/v1/jobs/{job}/feedback", json={"rating": "up"})).status_code == 200
+
+
+async def test_an_answer_of_any_api_is_named_by_its_own_id(shop: httpx.AsyncClient) -> None:
+    """Clients have no other one, least of all those that read a stream."""
+    messages = [{"role": "user", "content": "x"}]
+    chat = {"model": "sim", "messages": messages, "max_tokens": 3}
+    whole = await shop.post("/v1/chat/completions", json=chat)
+    streamed = await shop.post("/v1/chat/completions", json={**chat, "stream": True})
+    first_chunk = json.loads(streamed.text.split("\n", 1)[0].removeprefix("data: "))
+    completion = await shop.post("/v1/completions", json={"model": "sim", "prompt": "x", "max_tokens": 3})
+    message = await shop.post("/v1/messages", json=chat)
+    for answer_id, response in (
+        (whole.json()["id"], whole),
+        (first_chunk["id"], streamed),
+        (completion.json()["id"], completion),
+        (message.json()["id"], message),
+    ):
+        given = await shop.post("/v1/feedback", json={"response_id": answer_id, "value": "up"})
+        assert given.status_code == 200, answer_id
+        assert given.json()["job_id"] == response.headers["x-headrace-job-id"]
 
 
 async def test_jobs_of_other_projects_are_like_none(shop: httpx.AsyncClient, thief: httpx.AsyncClient) -> None:

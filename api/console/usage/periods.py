@@ -46,7 +46,8 @@ def buckets_until(now: datetime, range_name: RangeName, zone: ZoneInfo) -> Bucke
         first = (int(now.timestamp()) // _HOUR_S + 1 - span.length) * _HOUR_S
         hours = Periods.of_width(first, span.length, _HOUR_S)
         local = [start.astimezone(zone) for start in hours.starts]
-        names = [f"{start:%Y-%m-%dT%H:%M}" for start in local]
+        # With the offset: when clocks are put back, an hour is there twice.
+        names = [start.isoformat(timespec="minutes") for start in local]
         return Buckets(replace(hours, names=names), [f"{start:%-d %b, %H:%M}" for start in local])
     tomorrow = now.astimezone(zone).date() + timedelta(days=1)
     days = Periods.days(tomorrow - timedelta(days=span.length), tomorrow, zone)

@@ -121,7 +121,7 @@ def _seconds_or_date(text: str) -> float | None:
         return number
     try:
         return _until(parsedate_to_datetime(text))
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter: of a year or a zone beyond all limits
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -154,6 +155,22 @@ async def test_a_held_job_reserves_in_the_next_windows(budgets: Budgets, databas
     assert now[total.id] == later[total.id]
     late = replace(job, finish_within_s=3600)
     assert await budgets.held(late, BudgetExceeded(retry_after_s=3600, holds=True)) is None
+
+
+async def test_a_job_is_held_for_the_next_window_by_a_clock_that_is_behind(
+    budgets: Budgets, database: AsyncEngine, owner: Owner
+) -> None:
+    """By half a second, because the database was slow to say what budgets there are."""
+    await add_budget(database, owner, 1, period=Period.HOUR, on_exceed=OnExceed.HOLD)
+    job = await budgets.plan(new(owner))
+    (window,) = await windows(database)
+    # By the database's clock, the window ends in 10.9 s, which is 11 s in the refusal.
+    budgets._read_at = window.ends_at - timedelta(seconds=10.9 + 0.5), time.monotonic()
+    held = await budgets.held(job, BudgetExceeded(retry_after_s=11, holds=True))
+    assert held is not None
+    assert held.delay_s == 11
+    (following,) = [one for one in await windows(database) if one.id == held.reservations[0].window_id]
+    assert following.starts_at == window.ends_at
 
 
 async def test_thresholds_are_logged_and_counted(

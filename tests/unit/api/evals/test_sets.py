@@ -70,6 +70,11 @@ def test_errors_name_the_line(tmp_path: Path, line: object, message: str) -> Non
     assert message in str(caught.value)
 
 
+def test_a_mark_at_the_beginning_of_the_file_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path, b"\xef\xbb\xbf" + orjson.dumps({"id": "a", "messages": [ASKED]}), {"messages": [ASKED]})
+    assert [item.id for item in read_set(path).items] == ["a", "line-2"]
+
+
 def test_other_errors(tmp_path: Path) -> None:
     with pytest.raises(SetError, match="line 2: the id 'a' is already that of line 1"):
         read_set(write(tmp_path, {"id": "a", "messages": [ASKED]}, {"id": "a", "messages": [ASKED]}))

@@ -6,13 +6,14 @@ import base64
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain.content import ImagePart, TextPart
 from shared.domain.job import Choice, ToolCall
 from shared.domain.opaque import OpaquePart
-from shared.domain.redaction_rules import OwnRule, RedactionRules
+from shared.domain.redaction_rules import OwnRule, RedactionKind, RedactionRules
 from shared.domain.request import FunctionCall, GenerateRequest, Message, MessageToolCall
 from shared.privacy.redaction import Redactor
 
@@ -54,6 +55,45 @@ def test_arguments_remain_json() -> None:
     assert json.loads(body["arguments"]) == {"card": "[CARD]", "note": "café [EMAIL]", "n": 3}
     assert redacted({"arguments": '{"n":  1}'}) == {"arguments": '{"n":  1}'}, "unchanged, with its spaces"
     assert redacted({"arguments": '{"card": "4111 1111 1111 1111'}) == {"arguments": '{"card": "[CARD]'}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("password", "hunter2!", "[SECRET]"),
+        ("Password", "HUNTER2!", "[SECRET]"),
+        ("db_password", "hunter2! and more", "[SECRET] and more"),
+        ("password", 12345678, "[SECRET]"),
+        ("x-api-key", "abcd1234efgh", "[SECRET]"),
+        ("aws_secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "[SECRET]"),
+        ("Authorization", "Basic dXNlcjpwYXNz", "Basic [SECRET]"),
+        ("パスワード", "hunter2!", "[SECRET]"),
+        # As in texts: words and short values are no secrets, and neither is what another name says.
+        ("password", "required", "required"),
+        ("password", "abc1", "abc1"),
+        ("password", True, True),
+        ("password", ["hunter2!"], ["hunter2!"]),
+        ("password_hint", "hunter2!", "hunter2!"),
+        ("max_tokens", 12345678, 12345678),
+        ("user", "hunter2!", "hunter2!"),
+    ],
+)
+def test_the_name_of_a_member_says_that_its_value_is_secret(name: str, value: object, expected: object) -> None:
+    call = ToolCall("call_1", "login", json.dumps({name: value, "n": 1}))
+    output = [Choice(0, "", tool_calls=(call,)).stored()]
+    body, counts = REDACTOR.redact_body({"output": output, "metadata": {name: value}})
+    found = json.loads(body["output"][0]["tool_calls"][0]["arguments"])
+    assert (found, body["metadata"]) == ({name: expected, "n": 1}, {name: expected})
+    assert counts == ({} if value == expected else {"secret": 2})
+    assert redacted(body) == body
+    without = Redactor(RedactionRules(kinds=(RedactionKind.EMAIL,)))
+    assert without.redact_body({"metadata": {name: value}}) == ({"metadata": {name: value}}, {})
+
+
+def test_the_parameters_of_a_request_are_no_secrets() -> None:
+    tool = {"name": "token", "description": "a1b2c3d4"}
+    request = {"request": {"sampling": {"max_tokens": 4096}, "chat": {"tools": [tool]}}}
+    assert redacted(request) == request
 
 
 def test_members_with_the_same_name() -> None:

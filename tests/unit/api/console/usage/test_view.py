@@ -40,7 +40,13 @@ def test_days_begin_in_the_time_zone_and_may_have_25_hours() -> None:
 def test_the_last_hour_is_that_of_now() -> None:
     buckets = buckets_until(NOW, "24h", BERLIN)
     assert (buckets.periods.starts[-1].hour, buckets.labels[-1]) == (12, "25 Oct, 13:00")
-    assert buckets.periods.names[-1] == "2026-10-25T13:00"
+    assert buckets.periods.names[-1] == "2026-10-25T13:00+01:00"
+
+
+def test_an_hour_that_is_there_twice_has_two_names() -> None:
+    names = buckets_until(NOW, "24h", BERLIN).periods.names
+    assert [name for name in names if "T02:" in name] == ["2026-10-25T02:00+02:00", "2026-10-25T02:00+01:00"]
+    assert len(set(names)) == 24
 
 
 @pytest.mark.parametrize("is_operator", [True, False])

@@ -36,6 +36,8 @@ def in_a_minute(form: str) -> str:
         ("soon", None),
         ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
         ("Sun, 06 Nov 9994 08:49:37 GMT", MAX_S),
+        ("Sun, 06 Nov 99999999999 08:49:37 GMT", None),
+        (f"Sun, 06 Nov 1994 08:49:37 +{'9' * 30}", None),
     ],
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
