@@ -6,11 +6,12 @@ The servers come from Python wheels, or from DATABASE_URL (whose user must be ab
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from tests.support.database import (
     run_sql,
     switch_database,
 )
+from tests.support.last_use import LAST_USE
 from tests.support.memory import folder_in_memory
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
@@ -71,9 +73,26 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Parallel())
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    import_in_turn(session.config, Path(__file__).parent)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect without the garbage collector, which would traverse all modules and tests again and again."""
+    gc.disable()
+    try:
+        import_in_turn(session.config, Path(__file__).parent)
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    LAST_USE.collected(session.items)
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the file, which may use those of the session
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if nextitem is not None:
+        LAST_USE.before(nextitem)
 
 
 @pytest.hookimpl(tryfirst=True)  # before selection by -m

@@ -11,6 +11,7 @@ from shared.config.bundled_model import bundled_model_path
 from shared.domain.master_key import generate_master_key
 from tests.conftest import SIM_REDIS_DB, VLLM_REDIS_DB, Servers
 from tests.support.database import create_database, drop_database, switch_database
+from tests.support.last_use import LAST_USE
 from tests.support.stack import Stack, stack_template, write_models
 
 FAIL = "<<fail>>"
@@ -96,14 +97,16 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         HEADRACE_WEBHOOK_ALLOW_HTTP="true",
         HEADRACE_WEBHOOK_ALLOW_PRIVATE="127.0.0.0/8",
     )
-    try:
+
+    def end() -> None:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_sim")
+
+    with LAST_USE.ended_after("sim_stack", end):
         stack.start_api()
         stack.start_worker("sim")
         stack.start_worker("small")
         yield stack
-    finally:
-        stack.stop()
-        drop_database(servers.postgres_url, "stack_sim")
 
 
 @pytest.fixture
@@ -131,13 +134,15 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
     stack.environment["HEADRACE_RUBRICS"] = str(stack.folder / "rubrics.yaml")
     stack.environment["HEADRACE_LOG_KEY"] = generate_master_key()
     (stack.folder / "rubrics.yaml").write_text(VLLM_RUBRICS)
-    try:
+
+    def end() -> None:
+        stack.stop(gently=True)  # vLLM removes files at exit
+        drop_database(servers.postgres_url, "stack_vllm")
+
+    with LAST_USE.ended_after("vllm_stack", end):
         stack.start_api()
         stack.start_worker("smollm2", within_s=240)
         yield stack
-    finally:
-        stack.stop(gently=True)  # vLLM removes files at exit
-        drop_database(servers.postgres_url, "stack_vllm")
 
 
 @pytest.fixture

@@ -13,3 +13,11 @@ def report_loaded(answer: Connection, modules: Sequence[str]) -> None:
     for name in modules:
         importlib.import_module(name)
     answer.send(sorted({name.partition(".")[0] for name in sys.modules}))
+
+
+def report_engine(answer: Connection, modules: Sequence[str]) -> None:
+    """The same in a process that is set up like vLLM's engine process: by the main module of workers."""
+    from workers.main import configure_engine_logging
+
+    configure_engine_logging()
+    report_loaded(answer, modules)

@@ -15,8 +15,9 @@ import httpx
 import psutil
 
 from tests.support.database import TEMPLATE, create_database, switch_database
-from tests.support.forked import Forked, run_forked
+from tests.support.forked import FORK, Forked, run_forked
 from tests.support.ports import free_port
+from tests.support.vllm_forks import FORK_WITH_VLLM
 from tests.support.waiting import eventually_sync
 
 KEY = "hr_e2etests_" + "0" * 43
@@ -47,7 +48,7 @@ class Stack:
             **{name: str(value) for name, value in settings.items()},
         }
         self.processes: dict[str, Process] = {}
-        self._forks = '"engine": "vllm"' not in models.read_text()
+        self._workers_context = FORK_WITH_VLLM if '"engine": "vllm"' in models.read_text() else FORK
         self._models: dict[str, str] = {}
         self._count = 0
 
@@ -58,8 +59,9 @@ class Stack:
     def start(self, name: str, *arguments: str, **settings: str) -> Process:
         """Start `python -m ...` as a process named `name`."""
         log, environment = self.folder / f"{name}.log", {**self.environment, **settings}
-        if self._forks and arguments[0] in ("api", "workers"):
-            self.processes[name] = Forked(*arguments, environment=environment, out=log, err=log)
+        if arguments[0] in ("api", "workers"):
+            context = FORK if arguments[0] == "api" else self._workers_context
+            self.processes[name] = Forked(*arguments, environment=environment, out=log, err=log, context=context)
         else:
             with log.open("ab") as file:
                 self.processes[name] = subprocess.Popen(

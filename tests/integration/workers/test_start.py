@@ -12,18 +12,22 @@ import pytest
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.forked import run_forked
 from tests.support.stack import write_models
+from tests.support.vllm_forks import run_with_vllm
 
 SIM = {"name": "sim", "engine": "simulated"}
 
 
-def run(servers: Servers, database_url: str, models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
+def environment(servers: Servers, database_url: str, models: Path) -> dict[str, str]:
+    return {
         **os.environ,
         "DATABASE_URL": database_url,
         "REDIS_URL": servers.redis(TEST_REDIS_DB),
         "HEADRACE_MODELS": str(models),
     }
-    return run_forked(*arguments, environment=environment)
+
+
+def run(servers: Servers, database_url: str, models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_forked(*arguments, environment=environment(servers, database_url, models))
 
 
 def test_the_celery_worker_command_is_rejected(servers: Servers, database_url: str, tmp_path: Path) -> None:
@@ -40,10 +44,12 @@ def test_an_unknown_model_is_rejected(servers: Servers, database_url: str, tmp_p
     assert "declares no model 'other'; it has: sim" in ended.stderr
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("option", ["max_num_seqz"])
 def test_an_unknown_engine_option_is_named(servers: Servers, database_url: str, tmp_path: Path, option: str) -> None:
     model = {"name": "m", "engine": "vllm", "model": str(tmp_path), "options": {option: 1}}
-    ended = run(servers, database_url, write_models(tmp_path / "models.yaml", [model]), "workers", "m")
+    models = write_models(tmp_path / "models.yaml", [model])
+    ended = run_with_vllm("workers", "m", environment=environment(servers, database_url, models))
     assert ended.returncode != 0
     assert re.search(rf"m\.options\.{option}: vLLM \S+ has no {option}; did you mean 'max_num_seqs'\?", ended.stderr)
 

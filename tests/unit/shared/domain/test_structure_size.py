@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -147,12 +146,10 @@ def test_the_states_of_an_expression(text: str, states: int) -> None:
 
 
 @pytest.fixture
-def frozen() -> Iterator[None]:
-    """Take what exists out of the garbage collection, as processes do: the modules and tests of the whole run."""
+def frozen() -> None:
+    """Take what exists out of the garbage collection, as processes do. It stays so, like the modules of the run."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

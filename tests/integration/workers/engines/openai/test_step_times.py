@@ -51,7 +51,7 @@ def upstream() -> Iterator[FaultyUpstream]:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The CPU time in milliseconds of the steps of this thread's loop. Objects are frozen, as in a worker."""
     run, this = asyncio.events.Handle._run, threading.get_ident()
     taken: list[float] = []
@@ -65,8 +65,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     gc.collect()
     gc.freeze()
     monkeypatch.setattr(asyncio.events.Handle, "_run", measured)
-    yield taken
-    gc.unfreeze()
+    return taken
 
 
 @pytest.fixture

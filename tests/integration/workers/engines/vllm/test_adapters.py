@@ -21,6 +21,7 @@ from shared.telemetry.metrics import Metrics
 from tests.support.adapters import make_adapter
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
+from tests.support.vllm_forks import forked_engines
 from workers.engines.base import EngineError, Prior
 
 pytestmark = [
@@ -66,7 +67,8 @@ async def engine(folders: dict[str, Path], metrics: Metrics) -> AsyncIterator[An
 
     engine = VllmEngine(with_adapters(folders, max_loras=2), metrics)
     try:
-        await engine.start()
+        with forked_engines():
+            await engine.start()
         yield engine
     finally:
         await engine.stop()

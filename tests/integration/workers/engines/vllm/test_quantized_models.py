@@ -13,6 +13,7 @@ from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest, Message, Sampling
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
+from tests.support.vllm_forks import forked_engines
 from workers.engines.factory import make_engine
 
 pytestmark = [
@@ -31,7 +32,8 @@ async def test_a_quantized_model_is_served(form: Format, size: float, tmp_path: 
     assert report.after < size * report.before
     model = SMOLLM2.model_copy(update={"model": str(tmp_path / "quantized")})
     engine = make_engine(model, worker_metrics(model.name))
-    await engine.start()
+    with forked_engines():
+        await engine.start()
     try:
         request = GenerateRequest(
             messages=[Message(role="user", content="What is the capital of France?")],

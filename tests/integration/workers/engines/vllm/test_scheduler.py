@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 
 from shared.config.bundled_model import bundled_model_path
+from tests.support.vllm_forks import run_with_vllm
 
 pytestmark = pytest.mark.vllm
 
@@ -16,13 +16,8 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture(scope="module")
 def steps() -> list[set[str]]:
     """The requests that received a token in each step: 3 of a batch, an urgent one, one more of a batch, a long one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.stepping", str(bundled_model_path("SmolLM2-135M-Instruct"))],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    folder = str(bundled_model_path("SmolLM2-135M-Instruct"))
+    done = run_with_vllm("tests.support.stepping", folder, environment=os.environ)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("STEPS ")]
     return [set(step) for step in json.loads(line.removeprefix("STEPS "))]

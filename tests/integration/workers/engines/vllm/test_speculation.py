@@ -17,6 +17,7 @@ from shared.domain.request import GenerateRequest, Sampling
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
 from tests.support.transcripts import choices_of
+from tests.support.vllm_forks import forked_engines
 from workers.engines.base import Prior, PromptInfo, Restarted
 
 pytestmark = [
@@ -52,7 +53,8 @@ async def speculative() -> AsyncIterator[Any]:
 
     engine = VllmEngine(SPECULATIVE, METRICS)
     try:
-        await engine.start()
+        with forked_engines():
+            await engine.start()
         yield engine
     finally:
         await engine.stop()
