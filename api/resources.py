@@ -58,6 +58,7 @@ from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.erasure.files import FileErasure
 from api.erasure.ledger_store import LedgerErasure
+from api.erasure.run import DataStores
 from api.erasure.service import ErasureService
 from api.erasure.store import ErasureStore
 from api.evals.parts import build_evals
@@ -481,8 +482,8 @@ async def open_resources(
         resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))
         resources.add(RedactionService, RedactionService(database))
         erasure_files = FileErasure(blobs, max_line_bytes=settings.max_body_bytes)
-        erasure = ErasureService(ErasureStore(database), LedgerErasure(database), erasure_files, jobs, logs, metrics)
-        resources.add(ErasureService, erasure)
+        user_data = DataStores(ErasureStore(database), LedgerErasure(database), erasure_files, jobs, logs)
+        resources.add(ErasureService, ErasureService(user_data, metrics))
         resources.add(OverviewStore, overview_store)
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
