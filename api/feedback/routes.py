@@ -12,7 +12,7 @@ from api.feedback.schemas import FeedbackCreate, FeedbackDeleted, FeedbackList, 
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from api.keys.auth import CurrentPrincipal
 from shared.domain.feedback import MAX_METRIC
 from shared.domain.owner import MAX_END_USER
@@ -53,7 +53,7 @@ async def rate_job(
 async def list_feedback(
     principal: CurrentPrincipal,
     feedback: CurrentFeedback,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
     job_id: Annotated[str | None, Query(max_length=100)] = None,
     conversation: Annotated[str | None, Query(max_length=200)] = None,

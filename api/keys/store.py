@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from api.keys.valid_keys import (
 )
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Conflict, UnreadableRow
+from shared.domain.ids import number_of
 from shared.domain.owner import Owner
 from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
 from shared.postgres.engine import transaction
@@ -380,8 +380,7 @@ def format_id(key_id: int) -> str:
 
 def parse_id(text: str) -> int | None:
     """The number of a key's id; None if the text is no such id."""
-    match = re.fullmatch(r"key_([0-9]{1,18})", text)
-    return int(match[1]) if match else None
+    return number_of("key_", text)
 
 
 def _projects() -> Any:

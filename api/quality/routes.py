@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,13 +12,13 @@ from api.http.dependencies import resource
 from api.http.errors import ErrorResponse
 from api.http.large_json import JsonBody, json_response
 from api.http.openapi import ERRORS
+from api.http.pagination import NextPage, next_page, offset_of
 from api.keys.auth import AnyPrincipal
 from api.quality.schemas import QualityReport, classifier_view, item_members
 from api.quality.service import QualityService
 from api.quality.store import Dimension, QualitySelection
 from api.usage.dependencies import TimeZone
 from api.usage.periods import Periods, days_of, zone_of
-from shared.domain.errors import InvalidRequest
 
 DEFAULT_DAYS = 7
 MAX_LIMIT = 500
@@ -63,7 +62,7 @@ async def get_quality(
     model: Annotated[list[str] | None, _filter("Only answers of this model.")] = None,
     route: Annotated[list[str] | None, _filter("Only answers to requests that named this model or route.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
-    page: Annotated[str | None, Query(description="`next_page` of the previous page.")] = None,
+    page: NextPage = None,
 ) -> Response:
     """Get rates of thumbs up, refusals and errors, and the scores of judges, each with its number of observations and
     a 95 % interval: of the key's project, or of all projects if it has the scope `admin`.
@@ -83,7 +82,7 @@ async def get_quality(
         models=_texts(model),
         routes=_texts(route),
     )
-    offset = _offset(page)
+    offset = offset_of(page)
     items, has_more = await quality.page(selection, limit=limit, offset=offset)
     # As in the items: the day first.
     names = [group.value for group in sorted(groups, key=lambda group: group is not GroupBy.DAY)]
@@ -91,7 +90,7 @@ async def get_quality(
     tail = {
         "refusal_classifier": classifier_view(),
         "has_more": has_more,
-        "next_page": f"page_{offset + limit}" if has_more else None,
+        "next_page": next_page(offset + limit, has_more=has_more),
     }
     return await json_response(
         JsonBody(
@@ -103,11 +102,3 @@ async def get_quality(
 def _texts(names: list[str] | None) -> set[str] | None:
     """Names as PostgreSQL's `text` can have them; no name has the character that it refuses."""
     return {name.replace("\0", "\ufffd") for name in names} if names else None
-
-
-def _offset(page: str | None) -> int:
-    if page is None:
-        return 0
-    if (match := re.fullmatch(r"page_([0-9]{1,9})", page)) is None:
-        raise InvalidRequest(f"page: must be the `next_page` of a page, got {page[:64]!r}", param="page")
-    return int(match[1])

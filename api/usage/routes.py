@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import date
 from enum import StrEnum
@@ -13,6 +12,7 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, Query, Request, Response
 
 from api.http.large_json import JsonBody, json_response
+from api.http.pagination import NextPage, next_page, offset_of
 from api.http.parquet import PARQUET, load_pyarrow
 from api.keys.auth import AnyPrincipal
 from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, TimeZone
@@ -87,7 +87,7 @@ async def get_usage(
     model: Annotated[list[str] | None, _filter("Only usage of this model.")] = None,
     batch: Annotated[bool | None, Query(description="Only lines of batches, or none of them.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Files have all items.")] = MAX_LIMIT,
-    page: Annotated[str | None, Query(description="`next_page` of the previous page.")] = None,
+    page: NextPage = None,
     format: Format = None,  # noqa: A002
 ) -> Response:
     """Get sums of usage and of what it cost, of the key's project, or of all projects if it has the scope `admin`."""
@@ -101,7 +101,7 @@ async def get_usage(
     wanted = format or _preferred(request)
     if wanted != "json":
         return await _file(await usage.report(selection, period, reader=principal), "usage", wanted)
-    offset = _offset(page)
+    offset = offset_of(page)
     report, has_more = await usage.page(selection, period, limit=limit, offset=offset, reader=principal)
     head = {
         "object": "usage",
@@ -111,7 +111,7 @@ async def get_usage(
         "group_by": report.columns,
         "currency": "usd",
     }
-    tail = {"has_more": has_more, "next_page": f"page_{offset + limit}" if has_more else None}
+    tail = {"has_more": has_more, "next_page": next_page(offset + limit, has_more=has_more)}
     return await json_response(
         JsonBody(lambda: {**head, "data": report.items(), **tail}, ITEM_BYTES * len(report.rows))
     )
@@ -197,11 +197,3 @@ async def _file(report: Report, name: str, file_format: Literal["csv", "parquet"
         content, media_type = await off_loop(size, report.parquet), PARQUET
     headers = {"Content-Disposition": f'attachment; filename="{name}.{file_format}"'}
     return Response(content, headers=headers, media_type=media_type)
-
-
-def _offset(page: str | None) -> int:
-    if page is None:
-        return 0
-    if (match := re.fullmatch(r"page_([0-9]{1,9})", page)) is None:
-        raise InvalidRequest(f"page: must be the `next_page` of a page, got {page[:64]!r}", param="page")
-    return int(match[1])

@@ -5,7 +5,6 @@ What creates deliveries is in `shared.postgres.webhook_outbox`, and what deliver
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Text, and_, func, insert, literal_column, select, true, update
 
+from shared.domain.ids import number_of
 from shared.domain.webhook_events import EventType, event_id
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store, seconds
@@ -114,8 +114,7 @@ def format_id(number: int) -> str:
 
 def parse_id(text: str) -> int | None:
     """The number of a delivery's id; None if the text is no such id."""
-    match = re.fullmatch(r"delivery_([0-9]{1,18})", text)
-    return int(match[1]) if match else None
+    return number_of("delivery_", text)
 
 
 class DeliveryStore(Store):
