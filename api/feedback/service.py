@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from api.feedback.schemas import FeedbackCreate, JobFeedbackCreate, format_id
 from api.feedback.store import Feedback, FeedbackFilters, FeedbackStore, JobFacts, NewFeedback
 from api.feedback.tokens import FeedbackTokens
 from api.http.pagination import Page, fetch_page, number_after
-from api.jobs.search import FIRST, LAST
+from api.http.times import within_limits
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
+from shared.domain.database_text import storable
 from shared.domain.errors import InvalidRequest, NotFound, Unauthorized
 from shared.domain.feedback import MAX_BY_TOKEN, MAX_OF_TARGET, RATING, FeedbackSource, Rating
 from shared.domain.ids import number_of
@@ -99,11 +99,11 @@ class FeedbackService:
         project_id: int | None = principal.project_id
         if project is not None:
             principal.require(Scope.ADMIN)
-            project_id = None if project == ALL else await self._keys.project_id(project.replace("\0", "\ufffd"))
+            project_id = None if project == ALL else await self._keys.project_id(storable(project))
             if project_id is None and project != ALL:
                 raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
         given: dict[str, Any] = {
-            name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
+            name: storable(value) if isinstance(value, str) else within_limits(value)
             for name, value in filters.items()
             if value is not None
         }
@@ -178,11 +178,6 @@ def _about(job: JobFacts, body: FeedbackCreate, source: FeedbackSource, author: 
         tags=body.tags,
         source=source,
     )
-
-
-def _utc(moment: datetime) -> datetime:
-    """A time within the limits. Without a zone, it is in UTC."""
-    return min(max(moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC), FIRST), LAST)
 
 
 def _number(feedback_id: str) -> int | None:

@@ -19,6 +19,7 @@ from api.quality.service import QualityService
 from api.quality.store import Dimension, QualitySelection
 from api.usage.dependencies import TimeZone
 from api.usage.periods import Periods, days_of, zone_of
+from shared.domain.database_text import storable
 
 DEFAULT_DAYS = 7
 MAX_LIMIT = 500
@@ -79,8 +80,8 @@ async def get_quality(
         tuple(Dimension(group.value) for group in groups if group is not GroupBy.DAY),
         by_day=by_day,
         project_ids=await quality.project_ids(principal, project or ()),
-        models=_texts(model),
-        routes=_texts(route),
+        models=set(map(storable, model)) if model else None,
+        routes=set(map(storable, route)) if route else None,
     )
     offset = offset_of(page)
     items, has_more = await quality.page(selection, limit=limit, offset=offset)
@@ -97,8 +98,3 @@ async def get_quality(
             lambda: {**head, "data": [item_members(item, names) for item in items], **tail}, ITEM_BYTES * len(items)
         )
     )
-
-
-def _texts(names: list[str] | None) -> set[str] | None:
-    """Names as PostgreSQL's `text` can have them; no name has the character that it refuses."""
-    return {name.replace("\0", "\ufffd") for name in names} if names else None

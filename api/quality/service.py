@@ -20,6 +20,7 @@ from api.quality.store import (
     ScoreCounts,
     ScoredRubric,
 )
+from shared.domain.database_text import storable
 from shared.domain.errors import Forbidden, InvalidRequest, Unavailable
 
 # Reports that are read at the same time, and how long others wait for that.
@@ -88,7 +89,7 @@ class QualityService:
             return None
         found = set()
         for name in dict.fromkeys(names):
-            if (project_id := await self._keys.project_id(name.replace("\0", "\ufffd"))) is None:
+            if (project_id := await self._keys.project_id(storable(name))) is None:
                 raise InvalidRequest(f"project: there is no project {name[:64]!r}", param="project")
             found.add(project_id)
         return found

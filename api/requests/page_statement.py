@@ -9,7 +9,6 @@ and of the cursor are not read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -36,7 +35,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from api.requests.filters import FIRST, LAST, SKEW, Cursor, RequestFilters, submitted_at
+from api.http.times import FIRST, LAST, within_limits
+from api.requests.filters import SKEW, Cursor, RequestFilters, submitted_at
 from shared.postgres.quality_tables import EvalRunRow, FeedbackRow, JudgementRow
 from shared.postgres.request_log_tables import DataKeyRow, RequestLogRow
 from shared.postgres.tables import ProjectRow, Timestamp
@@ -93,13 +93,13 @@ def page_statement(
         has_rubric=score is not None,
         is_sample=filters.below is not None,
     )
-    beyond, beyond_id = _clamped(filters.end or LAST), ""
+    beyond, beyond_id = within_limits(filters.end or LAST), ""
     if after is not None and after.ended_at < beyond:
         beyond, beyond_id = after.ended_at, after.job_id
     values: dict[str, Any] = {
         "project": filters.project_id,
         "user": filters.end_user,
-        "start": _clamped(filters.start or FIRST),
+        "start": within_limits(filters.start or FIRST),
         "beyond": beyond,
         "beyond_id": beyond_id,
         "most": limit,
@@ -123,10 +123,6 @@ def entry_statement(job_id: str, project_id: int | None) -> Select[Any]:
         row.c.job_id == job_id, row.c.ended_at >= submitted_at(job_id) - SKEW
     )
     return statement if project_id is None else statement.where(row.c.project_id == project_id)
-
-
-def _clamped(moment: datetime) -> datetime:
-    return min(max(moment, FIRST), LAST)
 
 
 @lru_cache(maxsize=200)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Query
 
+from api.http.times import within_limits
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
-from api.requests.filters import FIRST, LAST, FeedbackFilter, RequestFilters, ScoreFilter
+from api.requests.filters import FeedbackFilter, RequestFilters, ScoreFilter
+from shared.domain.database_text import storable
 from shared.domain.errors import Forbidden, InvalidRequest
 from shared.domain.job import JobStatus
 from shared.domain.owner import end_user_name
@@ -111,8 +113,8 @@ async def filters_of(principal: Principal, query: RequestQuery, keys: ApiKeyStor
     principal.require(Scope.LOGS)
     return RequestFilters(
         project_id=await _project_id(principal, query.project, keys),
-        start=_utc(query.start),
-        end=_utc(query.end),
+        start=query.start and within_limits(query.start),
+        end=query.end and within_limits(query.end),
         models=_cleaned_all(query.models),
         requested_models=_cleaned_all(query.routes),
         statuses=tuple(query.statuses),
@@ -169,16 +171,9 @@ def _score(query: RequestQuery) -> ScoreFilter | None:
 
 
 def _cleaned(text: str | None) -> str | None:
-    """A text as PostgreSQL can have it: no row has the character that it refuses. Empty: as if it were absent."""
-    return text.replace("\0", "\ufffd") if text else None
+    """A text as it is stored. Empty: as if it were absent."""
+    return storable(text) if text else None
 
 
 def _cleaned_all(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(text.replace("\0", "\ufffd") for text in texts if text)
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """A time within the limits. Without a zone, it is in UTC."""
-    if moment is None:
-        return None
-    return min(max(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment, FIRST), LAST)
+    return tuple(storable(text) for text in texts if text)

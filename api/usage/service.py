@@ -13,6 +13,7 @@ from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, parse_id
 from api.usage.report import Report
 from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection
+from shared.domain.database_text import storable
 from shared.domain.errors import Forbidden, InvalidRequest, Unavailable
 from shared.domain.owner import end_user_name
 
@@ -57,7 +58,7 @@ class UsageService:
             project_ids=await self._project_ids(principal, projects, names[0]),
             key_ids={_key_id(key, names[1]) for key in keys} if keys else None,
             end_users={end_user_name(user) or "" for user in users} if users else None,
-            models={_text(model) for model in models} if models else None,
+            models=set(map(storable, models)) if models else None,
             batch=batch,
         )
 
@@ -137,15 +138,10 @@ class UsageService:
             return {principal.project_id}
         found = set()
         for name in dict.fromkeys(names):
-            if (project_id := await self._keys.project_id(_text(name))) is None:
+            if (project_id := await self._keys.project_id(storable(name))) is None:
                 raise InvalidRequest(f"{param}: there is no project {name[:64]!r}", param=param)
             found.add(project_id)
         return found
-
-
-def _text(name: str) -> str:
-    """A name as PostgreSQL's `text` can have it: no name has the character that it refuses."""
-    return name.replace("\0", "\ufffd")
 
 
 def _key_id(text: str, param: str) -> int:

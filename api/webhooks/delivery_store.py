@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Text, and_, func, insert, literal_column, select, true, update
 
+from shared.domain.database_text import storable
 from shared.domain.ids import number_of
 from shared.domain.webhook_events import EventType, event_id
 from shared.postgres.engine import transaction
@@ -88,9 +89,9 @@ class DeliveryQuery:
         """A statement about these deliveries only."""
         for column, value in (
             (_ROW.project_id, self.project_id),
-            (_ROW.endpoint_id, _storable(self.endpoint_id)),
+            (_ROW.endpoint_id, self.endpoint_id and storable(self.endpoint_id)),
             (_ROW.state, None if self.state is None else _constant(self.state)),
-            (_ROW.type, _storable(self.type)),
+            (_ROW.type, self.type and storable(self.type)),
         ):
             if value is not None:
                 statement = statement.where(column == value)
@@ -100,11 +101,6 @@ class DeliveryQuery:
 def _constant(state: DeliveryState) -> ColumnElement[str]:
     """A state that is no parameter, so that PostgreSQL sees whether the condition of an index holds."""
     return literal_column(f"'{state.value}'", Text)
-
-
-def _storable(text: str | None) -> str | None:
-    """A text that the database accepts as a parameter: none that is stored has U+0000."""
-    return None if text is None else text.replace("\0", "\ufffd")
 
 
 def format_id(number: int) -> str:
