@@ -10,6 +10,7 @@ from api.feedback.tokens import FeedbackTokens
 from api.http.pagination import Page, fetch_page, number_after
 from api.http.times import within_limits
 from api.keys.principal import Principal, Scope
+from api.keys.projects import named_project
 from api.keys.store import ApiKeyStore
 from shared.domain.database_text import storable
 from shared.domain.errors import InvalidRequest, NotFound, Unauthorized
@@ -99,9 +100,7 @@ class FeedbackService:
         project_id: int | None = principal.project_id
         if project is not None:
             principal.require(Scope.ADMIN)
-            project_id = None if project == ALL else await self._keys.project_id(storable(project))
-            if project_id is None and project != ALL:
-                raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
+            project_id = None if project == ALL else await named_project(self._keys, project)
         given: dict[str, Any] = {
             name: storable(value) if isinstance(value, str) else within_limits(value)
             for name, value in filters.items()

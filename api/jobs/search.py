@@ -13,6 +13,7 @@ from api.http.pagination import check_after
 from api.http.times import within_limits
 from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, MatchCount
 from api.keys.principal import Principal, Scope
+from api.keys.projects import named_project
 from api.keys.store import ApiKeyStore, parse_id
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
@@ -103,10 +104,7 @@ class JobSearch:
             return principal.project_id
         principal.require(Scope.ADMIN)
         if project != ALL:
-            found = await self._keys.project_id(project)
-            if found is None:
-                raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
-            return found
+            return await named_project(self._keys, project)
         if key_id is None:
             return None
         # The jobs of a project are found by an index, those of a key are not.

@@ -12,10 +12,11 @@ from fastapi import Query
 
 from api.http.times import within_limits
 from api.keys.principal import Principal, Scope
+from api.keys.projects import readable_projects
 from api.keys.store import ApiKeyStore
 from api.requests.filters import FeedbackFilter, RequestFilters, ScoreFilter
 from shared.domain.database_text import storable
-from shared.domain.errors import Forbidden, InvalidRequest
+from shared.domain.errors import InvalidRequest
 from shared.domain.job import JobStatus
 from shared.domain.owner import end_user_name
 
@@ -132,16 +133,8 @@ async def filters_of(principal: Principal, query: RequestQuery, keys: ApiKeyStor
 
 async def _project_id(principal: Principal, name: str | None, keys: ApiKeyStore) -> int | None:
     """The project whose requests are read; None: all."""
-    is_admin = Scope.ADMIN in principal.scopes
-    if name is None:
-        return None if is_admin else principal.project_id
-    found = await keys.project_id(_cleaned(name) or "")
-    if is_admin and found is None:
-        raise InvalidRequest(f"project: there is no project {name[:64]!r}", param="project")
-    if not is_admin and found != principal.project_id:
-        # As for a project that does not exist.
-        raise Forbidden("project: this API key may read the requests of its own project only.", param="project")
-    return found
+    found = await readable_projects(principal, [] if name is None else [name], keys, "requests")
+    return None if found is None else next(iter(found))
 
 
 def _feedback(text: str | None) -> FeedbackFilter | None:

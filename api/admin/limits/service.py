@@ -12,6 +12,7 @@ from api.admin.limits.schemas import LimitCreate, LimitUpdate, check_values
 from api.http.pagination import Page, fetch_page, number_after
 from api.http.rate_limits import LeftOfLimit
 from api.keys.principal import Principal
+from api.keys.projects import named_project
 from api.keys.store import parse_id
 from api.limits.limiter import RateLimiter
 from api.limits.reload import LimitReload
@@ -121,9 +122,7 @@ class LimitService:
         """The ids of the project and of the key that a limit is for."""
         project_id = key_id = None
         if body.project is not None:
-            project_id = await self._store.project_id(body.project)
-            if project_id is None:
-                raise InvalidRequest(f"project: there is no project {body.project[:64]!r}", param="project")
+            project_id = await named_project(self._store, body.project)
         if body.key_id is not None:
             key_id = parse_id(body.key_id)
             owner = await self._store.project_of_key(key_id) if key_id is not None else None
