@@ -8,7 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.feedback.dependencies import CurrentFeedback, PrincipalIfAny
-from api.feedback.schemas import FeedbackCreate, FeedbackDeleted, FeedbackList, FeedbackView, JobFeedbackCreate
+from api.feedback.schemas import (
+    FeedbackCreate,
+    FeedbackDeleted,
+    FeedbackList,
+    FeedbackView,
+    JobFeedbackCreate,
+    format_id,
+)
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND, READ
@@ -79,13 +86,7 @@ async def list_feedback(
         start=created_after,
         end=created_before,
     )
-    items = [FeedbackView.of(item) for item in page.items]
-    return FeedbackList(
-        data=items,
-        first_id=items[0].id if items else None,
-        last_id=items[-1].id if items else None,
-        has_more=page.has_more,
-    )
+    return FeedbackList.of(page, FeedbackView.of, lambda one: format_id(one.id))
 
 
 @router.delete(f"{PATH}/{{feedback_id}}", responses={**ERRORS, **NOT_FOUND})
