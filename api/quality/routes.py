@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
@@ -17,7 +17,7 @@ from api.keys.auth import AnyPrincipal
 from api.quality.schemas import QualityReport, classifier_view, item_members
 from api.quality.service import QualityService
 from api.quality.store import Dimension, QualitySelection
-from api.usage.dependencies import TimeZone
+from api.usage.dependencies import EndDay, TimeZone, several
 from api.usage.periods import Periods, days_of, zone_of
 from shared.domain.database_text import storable
 
@@ -40,10 +40,6 @@ class GroupBy(StrEnum):
     ROUTE = "route"
 
 
-def _filter(description: str) -> Any:
-    return Query(description=f"{description} Repeat it for several.")
-
-
 @router.get(
     "",
     response_model=QualityReport,
@@ -56,12 +52,12 @@ async def get_quality(
     principal: AnyPrincipal,
     quality: CurrentQuality,
     start: Annotated[date | None, Query(description="The first day; by default, 7 days are reported.")] = None,
-    end: Annotated[date | None, Query(description="The day after the last one; by default tomorrow.")] = None,
+    end: EndDay = None,
     time_zone: TimeZone = "UTC",
-    group_by: Annotated[list[GroupBy] | None, _filter("What the rates are made by; by default the model.")] = None,
-    project: Annotated[list[str] | None, _filter("Only answers to this project.")] = None,
-    model: Annotated[list[str] | None, _filter("Only answers of this model.")] = None,
-    route: Annotated[list[str] | None, _filter("Only answers to requests that named this model or route.")] = None,
+    group_by: Annotated[list[GroupBy] | None, several("What the rates are made by; by default the model.")] = None,
+    project: Annotated[list[str] | None, several("Only answers to this project.")] = None,
+    model: Annotated[list[str] | None, several("Only answers of this model.")] = None,
+    route: Annotated[list[str] | None, several("Only answers to requests that named this model or route.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
     page: NextPage = None,
 ) -> Response:

@@ -107,9 +107,8 @@ async def list_exports(
 ) -> ExportList:
     """List the exports of the key's project, or all with the scope `admin`, newest first."""
     principal.require(Scope.LOGS)
-    own = None if Scope.ADMIN in principal.scopes else principal.project_id
     after_id = number_after(after, "export", parse_export_id)
-    page = await fetch_page(limit, lambda count: exports.page(own, limit=count, after=after_id))
+    page = await fetch_page(limit, lambda count: exports.page(principal.visible_project, limit=count, after=after_id))
     return ExportList.of(page, ExportView.of, lambda export: format_export_id(export.id))
 
 

@@ -15,7 +15,7 @@ from api.http.large_json import JsonBody, json_response
 from api.http.pagination import NextPage, next_page, offset_of
 from api.http.parquet import PARQUET, load_pyarrow
 from api.keys.auth import AnyPrincipal
-from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, TimeZone
+from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, EndDay, TimeZone, several
 from api.usage.periods import Periods, days_of, month_of, zone_of
 from api.usage.report import Report
 from api.usage.schemas import UsageReport, UsageStatement
@@ -64,10 +64,6 @@ Format = Annotated[
 _ACCEPTED: dict[str, FormatName] = {_CSV: "csv", PARQUET: "parquet"}
 
 
-def _filter(description: str) -> Any:
-    return Query(description=f"{description} Repeat it for several.")
-
-
 @router.get(
     "",
     response_model=UsageReport,
@@ -78,13 +74,13 @@ async def get_usage(
     principal: AnyPrincipal,
     usage: CurrentUsage,
     start: Annotated[date | None, Query(description="The first day; by default, 30 days are reported.")] = None,
-    end: Annotated[date | None, Query(description="The day after the last one; by default tomorrow.")] = None,
+    end: EndDay = None,
     time_zone: TimeZone = "UTC",
-    group_by: Annotated[list[Group] | None, _filter("What the sums are made by; by default the day.")] = None,
-    project: Annotated[list[str] | None, _filter("Only usage of this project.")] = None,
-    key: Annotated[list[str] | None, _filter("Only usage with the key of this id.")] = None,
-    user: Annotated[list[str] | None, _filter("Only usage of this end user; empty: of none.")] = None,
-    model: Annotated[list[str] | None, _filter("Only usage of this model.")] = None,
+    group_by: Annotated[list[Group] | None, several("What the sums are made by; by default the day.")] = None,
+    project: Annotated[list[str] | None, several("Only usage of this project.")] = None,
+    key: Annotated[list[str] | None, several("Only usage with the key of this id.")] = None,
+    user: Annotated[list[str] | None, several("Only usage of this end user; empty: of none.")] = None,
+    model: Annotated[list[str] | None, several("Only usage of this model.")] = None,
     batch: Annotated[bool | None, Query(description="Only lines of batches, or none of them.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Files have all items.")] = MAX_LIMIT,
     page: NextPage = None,
