@@ -28,27 +28,11 @@ from api.budgets.worst_case import WorstCase
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
-from api.console.batches.routes import BatchPages
-from api.console.data.overview_store import OverviewStore
 from api.console.data.statistics import JobStatistics
 from api.console.data.statistics_store import StatisticsStore
-from api.console.fleet.routes import FleetPages
-from api.console.fleet.store import RunningJobsStore
-from api.console.jobs.job.routes import JobParts
-from api.console.jobs.ledger_store import LedgerEntriesStore
-from api.console.jobs.routes import JobsList
-from api.console.jobs.service import ConsoleJobs
 from api.console.key_names import KeyNamesStore
-from api.console.keys.store import KeyPagesStore
-from api.console.limits.routes import LimitPages
-from api.console.limits.store import BudgetStatesStore
-from api.console.live_streams import LiveStreams
-from api.console.overview.routes import Overview
-from api.console.overview.snapshot import Snapshots
-from api.console.overview.store import ModelTimesStore
-from api.console.routing.store import RoutingStore
+from api.console.parts import add_pages
 from api.console.sessions import Sessions
-from api.console.usage.store import TopUsageStore
 from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
@@ -60,6 +44,7 @@ from api.erasure.files import FileErasure
 from api.erasure.ledger_store import LedgerErasure
 from api.erasure.pseudonyms import SECRET as PSEUDONYM_SECRET
 from api.erasure.pseudonyms import Pseudonyms
+from api.erasure.run import DataStores
 from api.erasure.service import ErasureService
 from api.erasure.store import ErasureStore
 from api.evals.parts import build_evals
@@ -330,7 +315,6 @@ async def open_resources(
         supervisor.start("reported_contexts", reported_contexts.run())
         learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
         supervisor.start("learned_ratios", learned_ratios.run())
-        overview_store = OverviewStore(database, registry.queue_of)
         if settings.console == "on":
             supervisor.start("job_statistics", JobStatistics(StatisticsStore(database)).run())
         price_store = PriceStore(database)
@@ -404,24 +388,6 @@ async def open_resources(
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Sessions, sessions)
-        resources.add(LiveStreams, LiveStreams())
-        snapshots = Snapshots(overview_store, ModelTimesStore(database), registry)
-        overview = Overview(snapshots, registry)
-        stack.push_async_callback(overview.broadcaster.close)
-        resources.add(Overview, overview)
-        batch_pages = BatchPages(batch_service, files)
-        stack.push_async_callback(batch_pages.close)
-        resources.add(BatchPages, batch_pages)
-        fleet_pages = FleetPages(overview_store, RunningJobsStore(database), snapshots, registry)
-        stack.push_async_callback(fleet_pages.close)
-        resources.add(FleetPages, fleet_pages)
-        resources.add(KeyPagesStore, KeyPagesStore(database, keys))
-        resources.add(RoutingStore, RoutingStore(database))
-        resources.add(KeyNamesStore, key_names)
-        limit_pages = LimitPages(BudgetStatesStore(database), limit_store, limiter, key_names)
-        stack.push_async_callback(limit_pages.broadcaster.close)
-        resources.add(LimitPages, limit_pages)
-        resources.add(TopUsageStore, TopUsageStore(database))
         resources.add(Admission, admission)
         resources.add(Router, router)
         resources.add(ContextWindow, context_window)
@@ -431,21 +397,23 @@ async def open_resources(
         replays = Replays(store, jobs, EarlierWork(keys, settings.key_cache_s))
         resources.add(Replays, replays)
         resources.add(JobActions, JobActions(search, jobs, replays))
-        console_jobs = ConsoleJobs(
+        add_pages(
+            resources,
+            stack,
+            database=database,
+            registry=registry,
+            key_names=key_names,
+            keys=keys,
             store=store,
-            search=search,
-            jobs=jobs,
             logs=logs,
-            names=key_names,
+            jobs=jobs,
+            search=search,
             replays=replays,
-            ledger=LedgerEntriesStore(database),
+            batches=batch_service,
+            files=files,
+            limits=limit_store,
+            limiter=limiter,
         )
-        jobs_list, job_parts = JobsList(console_jobs), JobParts(console_jobs)
-        stack.push_async_callback(jobs_list.broadcaster.close)
-        stack.push_async_callback(job_parts.broadcaster.close)
-        resources.add(ConsoleJobs, console_jobs)
-        resources.add(JobsList, jobs_list)
-        resources.add(JobParts, job_parts)
         resources.add(CacheStore, cache_store)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
         responses = ResponseService(jobs, ResponseStore(database), store, conversations)
@@ -484,12 +452,9 @@ async def open_resources(
         resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))
         resources.add(RedactionService, RedactionService(database))
         erasure_files = FileErasure(blobs, max_line_bytes=settings.max_body_bytes)
+        user_data = DataStores(ErasureStore(database), LedgerErasure(database), erasure_files, jobs, logs)
         pseudonyms = Pseudonyms(masters, SecretStore(database, PSEUDONYM_SECRET))
-        erasure = ErasureService(
-            ErasureStore(database), LedgerErasure(database), erasure_files, jobs, logs, pseudonyms, metrics
-        )
-        resources.add(ErasureService, erasure)
-        resources.add(OverviewStore, overview_store)
+        resources.add(ErasureService, ErasureService(user_data, pseudonyms, metrics))
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from api.batches.batch import LineError
 from api.batches.endpoints import ENDPOINTS
 from api.batches.jsonl_reader import Line
-from api.batches.store import BatchJob
+from api.batches.line_jobs import BatchJob
 from api.http.json_body import check_shape, loads_large
 from api.http.members import MemberReader, Shape, fitting
 from api.http.validation import describe

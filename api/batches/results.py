@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from api.batches.batch import Batch, BatchStatus, BatchUsage, result_file_ids
 from api.batches.endpoints import ENDPOINTS
 from api.batches.jsonl_reader import Line
+from api.batches.line_jobs import LineResult
 from api.batches.request_line import LineRejected, content_of, parse
-from api.batches.store import BatchStore, LineResult, ResultFile
+from api.batches.store import BatchStore, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import JsonErrorResponse, render, render_failure
 from api.http.members import HEADER, MemberReader

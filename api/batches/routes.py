@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from api.batches.dependencies import Batches
 from api.batches.schemas import BatchCreate, BatchList, BatchView, batch_view
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from api.keys.auth import CurrentPrincipal
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=JsonRoute)
@@ -29,7 +29,7 @@ async def create(body: BatchCreate, principal: CurrentPrincipal, batches: Batche
 async def list_batches(
     principal: CurrentPrincipal,
     batches: Batches,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
 ) -> BatchList:
     """List batches, newest first."""

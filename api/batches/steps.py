@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 from api.batches.batch import Batch, BatchStatus, LineError, Position
 from api.batches.jsonl_reader import Line, read_lines
+from api.batches.line_jobs import BatchJob, NoRoom, SubmittedLines
 from api.batches.request_line import LineRejected, parse
 from api.batches.results import Results, write_results
-from api.batches.store import BatchJob, BatchStore, NoRoom, SubmittedLines
+from api.batches.store import BatchStore
 from api.batches.validation import validate
 from api.cache.response_cache import ResponseCache
 from api.files.blobs import BlobMissing, Blobs

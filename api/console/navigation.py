@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from starlette.types import Scope
 
@@ -46,6 +47,12 @@ def root_of(path: str) -> str:
 def here_of(path: str) -> str:
     """The address of a page, relative to the console's root; with `./`, because a path may begin like a scheme."""
     return f"./{path.removeprefix(PREFIX).strip('/')}"
+
+
+def address(path: str, **conditions: str | None) -> str:
+    """The address of a page with those of the conditions that are set, relative to the console's root."""
+    query = urlencode({name: value for name, value in conditions.items() if value})
+    return f"{path}?{query}" if query else path
 
 
 def browser_path(scope: Scope) -> str:

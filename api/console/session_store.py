@@ -9,7 +9,8 @@ from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from api.keys.principal import Scope
-from api.keys.store import VALID_KEY_COLUMNS, ValidKey, digest, key_is_valid, read_valid_key
+from api.keys.store import digest
+from api.keys.valid_keys import VALID_KEY_COLUMNS, ValidKey, key_is_valid, read_valid_key
 from shared.domain.errors import UnreadableRow
 from shared.postgres.engine import transaction
 from shared.postgres.prepared import Prepared

@@ -13,14 +13,14 @@ from starlette.types import Scope
 
 from api.console import filters
 from api.console.assets import ASSETS
-from api.console.navigation import browser_path, groups, here_of, is_current, root_of
+from api.console.navigation import address, browser_path, groups, here_of, is_current, root_of
 from api.console.page import Page
 from api.console.security_headers import SECURITY_HEADERS
 from api.console.table_roles import TableRoles
 from api.console.viewer import viewer_of
 from shared.domain.version import VERSION
 
-_environment = Environment(
+environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     auto_reload=False,
@@ -29,13 +29,13 @@ _environment = Environment(
     lstrip_blocks=True,
     extensions=[TableRoles],
 )
-_environment.filters.update(filters.FILTERS)
-_environment.globals.update(version=VERSION, assets=f"static/{ASSETS.version}/")
+environment.filters.update(filters.FILTERS)
+environment.globals.update(address=address, version=VERSION, assets=f"static/{ASSETS.version}/")
 
 
 def render(template: str, values: Mapping[str, Any]) -> Markup:
     """Render a template, which may be a part of a page, without a request: for parts that many viewers get."""
-    return Markup(_environment.get_template(template).render(values))  # noqa: S704  # autoescaped
+    return Markup(environment.get_template(template).render(values))  # noqa: S704  # autoescaped
 
 
 def page_response(scope: Scope, template: str, status: int = 200, **values: Any) -> HTMLResponse:

@@ -35,7 +35,7 @@ class Viewer:
     @property
     def project_id(self) -> int | None:
         """The project whose data the viewer may see; None: that of all projects."""
-        return None if self.is_operator else self.principal.project_id
+        return self.principal.visible_project
 
 
 def viewer_of(scope: AsgiScope) -> Viewer | None:

@@ -8,10 +8,11 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.erasure.service import Erasure
+from api.requests.export_store import format_export_id
 
 
-class ExportView(BaseModel):
-    """An export of the request log."""
+class UserDataExport(BaseModel):
+    """An export of the request log that may have data of the end user."""
 
     id: str
     created_at: datetime
@@ -53,7 +54,7 @@ class ErasureView(BaseModel):
     unended_batches: list[str] = Field(
         description="Batches with requests of the end user. Their files are erased by a request after their end."
     )
-    exports: list[ExportView] = Field(
+    exports: list[UserDataExport] = Field(
         description="Exports of the request log that may have data of the end user: whoever made them has the files."
     )
     named_in: list[str] = Field(description="Budgets and limits that were created for the end user; they remain.")
@@ -67,7 +68,7 @@ class ErasureView(BaseModel):
             erased=dict(erasure.counts),
             unended_batches=list(erasure.unended_batches),
             exports=[
-                ExportView(id=f"export_{one.id}", created_at=one.created_at, level=one.level, rows=one.rows)
+                UserDataExport(id=format_export_id(one.id), created_at=one.created_at, level=one.level, rows=one.rows)
                 for one in erasure.exports
             ],
             named_in=list(erasure.named_in),

@@ -29,17 +29,16 @@ from sqlalchemy import (
     union,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 
+from api.erasure.related_rows import erase_deliveries, erase_feedback, erase_quality, is_one_of
 from shared.domain.job import TERMINAL
-from shared.domain.response import response_id
-from shared.domain.webhook_events import OF_JOBS, EventType, event_id
+from shared.domain.webhook_events import EventType
 from shared.postgres.audit_store import record
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_purge import purge_statement, release_statement
-from shared.postgres.quality_tables import FeedbackRow, JudgementRow, LabelRow
+from shared.postgres.quality_tables import FeedbackRow
 from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
 from shared.postgres.store import Store
 from shared.postgres.summary_deletion import delete_summaries
@@ -179,7 +178,7 @@ class ErasureStore(Store):
         Those of batches that have not ended are left out. `in_batches`: only these, if they have ended and were not
         erased. `batch_id`: only those of this batch.
         """
-        of_unended = and_(JobRow.batch_id.is_not(None), _in(JobRow.batch_id, unended))
+        of_unended = and_(JobRow.batch_id.is_not(None), is_one_of(JobRow.batch_id, unended))
         if in_batches:
             condition = and_(of_unended, JobRow.status.in_(TERMINAL), JobRow.deleted_at.is_(None))
         else:
@@ -201,7 +200,7 @@ class ErasureStore(Store):
         The content of the others is deleted soon after their end. Summaries of their conversations, idempotency keys,
         comments, judgements and labels go with the jobs.
         """
-        ours = _in(JobRow.id, job_ids)
+        ours = is_one_of(JobRow.id, job_ids)
         counts: dict[str, int] = {}
         async with transaction(self._engine) as connection:
             locked = select(JobRow.id, limit_idle()).where(ours).order_by(JobRow.id).with_for_update()
@@ -220,12 +219,12 @@ class ErasureStore(Store):
             for conversation in sorted({row.conversation for row in rows if row.conversation is not None}):
                 others += await delete_summaries(connection, project_id, conversation)
             keys = delete(IdempotencyKeyRow).where(
-                IdempotencyKeyRow.project_id == project_id, _in(IdempotencyKeyRow.job_id, job_ids)
+                IdempotencyKeyRow.project_id == project_id, is_one_of(IdempotencyKeyRow.job_id, job_ids)
             )
             counts["idempotency_keys"] = (await connection.execute(keys)).rowcount
-            counts["webhook_deliveries"] = await _erase_deliveries(connection, project_id, job_ids)
-            others += await _erase_quality(connection, project_id, job_ids, counts)
-        await self._changes(release_statement(or_(ours, _in(JobRow.id, others))))
+            counts["webhook_deliveries"] = await erase_deliveries(connection, project_id, job_ids)
+            others += await erase_quality(connection, project_id, job_ids, counts)
+        await self._changes(release_statement(or_(ours, is_one_of(JobRow.id, others))))
         return Portion(job_ids, others, counts)
 
     async def erase_log(
@@ -236,7 +235,7 @@ class ErasureStore(Store):
         The rows remain, without the name of the user and without bodies. Those of batches that have not ended keep the
         name.
         """
-        of_unended = and_(RequestLogRow.batch_id.is_not(None), _in(RequestLogRow.batch_id, unended))
+        of_unended = and_(RequestLogRow.batch_id.is_not(None), is_one_of(RequestLogRow.batch_id, unended))
         key = (RequestLogRow.job_id, RequestLogRow.ended_at)
         found = (
             select(*key)
@@ -266,12 +265,12 @@ class ErasureStore(Store):
             )
             counts = {"log_rows": len(rows), "log_bodies": (await connection.execute(bodies)).rowcount}
             conversations = sorted({row.conversation for row in rows if row.conversation is not None})
-            about = and_(FeedbackRow.project_id == project_id, _in(FeedbackRow.conversation, conversations))
-            counts["feedback"] = await _erase_feedback(connection, about)
+            about = and_(FeedbackRow.project_id == project_id, is_one_of(FeedbackRow.conversation, conversations))
+            counts["feedback"] = await erase_feedback(connection, about)
             # Jobs whose rows were deleted after their retention have these still.
             job_ids = [row.job_id for row in rows]
-            await _erase_quality(connection, project_id, job_ids, counts)
-            counts["webhook_deliveries"] = await _erase_deliveries(connection, project_id, job_ids)
+            await erase_quality(connection, project_id, job_ids, counts)
+            counts["webhook_deliveries"] = await erase_deliveries(connection, project_id, job_ids)
         return counts
 
     async def erase_author(self, project_id: int, end_user: str) -> dict[str, int]:
@@ -287,7 +286,7 @@ class ErasureStore(Store):
             anonymous.author == "",
         )
         async with transaction(self._engine) as connection:
-            erased = await _erase_feedback(connection, by_user)
+            erased = await erase_feedback(connection, by_user)
             erased += (await connection.execute(delete(FeedbackRow).where(by_user, same))).rowcount
             await connection.execute(update(FeedbackRow).where(by_user).values(author=""))
             # What was spent remains in the windows, under a name that is nobody's.
@@ -364,59 +363,5 @@ def _may_have(project_id: int) -> ColumnElement[bool]:
     return or_(ExportRow.project_id == project_id, ExportRow.project_id.is_(None))
 
 
-def _in(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = column == func.any(literal([*values], ARRAY(Text)))
-    return condition
-
-
 def _existing(file_id: Any) -> Any:
     return select(FileRow.id).where(FileRow.id == file_id).scalar_subquery()
-
-
-async def _erase_deliveries(connection: AsyncConnection, project_id: int, job_ids: Sequence[str]) -> int:
-    """Delete deliveries of webhooks to the URLs that the requests have named. Those to endpoints have ids only."""
-    row = WebhookDeliveryRow
-    events = [
-        event_id(event_type, object_id)
-        for job_id in job_ids
-        for event_type, object_id in (
-            *((one, job_id) for one in OF_JOBS if one.group == "job.*"),
-            *((one, response_id(job_id)) for one in OF_JOBS if one.group == "response.*"),
-        )
-    ]
-    statement = delete(row).where(row.project_id == project_id, row.url.is_not(None), _in(row.event_id, events))
-    return (await connection.execute(statement)).rowcount
-
-
-async def _erase_quality(
-    connection: AsyncConnection, project_id: int, job_ids: Sequence[str], counts: dict[str, int]
-) -> Sequence[str]:
-    """Erase what was said of answers: comments, judgements and labels. Returns the ids of the judges' jobs."""
-    about = and_(FeedbackRow.project_id == project_id, _in(FeedbackRow.job_id, job_ids))
-    _add(counts, "feedback", await _erase_feedback(connection, about))
-    judgements = delete(JudgementRow).where(_in(JudgementRow.item, job_ids)).returning(JudgementRow.judge_job_id)
-    judged = (await connection.execute(judgements)).scalars().all()
-    _add(counts, "judgements", len(judged))
-    labels = delete(LabelRow).where(_in(LabelRow.item, job_ids))
-    _add(counts, "labels", (await connection.execute(labels)).rowcount)
-    judges = [job_id for job_id in judged if job_id is not None]
-    if judges:
-        await connection.execute(purge_statement(_in(JobRow.id, judges)))
-        # Judges may wait for hours, with the texts in their requests. Those that do are ended as overdue, and their
-        # content is deleted within a minute after that, as that of all judges is.
-        is_open = and_(_in(JobRow.id, judges), JobRow.status.not_in(TERMINAL))
-        await connection.execute(update(JobRow).where(is_open).values(finish_before=func.now()))
-    return judges
-
-
-async def _erase_feedback(connection: AsyncConnection, about: ColumnElement[bool]) -> int:
-    """Delete feedback whose value is a text, and erase comments and tags of the others. Returns their number."""
-    is_text = func.jsonb_typeof(FeedbackRow.value) == literal_column("'string'")
-    deleted = (await connection.execute(delete(FeedbackRow).where(about, is_text))).rowcount
-    has_text = or_(FeedbackRow.comment.is_not(None), FeedbackRow.tags != literal_column("'{}'::text[]"))
-    erased = update(FeedbackRow).where(about, has_text).values(comment=None, tags=[])
-    return deleted + (await connection.execute(erased)).rowcount
-
-
-def _add(counts: dict[str, int], name: str, more: int) -> None:
-    counts[name] = counts.get(name, 0) + more

@@ -29,7 +29,7 @@ async def labeller(principal: CurrentPrincipal) -> Principal:
 
 def labelled_project(principal: Principal) -> int | None:
     """The only project whose answers a labeller may see; None: those of all projects."""
-    return None if Scope.ADMIN in principal.scopes else principal.project_id
+    return principal.visible_project
 
 
 def labeller_id(principal: Principal) -> str:

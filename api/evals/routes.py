@@ -27,7 +27,7 @@ from api.evals.schemas import (
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from shared.domain.field_types import MAX_MODEL_NAME
 
 MAX_DAYS = 365
@@ -38,7 +38,6 @@ FORBIDDEN: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorResponse, "description": "The API key does not have the scope."}
 }
 RESPONSES = {**ERRORS, **FORBIDDEN}
-Limit = Annotated[int, Query(ge=1, le=100)]
 Days = Annotated[int, Query(ge=1, le=MAX_DAYS, description="Of the answers of the last days.")]
 ModelQuery = Annotated[str, Query(min_length=1, max_length=MAX_MODEL_NAME)]
 RubricQuery = Annotated[str | None, Query(max_length=MAX_NAME, description="Only of this rubric.")]

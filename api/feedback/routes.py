@@ -8,11 +8,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.feedback.dependencies import CurrentFeedback, PrincipalIfAny
-from api.feedback.schemas import FeedbackCreate, FeedbackDeleted, FeedbackList, FeedbackView, JobFeedbackCreate
+from api.feedback.schemas import (
+    FeedbackCreate,
+    FeedbackDeleted,
+    FeedbackList,
+    FeedbackView,
+    JobFeedbackCreate,
+    format_id,
+)
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from api.keys.auth import CurrentPrincipal
 from shared.domain.feedback import MAX_METRIC
 from shared.domain.owner import MAX_END_USER
@@ -53,7 +60,7 @@ async def rate_job(
 async def list_feedback(
     principal: CurrentPrincipal,
     feedback: CurrentFeedback,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
     job_id: Annotated[str | None, Query(max_length=100)] = None,
     conversation: Annotated[str | None, Query(max_length=200)] = None,
@@ -79,13 +86,7 @@ async def list_feedback(
         start=created_after,
         end=created_before,
     )
-    items = [FeedbackView.of(item) for item in page.items]
-    return FeedbackList(
-        data=items,
-        first_id=items[0].id if items else None,
-        last_id=items[-1].id if items else None,
-        has_more=page.has_more,
-    )
+    return FeedbackList.of(page, FeedbackView.of, lambda one: format_id(one.id))
 
 
 @router.delete(f"{PATH}/{{feedback_id}}", responses={**ERRORS, **NOT_FOUND})

@@ -20,6 +20,7 @@ from pydantic import (
 from api.feedback.store import Feedback
 from api.feedback.tokens import MAX_TOKEN
 from api.http.pagination import PageView
+from shared.domain.database_text import storable
 from shared.domain.feedback import (
     MAX_COMMENT,
     MAX_CONVERSATION,
@@ -38,8 +39,8 @@ from shared.domain.owner import MAX_END_USER
 
 
 def _stored(text: str) -> str:
-    """The text as PostgreSQL can have it, which refuses U+0000."""
-    return unicode_text(text).replace("\0", "\ufffd")
+    """The text as it is stored."""
+    return storable(unicode_text(text))
 
 
 STORED = AfterValidator(_stored)

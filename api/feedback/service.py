@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
 from typing import Any
 
 from api.feedback.schemas import FeedbackCreate, JobFeedbackCreate, format_id
 from api.feedback.store import Feedback, FeedbackFilters, FeedbackStore, JobFacts, NewFeedback
 from api.feedback.tokens import FeedbackTokens
-from api.http.pagination import Page, fetch_page
-from api.jobs.search import FIRST, LAST
+from api.http.pagination import Page, fetch_page, number_after
+from api.http.times import within_limits
 from api.keys.principal import Principal, Scope
+from api.keys.projects import named_project
 from api.keys.store import ApiKeyStore
+from shared.domain.database_text import storable
 from shared.domain.errors import InvalidRequest, NotFound, Unauthorized
 from shared.domain.feedback import MAX_BY_TOKEN, MAX_OF_TARGET, RATING, FeedbackSource, Rating
+from shared.domain.ids import number_of
 from shared.domain.job import is_job_id
 from shared.domain.owner import end_user_name
 from shared.domain.response import job_id_of_answer
@@ -95,17 +96,13 @@ class FeedbackService:
             InvalidRequest: the cursor is malformed, or there is no such project.
             Forbidden: the query is about another project, and the key has no admin scope.
         """
-        after_id = None if after is None else _number(after)
-        if after is not None and after_id is None:
-            raise InvalidRequest(f"after: must be an id of feedback, got {after[:64]!r}", param="after")
+        after_id = number_after(after, "feedback", _number)
         project_id: int | None = principal.project_id
         if project is not None:
             principal.require(Scope.ADMIN)
-            project_id = None if project == ALL else await self._keys.project_id(project.replace("\0", "\ufffd"))
-            if project_id is None and project != ALL:
-                raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
+            project_id = None if project == ALL else await named_project(self._keys, project)
         given: dict[str, Any] = {
-            name: value.replace("\0", "\ufffd") if isinstance(value, str) else _utc(value)
+            name: storable(value) if isinstance(value, str) else within_limits(value)
             for name, value in filters.items()
             if value is not None
         }
@@ -182,11 +179,5 @@ def _about(job: JobFacts, body: FeedbackCreate, source: FeedbackSource, author: 
     )
 
 
-def _utc(moment: datetime) -> datetime:
-    """A time within the limits. Without a zone, it is in UTC."""
-    return min(max(moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC), FIRST), LAST)
-
-
 def _number(feedback_id: str) -> int | None:
-    match = re.fullmatch(r"feedback_([0-9]{1,18})", feedback_id)
-    return int(match[1]) if match else None
+    return number_of("feedback_", feedback_id)

@@ -17,7 +17,7 @@ from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import json_response
 from api.http.money import cost_header
 from api.http.openapi import ERRORS, FAILED, JOB, NOT_FOUND, SUBMITTED_JOB
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
 from api.jobs import action_routes
@@ -97,7 +97,7 @@ async def list_jobs(
     jobs: Jobs,
     search: Search,
     query: Annotated[JobQuery, Depends(job_query)],
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
     include: Annotated[
         list[Literal["output"]] | None,

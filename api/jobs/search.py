@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Query
 
 from api.http.pagination import check_after
+from api.http.times import within_limits
 from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, MatchCount
 from api.keys.principal import Principal, Scope
+from api.keys.projects import named_project
 from api.keys.store import ApiKeyStore, parse_id
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
@@ -22,8 +24,6 @@ from shared.domain.owner import end_user_name
 ALL = "*"
 MAX_METADATA_FILTERS = 4
 MAX_TEXT = 1024
-# No job is older or newer. The search counts from these times, and Python and PostgreSQL have their own limits.
-FIRST, LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ class JobSearch:
             model=query.model,
             key_id=key_id,
             end_user=end_user_name(query.user),
-            start=_utc(query.created_after),
-            end=_utc(query.created_before),
+            start=query.created_after and within_limits(query.created_after),
+            end=query.created_before and within_limits(query.created_before),
             metadata=dict(map(_member, query.metadata)),
         )
 
@@ -104,10 +104,7 @@ class JobSearch:
             return principal.project_id
         principal.require(Scope.ADMIN)
         if project != ALL:
-            found = await self._keys.project_id(project)
-            if found is None:
-                raise InvalidRequest(f"project: there is no project {project[:64]!r}", param="project")
-            return found
+            return await named_project(self._keys, project)
         if key_id is None:
             return None
         # The jobs of a project are found by an index, those of a key are not.
@@ -127,10 +124,3 @@ def _member(text: str) -> tuple[str, str]:
     if not separator or not name:
         raise InvalidRequest(f"metadata: must be KEY=VALUE, got {text[:64]!r}", param="metadata")
     return name, value
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """A time within the limits. Without a zone, it is in UTC."""
-    if moment is None:
-        return None
-    return min(max(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment, FIRST), LAST)

@@ -11,7 +11,8 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from api.keys.open_requests import OpenRequest
 from api.keys.principal import Principal, Scope
-from api.keys.store import ValidKey, digest
+from api.keys.store import digest
+from api.keys.valid_keys import ValidKey
 from shared.domain.errors import Unauthorized, UnreadableRow
 
 CACHE_SIZE = 10_000

@@ -55,6 +55,11 @@ class Principal:
         name = end_user_name(end_user)
         return self if name == self.end_user else replace(self, end_user=name)
 
+    @property
+    def visible_project(self) -> int | None:
+        """The only project whose data the key may see; None: that of all projects, with the scope `admin`."""
+        return None if Scope.ADMIN in self.scopes else self.project_id
+
     def may(self, scope: Scope) -> bool:
         """Whether the key has the scope. `admin` includes `logs`."""
         return scope in self.scopes or (scope is Scope.LOGS and Scope.ADMIN in self.scopes)

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    Row,
-    Text,
-    and_,
-    bindparam,
-    exists,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Row, and_, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -40,20 +25,24 @@ from api.keys.audited import (
 from api.keys.changes import NEVER, UNCHANGED, KeyChanges, ProjectChanges
 from api.keys.principal import Principal, Scope
 from api.keys.stored_options import merge_stored, read_options, readable_options, to_stored
+from api.keys.valid_keys import (
+    FIND,
+    PROJECT_OPTIONS,
+    VALID_SCOPES,
+    ValidKey,
+    key_is_valid,
+    read_valid_key,
+    scopes_of,
+)
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Conflict, UnreadableRow
+from shared.domain.ids import number_of
 from shared.domain.owner import Owner
 from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
-
-logger = logging.getLogger(__name__)
-
-# `last_used_at` lags behind a key's last use by at most this much.
-LAST_USED_RESOLUTION_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +83,6 @@ class Project:
     options: ProjectOptions = NO_PROJECT_OPTIONS
 
 
-@dataclass(frozen=True, slots=True)
-class ValidKey:
-    """The principal of a valid key, and the seconds until the key expires (None: it does not expire)."""
-
-    principal: Principal
-    expires_in_s: float | None
-
-
 def generate_key() -> str:
     """Return `hr_`, a public prefix of 32 bits, `_`, and 256 random bits."""
     return f"hr_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
@@ -115,11 +96,6 @@ def digest(key: str) -> str:
 def _public_prefix(generated_key: str) -> str:
     """The part of a generated key that may be shown."""
     return "_".join(generated_key.split("_")[:2])
-
-
-def key_is_valid() -> ColumnElement[bool]:
-    """Condition: a key is neither revoked nor expired."""
-    return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
 
 
 class ProjectExists(Conflict):
@@ -238,7 +214,7 @@ class ApiKeyStore(Store):
         return found
 
     async def _find(self, digests: Sequence[str]) -> list[ValidKey | UnreadableRow | None]:
-        rows = await _FIND.run(self._engine, {"digests": list(digests)})
+        rows = await FIND.run(self._engine, {"digests": list(digests)})
         found = {row.sha256: read_valid_key(row) for row in rows}
         return [found.get(sha256) for sha256 in digests]
 
@@ -249,7 +225,7 @@ class ApiKeyStore(Store):
             UnreadableRow: as `find`.
         """
         statement = (
-            select(ApiKeyRow.options, ProjectRow.tier, _PROJECT_OPTIONS)
+            select(ApiKeyRow.options, ProjectRow.tier, PROJECT_OPTIONS)
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .where(ApiKeyRow.id == owner.key_id)
         )
@@ -266,8 +242,8 @@ class ApiKeyStore(Store):
 
     async def valid_scopes(self, key_ids: Iterable[int]) -> dict[int, frozenset[Scope]]:
         """Return the scopes of those keys that are neither revoked nor expired."""
-        rows = await _VALID_SCOPES.run(self._engine, {"ids": list(key_ids)})
-        return {row.id: frozenset(_scopes(row)) for row in rows}
+        rows = await VALID_SCOPES.run(self._engine, {"ids": list(key_ids)})
+        return {row.id: frozenset(scopes_of(row)) for row in rows}
 
     async def all(self) -> Sequence[ApiKey]:
         """Return all keys, oldest first."""
@@ -404,22 +380,7 @@ def format_id(key_id: int) -> str:
 
 def parse_id(text: str) -> int | None:
     """The number of a key's id; None if the text is no such id."""
-    match = re.fullmatch(r"key_([0-9]{1,18})", text)
-    return int(match[1]) if match else None
-
-
-_PROJECT_OPTIONS = ProjectRow.options.label("project_options")
-# What `read_valid_key` reads, of a valid key joined with its project.
-VALID_KEY_COLUMNS = (
-    ApiKeyRow.id,
-    ApiKeyRow.project_id,
-    ApiKeyRow.scopes,
-    ApiKeyRow.priority_floor,
-    ApiKeyRow.options,
-    ProjectRow.tier,
-    _PROJECT_OPTIONS,
-    func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
-)
+    return number_of("key_", text)
 
 
 def _projects() -> Any:
@@ -452,64 +413,13 @@ def _listed() -> Any:
     )
 
 
-def _find() -> Prepared:
-    valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", type_=ARRAY(Text))), key_is_valid())
-    stale = (
-        select(ApiKeyRow.id)
-        .where(
-            *valid,
-            or_(
-                ApiKeyRow.last_used_at.is_(None),
-                ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
-            ),
-        )
-        .with_for_update(skip_locked=True, key_share=True)
-        .scalar_subquery()
-    )
-    used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
-    return Prepared(
-        select(ApiKeyRow.sha256, *VALID_KEY_COLUMNS)
-        .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
-        .where(*valid)
-        .add_cte(used.cte("used"))
-    )
-
-
-_FIND = _find()
-_VALID_SCOPES = Prepared(
-    select(ApiKeyRow.id, ApiKeyRow.scopes).where(
-        ApiKeyRow.id == func.any(bindparam("ids", type_=ARRAY(BigInteger))), key_is_valid()
-    )
-)
-
-
-def read_valid_key(row: Any) -> ValidKey | UnreadableRow:
-    """The valid key of a row with `VALID_KEY_COLUMNS`. The error, which is logged: this version cannot read it."""
-    try:
-        options = read_options(row.id, row.options)
-    except UnreadableRow as error:  # one key must not fail the lookups of others
-        logger.error("key=%s cannot be used: %s", format_id(row.id), error.reason)
-        return error
-    left = None if row.expires_in_s is None else float(row.expires_in_s)
-    principal = Principal(
-        row.project_id,
-        row.id,
-        frozenset(_scopes(row)),
-        priority_floor=row.priority_floor,
-        options=options,
-        tier=row.tier,
-        project_log_level=ProjectOptions.read(row.project_options).log_level,
-    )
-    return ValidKey(principal, left)
-
-
 def _api_key(row: Row[Any]) -> ApiKey:
     return ApiKey(
         id=format_id(row.id),
         name=row.name,
         prefix=row.prefix,
         project=row.project,
-        scopes=_scopes(row),
+        scopes=scopes_of(row),
         priority_floor=row.priority_floor,
         created_at=row.created_at,
         expires_at=row.expires_at,
@@ -518,11 +428,6 @@ def _api_key(row: Row[Any]) -> ApiKey:
         options=readable_options(row.id, row.options),
         tier=row.tier,
     )
-
-
-def _scopes(row: Any) -> tuple[Scope, ...]:
-    """The scopes of a key, without those that only a newer version knows."""
-    return tuple(scope for scope in Scope if scope.value in row.scopes)
 
 
 async def _project_id(connection: AsyncConnection, name: str, *, must_be_new: bool, by: int | None) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
@@ -13,13 +12,14 @@ from api.http.dependencies import resource
 from api.http.errors import ErrorResponse
 from api.http.large_json import JsonBody, json_response
 from api.http.openapi import ERRORS
+from api.http.pagination import NextPage, next_page, offset_of
 from api.keys.auth import AnyPrincipal
 from api.quality.schemas import QualityReport, classifier_view, item_members
 from api.quality.service import QualityService
 from api.quality.store import Dimension, QualitySelection
-from api.usage.dependencies import TimeZone
+from api.usage.dependencies import EndDay, TimeZone, several
 from api.usage.periods import Periods, days_of, zone_of
-from shared.domain.errors import InvalidRequest
+from shared.domain.database_text import storable
 
 DEFAULT_DAYS = 7
 MAX_LIMIT = 500
@@ -40,10 +40,6 @@ class GroupBy(StrEnum):
     ROUTE = "route"
 
 
-def _filter(description: str) -> Any:
-    return Query(description=f"{description} Repeat it for several.")
-
-
 @router.get(
     "",
     response_model=QualityReport,
@@ -56,14 +52,14 @@ async def get_quality(
     principal: AnyPrincipal,
     quality: CurrentQuality,
     start: Annotated[date | None, Query(description="The first day; by default, 7 days are reported.")] = None,
-    end: Annotated[date | None, Query(description="The day after the last one; by default tomorrow.")] = None,
+    end: EndDay = None,
     time_zone: TimeZone = "UTC",
-    group_by: Annotated[list[GroupBy] | None, _filter("What the rates are made by; by default the model.")] = None,
-    project: Annotated[list[str] | None, _filter("Only answers to this project.")] = None,
-    model: Annotated[list[str] | None, _filter("Only answers of this model.")] = None,
-    route: Annotated[list[str] | None, _filter("Only answers to requests that named this model or route.")] = None,
+    group_by: Annotated[list[GroupBy] | None, several("What the rates are made by; by default the model.")] = None,
+    project: Annotated[list[str] | None, several("Only answers to this project.")] = None,
+    model: Annotated[list[str] | None, several("Only answers of this model.")] = None,
+    route: Annotated[list[str] | None, several("Only answers to requests that named this model or route.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
-    page: Annotated[str | None, Query(description="`next_page` of the previous page.")] = None,
+    page: NextPage = None,
 ) -> Response:
     """Get rates of thumbs up, refusals and errors, and the scores of judges, each with its number of observations and
     a 95 % interval: of the key's project, or of all projects if it has the scope `admin`.
@@ -80,10 +76,10 @@ async def get_quality(
         tuple(Dimension(group.value) for group in groups if group is not GroupBy.DAY),
         by_day=by_day,
         project_ids=await quality.project_ids(principal, project or ()),
-        models=_texts(model),
-        routes=_texts(route),
+        models=set(map(storable, model)) if model else None,
+        routes=set(map(storable, route)) if route else None,
     )
-    offset = _offset(page)
+    offset = offset_of(page)
     items, has_more = await quality.page(selection, limit=limit, offset=offset)
     # As in the items: the day first.
     names = [group.value for group in sorted(groups, key=lambda group: group is not GroupBy.DAY)]
@@ -91,23 +87,10 @@ async def get_quality(
     tail = {
         "refusal_classifier": classifier_view(),
         "has_more": has_more,
-        "next_page": f"page_{offset + limit}" if has_more else None,
+        "next_page": next_page(offset + limit, has_more=has_more),
     }
     return await json_response(
         JsonBody(
             lambda: {**head, "data": [item_members(item, names) for item in items], **tail}, ITEM_BYTES * len(items)
         )
     )
-
-
-def _texts(names: list[str] | None) -> set[str] | None:
-    """Names as PostgreSQL's `text` can have them; no name has the character that it refuses."""
-    return {name.replace("\0", "\ufffd") for name in names} if names else None
-
-
-def _offset(page: str | None) -> int:
-    if page is None:
-        return 0
-    if (match := re.fullmatch(r"page_([0-9]{1,9})", page)) is None:
-        raise InvalidRequest(f"page: must be the `next_page` of a page, got {page[:64]!r}", param="page")
-    return int(match[1])

@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.keys.principal import Principal, Scope
+from api.keys.principal import Principal
+from api.keys.projects import readable_projects
 from api.keys.store import ApiKeyStore
 from api.quality.intervals import YES_NO, Mean, Rate, mean_of_scores
 from api.quality.store import (
@@ -20,7 +21,7 @@ from api.quality.store import (
     ScoreCounts,
     ScoredRubric,
 )
-from shared.domain.errors import Forbidden, InvalidRequest, Unavailable
+from shared.domain.errors import Unavailable
 
 # Reports that are read at the same time, and how long others wait for that.
 AT_ONCE = 2
@@ -78,20 +79,7 @@ class QualityService:
             InvalidRequest: there is no such project.
             Forbidden: the query is about another project, and the key has no admin scope.
         """
-        if Scope.ADMIN not in principal.scopes:
-            own = await self._store.project_names([principal.project_id])
-            if names and set(names) != set(own.values()):
-                # As for a project that does not exist.
-                raise Forbidden("project: this API key may read the quality of its own project only.", param="project")
-            return {principal.project_id}
-        if not names:
-            return None
-        found = set()
-        for name in dict.fromkeys(names):
-            if (project_id := await self._keys.project_id(name.replace("\0", "\ufffd"))) is None:
-                raise InvalidRequest(f"project: there is no project {name[:64]!r}", param="project")
-            found.add(project_id)
-        return found
+        return await readable_projects(principal, names, self._keys, "quality")
 
     async def page(self, selection: QualitySelection, *, limit: int, offset: int = 0) -> tuple[list[QualityItem], bool]:
         """`limit` groups after the first `offset`, in the order of their values, and whether there are more.

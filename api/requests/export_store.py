@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, insert, null, select, update
 
 from api.keys.principal import Principal
-from shared.domain.errors import InvalidRequest
+from shared.domain.ids import number_of
 from shared.domain.log_level import LogLevel
 from shared.postgres.audit_store import record
 from shared.postgres.engine import transaction
@@ -45,15 +44,9 @@ def format_export_id(export_id: int) -> str:
     return f"export_{export_id}"
 
 
-def parse_export_id(text: str) -> int:
-    """The number of an export's id.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
-    if (match := re.fullmatch(r"export_([0-9]{1,18})", text)) is None:
-        raise InvalidRequest(f"after: must be the id of an export, got {text[:64]!r}", param="after")
-    return int(match[1])
+def parse_export_id(text: str) -> int | None:
+    """The number of an export's id; None if the text is no such id."""
+    return number_of("export_", text)
 
 
 class ExportStore(Store):

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
+from api.http.times import LAST
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import JOB_ID_PREFIX, JobStatus, is_job_id
 
-# No request is older or newer, and Python and PostgreSQL have their own limits.
-FIRST, LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 # How far the clocks of processes may differ: a job's id has the time of another one than its end.
 SKEW = timedelta(minutes=1)
 _CURSOR = re.compile(r"(?P<id>[a-z0-9_]{1,80})@(?P<us>[0-9]{1,18})")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Query
 
+from api.http.times import within_limits
 from api.keys.principal import Principal, Scope
+from api.keys.projects import readable_projects
 from api.keys.store import ApiKeyStore
-from api.requests.filters import FIRST, LAST, FeedbackFilter, RequestFilters, ScoreFilter
-from shared.domain.errors import Forbidden, InvalidRequest
+from api.requests.filters import FeedbackFilter, RequestFilters, ScoreFilter
+from shared.domain.database_text import storable
+from shared.domain.errors import InvalidRequest
 from shared.domain.feedback import RATING, Rating
 from shared.domain.job import JobStatus
 from shared.domain.owner import end_user_name
@@ -112,8 +115,8 @@ async def filters_of(principal: Principal, query: RequestQuery, keys: ApiKeyStor
     principal.require(Scope.LOGS)
     return RequestFilters(
         project_id=await _project_id(principal, query.project, keys),
-        start=_utc(query.start),
-        end=_utc(query.end),
+        start=query.start and within_limits(query.start),
+        end=query.end and within_limits(query.end),
         models=_cleaned_all(query.models),
         requested_models=_cleaned_all(query.routes),
         statuses=tuple(query.statuses),
@@ -131,16 +134,8 @@ async def filters_of(principal: Principal, query: RequestQuery, keys: ApiKeyStor
 
 async def _project_id(principal: Principal, name: str | None, keys: ApiKeyStore) -> int | None:
     """The project whose requests are read; None: all."""
-    is_admin = Scope.ADMIN in principal.scopes
-    if name is None:
-        return None if is_admin else principal.project_id
-    found = await keys.project_id(_cleaned(name) or "")
-    if is_admin and found is None:
-        raise InvalidRequest(f"project: there is no project {name[:64]!r}", param="project")
-    if not is_admin and found != principal.project_id:
-        # As for a project that does not exist.
-        raise Forbidden("project: this API key may read the requests of its own project only.", param="project")
-    return found
+    found = await readable_projects(principal, [] if name is None else [name], keys, "requests")
+    return None if found is None else next(iter(found))
 
 
 def _feedback(text: str | None) -> FeedbackFilter | None:
@@ -172,16 +167,9 @@ def _score(query: RequestQuery) -> ScoreFilter | None:
 
 
 def _cleaned(text: str | None) -> str | None:
-    """A text as PostgreSQL can have it: no row has the character that it refuses. Empty: as if it were absent."""
-    return text.replace("\0", "\ufffd") if text else None
+    """A text as it is stored. Empty: as if it were absent."""
+    return storable(text) if text else None
 
 
 def _cleaned_all(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(text.replace("\0", "\ufffd") for text in texts if text)
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """A time within the limits. Without a zone, it is in UTC."""
-    if moment is None:
-        return None
-    return min(max(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment, FIRST), LAST)
+    return tuple(storable(text) for text in texts if text)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.http.large_json import JsonBody, json_response
 from api.http.openapi import NOT_FOUND, headers
-from api.http.pagination import After, fetch_page
+from api.http.pagination import After, Limit, fetch_page, number_after
 from api.http.parquet import PARQUET
 from api.keys.auth import AnyPrincipal
 from api.keys.principal import Scope
@@ -54,7 +54,7 @@ async def list_requests(
     principal: AnyPrincipal,
     requests: CurrentLoggedRequests,
     query: CurrentQuery,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
 ) -> RequestList:
     """List requests that have ended, newest first, without what was asked and answered.
@@ -102,14 +102,13 @@ async def export_requests(
 async def list_exports(
     principal: AnyPrincipal,
     exports: CurrentExportStore,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
 ) -> ExportList:
     """List the exports of the key's project, or all with the scope `admin`, newest first."""
     principal.require(Scope.LOGS)
-    own = None if Scope.ADMIN in principal.scopes else principal.project_id
-    after_id = None if after is None else parse_export_id(after)
-    page = await fetch_page(limit, lambda count: exports.page(own, limit=count, after=after_id))
+    after_id = number_after(after, "export", parse_export_id)
+    page = await fetch_page(limit, lambda count: exports.page(principal.visible_project, limit=count, after=after_id))
     return ExportList.of(page, ExportView.of, lambda export: format_export_id(export.id))
 
 

@@ -44,7 +44,7 @@ def read_sample(text: str) -> Sample:
 
 
 def sample_number(seed: int, job_id: str) -> bytes:
-    """The number of a request for a seed, of which `api.requests.store` has the SQL. Compare it as bytes."""
+    """The number of a request for a seed, of which `api.requests.page_statement` has the SQL. Compare it as bytes."""
     return hashlib.sha256(f"{seed}:{job_id}".encode()).digest()
 
 

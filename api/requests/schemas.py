@@ -43,7 +43,7 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class FeedbackView(BaseModel):
+class FeedbackValue(BaseModel):
     """What somebody thinks of an answer."""
 
     metric: str
@@ -91,7 +91,7 @@ class RequestView(BaseModel):
     )
     refused: bool | None = Field(description="Whether the model has refused to answer; null if that is not known.")
     refusal_source: str | None = Field(description="Who says so: `provider` or `classifier`.")
-    feedback: list[FeedbackView]
+    feedback: list[FeedbackValue]
     scores: list[ScoreView]
 
     @classmethod

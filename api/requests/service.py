@@ -51,8 +51,7 @@ class LoggedRequests:
             NotFound: the log has no such request, or it is of another project.
         """
         principal.require(Scope.LOGS)
-        own = None if Scope.ADMIN in principal.scopes else principal.project_id
-        found = await self._store.get(job_id, own) if is_job_id(job_id) else None
+        found = await self._store.get(job_id, principal.visible_project) if is_job_id(job_id) else None
         if found is None:
             raise NotFound(
                 "The request log has no such request: it has not ended, its level was `none`, or it has expired."

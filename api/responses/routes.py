@@ -14,7 +14,7 @@ from api.http.errors import ErrorResponse
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.large_json import JsonBody, json_response
 from api.http.openapi import ERRORS, FAILED, STREAMED, SUBMITTED
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentSyncCall
@@ -116,7 +116,7 @@ async def input_items(
     response_id: str,
     principal: CurrentPrincipal,
     responses: Responses,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     order: Annotated[
         Literal["asc", "desc"], Query(description="`desc`: last item first; `asc`: first item first.")
     ] = "desc",

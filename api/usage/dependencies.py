@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
@@ -19,3 +20,9 @@ USAGE_ERRORS: dict[int | str, dict[str, Any]] = {
 TimeZone = Annotated[
     str, Query(description="The name of the time zone in which days and months begin, such as `Europe/Berlin`.")
 ]
+EndDay = Annotated[date | None, Query(description="The day after the last one; by default tomorrow.")]
+
+
+def several(description: str) -> Any:
+    """A parameter of a report that a request may repeat."""
+    return Query(description=f"{description} Repeat it for several.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.http.large_json import JsonBody, json_response
 from api.http.money import dollars
+from api.http.pagination import NextPage, next_page, page_number, wrong_page
 from api.keys.auth import AnyPrincipal
 from api.usage.dependencies import USAGE_ERRORS, CurrentUsage
 from api.usage.organization_schemas import CompletionsUsagePage, CostsPage
@@ -59,7 +59,6 @@ EndTime = Annotated[
     Query(ge=0, le=LAST_TIME, description="Unix seconds; rounded up to the end of a bucket. By default now."),
 ]
 Limit = Annotated[int | None, Query(ge=1, description="The number of buckets.")]
-Page = Annotated[str | None, Query(description="`next_page` of the previous page.")]
 
 
 # OpenAI's SDKs send `group_by[]=model`; its documentation also has `group_by=model`.
@@ -85,7 +84,7 @@ async def completions_usage(
     models: Annotated[list[str] | None, _brackets("models", "Only these models.")] = None,
     batch: Annotated[bool | None, Query(description="Only lines of batches, or none of them.")] = None,
     limit: Limit = None,
-    page: Page = None,
+    page: NextPage = None,
     group_by_: Annotated[list[UsageGroup] | None, _plain("group_by")] = None,
     project_ids_: Annotated[list[str] | None, _plain("project_ids")] = None,
     user_ids_: Annotated[list[str] | None, _plain("user_ids")] = None,
@@ -119,7 +118,7 @@ async def costs(
     api_key_ids: Annotated[list[str] | None, _brackets("api_key_ids", "Only these keys.")] = None,
     line_items: Annotated[list[str] | None, _brackets("line_items", "Only these models.")] = None,
     limit: Limit = None,
-    page: Page = None,
+    page: NextPage = None,
     group_by_: Annotated[list[CostsGroup] | None, _plain("group_by")] = None,
     project_ids_: Annotated[list[str] | None, _plain("project_ids")] = None,
     api_key_ids_: Annotated[list[str] | None, _plain("api_key_ids")] = None,
@@ -165,10 +164,9 @@ def _window(start_time: int, end_time: int | None, width: Width, limit: int | No
         raise InvalidRequest(f"end_time: must be after start_time, which is {start_time}; got {end}", param="end_time")
     end += -end % width.seconds
     if page is not None:
-        match = re.fullmatch(r"page_([0-9]{1,12})", page)
-        first = int(match[1]) if match else -1
+        first = page_number(page)
         if not start <= first < end or first % width.seconds:
-            raise InvalidRequest(f"page: must be the `next_page` of a page, got {page[:64]!r}", param="page")
+            raise wrong_page(page)
         start = first
     left = (end - start) // width.seconds
     count = min(left, limit or width.default)
@@ -194,7 +192,7 @@ async def _page(
             "object": "page",
             "data": _buckets(window, report, groups, result_of),
             "has_more": window.has_more,
-            "next_page": f"page_{window.end}" if window.has_more else None,
+            "next_page": next_page(window.end, has_more=window.has_more),
         }
 
     return await json_response(JsonBody(build, RESULT_BYTES * len(report.rows) + 100 * window.count))

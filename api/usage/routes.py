@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import date
 from enum import StrEnum
@@ -13,9 +12,10 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, Query, Request, Response
 
 from api.http.large_json import JsonBody, json_response
+from api.http.pagination import NextPage, next_page, offset_of
 from api.http.parquet import PARQUET, load_pyarrow
 from api.keys.auth import AnyPrincipal
-from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, TimeZone
+from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, EndDay, TimeZone, several
 from api.usage.periods import Periods, days_of, month_of, zone_of
 from api.usage.report import Report
 from api.usage.schemas import UsageReport, UsageStatement
@@ -65,10 +65,6 @@ Format = Annotated[
 _ACCEPTED: dict[str, FormatName] = {_CSV: "csv", PARQUET: "parquet"}
 
 
-def _filter(description: str) -> Any:
-    return Query(description=f"{description} Repeat it for several.")
-
-
 @router.get(
     "",
     response_model=UsageReport,
@@ -79,16 +75,16 @@ async def get_usage(
     principal: AnyPrincipal,
     usage: CurrentUsage,
     start: Annotated[date | None, Query(description="The first day; by default, 30 days are reported.")] = None,
-    end: Annotated[date | None, Query(description="The day after the last one; by default tomorrow.")] = None,
+    end: EndDay = None,
     time_zone: TimeZone = "UTC",
-    group_by: Annotated[list[Group] | None, _filter("What the sums are made by; by default the day.")] = None,
-    project: Annotated[list[str] | None, _filter("Only usage of this project.")] = None,
-    key: Annotated[list[str] | None, _filter("Only usage with the key of this id.")] = None,
-    user: Annotated[list[str] | None, _filter("Only usage of this end user; empty: of none.")] = None,
-    model: Annotated[list[str] | None, _filter("Only usage of this model.")] = None,
+    group_by: Annotated[list[Group] | None, several("What the sums are made by; by default the day.")] = None,
+    project: Annotated[list[str] | None, several("Only usage of this project.")] = None,
+    key: Annotated[list[str] | None, several("Only usage with the key of this id.")] = None,
+    user: Annotated[list[str] | None, several("Only usage of this end user; empty: of none.")] = None,
+    model: Annotated[list[str] | None, several("Only usage of this model.")] = None,
     batch: Annotated[bool | None, Query(description="Only lines of batches, or none of them.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Files have all items.")] = MAX_LIMIT,
-    page: Annotated[str | None, Query(description="`next_page` of the previous page.")] = None,
+    page: NextPage = None,
     format: Format = None,  # noqa: A002
 ) -> Response:
     """Get sums of usage and of what it cost, of the key's project, or of all projects if it has the scope `admin`."""
@@ -102,7 +98,7 @@ async def get_usage(
     wanted = format or _preferred(request)
     if wanted != "json":
         return await _file(await usage.report(selection, period, reader=principal), "usage", wanted)
-    offset = _offset(page)
+    offset = offset_of(page)
     report, has_more = await usage.page(selection, period, limit=limit, offset=offset, reader=principal)
     head = {
         "object": "usage",
@@ -112,7 +108,7 @@ async def get_usage(
         "group_by": report.columns,
         "currency": "usd",
     }
-    tail = {"has_more": has_more, "next_page": f"page_{offset + limit}" if has_more else None}
+    tail = {"has_more": has_more, "next_page": next_page(offset + limit, has_more=has_more)}
     return await json_response(
         JsonBody(lambda: {**head, "data": report.items(), **tail}, ITEM_BYTES * len(report.rows))
     )
@@ -198,11 +194,3 @@ async def _file(report: Report, name: str, file_format: Literal["csv", "parquet"
         content, media_type = await off_loop(size, report.parquet), PARQUET
     headers = {"Content-Disposition": f'attachment; filename="{name}.{file_format}"'}
     return Response(content, headers=headers, media_type=media_type)
-
-
-def _offset(page: str | None) -> int:
-    if page is None:
-        return 0
-    if (match := re.fullmatch(r"page_([0-9]{1,9})", page)) is None:
-        raise InvalidRequest(f"page: must be the `next_page` of a page, got {page[:64]!r}", param="page")
-    return int(match[1])

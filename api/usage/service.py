@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from weakref import WeakValueDictionary
 
 from api.keys.principal import Principal, Scope
+from api.keys.projects import readable_projects
 from api.keys.store import ApiKeyStore, parse_id
 from api.usage.report import Report
 from api.usage.store import Dimension, UsageFilters, UsageReportStore, UsageSelection
-from shared.domain.errors import Forbidden, InvalidRequest, Unavailable
+from shared.domain.database_text import storable
+from shared.domain.errors import InvalidRequest, Unavailable
 from shared.domain.owner import end_user_name
 
 # Reports that are read at the same time, and how long others wait for that.
@@ -54,10 +56,10 @@ class UsageService:
             Forbidden: the query is about another project, and the key has no admin scope.
         """
         return UsageFilters(
-            project_ids=await self._project_ids(principal, projects, names[0]),
+            project_ids=await readable_projects(principal, projects, self._keys, "usage", names[0]),
             key_ids={_key_id(key, names[1]) for key in keys} if keys else None,
             end_users={end_user_name(user) or "" for user in users} if users else None,
-            models={_text(model) for model in models} if models else None,
+            models=set(map(storable, models)) if models else None,
             batch=batch,
         )
 
@@ -91,7 +93,7 @@ class UsageService:
 
     async def own_or_named_project(self, principal: Principal, name: str | None) -> tuple[int, str]:
         """The id and the name of a project: by default that of the principal; raises as `filters`."""
-        found = await self._project_ids(principal, [name] if name is not None else [], "project")
+        found = await readable_projects(principal, [name] if name is not None else [], self._keys, "usage")
         project_id = principal.project_id if name is None or found is None else next(iter(found))
         names = await self._store.project_names([project_id])
         return project_id, names.get(project_id, "")
@@ -123,29 +125,6 @@ class UsageService:
         ids = {row.project_id for row in rows} if Dimension.PROJECT in selection.group_by else set()
         shows_cost = reader is not None and Scope.ADMIN in reader.scopes
         return Report(selection, rows, await self._store.project_names(ids), period, shows_cost)
-
-    async def _project_ids(self, principal: Principal, names: Sequence[str], param: str) -> Collection[int] | None:
-        """The ids of projects; None: all."""
-        is_admin = Scope.ADMIN in principal.scopes
-        if not names:
-            return None if is_admin else {principal.project_id}
-        if not is_admin:
-            own = await self._store.project_names([principal.project_id])
-            if set(names) != set(own.values()):
-                # As for a project that does not exist.
-                raise Forbidden(f"{param}: this API key may read the usage of its own project only.", param=param)
-            return {principal.project_id}
-        found = set()
-        for name in dict.fromkeys(names):
-            if (project_id := await self._keys.project_id(_text(name))) is None:
-                raise InvalidRequest(f"{param}: there is no project {name[:64]!r}", param=param)
-            found.add(project_id)
-        return found
-
-
-def _text(name: str) -> str:
-    """A name as PostgreSQL's `text` can have it: no name has the character that it refuses."""
-    return name.replace("\0", "\ufffd")
 
 
 def _key_id(text: str, param: str) -> int:

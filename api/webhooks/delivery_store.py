@@ -5,7 +5,6 @@ What creates deliveries is in `shared.postgres.webhook_outbox`, and what deliver
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Text, and_, func, insert, literal_column, select, true, update
 
+from shared.domain.database_text import storable
+from shared.domain.ids import number_of
 from shared.domain.webhook_events import EventType, event_id
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store, seconds
@@ -88,9 +89,9 @@ class DeliveryQuery:
         """A statement about these deliveries only."""
         for column, value in (
             (_ROW.project_id, self.project_id),
-            (_ROW.endpoint_id, _storable(self.endpoint_id)),
+            (_ROW.endpoint_id, self.endpoint_id and storable(self.endpoint_id)),
             (_ROW.state, None if self.state is None else _constant(self.state)),
-            (_ROW.type, _storable(self.type)),
+            (_ROW.type, self.type and storable(self.type)),
         ):
             if value is not None:
                 statement = statement.where(column == value)
@@ -102,11 +103,6 @@ def _constant(state: DeliveryState) -> ColumnElement[str]:
     return literal_column(f"'{state.value}'", Text)
 
 
-def _storable(text: str | None) -> str | None:
-    """A text that the database accepts as a parameter: none that is stored has U+0000."""
-    return None if text is None else text.replace("\0", "\ufffd")
-
-
 def format_id(number: int) -> str:
     """The id of a delivery as clients see it."""
     return f"delivery_{number}"
@@ -114,8 +110,7 @@ def format_id(number: int) -> str:
 
 def parse_id(text: str) -> int | None:
     """The number of a delivery's id; None if the text is no such id."""
-    match = re.fullmatch(r"delivery_([0-9]{1,18})", text)
-    return int(match[1]) if match else None
+    return number_of("delivery_", text)
 
 
 class DeliveryStore(Store):

@@ -10,7 +10,7 @@ from api.http.dependencies import resource
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from api.keys.auth import CurrentPrincipal
 from api.webhooks.delivery_store import MAX_REPLAYED, MAX_TRIES, DeliveryQuery, DeliveryState, format_id
 from api.webhooks.schemas import (
@@ -34,7 +34,6 @@ from shared.domain.webhook_events import EventType
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=JsonRoute)
 
 Webhooks = Annotated[WebhookService, Depends(resource(WebhookService))]
-Limit = Annotated[int, Query(ge=1, le=100)]
 DISABLED: dict[int | str, dict[str, Any]] = {409: {"model": ErrorResponse, "description": "The endpoint is disabled."}}
 
 

@@ -6,7 +6,7 @@ import logging
 from datetime import datetime
 
 from api.http.lookup import own_or_404
-from api.http.pagination import Page, check_after, fetch_page
+from api.http.pagination import Page, check_after, fetch_page, number_after
 from api.keys.principal import Principal
 from api.webhooks.delivery_store import (
     MAX_TRIES,
@@ -21,7 +21,7 @@ from api.webhooks.request_webhooks import RequestWebhooks
 from api.webhooks.schemas import EndpointCreate, EndpointUpdate, SecretRotate
 from api.webhooks.secrets import Secret
 from api.webhooks.store import BY_OPERATOR, Endpoint, EndpointStore, NewEndpoint, ProjectSecretStore, is_endpoint_id
-from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.errors import Conflict, NotFound
 from shared.domain.request_webhook import public_url
 
 logger = logging.getLogger(__name__)
@@ -156,9 +156,7 @@ class WebhookService:
         Raises:
             InvalidRequest: `after` is not the id of a delivery.
         """
-        after_id = None if after is None else parse_id(after)
-        if after is not None and after_id is None:
-            raise InvalidRequest(f"after: must be a delivery id, got {after[:64]!r}", param="after")
+        after_id = number_after(after, "delivery", parse_id)
         return await fetch_page(limit, lambda count: self._deliveries.page(query, limit=count, after=after_id))
 
     async def delivery(self, delivery_id: str, project_id: int | None) -> tuple[Delivery, list[Try]]:

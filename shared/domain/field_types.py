@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
+
+from shared.domain.owner import MAX_END_USER
 
 
 def message_of(problem: Mapping[str, Any]) -> str:
@@ -38,3 +40,5 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
 MAX_MODEL_NAME = 200
 
 UnicodeText = Annotated[str, AfterValidator(unicode_text)]
+# A client's name for an end user.
+EndUserName = Annotated[str, Field(min_length=1, max_length=MAX_END_USER), AfterValidator(unicode_text)]

@@ -1,4 +1,7 @@
-"""Ids that sort in the order of their creation, so that an id also serves as a pagination cursor."""
+"""Ids that sort in the order of their creation, so that an id also serves as a pagination cursor.
+
+Those of large tables are made by `new_id`; others are the number of a row with a prefix, such as `key_12`.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,12 @@ def first_id(prefix: str, at: datetime) -> str:
 def is_id(prefix: str, text: str) -> bool:
     """Whether `text` has the form of an id with this prefix."""
     return re.fullmatch(f"{prefix}{_HEX}(_{REGION})?", text) is not None
+
+
+def number_of(prefix: str, text: str) -> int | None:
+    """The number of a row in an id with this prefix; None if the text is no such id."""
+    match = re.fullmatch(f"{prefix}([0-9]{{1,18}})", text)
+    return int(match[1]) if match else None
 
 
 def region_of(prefix: str, text: str) -> str:

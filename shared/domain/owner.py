@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.domain.database_text import storable
+
 # Longer names of end users are truncated, because every job stores one.
 MAX_END_USER = 512
 
@@ -22,8 +24,5 @@ class Owner:
 
 
 def end_user_name(name: str | None) -> str | None:
-    """Return a client's name for an end user as it is stored: at most `MAX_END_USER` characters, without U+0000.
-
-    PostgreSQL's `text` refuses U+0000.
-    """
-    return name[:MAX_END_USER].replace("\0", "\ufffd") if name else None
+    """Return a client's name for an end user as it is stored: at most `MAX_END_USER` characters, without U+0000."""
+    return storable(name[:MAX_END_USER]) if name else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -10,9 +10,10 @@ from fastapi import APIRouter, Depends, Query
 from api.admin.audit.schemas import AuditEntryView, AuditLog, format_id
 from api.admin.dependencies import ADMIN_ERRORS, AdminPrincipal
 from api.http.dependencies import resource
-from api.http.pagination import After, fetch_page
+from api.http.pagination import After, Limit, fetch_page, number_after
 from api.keys.store import parse_id
 from shared.domain.errors import InvalidRequest
+from shared.domain.ids import number_of
 from shared.postgres.audit_store import AuditStore
 
 router = APIRouter(prefix="/v1/admin/audit", tags=["audit"])
@@ -22,7 +23,7 @@ router = APIRouter(prefix="/v1/admin/audit", tags=["audit"])
 async def list_entries(
     _: AdminPrincipal,
     store: Annotated[AuditStore, Depends(resource(AuditStore))],
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
     project: Annotated[str | None, Query(max_length=200, description="Only changes in this project.")] = None,
     key: Annotated[str | None, Query(max_length=64, description="Only changes that this key has made.")] = None,
@@ -39,7 +40,7 @@ async def list_entries(
     ] = None,
 ) -> AuditLog:
     """List the changes that operators have made, newest first."""
-    after_id, key_id = _after(after), None
+    after_id, key_id = number_after(after, "audit entry", partial(number_of, "audit_")), None
     if key is not None and (key_id := parse_id(key)) is None:
         raise InvalidRequest("key: must be a key id, such as key_12", param="key")
     page = await fetch_page(
@@ -49,11 +50,3 @@ async def list_entries(
         ),
     )
     return AuditLog.of(page, AuditEntryView.of, lambda entry: format_id(entry.id))
-
-
-def _after(after: str | None) -> int | None:
-    if after is None:
-        return None
-    if (match := re.fullmatch(r"audit_([0-9]{1,18})", after)) is None:
-        raise InvalidRequest(f"after: must be the id of an entry, got {after[:64]!r}", param="after")
-    return int(match[1])

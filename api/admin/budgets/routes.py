@@ -12,7 +12,7 @@ from api.admin.dependencies import ADMIN_ERRORS, AdminPrincipal
 from api.http.dependencies import resource
 from api.http.json_body import JsonRoute
 from api.http.openapi import NOT_FOUND, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 
 router = APIRouter(prefix="/v1/admin/budgets", tags=["budgets"], route_class=JsonRoute)
 
@@ -23,7 +23,7 @@ BudgetsService = Annotated[BudgetService, Depends(resource(BudgetService))]
 async def list_budgets(
     _: AdminPrincipal,
     budgets: BudgetsService,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
     project: Annotated[str | None, Query(max_length=200, description="Only budgets of this project.")] = None,
 ) -> BudgetList:

@@ -12,8 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 from api.http.pagination import PageView
 from api.keys.changes import MAX_NAME, NAME
 from shared.domain.budgets import EACH_END_USER, OnExceed, Period, Window
-from shared.domain.field_types import contradiction, unicode_text, without_effect
-from shared.domain.owner import MAX_END_USER
+from shared.domain.field_types import EndUserName, contradiction, without_effect
 from shared.postgres.budget_store import Budget, format_id
 from shared.postgres.budget_windows import Spending
 
@@ -58,7 +57,7 @@ class BudgetCreate(BaseModel):
 
     project: Name
     key: str | None = Field(None, description="Only jobs of this key count: `key_…`.")
-    end_user: Annotated[str, Field(min_length=1, max_length=MAX_END_USER), AfterValidator(unicode_text)] | None = Field(
+    end_user: EndUserName | None = Field(
         None, description=f"Only jobs of this end user count. `{EACH_END_USER}`: each end user has this budget."
     )
     period: Period = Field(description="How long its windows are. They begin at midnight, weeks on Monday.")

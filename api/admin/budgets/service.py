@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from zoneinfo import ZoneInfo
 
@@ -11,11 +10,12 @@ from pydantic_core import PydanticCustomError
 
 from api.admin.budgets.schemas import BudgetCreate, BudgetUpdate, BudgetView, check_exceeding
 from api.budgets.budgets import Budgets
-from api.http.pagination import Page, fetch_page
+from api.http.pagination import Page, fetch_page, number_after
 from api.keys.principal import Principal
 from api.keys.store import ApiKeyStore, parse_id
 from shared.domain.budgets import OnExceed, window_at
 from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.ids import number_of
 from shared.postgres.budget_store import Budget, BudgetStore, NewBudget, format_id
 from shared.postgres.budget_windows import BudgetWindowStore, Spending
 
@@ -37,9 +37,7 @@ class BudgetService:
         Raises:
             InvalidRequest: `after` is not the id of a budget.
         """
-        after_id = None if after is None else _number(after)
-        if after is not None and after_id is None:
-            raise InvalidRequest(f"after: must be a budget id, got {after[:64]!r}", param="after")
+        after_id = number_after(after, "budget", _number)
         page = await fetch_page(limit, lambda count: self._store.page(limit=count, after=after_id, project=project))
         return Page(await self._views(page.items), page.has_more)
 
@@ -139,8 +137,7 @@ class BudgetService:
 
 
 def _number(budget_id: str) -> int | None:
-    match = re.fullmatch(r"budget_([0-9]{1,18})", budget_id)
-    return int(match[1]) if match else None
+    return number_of("budget_", budget_id)
 
 
 def _not_found(budget_id: str) -> NotFound:

@@ -25,14 +25,13 @@ from api.http.dependencies import resource
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import NOT_FOUND, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 from api.keys.store import ApiKey
 
 _keys = APIRouter(tags=["keys"], route_class=JsonRoute)
 _projects = APIRouter(tags=["keys"], route_class=JsonRoute)
 
 Keys = Annotated[KeyService, Depends(resource(KeyService))]
-Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 def _conflict(description: str) -> dict[int | str, dict[str, Any]]:

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from api.admin.keys.schemas import ApiKeyCreate, ApiKeyRotate, ApiKeyUpdate, ProjectCreate, ProjectUpdate
-from api.http.pagination import Page, fetch_page
+from api.http.pagination import Page, fetch_page, number_after
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKey, ApiKeyStore, Project, ProjectExists, generate_key, parse_id
 from shared.domain.answer_options import NO_KEY_OPTIONS
-from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.errors import Conflict, NotFound
 from shared.domain.log_level import LogLevel, require_log_key
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,7 @@ class KeyService:
         Raises:
             InvalidRequest: `after` is not the id of a key.
         """
-        after_id = None if after is None else parse_id(after)
-        if after is not None and after_id is None:
-            raise InvalidRequest(f"after: must be a key id, got {after[:64]!r}", param="after")
+        after_id = number_after(after, "key", parse_id)
         return await fetch_page(limit, lambda count: self._store.page(limit=count, after=after_id, project=project))
 
     async def create(self, principal: Principal, body: ApiKeyCreate) -> tuple[ApiKey, str]:

@@ -13,7 +13,7 @@ from api.http.dependencies import resource
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import NOT_FOUND, READ
-from api.http.pagination import After
+from api.http.pagination import After, Limit
 
 router = APIRouter(prefix="/v1/admin/limits", tags=["limits"], route_class=JsonRoute)
 
@@ -27,7 +27,7 @@ EXISTS: dict[int | str, dict[str, Any]] = {
 async def list_limits(
     _: AdminPrincipal,
     limits: Limits,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
     project: Annotated[str | None, Query(max_length=200, description="Only the project's own limits.")] = None,
 ) -> LimitList:

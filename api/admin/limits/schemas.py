@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.http.pagination import PageView
 from api.http.rate_limits import LeftOfLimit
 from api.limits.rules import RATES, Measure, Mode
 from api.limits.store import StoredLimit
-from shared.domain.field_types import contradiction, unicode_text
-from shared.domain.owner import MAX_END_USER
+from shared.domain.field_types import EndUserName, contradiction
 
 # The columns are 32-bit integers.
 Value = Annotated[int, Field(ge=1, lt=2**31)]
@@ -44,9 +43,7 @@ class LimitCreate(_Values):
         None, min_length=1, max_length=200, description="Null: the default of each project that has no such limit."
     )
     key_id: str | None = Field(None, max_length=32, description="Only requests with this key, which the project has.")
-    end_user: Annotated[str, Field(min_length=1, max_length=MAX_END_USER), AfterValidator(unicode_text)] | None = Field(
-        None, description="Only requests for this end user; `*`: for each end user."
-    )
+    end_user: EndUserName | None = Field(None, description="Only requests for this end user; `*`: for each end user.")
     model: str | None = Field(None, max_length=512, description="Only requests that this model serves.")
     mode: Mode = Field(
         Mode.HARD,

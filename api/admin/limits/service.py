@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 
 from api.admin.limits.schemas import LimitCreate, LimitUpdate, check_values
-from api.http.pagination import Page, fetch_page
+from api.http.pagination import Page, fetch_page, number_after
 from api.http.rate_limits import LeftOfLimit
 from api.keys.principal import Principal
+from api.keys.projects import named_project
 from api.keys.store import parse_id
 from api.limits.limiter import RateLimiter
 from api.limits.reload import LimitReload
@@ -20,6 +20,7 @@ from api.limits.rules import Measure
 from api.limits.store import LimitStore, StoredLimit
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.ids import number_of
 from shared.domain.owner import end_user_name
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,7 @@ class LimitService:
         Raises:
             InvalidRequest: `after` is not the id of a limit.
         """
-        number = None if after is None else _number(after)
-        if after is not None and number is None:
-            raise InvalidRequest(f"after: must be a limit id, got {after[:64]!r}", param="after")
+        number = number_after(after, "limit", _number)
         return await fetch_page(limit, lambda count: self._store.page(limit=count, after=number, project=project))
 
     async def get(self, limit_id: str) -> StoredLimit:
@@ -123,9 +122,7 @@ class LimitService:
         """The ids of the project and of the key that a limit is for."""
         project_id = key_id = None
         if body.project is not None:
-            project_id = await self._store.project_id(body.project)
-            if project_id is None:
-                raise InvalidRequest(f"project: there is no project {body.project[:64]!r}", param="project")
+            project_id = await named_project(self._store, body.project)
         if body.key_id is not None:
             key_id = parse_id(body.key_id)
             owner = await self._store.project_of_key(key_id) if key_id is not None else None
@@ -141,5 +138,4 @@ class LimitService:
 
 
 def _number(limit_id: str) -> int | None:
-    match = re.fullmatch(r"limit_([0-9]{1,18})", limit_id)
-    return int(match[1]) if match else None
+    return number_of("limit_", limit_id)

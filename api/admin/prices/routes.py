@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -11,8 +11,8 @@ from api.admin.dependencies import ADMIN_ERRORS, AdminPrincipal
 from api.admin.prices.schemas import PriceList, PriceView, format_id
 from api.admin.prices.store import PriceListStore
 from api.http.dependencies import resource
-from api.http.pagination import After, fetch_page
-from shared.domain.errors import InvalidRequest
+from api.http.pagination import After, Limit, fetch_page, number_after
+from shared.domain.ids import number_of
 
 router = APIRouter(prefix="/v1/admin/prices", tags=["prices"])
 
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/admin/prices", tags=["prices"])
 async def list_prices(
     _: AdminPrincipal,
     store: Annotated[PriceListStore, Depends(resource(PriceListStore))],
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: After = None,
     model: Annotated[str | None, Query(max_length=200, description="Only prices of this model.")] = None,
     history: Annotated[
@@ -29,10 +29,6 @@ async def list_prices(
     ] = False,
 ) -> PriceList:
     """List the prices in force, newest first. They come from `models.yaml`; a change adds a price and keeps the old."""
-    after_id = None
-    if after is not None:
-        if (match := re.fullmatch(r"price_([0-9]{1,18})", after)) is None:
-            raise InvalidRequest(f"after: must be the id of a price, got {after[:64]!r}", param="after")
-        after_id = int(match[1])
+    after_id = number_after(after, "price", partial(number_of, "price_"))
     page = await fetch_page(limit, lambda count: store.page(limit=count, after=after_id, model=model, history=history))
     return PriceList.of(page, PriceView.of, lambda price: format_id(price.id))

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Final, Literal
-from urllib.parse import urlencode
 
 from fastapi import Depends, Query
 
+from api.console.navigation import address
 from api.requests.query import RequestQuery
 from shared.domain.job import TERMINAL, JobStatus
 
@@ -50,8 +50,7 @@ class Conditions:
         values = {**asdict(self), **more}
         if values["range"] == DEFAULT_RANGE:
             del values["range"]
-        query = urlencode({name: value for name, value in values.items() if value})
-        return f"{path}?{query}" if query else path
+        return address(path, **values)
 
     def query(self, now: datetime) -> RequestQuery:
         """The conditions of a search."""

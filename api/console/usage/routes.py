@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
+from api.console.navigation import address
 from api.console.page import Page
 from api.console.templates import fragment_response, page_response
 from api.console.usage.periods import DEFAULT_RANGE, RANGES, RangeName, buckets_until
@@ -67,8 +67,7 @@ class Conditions:
         values |= {"zone": "" if self.zone == DEFAULT_ZONE else self.zone, **changes}
         if values["range"] == DEFAULT_RANGE:
             values["range"] = ""
-        query = urlencode({name: value for name, value in values.items() if value})
-        return f"{path}?{query}" if query else path
+        return address(path, **values)
 
     @property
     def is_narrowed(self) -> bool:

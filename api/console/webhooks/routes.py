@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
@@ -147,7 +146,6 @@ async def deliveries_page(
     after: After = None,
 ) -> Response:
     """Deliveries, newest first."""
-    conditions = {"endpoint": endpoint, "state": state, "type": type}
     query = DeliveryQuery(viewer.project_id, endpoint or None, DeliveryState(state) if state else None, type or None)
     shown = endpoint_line(await webhooks.endpoint(endpoint, viewer.project_id)) if endpoint else None
     page = await webhooks.deliveries(query, limit=PER_PAGE, after=after)
@@ -160,7 +158,7 @@ async def deliveries_page(
         type=type,
         states=list(DeliveryState),
         event_types=TYPES,
-        query=urlencode({name: value for name, value in conditions.items() if value}),
+        conditions={"endpoint": endpoint, "state": state, "type": type},
         after=after,
         following=format_id(page.items[-1].id) if page.has_more else None,
     )

@@ -15,7 +15,8 @@ from api.batches.store import BatchStore
 from api.files.store import FileStore, Purpose, StoredFile
 from api.keys.changes import KeyChanges
 from api.keys.principal import Scope
-from api.keys.store import ApiKeyStore, ValidKey
+from api.keys.store import ApiKeyStore
+from api.keys.valid_keys import ValidKey
 from shared.domain.answer_options import CacheOptions, ContextOptions, KeyOptions, TokenLimits
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import Job, JobSummary

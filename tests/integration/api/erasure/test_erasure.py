@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.erasure.files import ERASED, FileErasure
 from api.erasure.ledger_store import LedgerErasure
-from api.erasure.service import _Run
+from api.erasure.run import DataStores, ErasureRun
 from api.erasure.store import PORTION, ErasureStore
 from api.files.blobs import CHUNK, LocalBlobs
 from shared.domain.events import EventType, event
@@ -328,8 +328,10 @@ async def test_a_call_that_redis_has_failed_can_be_repeated(
 
     unused: Any = None
 
-    def new_run() -> _Run:
-        return _Run(erasure, LedgerErasure(database), unused, unused, logs, owner.project_id, "ann", 60.0)
+    data = DataStores(erasure, LedgerErasure(database), unused, unused, logs)
+
+    def new_run() -> ErasureRun:
+        return ErasureRun(data, owner.project_id, "ann", 60.0)
 
     with monkeypatch.context() as patched:
         patched.setattr(logs, "delete", unavailable)
@@ -379,10 +381,11 @@ async def test_files_are_read_once_however_many_calls_an_erasure_takes(
             await add_job(database, owner, ended_s_ago=10, end_user=user, batch_id=name)
         await add(database, RequestLogRow, log_row(f"job_of_{name}", owner, body="none", batch_id=name))
     files: Any = RecordedFiles()
+    unused: Any = None
+    data = DataStores(erasure, LedgerErasure(database), files, unused, logs)
     calls = 0
     while True:
-        unused: Any = None
-        run = _Run(erasure, LedgerErasure(database), files, unused, logs, owner.project_id, "ann", 60.0)
+        run = ErasureRun(data, owner.project_id, "ann", 60.0)
         files.run = run
         await run.run()
         calls += 1

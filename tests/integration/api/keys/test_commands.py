@@ -23,7 +23,8 @@ from api.keys.__main__ import main
 from api.keys.auth import Authenticator
 from api.keys.earlier_work import EarlierWork
 from api.keys.principal import Principal, Scope
-from api.keys.store import ApiKeyStore, ValidKey
+from api.keys.store import ApiKeyStore
+from api.keys.valid_keys import ValidKey
 from shared.domain.answer_options import KeyOptions, TokenLimits
 from shared.domain.errors import Forbidden, Unauthorized, UnreadableRow
 from shared.domain.log_level import LogLevel

@@ -19,7 +19,8 @@ from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from sqlalchemy import text
 
 from api.batches.batch import Position
-from api.batches.store import BatchJob, BatchStore, NoRoom
+from api.batches.line_jobs import BatchJob, NoRoom
+from api.batches.store import BatchStore
 from shared.domain.answer_options import CacheControl, RequestOptions
 from shared.domain.errors import BudgetExceeded
 from shared.domain.job import Failure, Job, JobStatus

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.requests.filters import LAST, Cursor, FeedbackFilter, submitted_at
+from api.http.times import LAST
+from api.requests.filters import Cursor, FeedbackFilter, submitted_at
 from api.requests.query import RequestQuery, _feedback, _score
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import new_job_id

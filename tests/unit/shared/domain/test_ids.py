@@ -10,6 +10,7 @@ import pytest
 
 from api.batches.batch import new_batch_id, result_file_ids
 from api.files.store import is_file_id
+from shared.domain.ids import number_of
 from shared.domain.job import is_job_id, new_job_id
 
 
@@ -96,3 +97,10 @@ def test_result_files_have_the_region_of_their_batch(region: str) -> None:
 )
 def test_other_texts_are_not_ids(text: str) -> None:
     assert not is_job_id(text)
+
+
+def test_ids_of_numbered_rows() -> None:
+    assert number_of("key_", "key_12") == 12
+    assert number_of("key_", f"key_{'9' * 18}") == 10**18 - 1
+    for text in ("12", "key_", "key_-1", "key_1\n", "key_1 ", "job_12", f"key_1{'0' * 18}", "key_\u0661"):
+        assert number_of("key_", text) is None
