@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.evals.rubrics import load_rubrics
-from api.evals.samples import live_run_id
+from api.evals.runs import live_run_id
 from shared.postgres.engine import connect
 from tests.support.demo_data import MODELS
 from tests.support.waiting import eventually
