@@ -7,7 +7,7 @@ from alembic import op
 from migrations.online import declare_compatible, execute
 
 revision = "0025"
-down_revision = "0023"
+down_revision = "0024"
 branch_labels = None
 depends_on = None
 
@@ -21,4 +21,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     with op.get_context().autocommit_block():
         execute("ALTER TABLE workers DROP COLUMN IF EXISTS engine_info")
-        declare_compatible("0023", "0009")
+        declare_compatible("0024", "0009")
