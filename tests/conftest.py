@@ -104,6 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     fifth of a core.
     """
     with_stack: set[Path] = set()
+    with_vllm_stack = {item.path for item in items if VLLM_STACK in getattr(item, "fixturenames", ())}
     groups: dict[str, str] = {}
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -112,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("vllm") is not None:
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(VLLM_TIMEOUT_S))
-            groups[item.nodeid] = VLLM_STACK if VLLM_STACK in fixtures else VLLM_ENGINE
+            groups[item.nodeid] = VLLM_STACK if item.path in with_vllm_stack else VLLM_ENGINE
         if "sim_stack" in fixtures:
             with_stack.add(item.path)
     if twice := [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]:

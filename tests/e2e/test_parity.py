@@ -25,6 +25,8 @@ from tests.support.stack import Stack
 from tests.support.vllm_server import vllm_server
 
 pytestmark = [
+    # All in one process, because all use the answers of one server.
+    pytest.mark.vllm,
     pytest.mark.timeout(900),
     # torch and vLLM emit warnings at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),

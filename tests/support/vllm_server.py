@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +13,13 @@ import httpx
 import psutil
 
 from shared.config.bundled_model import bundled_model_path
-from tests.support.forked import Forked
 from tests.support.ports import free_port
-from tests.support.vllm_forks import FORK_WITH_VLLM
+from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually_sync
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+# Set in this process by our package when it is imported; vLLM's server has its own limit.
+OURS = "VLLM_MAX_STOP_STRINGS"
 
 
 @contextmanager
@@ -28,20 +29,24 @@ def vllm_server(folder: Path, model: str, options: Mapping[str, object], **setti
     `options` are those of the engine, which also gets the faster executor of this project. `settings` are added to the
     environment.
     """
+    from workers.engines.vllm.executor import cpu_options
+
     port = free_port()
     flags = [
         *("--model", str(bundled_model_path("SmolLM2-135M-Instruct")), "--served-model-name", model),
         *("--host", "127.0.0.1", "--port", str(port), "--disable-log-stats"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        *(word for name, value in {**options, **cpu_options(dict(options))}.items() for word in _flag(name, value)),
     ]
     log = folder / "server.log"
-    server = Forked(
-        *("tests.support.vllm_api_server", json.dumps(options), *flags),
-        environment={**os.environ, **OFFLINE, **settings},
-        out=log,
-        err=log,
-        context=FORK_WITH_VLLM,
-    )
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
+            env={name: value for name, value in {**os.environ, **OFFLINE, **settings}.items() if name != OURS},
+            cwd=REPOSITORY,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     url = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:
@@ -58,7 +63,15 @@ def vllm_server(folder: Path, model: str, options: Mapping[str, object], **setti
         _end(server)
 
 
-def _end(server: Forked) -> None:
+def _flag(name: str, value: object) -> Iterator[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        yield f"--{flag}" if value else f"--no-{flag}"
+    else:
+        yield from (f"--{flag}", str(value))
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
     """Send SIGTERM, then SIGKILL to the remaining processes of the server and its engine."""
     children = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
     server.terminate()
