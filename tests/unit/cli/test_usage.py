@@ -114,7 +114,7 @@ def test_savings(api: ScriptedApi) -> None:
             },
             {"route": "gone", "baseline": None, "saved": None, "saved_usd": None, "note": None},
         ],
-        "response_cache": saved | {"saved_usd": 1.5},
+        "response_cache": saved | {"saved_usd": 12.5},
         "coalescing": none,
         "prompt_cache": {"cached_tokens": 150000, "saved_usd": None},
     }
@@ -124,9 +124,9 @@ def test_savings(api: ScriptedApi) -> None:
     header, *lines = [line.split() for line in result.stdout.splitlines()]
     assert header == ["BY", "INSTEAD", "OF", "REQUESTS", "INPUT", "OUTPUT", "SAVED"]
     assert lines == [
-        ["route", "auto", "large", "700", "300,000", "110,000", "-$0.25"],
+        ["route", "auto", "large", "700", "300,000", "110,000", "-$0.2500"],
         ["route", "gone", "-", "-", "-", "-", "-"],
-        ["response", "cache", "-", "700", "300,000", "110,000", "$1.50"],
+        ["response", "cache", "-", "700", "300,000", "110,000", "$12.50"],
         ["prompt", "caches", "-", "-", "150,000", "-", "-"],
     ]
     assert "No model reports cached tokens." in result.stderr

@@ -250,11 +250,12 @@ def test_reasoning_is_a_part_of_the_output_of_the_last_attempt() -> None:
 
 
 def test_the_stored_form_has_all_counts_and_those_of_the_charge_only_if_they_differ() -> None:
-    entry = Entry(1, NOW, "m", "completed", Counts(1, 2, 3, 4, 5, 6), Source.ENGINE, final=True)
+    entry = Entry(1, NOW, "m", "completed", Counts(1, 2, 3, 4, 5, 6), Source.ENGINE, final=True, engine="vllm")
     stored = orjson.loads(orjson.dumps(entry.stored()))
     assert stored == {
-        "attempt": 1, "ended_at": "2026-11-30T00:00:00+00:00", "model": "m", "service_tier": "default",
-        "outcome": "completed", "final": True, "source": "engine", **dict(zip(TOKEN_COUNTS, range(1, 7), strict=True)),
+        "attempt": 1, "ended_at": "2026-11-30T00:00:00+00:00", "model": "m", "engine": "vllm",
+        "service_tier": "default", "outcome": "completed", "final": True, "source": "engine",
+        **dict(zip(TOKEN_COUNTS, range(1, 7), strict=True)),
     }  # fmt: skip
     assert replace(entry, charged=Counts(output_text=5)).stored()["charged"] == {"output_text": 5}
 
