@@ -187,7 +187,7 @@ async def open_resources(
         store, logs = JobStore(database, settings.region), EventLog(redis)
         hints = HintSender(celery_app(settings.redis_url), redis, registry.queue_of)
         stack.push_async_callback(hints.flush)
-        recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces)
+        recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces, registry.engine_of)
         hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         queue_estimates = QueueEstimates(QueueStore(database, registry), registry)
         limits = LimitBook()

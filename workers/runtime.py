@@ -144,7 +144,7 @@ class WorkerRuntime:
         logs = EventLog(redis)
         hints = HintSender(self._app, redis, self._models.queue_of)
         self._stack.push_async_callback(hints.flush)
-        recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces)
+        recovery = build_recovery(settings, database, redis, logs, hints.put, metrics, traces, self._engine_of)
 
         log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()
@@ -161,6 +161,7 @@ class WorkerRuntime:
             metrics=metrics,
             traces=traces,
             conversations=ConversationModels(redis),
+            engine_of=self._engine_of,
         )
         runner = Runner(
             with_model(context, model),
@@ -256,6 +257,10 @@ class WorkerRuntime:
         run("loop_lag", measure_loop_lag(metrics.loop_lag))
         freeze_gc()
         redact_errors()
+
+    def _engine_of(self, name: str) -> str | None:
+        """The engine of a model. That of this worker's models is known even if models.yaml has them no more."""
+        return self._model.engine if name in self._model.served_names else self._models.engine_of(name)
 
     async def run(self, job_id: str, priority: int) -> JobStatus | None:
         """Run a job; see `Runner.run`."""

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.store import Store
 from shared.postgres.tables import Timestamp
-from shared.postgres.usage_sums import KEYS, VALUES
+from shared.postgres.usage_sums import KEYS, VALUES, add_to_sums
 from shared.postgres.usage_tables import UsageEventRow, UsageSumRow, UsageWatermarkRow
 
 # Quarters of an hour in one transaction: of each, all entries of the project are read.
@@ -76,7 +76,7 @@ async def _quarter_hours(
 
 async def _merge_sums(connection: AsyncConnection, project_id: int, end_user: str, times: Sequence[datetime]) -> None:
     """Add the sums of the user to those of jobs without an end user."""
-    names = (*KEYS, *VALUES)
+    names = (*KEYS, *VALUES, "engine")
     taken = (
         delete(UsageSumRow)
         .where(
@@ -89,11 +89,7 @@ async def _merge_sums(connection: AsyncConnection, project_id: int, end_user: st
     )
     nobody: ColumnElement[str] = literal_column("''")
     columns: list[Any] = [nobody if name == "end_user" else taken.c[name] for name in names]
-    added = insert(UsageSumRow).from_select(list(names), select(*columns))
-    added = added.on_conflict_do_update(
-        index_elements=list(KEYS), set_={name: getattr(UsageSumRow, name) + added.excluded[name] for name in VALUES}
-    )
-    await connection.execute(added)
+    await connection.execute(add_to_sums(insert(UsageSumRow).from_select(list(names), select(*columns))))
 
 
 async def _erase_entries(connection: AsyncConnection, project_id: int, end_user: str, times: Sequence[datetime]) -> int:

@@ -76,7 +76,7 @@ class Report:
         return found
 
     def value(self, row: Any, dimension: Dimension) -> Any:
-        """The value of one of a row's groups, as the API shows it. None: no end user."""
+        """The value of one of a row's groups, as the API shows it. None: no end user, an unknown engine."""
         value = getattr(row, COLUMNS[dimension])
         match dimension:
             case Dimension.PROJECT:

@@ -45,6 +45,7 @@ class Group(StrEnum):
     KEY = "key"
     USER = "user"
     MODEL = "model"
+    ENGINE = "engine"
     REQUESTED_MODEL = "requested_model"
     KIND = "kind"
     SERVICE_TIER = "service_tier"

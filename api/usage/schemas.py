@@ -44,6 +44,9 @@ class UsageItem(UsageSums):
     key: str | None = _absent("The id of the key.")
     user: str | None = Field(None, description="The end user; null for requests that named none.")
     model: str | None = _absent("The model that ran.")
+    engine: str | None = Field(
+        None, description="The engine of that model, such as `vllm`; null for usage of which it is not known."
+    )
     requested_model: str | None = _absent("The model or route that the request named.")
     kind: str | None = _absent("`generate`, or the purpose of jobs that the server submitted itself.")
     service_tier: str | None = _absent("The service tier in which the provider has served the request.")

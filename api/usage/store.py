@@ -49,6 +49,7 @@ class Dimension(StrEnum):
     KEY = "key"
     USER = "user"
     MODEL = "model"
+    ENGINE = "engine"
     REQUESTED_MODEL = "requested_model"
     KIND = "kind"
     SERVICE_TIER = "service_tier"
@@ -176,7 +177,7 @@ def _entries() -> Any:
     """The entries of the ledger in the form of the sums."""
     keys, values = entry_keys(UsageEventRow, UsageEventRow.ended_at), entry_values(UsageEventRow)
     columns = [expression.label(name) for name, expression in {**keys, **values}.items()]
-    return select(*columns).subquery("entries")
+    return select(*columns, UsageEventRow.engine).subquery("entries")
 
 
 def _all_projects() -> Any:

@@ -17,6 +17,8 @@ usage = typer.Typer(cls=ListGroup, help="Show what was used, and what it cost.",
 PAGE = 1000
 NONE = "There was no usage."
 NOTHING_SAVED = "Nothing was saved."
+# The engine of usage of which it is not known.
+UNKNOWN = "unknown"
 SUM_COLUMNS = (
     Column("REQUESTS", right=True, drop=3),
     Column("INPUT", right=True, drop=4),
@@ -49,8 +51,8 @@ def list_usage(
             "--by",
             "-b",
             metavar="GROUP",
-            help="day, month, project, key, user, model, requested_model, kind, service_tier or batch; repeat it for"
-            " several. By default day.",
+            help="day, month, project, key, user, model, engine, requested_model, kind, service_tier or batch; repeat"
+            " it for several. By default day.",
         ),
     ] = None,
     start: Annotated[str | None, typer.Option(metavar="DATE", help="The first day; by default 30 days ago.")] = None,
@@ -80,7 +82,7 @@ def list_usage(
             print_json(item)
     else:
         columns = tuple(Column(group.upper().replace("_", " ")) for group in groups)
-        rows = [[*(_value(item.get(group)) for group in groups), *_sums(item)] for item in items]
+        rows = [[*(_group(item, group) for group in groups), *_sums(item)] for item in items]
         print_table((*columns, *SUM_COLUMNS), rows, empty=NONE)
         _note_unpriced(sum(item["unpriced"] for item in items))
     if has_more:
@@ -172,6 +174,10 @@ def _sums(item: dict[str, Any]) -> list[str]:
         dollars(item["charge"]),
         dollars(item["saved"]),
     ]
+
+
+def _group(item: dict[str, Any], name: str) -> str:
+    return UNKNOWN if name == "engine" and item[name] is None else _value(item.get(name))
 
 
 def _value(value: object) -> str:

@@ -7,7 +7,7 @@ does not pay for an attempt that was lost, nor for a job that has failed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +26,15 @@ ANSWERED = "answered"
 DEFAULT_TIER = "default"
 # The attempts whose worker or engine died. They may have processed the prompt, even without a token in the log.
 _DIED = (AttemptOutcome.WORKER_LOST, AttemptOutcome.ENGINE_LOST)
+
+
+# Returns the engine of a model, `engine` in models.yaml; None if the model is not declared.
+EngineOf = Callable[[str], str | None]
+
+
+def unknown_engine(model: str) -> None:
+    """The `EngineOf` of a process that has read no models."""
+    return
 
 
 class Source(StrEnum):
@@ -97,6 +106,7 @@ class Entry:
     """An entry of the ledger: one attempt of a job. `charged` are the counts that its charge is for; None: its own.
 
     `counted`: our own numbers of `input` and `output` tokens, if those that the provider has reported cannot be right.
+    `engine`: that of the model; None if it is not known.
     """
 
     attempt: int
@@ -109,6 +119,7 @@ class Entry:
     service_tier: str = DEFAULT_TIER
     charged: Counts | None = None
     counted: Mapping[str, int] | None = None
+    engine: str | None = None
 
     def stored(self) -> dict[str, Any]:
         """The form that the statement which ends the job reads."""
@@ -116,6 +127,7 @@ class Entry:
             "attempt": self.attempt,
             "ended_at": self.ended_at,
             "model": self.model,
+            "engine": self.engine,
             "service_tier": self.service_tier,
             "outcome": self.outcome,
             "final": self.final,
@@ -139,6 +151,7 @@ def build_entries(
     runs: Mapping[int, Run],
     estimate: int = 0,
     counted: Mapping[str, int] | None = None,
+    engine_of: EngineOf = unknown_engine,
 ) -> tuple[Entry, ...]:
     """The entries of a job that ends with these attempts, all of which have ended; one each, the last one is final.
 
@@ -158,14 +171,16 @@ def build_entries(
                 run = replace(run, prior=0)
         # The upstream counts the input of a request once, however often it was read: for the last attempt that did.
         counts = _estimate(attempt, 0 if is_resumed else own.prompt_tokens + _read_again(run))
+        model = attempt.model or job.model
         entry = Entry(
             attempt.number,
             attempt.ended_at or job.created_at,
-            attempt.model or job.model,
+            model,
             attempt.outcome or status.value,
             counts,
             Source.ESTIMATE,
             charged=None if counts == _NONE else _NONE,
+            engine=engine_of(model),
         )
         if not entries:
             if source is not Source.ESTIMATE:

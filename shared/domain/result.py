@@ -10,7 +10,7 @@ from typing import Any
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, UpstreamState, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
-from shared.domain.ledger import Entry, Run, Source, build_entries
+from shared.domain.ledger import EngineOf, Entry, Run, Source, build_entries, unknown_engine
 from shared.domain.refusals import Verdict, find_refusal
 from shared.domain.transcript import encode_output, fingerprint_by_attempt, reported_fingerprints
 
@@ -78,6 +78,7 @@ async def build_result(
     handed_over: bool = False,
     prompt_estimate: int = 0,
     counted: Mapping[str, int] | None = None,
+    engine_of: EngineOf = unknown_engine,
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
@@ -118,6 +119,7 @@ async def build_result(
             runs=runs,
             estimate=0 if handed_over else job.decisions.estimated_tokens or prompt_estimate,
             counted=counted,
+            engine_of=engine_of,
         ),
         refusal=find_refusal(status, output, job.kind),
     )

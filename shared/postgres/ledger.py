@@ -136,6 +136,7 @@ def insert_entries(ended: CTE) -> CTE:
             column("attempt", SmallInteger),
             column("ended_at", Timestamp),
             column("model", Text),
+            column("engine", Text),
             column("service_tier", Text),
             column("outcome", Text),
             column("final", Boolean),
@@ -152,6 +153,7 @@ def insert_entries(ended: CTE) -> CTE:
         "attempt": entry.c.attempt,
         "ended_at": entry.c.ended_at,
         "model": entry.c.model,
+        "engine": entry.c.engine,
         "service_tier": entry.c.service_tier,
         "outcome": entry.c.outcome,
         "final": entry.c.final,
@@ -172,21 +174,21 @@ def insert_answers(ended: CTE, source: Any) -> CTE:
     """Insert the entries of jobs that end with the answer of another one, the job `source`: no attempt, no tokens.
 
     `ended` has the columns as for `insert_entries`, and `status` and `finished_at` instead of `entries`. What an answer
-    has saved is what `source` was charged. Returns rows as `insert_entries`.
+    has saved is what `source` was charged, and its engine is that of `source`. Returns rows as `insert_entries`.
     """
     row = aliased(UsageEventRow)
-    saved = (
-        select(row.charge)
+    answer = (
+        select(row.engine, row.charge)
         .where(row.job_id == source, row.final, row.correction == _ZERO)
         .limit(_ONE)
-        .correlate(ended)
-        .scalar_subquery()
+        .lateral("answer")
     )
     values = {
         **_columns_of_job(ended),
         "attempt": _ZERO,
         "ended_at": ended.c.finished_at,
         "model": ended.c.model,
+        "engine": answer.c.engine,
         "service_tier": _text(DEFAULT_TIER),
         "outcome": _text(ANSWERED),
         "final": literal_column("true", Boolean),
@@ -196,9 +198,10 @@ def insert_answers(ended: CTE, source: Any) -> CTE:
         "price_id": null(),
         "cost": _ZERO,
         "charge": _ZERO,
-        "saved": saved,
+        "saved": answer.c.charge,
     }
-    rows = select(*values.values()).where(ended.c.status.in_(_texts(SUCCEEDED)))
+    rows = select(*values.values()).join_from(ended, answer, true(), isouter=True)
+    rows = rows.where(ended.c.status.in_(_texts(SUCCEEDED)))
     return _inserted(values, rows)
 
 

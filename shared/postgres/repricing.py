@@ -45,7 +45,7 @@ _ZERO = literal_column("0", Integer)
 # The columns that a correction has from its entry.
 _COPIED = (
     "job_id", "attempt", "ended_at", "kind", "project_id", "key_id", "end_user", "conversation", "requested_model",
-    "model", "service_tier", "batch_id", "outcome", "final", "source",
+    "model", "engine", "service_tier", "batch_id", "outcome", "final", "source",
 )  # fmt: skip
 
 

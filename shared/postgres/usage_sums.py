@@ -32,7 +32,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -120,6 +120,14 @@ def _unpriced_by_correction(entry: Any) -> ColumnElement[int]:
     return _if(and_(had("cost"), had("charge"))) - _if(complete)
 
 
+def add_to_sums(rows: Insert) -> Insert:
+    """Let an insert of sums add their values to those of the same keys."""
+    row, added = UsageSumRow, rows.excluded
+    values = {name: getattr(row, name) + added[name] for name in VALUES}
+    engine = case((row.engine == added.engine, row.engine))
+    return rows.on_conflict_do_update(index_elements=list(KEYS), set_={**values, "engine": engine})
+
+
 AMOUNTS = ("cost", "charge", "saved")
 KEYS = tuple(entry_keys(UsageEventRow, None))
 VALUES = tuple(entry_values(UsageEventRow))
@@ -133,11 +141,14 @@ def _add_statement() -> Select[Any]:
     """
     entry = UsageEventRow
     keys, values = entry_keys(entry, _quarter_hour(entry.ended_at)), entry_values(entry)
+    # Unless all entries agree, it is not known.
+    is_same = and_(func.count(entry.engine) == func.count(), func.min(entry.engine) == func.max(entry.engine))
     without_price = _if(and_(entry.correction == _NONE, _is_unpriced(entry)))
     portion = (
         select(
             *(expression.label(name) for name, expression in keys.items()),
             *(func.coalesce(func.sum(expression), _NONE).label(name) for name, expression in values.items()),
+            case((is_same, func.min(entry.engine))).label("engine"),
             func.count().label("entries"),
             func.sum(without_price).label("without_price"),
             func.sum(case((entry.correction == _NONE, entry.cost))).label("own_cost"),
@@ -147,12 +158,8 @@ def _add_statement() -> Select[Any]:
         .group_by(*keys.values())
         .cte("portion")
     )
-    names = (*KEYS, *VALUES)
-    sums = insert(UsageSumRow).from_select(list(names), select(*(portion.c[name] for name in names)))
-    sums = sums.on_conflict_do_update(
-        index_elements=list(KEYS),
-        set_={name: getattr(UsageSumRow, name) + sums.excluded[name] for name in VALUES},
-    )
+    names = (*KEYS, *VALUES, "engine")
+    sums = add_to_sums(insert(UsageSumRow).from_select(list(names), select(*(portion.c[name] for name in names))))
     return (
         select(
             portion.c.model,

@@ -99,6 +99,9 @@ class UsageEventRow(Base):
     requested_model: Mapped[str] = mapped_column(Text)
     # The model that served the attempt.
     model: Mapped[str] = mapped_column(Text)
+    # The model's `engine` in models.yaml; of an answer of another job, the engine that generated it. NULL: not known,
+    # because the model was not declared any more, or an earlier version wrote the entry.
+    engine: Mapped[str | None] = mapped_column(Text)
     service_tier: Mapped[str] = mapped_column(Text, server_default=text("'default'"))
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     # How the attempt ended: an `AttemptOutcome`; `answered` if there was none. `final`: it is the job's last entry,
@@ -179,6 +182,9 @@ class UsageSumRow(Base):
     charge: Mapped[Decimal] = mapped_column(Numeric)
     saved: Mapped[Decimal] = mapped_column(Numeric)
     unpriced: Mapped[int] = mapped_column(BigInteger)
+    # NULL if it is not known of all entries, or differs: the model was moved to another engine within the quarter of
+    # an hour. Not a part of the key: one model has one engine at a time.
+    engine: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         PrimaryKeyConstraint(*_SUM_KEYS, postgresql_include=_SUM_VALUES),

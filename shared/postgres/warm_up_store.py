@@ -32,8 +32,8 @@ class WarmedPrefix:
 class WarmUpStore(Store):
     """Records warm-ups. Each prefix is an entry of its project that costs the input, and charges nothing."""
 
-    async def record(self, model: str, prefixes: Sequence[WarmedPrefix]) -> None:
-        """Add an entry for each prefix."""
+    async def record(self, model: str, engine: str, prefixes: Sequence[WarmedPrefix]) -> None:
+        """Add an entry for each prefix. `engine`: that of the model."""
         if not prefixes:
             return
         rows = [
@@ -45,7 +45,7 @@ class WarmUpStore(Store):
             }
             for prefix in prefixes
         ]
-        parameters: dict[str, Any] = {**_PREFIXES.parameters(rows), "model": model}
+        parameters: dict[str, Any] = {**_PREFIXES.parameters(rows), "model": model, "engine": engine}
         async with self._engine.connect() as connection:
             await connection.execute(_INSERT, parameters)
 
@@ -64,6 +64,7 @@ def _insert() -> Insert:
         "key_id": literal(_NO_KEY, BigInteger),
         "requested_model": model,
         "model": model,
+        "engine": bindparam("engine", type_=Text),
         "service_tier": literal(DEFAULT_TIER, Text),
         "outcome": literal(AttemptOutcome.COMPLETED.value, Text),
         # No request was answered.

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.config.settings import Settings
+from shared.domain.ledger import EngineOf
 from shared.domain.priorities import Hint
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
@@ -39,11 +40,12 @@ def build_recovery(
     send: Callable[[Hint], None],
     metrics: Metrics,
     traces: Traces,
+    engine_of: EngineOf,
 ) -> Recovery:
     """Build the parts. `send` sends the messages of jobs that are queued again."""
     store = RecoveryStore(database)
     fallbacks = Fallbacks(store, logs, ConversationModels(redis), send, metrics)
-    terminator = JobTerminator(store, logs, settings.log_ttl_s, metrics, traces, send, fallbacks)
+    terminator = JobTerminator(store, logs, settings.log_ttl_s, metrics, traces, send, fallbacks, engine_of)
     sweeper = Sweeper(
         store,
         terminator,

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from shared.domain.events import Event, EventType, event, seq_before
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Failure, JobStatus, JobSummary, Usage
+from shared.domain.ledger import EngineOf, unknown_engine
 from shared.domain.priorities import Hint
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript
@@ -41,15 +42,17 @@ class JobTerminator:
         traces: Traces = NO_TRACES,
         send: Callable[[Hint], None] = lambda _: None,
         fallbacks: Fallbacks | None = None,
+        engine_of: EngineOf = unknown_engine,
     ) -> None:
         """`send` sends the messages of jobs that followed an ended one; without it, redelivery does. Without
-        `fallbacks`, no job moves to another model."""
+        `fallbacks`, no job moves to another model. `engine_of` is for the entries of the ledger."""
         self._store = store
         self._fallbacks = fallbacks
         self._logs = logs
         self._log_ttl_s = log_ttl_s
         self._metrics = metrics
         self._traces = traces
+        self._engine_of = engine_of
         self._send = send
         # Of many followers that are cancelled at once, a few copy the log of their leader at a time.
         self._copying = asyncio.Semaphore(COPIES)
@@ -116,6 +119,7 @@ class JobTerminator:
             outcome=AttemptOutcome.WORKER_LOST,
             runs=transcript.runs,
             upstream=transcript.upstream,
+            engine_of=self._engine_of,
         )
         if running:
             ended = await self._store.end_lost(job.id, job.attempt, result)

@@ -198,6 +198,11 @@ async def test_report_as_json_and_csv(stack: Stack, client: httpx.AsyncClient) -
     first = float(price_of(usages[0]))
     assert saved["prompt_tokens"] == usages[0]["prompt_tokens"]
     assert by_user == {"ann": [2, first, first], "bob": [1, float(price_of(usages[1])), 0.0]}
+    # The answer of the cache counts for the engine that generated it.
+    report = (await client.get("/v1/usage", params={"group_by": "engine"})).json()
+    assert [(item["engine"], item["requests"], item["cached_requests"]) for item in report["data"]] == [
+        ("simulated", 3, 1)
+    ]
     for choice in ({"headers": {"Accept": "text/csv"}}, {"params": {"format": "csv", "group_by": "model"}}):
         response = await client.get("/v1/usage", **choice)  # type: ignore[arg-type]
         assert response.headers["content-type"] == "text/csv; charset=utf-8"

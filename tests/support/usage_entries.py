@@ -24,7 +24,7 @@ def entry(**columns: Any) -> dict[str, Any]:
     }
     return {
         "job_id": f"job_{next(_numbers):04d}", "attempt": 1, "correction": 0, "ended_at": NOON, "kind": "generate",
-        "project_id": 1, "key_id": 2, "end_user": None, "requested_model": "m", "model": "m",
+        "project_id": 1, "key_id": 2, "end_user": None, "requested_model": "m", "model": "m", "engine": None,
         "service_tier": "default", "batch_id": None, "outcome": "completed", "final": True, "source": "engine",
         "cost": Decimal(1), "charge": Decimal(1), "saved": None,
         **dict.fromkeys(TOKEN_COUNTS, 0), **counts, "total_tokens": sum(counts.values()), **columns,

@@ -104,7 +104,7 @@ class WarmUp:
     async def _record(self, progress: _Progress) -> None:
         """Record what was computed in the ledger."""
         try:
-            await self._ledger.record(self.model.name, progress.prefixes)
+            await self._ledger.record(self.model.name, self.model.engine, progress.prefixes)
         except Exception:
             logger.exception("model=%s cannot record the usage of its warm-up", self.model.name)
 

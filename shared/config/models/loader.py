@@ -123,6 +123,11 @@ class Registry:
         spec = self._served.models.get(name)
         return name if spec is None else spec.queue
 
+    def engine_of(self, name: str) -> str | None:
+        """The engine of a model; None if there is no such model."""
+        spec = self._served.models.get(name)
+        return None if spec is None else spec.engine
+
     def names_on(self, queue: str) -> tuple[str, ...]:
         """The models whose jobs lie on a queue: the model that it belongs to, and the adapters of that."""
         spec = self._served.models.get(queue)

@@ -37,6 +37,13 @@ def test_usage_is_shown_by_its_groups(api: ScriptedApi) -> None:
     }  # fmt: skip
 
 
+def test_an_engine_that_is_not_known_is_called_unknown(api: ScriptedApi) -> None:
+    api.on("GET /v1/usage", page(sums(engine="vllm"), sums(engine=None)))
+    header, *rows = run(api.url, "usage", "--by", "engine").stdout.splitlines()
+    assert header.split()[0] == "ENGINE"
+    assert [row.split()[0] for row in rows] == ["vllm", "unknown"]
+
+
 def test_usage_is_read_page_by_page(api: ScriptedApi) -> None:
     first, second = sums(day="2026-11-01"), sums(day="2026-11-02")
     api.on("GET /v1/usage", page(first, next_page="page_1"), page(second))

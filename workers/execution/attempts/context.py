@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shared.domain.ledger import EngineOf, unknown_engine
 from shared.domain.priorities import Hint
 from shared.postgres.claim_store import ClaimStore
 from shared.redis.conversation_models import ConversationModels
@@ -38,7 +39,7 @@ class AttemptContext:
     `provider`, and of a job that has moved here, at most `max_output` tokens are generated: admission has applied the
     limits of its first model. `conversations` get to know which model takes over a job, and its answer. `revision` is
     that of the model's entry (`Spec.revision`), and `adapter_revisions` has those of its adapters by name.
-    `starts_early`: see `Spec.starts_early`.
+    `starts_early`: see `Spec.starts_early`. `engine_of` knows the models of earlier attempts too, which may be others.
     """
 
     worker: str
@@ -59,3 +60,4 @@ class AttemptContext:
     revision: str | None = None
     starts_early: bool = False
     adapter_revisions: Mapping[str, str] = field(default_factory=dict)
+    engine_of: EngineOf = unknown_engine

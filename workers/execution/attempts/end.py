@@ -123,6 +123,7 @@ def job_result(
         handed_over=handed_over,
         prompt_estimate=estimated_tokens(state.job.request) if unreported else 0,
         counted=None if disagrees is None else disagrees.stored(),
+        engine_of=state.context.engine_of,
     )
 
 

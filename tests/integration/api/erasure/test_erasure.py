@@ -264,10 +264,10 @@ async def test_the_ledger_keeps_its_amounts(database: AsyncEngine) -> None:
     await write(
         database,
         [
-            entry(end_user="ann"),
-            entry(end_user="ann", ended_at=later, model="n"),
+            entry(end_user="ann", engine="vllm"),
+            entry(end_user="ann", ended_at=later, model="n", engine="openai"),
             entry(end_user="bob"),
-            entry(),
+            entry(engine="vllm"),
             entry(end_user="ann", project_id=7),
         ],
     )
@@ -288,6 +288,8 @@ async def test_the_ledger_keeps_its_amounts(database: AsyncEngine) -> None:
     assert await rows(database, totals) == before
     names = text("SELECT end_user, requests FROM usage_sums WHERE project_id = 1 ORDER BY 1, 2")
     assert [tuple(row) for row in await rows(database, names)] == [("", 1), ("", 2), ("bob", 1)]
+    engines = text("SELECT model, engine FROM usage_sums WHERE project_id = 1 AND end_user = '' ORDER BY 1")
+    assert [tuple(row) for row in await rows(database, engines)] == [("m", "vllm"), ("n", "openai")]
     await sums.add()
     of_ledger = text("SELECT count(*) FROM usage_events WHERE project_id = 1 AND end_user = 'ann'")
     assert (await rows(database, of_ledger))[0][0] == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pyarrow.parquet
 import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
@@ -101,6 +103,23 @@ async def test_what_a_row_shows(database: AsyncEngine, owner: Owner) -> None:
     # A spreadsheet does not run what a client has sent, and amounts are exact.
     assert line.startswith(f"test,key_{key},'=1+1,false,2,1,1,250,")
     assert line.endswith(",0.6,0.5,0.000000000123,100,0.5,0")
+
+
+async def test_usage_by_engine(database: AsyncEngine) -> None:
+    await summed(
+        database,
+        [entry(model="a", engine="vllm"), entry(model="b", engine="vllm"), entry(model="c", engine="openai"), entry()],
+    )
+    selection = by_day("UTC", Dimension.ENGINE)
+    for chosen in (selection, replace(selection, from_ledger=True)):
+        report = await service(database).report(chosen, "day")
+        found = [(item["engine"], item["requests"]) for item in report.items()]
+        assert found == [("openai", 1), ("vllm", 2), (None, 1)]
+    assert [line.split(",")[:3] for line in report.csv().decode().splitlines()] == [
+        ["day", "engine", "requests"], [str(DAY), "openai", "1"], [str(DAY), "vllm", "2"], [str(DAY), "", "1"],
+    ]  # fmt: skip
+    table = pyarrow.parquet.read_table(io.BytesIO(report.parquet()))
+    assert table["engine"].to_pylist() == ["openai", "vllm", None]
 
 
 async def test_what_has_no_price_does_not_cost_nothing(database: AsyncEngine) -> None:

@@ -72,7 +72,9 @@ async def run(database: AsyncEngine, since: datetime = MORNING, **options: Any) 
 
 
 async def test_an_entry_that_had_no_price_gets_its_amounts(database: AsyncEngine) -> None:
-    await add(database, "job_1", end_user="u", batch_id="b", conversation="c", outcome="failed", charged={})
+    await add(
+        database, "job_1", engine="vllm", end_user="u", batch_id="b", conversation="c", outcome="failed", charged={}
+    )
     await set_price(database, 3)
     done = await run(database)
     assert (done.checked, done.corrected, done.cost, done.charge, done.unpriced) == (1, 1, 9, 0, 0)
@@ -85,7 +87,7 @@ async def test_an_entry_that_had_no_price_gets_its_amounts(database: AsyncEngine
     assert correction.written_by > entry.written_by, "the sums find it"
     same = (
         "job_id", "attempt", "ended_at", "kind", "project_id", "key_id", "end_user", "conversation", "requested_model",
-        "model", "service_tier", "batch_id", "outcome", "final", "source",
+        "model", "engine", "service_tier", "batch_id", "outcome", "final", "source",
     )  # fmt: skip
     assert [getattr(correction, name) for name in same] == [getattr(entry, name) for name in same]
 

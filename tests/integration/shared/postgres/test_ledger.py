@@ -67,12 +67,12 @@ async def test_an_entry_says_who_has_used_what(
     job = await running(store, workers, user, requested_model="auto", decisions=decisions)
     async with database.begin() as connection:
         await connection.execute(text("UPDATE jobs SET batch_id = 'batch_1', batch_line = 1"))
-    assert await workers("w").finish(job.id, 1, result(entry()))
+    assert await workers("w").finish(job.id, 1, result(entry(engine="vllm")))
     (row,) = await ledger(database)
     assert (row.job_id, row.attempt, row.correction, row.ended_at) == (job.id, 1, 0, NOW)
     assert (row.project_id, row.key_id, row.end_user) == (owner.project_id, owner.key_id, "alice")
     assert (row.conversation, row.batch_id, row.kind) == ("conv_1", "batch_1", "generate")
-    assert (row.requested_model, row.model, row.service_tier) == ("auto", "m", "default")
+    assert (row.requested_model, row.model, row.engine, row.service_tier) == ("auto", "m", "vllm", "default")
     assert (row.outcome, row.final, row.source, row.charged, row.saved) == ("completed", True, "engine", None, None)
     assert (row.input_fresh, row.input_cache_read, row.output_text, row.total_tokens) == (7, 3, 5, 15)
     assert row.cost == row.charge == COST
@@ -85,6 +85,17 @@ async def test_a_job_of_the_server_itself_has_its_kind(
     await ended(store, workers, owner, entry(), kind="summary")
     (row,) = await ledger(database)
     assert (row.kind, row.requested_model) == ("summary", "m")
+
+
+async def test_an_entry_of_a_worker_of_an_earlier_version_has_no_engine(
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = entry(engine="vllm").stored()
+    del stored["engine"]
+    monkeypatch.setattr(Entry, "stored", lambda _: stored)
+    await ended(store, workers, owner, entry())
+    (row,) = await ledger(database)
+    assert (row.model, row.engine, row.total_tokens) == ("m", None, 15)
 
 
 async def test_the_charge_is_for_its_own_counts(
@@ -263,10 +274,11 @@ async def test_an_answer_from_the_cache_costs_nothing_and_saves_what_its_source_
 ) -> None:
     await set_price(database)
     source = await running(store, workers, owner, **cached(owner))
-    assert await workers("w").finish(source.id, 1, replace(result(entry()), cacheable=True))
+    assert await workers("w").finish(source.id, 1, replace(result(entry(engine="vllm")), cacheable=True))
     job = await answer(store, replace(owner, end_user="bob"))
     assert job is not None
     _, row = await ledger(database)
+    assert row.engine == "vllm"
     assert (row.job_id, row.attempt, row.outcome, row.final, row.end_user) == (job.id, 0, "answered", True, "bob")
     assert (row.total_tokens, row.cost, row.charge, row.saved, row.price_id) == (0, 0, 0, COST, None)
     assert (row.ended_at, row.model, row.requested_model) == (job.finished_at, "m", "m")

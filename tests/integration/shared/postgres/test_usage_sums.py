@@ -77,6 +77,26 @@ async def test_entries_are_summed_by_quarter_hour_and_columns(database: AsyncEng
     assert (found[later, "", "m", False].input_cache_read, found[later, "", "m", False].output_reasoning) == (40, 5)
 
 
+async def test_the_engine_of_a_sum_is_known_if_all_entries_agree(database: AsyncEngine) -> None:
+    sums = UsageSums(database)
+
+    async def engines(*added: dict[str, Any]) -> dict[str, str | None]:
+        await write(database, added)
+        await add_all(sums)
+        return {row.model: row.engine for row in await rows(database)}
+
+    found = await engines(
+        entry(model="a", engine="vllm"), entry(model="a", engine="vllm", attempt=0, outcome="answered"),
+        entry(model="b", engine="vllm"), entry(model="b"), entry(model="c", engine="vllm"),
+        entry(model="c", engine="openai"), entry(model="d"),
+    )  # fmt: skip
+    assert found == {"a": "vllm", "b": None, "c": None, "d": None}
+    found = await engines(entry(model="a", engine="vllm"), *(entry(model=name, engine="vllm") for name in "bcd"))
+    assert found == {"a": "vllm", "b": None, "c": None, "d": None}, "an engine that was not known stays so"
+    assert (await engines(entry(model="a", engine="openai")))["a"] is None
+    assert (await engines(entry(model="a", engine="openai", ended_at=NOON + timedelta(minutes=15))))["a"] == "openai"
+
+
 async def test_the_longest_names_are_summed(database: AsyncEngine) -> None:
     """They fit into the index: an entry that did not would stop the sums."""
     names = Random(7)

@@ -55,6 +55,7 @@ async def test_a_completed_job(worker: Worker, job: Job, database: AsyncEngine) 
     await end(run, call)
     (row,) = await ledger(database)
     assert (row.input_fresh, row.output_text, row.source, row.outcome) == (3, 5, "engine", "completed")
+    assert (row.model, row.engine) == ("m", "simulated")
     assert row.cost == row.charge == dollars(fresh=3, output=5)
 
 
@@ -168,9 +169,10 @@ async def test_a_job_that_is_cancelled_between_two_attempts_is_charged_for_what_
     run, call = await worker.start(job)
     await call.tokens(2)
     await lose(worker, run)
-    terminator = JobTerminator(recovery_store, logs, 60, api_metrics())
+    terminator = JobTerminator(recovery_store, logs, 60, api_metrics(), engine_of={"m": "vllm"}.get)
     (queued,) = await recovery_store.queued_of("m", limit=1)
     assert await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
     (row,) = await ledger(database)
+    assert row.engine == "vllm"
     assert (row.final, row.outcome, row.source) == (True, "handed_back", "estimate")
     assert row.charge == row.cost == dollars(fresh=3, output=2)

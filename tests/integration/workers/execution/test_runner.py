@@ -61,6 +61,7 @@ class Worker:
             on_engine_death=lambda: None,
             metrics=worker_metrics(),
             compilations=compilations,
+            engine_of={"m": "simulated"}.get,
         )
         self.runner = Runner(context, SlotPool(slots, yields=True))
 

@@ -53,6 +53,18 @@ def test_the_counts_are_those_of_the_table() -> None:
     assert tuple(field.name for field in fields(Counts)) == TOKEN_COUNTS
 
 
+def test_each_attempt_has_the_engine_of_the_model_that_served_it() -> None:
+    """A job that has moved to another model; the attempt of an earlier version names none, and is the job's."""
+    attempts = [attempt(1, "rerouted", model="large"), attempt(2, "rerouted", model="gone"), attempt(3, "completed")]
+    engines = {"large": "anthropic", "m": "vllm"}
+    found = build_entries(
+        JOB, [*attempts[:2], replace(attempts[2], model=None)], Usage(10, 0, 5), status=JobStatus.COMPLETED,
+        source=Source.ENGINE, runs={}, engine_of=engines.get,
+    )  # fmt: skip
+    assert [entry.engine for entry in found] == ["anthropic", None, "vllm"]
+    assert [entry.stored()["engine"] for entry in found] == ["anthropic", None, "vllm"]
+
+
 @given(st.builds(Usage, *[st.integers(0, 9)] * 6))
 def test_the_counts_of_a_usage_add_up_whatever_was_reported(usage: Usage) -> None:
     counts = Counts.of(usage)
@@ -238,11 +250,12 @@ def test_reasoning_is_a_part_of_the_output_of_the_last_attempt() -> None:
 
 
 def test_the_stored_form_has_all_counts_and_those_of_the_charge_only_if_they_differ() -> None:
-    entry = Entry(1, NOW, "m", "completed", Counts(1, 2, 3, 4, 5, 6), Source.ENGINE, final=True)
+    entry = Entry(1, NOW, "m", "completed", Counts(1, 2, 3, 4, 5, 6), Source.ENGINE, final=True, engine="vllm")
     stored = orjson.loads(orjson.dumps(entry.stored()))
     assert stored == {
-        "attempt": 1, "ended_at": "2026-11-30T00:00:00+00:00", "model": "m", "service_tier": "default",
-        "outcome": "completed", "final": True, "source": "engine", **dict(zip(TOKEN_COUNTS, range(1, 7), strict=True)),
+        "attempt": 1, "ended_at": "2026-11-30T00:00:00+00:00", "model": "m", "engine": "vllm",
+        "service_tier": "default", "outcome": "completed", "final": True, "source": "engine",
+        **dict(zip(TOKEN_COUNTS, range(1, 7), strict=True)),
     }  # fmt: skip
     assert replace(entry, charged=Counts(output_text=5)).stored()["charged"] == {"output_text": 5}
 

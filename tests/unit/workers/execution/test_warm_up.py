@@ -74,9 +74,10 @@ class Ledger(WarmUpStore):
         self.prefixes: list[WarmedPrefix] = []
         self._error = error
 
-    async def record(self, model: str, prefixes: Sequence[WarmedPrefix]) -> None:
+    async def record(self, model: str, engine: str, prefixes: Sequence[WarmedPrefix]) -> None:
         if self._error is not None:
             raise self._error
+        assert (model, engine) == ("m", "vllm")
         self.prefixes += prefixes
 
 
