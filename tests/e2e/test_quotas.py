@@ -22,6 +22,8 @@ from tests.support.waiting import eventually
 
 QUEUED, URGENT, STREAMS, REQUEST_BYTES, OPEN_BYTES = 20, 5, 3, 100_000, 50_000
 CACHE_S = 1
+# Dollars per million tokens.
+INPUT_PRICE, OUTPUT_PRICE = 2, 10
 CHAT = {"model": "one", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5_000}
 
 
@@ -29,9 +31,12 @@ CHAT = {"model": "one", "messages": [{"role": "user", "content": "x"}], "max_tok
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One API process with low quotas; `one` has a slow worker with one slot, `orphan` has none."""
     models: list[dict[str, object]] = [
-        {"name": "one", "engine": "simulated", "slots": 1, "options": {"ttft_ms": 5, "itl_ms": 20}},
+        {
+            "name": "one", "engine": "simulated", "slots": 1, "options": {"ttft_ms": 5, "itl_ms": 20},
+            "price": {"input": INPUT_PRICE, "output": OUTPUT_PRICE},
+        },
         {"name": "orphan", "engine": "simulated"},
-    ]
+    ]  # fmt: skip
     stack = make_stack(
         servers,
         tmp_path_factory,
@@ -271,6 +276,53 @@ async def test_revoking_a_key_closes_its_streams_and_its_jobs_go_on(stack: Stack
     assert "Traceback" not in (stack.folder / "api.log").read_text()
 
 
+async def test_a_key_is_revoked_while_its_job_streams(stack: Stack) -> None:
+    """Its stream is cut, and its job remains the project's. When that ends, it is charged once, to the revoked key, and
+    gives back what it has reserved in budgets and taken from limits."""
+    key, other = (create_key(stack, name, "--project", "mid-stream") for name in ("old", "new"))
+    operator = create_key(stack, "bursar", "--project", "operations", "--scope", "admin")
+    number = key_id(stack, key)
+    async with bearer(stack, key) as client, bearer(stack, other) as survivor, bearer(stack, operator) as admin:
+        budget, limit = [
+            (await admin.post(f"/v1/admin/{path}", json={"project": "mid-stream", **fields})).json()["id"]
+            for path, fields in (
+                ("budgets", {"period": "total", "limit_usd": 1}),
+                ("limits", {"concurrent_jobs": 1, "tokens_per_minute": 100_000}),
+            )
+        ]
+        stream = await client.send(
+            client.build_request("POST", "/v1/chat/completions", json=CHAT | {"stream": True}), stream=True
+        )
+        job_id = stream.headers["x-headrace-job-id"]
+        await wait_until_running(survivor, job_id)
+        reserved = (await admin.get(f"/v1/admin/budgets/{budget}")).json()
+        assert reserved["spend_usd"] == 0 < reserved["reserved_usd"]
+        assert_over_quota(await survivor.post("/v1/jobs", json=job(model="one")), limit)
+
+        stack.command("api.keys", "revoke", number)
+        async with asyncio.timeout(CACHE_S + 5):
+            assert await read_to_break(stream) == "RemoteProtocolError"
+        await stream.aclose()
+        assert (await survivor.get(f"/v1/jobs/{job_id}")).json()["status"] == "in_progress"
+        await survivor.post(f"/v1/jobs/{job_id}/cancel")
+        ended = await wait_for_end(survivor, job_id)
+        used = ended["usage"]
+        assert (ended["status"], used["completion_tokens"] > 0) == ("cancelled", True)
+
+        (entry,) = await fetch(stack, "SELECT * FROM usage_events WHERE job_id = $1", job_id)
+        charge = used["prompt_tokens"] * INPUT_PRICE + used["completion_tokens"] * OUTPUT_PRICE
+        assert (f"key_{entry['key_id']}", entry["final"], entry["charge"] * 1_000_000) == (number, True, charge)
+        settled = (await admin.get(f"/v1/admin/budgets/{budget}")).json()
+        assert (settled["reserved_usd"], settled["spend_usd"]) == (0, pytest.approx(charge / 1_000_000))
+
+        async def is_given_back() -> bool:
+            left = (await admin.get(f"/v1/admin/limits/{limit}")).json()["left"]["tokens"]["remaining"]
+            return bool(left == 100_000 - used["prompt_tokens"] - used["completion_tokens"])
+
+        await eventually(is_given_back, "the limit counts the tokens that were used")
+        assert (await survivor.post("/v1/jobs", json=job(model="one", max_tokens=1))).status_code == 202
+
+
 async def test_the_jobs_of_a_revoked_key_are_cancelled_by_setting(stack: Stack) -> None:
     key, other = (create_key(stack, name, "--project", "cancelled") for name in ("old", "new"))
     with stack.second_api(HEADRACE_REVOKED_JOBS="cancel") as url:
@@ -301,9 +353,14 @@ async def test_the_jobs_of_a_revoked_key_are_cancelled_by_setting(stack: Stack) 
 
 async def damage(stack: Stack, job_id: str) -> None:
     """Make a job's row unreadable."""
+    await fetch(stack, "UPDATE jobs SET attempts = '[{}]' WHERE id = $1", job_id)
+
+
+async def fetch(stack: Stack, statement: str, *parameters: Any) -> Any:
+    """Run a statement; returns its rows."""
     connection = await asyncpg.connect(stack.environment["DATABASE_URL"].replace("+asyncpg", ""))
     try:
-        await connection.execute("UPDATE jobs SET attempts = '[{}]' WHERE id = $1", job_id)
+        return await connection.fetch(statement, *parameters)
     finally:
         await connection.close()
 
