@@ -1,4 +1,4 @@
-"""Computes savings from usage, in tokens.
+"""Computes savings from usage, in tokens, and in dollars as far as all prices are known.
 
 What a route has saved is compared with one model that answers everything and has a prompt cache of its own. Compared
 with the most expensive model and no cache, savings would look larger than they are: a conversation that changes its
@@ -11,10 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from typing import Self
 
 from api.context.summaries import KIND as SUMMARY
-from api.savings.store import UsageRow
+from api.http.money import total_of
+from api.savings.store import ANSWERED, UsageRow
 from shared.domain.decisions import CacheOutcome
 
 # Fewer requests say little about the share of their prompts that a cache can hold.
@@ -58,7 +60,9 @@ class Tokens:
 class RouteSavings:
     """A route: what its models answered, and what `baseline` would have had if it had answered everything.
 
-    `expected` is that estimate, and `saved` the part that other models answered. All are None without a baseline.
+    `expected` is that estimate, and `saved` the part that other models answered. All are None without a baseline. In
+    dollars, `charge` is what the requests were charged, and `expected_usd` what they would have been; None if a part
+    has no price.
     """
 
     route: str
@@ -66,11 +70,21 @@ class RouteSavings:
     baseline: str | None
     expected: Tokens | None
     saved: Tokens | None
+    charge: Decimal | None = None
+    expected_usd: Decimal | None = None
+
+    @property
+    def saved_usd(self) -> Decimal | None:
+        """What the route has saved; negative if the baseline would have cost less."""
+        return None if self.charge is None or self.expected_usd is None else self.expected_usd - self.charge
 
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """The report. By model, in alphabetical order; `prompt_cache` also by day. No other member includes `summaries`."""
+    """The report. By model, in alphabetical order; `prompt_cache` also by day. No other member includes `summaries`.
+
+    The members that end in `_usd` are dollars, and None if a part has no price.
+    """
 
     answered: Tokens
     generated: Tokens
@@ -80,6 +94,9 @@ class Savings:
     summaries: Mapping[str, Tokens]
     prompt_cache: Mapping[str, Tokens]
     prompt_cache_by_day: Mapping[str, Mapping[date, Tokens]]
+    response_cache_usd: Decimal | None = None
+    coalescing_usd: Decimal | None = None
+    prompt_cache_usd: Decimal | None = None
 
 
 def compute(usage: Sequence[UsageRow], baselines: Mapping[str, str]) -> Savings:
@@ -88,7 +105,7 @@ def compute(usage: Sequence[UsageRow], baselines: Mapping[str, str]) -> Savings:
     usage = [row for row in usage if row.kind is None]
     hits = [row for row in usage if row.outcome == CacheOutcome.HIT]
     coalesced = [row for row in usage if row.outcome == CacheOutcome.COALESCED]
-    generated = [row for row in usage if row.outcome not in (CacheOutcome.HIT, CacheOutcome.COALESCED)]
+    generated = [row for row in usage if row.outcome not in ANSWERED]
     routed: defaultdict[str, list[UsageRow]] = defaultdict(list)
     for row in generated:
         if row.route is not None:
@@ -102,20 +119,36 @@ def compute(usage: Sequence[UsageRow], baselines: Mapping[str, str]) -> Savings:
         summaries=_by_model(summaries),
         prompt_cache=_by_model(generated),
         prompt_cache_by_day=_by_day(generated),
+        response_cache_usd=total_of(row.amounts.saved for row in hits),
+        coalescing_usd=total_of(row.amounts.saved for row in coalesced),
+        prompt_cache_usd=total_of(row.amounts.prompt_cache for row in generated),
     )
 
 
 def _route(name: str, rows: Sequence[UsageRow], baseline: str | None) -> RouteSavings:
-    models = _by_model(rows)
+    models, charge = _by_model(rows), total_of(row.amounts.charge for row in rows)
     if baseline is None:
-        return RouteSavings(name, models, None, None, None)
+        return RouteSavings(name, models, None, None, None, charge)
     total = Tokens.of(rows)
     # One model that answers everything finds at least as much in its cache as the best of several: none of its
     # conversations began elsewhere.
     shares = [found.cached_share for found in models.values() if found.requests >= MIN_REQUESTS]
     share = max(total.cached_share, *shares) if shares else total.cached_share
     expected = Tokens(total.requests, total.prompt_tokens, round(total.prompt_tokens * share), total.completion_tokens)
-    return RouteSavings(name, models, baseline, expected, expected - models.get(baseline, Tokens()))
+    saved = expected - models.get(baseline, Tokens())
+    return RouteSavings(name, models, baseline, expected, saved, charge, _expected_usd(rows, expected))
+
+
+def _expected_usd(rows: Sequence[UsageRow], expected: Tokens) -> Decimal | None:
+    """What the baseline would have cost, with the share of its input in its prompt cache that is expected."""
+    fresh = total_of(row.amounts.baseline_input for row in rows)
+    output = total_of(row.amounts.baseline_output for row in rows)
+    # A baseline from whose cache nothing is expected needs no price for that.
+    cached = total_of(row.amounts.baseline_cached_input for row in rows) if expected.cached_tokens else Decimal(0)
+    if fresh is None or cached is None or output is None:
+        return None
+    share = Decimal(expected.cached_tokens) / expected.prompt_tokens if expected.cached_tokens else Decimal(0)
+    return fresh * (1 - share) + cached * share + output
 
 
 def _by_model(rows: Iterable[UsageRow]) -> dict[str, Tokens]:

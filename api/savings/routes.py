@@ -22,7 +22,7 @@ async def get_savings(
     savings: CurrentSavings,
     days: Annotated[int, Query(ge=1, le=MAX_DAYS, description="The report is about the last days up to now.")] = 7,
 ) -> SavingsView:
-    """Get what routes, the response cache, coalescing and prompt caches have saved the project, in tokens.
+    """Get what routes, the response cache, coalescing and prompt caches have saved the project, in tokens and dollars.
 
     Jobs whose rows have been deleted after their retention time are not in it.
     """

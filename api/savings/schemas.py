@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.http.money import dollars
 from api.savings.report import RouteSavings, Savings, Tokens
 
 
@@ -47,6 +49,15 @@ class RouteSavingsView(BaseModel):
         " the largest share that one of the models had cached. Null if models.yaml does not declare the route any more."
     )
     saved: TokensView | None = Field(description="The part of `baseline` that other models answered instead.")
+    charge_usd: float | None = Field(
+        description="What the route's requests were charged, in dollars. Null if a part has no price."
+    )
+    baseline_usd: float | None = Field(
+        description="What `baseline` would have been charged. Null if there is none, or a part has no price."
+    )
+    saved_usd: float | None = Field(
+        description="`baseline_usd - charge_usd`: negative if the baseline would have cost less. Null if one is."
+    )
     note: str | None = Field(description="What limits the comparison; null if nothing does.")
 
 
@@ -57,6 +68,14 @@ class ByModelView(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     models: list[ModelTokensView]
+
+
+class SavedByModelView(ByModelView):
+    """Requests that got the answer of another one."""
+
+    saved_usd: float | None = Field(
+        description="What their answers were charged when they were generated, in dollars. Null if a part has no price."
+    )
 
 
 class CachedDayView(BaseModel):
@@ -84,6 +103,10 @@ class PromptCacheView(BaseModel):
     prompt_tokens: int
     cached_tokens: int
     models: list[CachedModelView]
+    saved_usd: float | None = Field(
+        description="What the input would have cost more without a prompt cache, less what writing to it has cost, in"
+        " dollars. Null if a part has no price."
+    )
     note: str | None = Field(description="Says so if no model reports cached tokens; otherwise null.")
 
 
@@ -126,6 +149,9 @@ EXAMPLE: dict[str, Any] = {
                 "cached_tokens": 120000,
                 "completion_tokens": 110000,
             },
+            "charge_usd": 2.2735,
+            "baseline_usd": 4.6,
+            "saved_usd": 2.3265,
             "note": None,
         }
     ],
@@ -142,6 +168,7 @@ EXAMPLE: dict[str, Any] = {
                 "completion_tokens": 30000,
             }
         ],
+        "saved_usd": 0.0765,
     },
     "coalescing": {
         "requests": 50,
@@ -156,6 +183,7 @@ EXAMPLE: dict[str, Any] = {
                 "completion_tokens": 10000,
             }
         ],
+        "saved_usd": 0.205,
     },
     "summaries": {
         "requests": 20,
@@ -192,6 +220,7 @@ EXAMPLE: dict[str, Any] = {
                 "days": [{"day": "2026-11-28", "prompt_tokens": 300000, "cached_tokens": 70000}],
             },
         ],
+        "saved_usd": 0.3915,
         "note": None,
     },
 }
@@ -204,7 +233,7 @@ UNCACHED_BASELINE = (
 
 
 class SavingsView(BaseModel):
-    """What was saved in a time, in tokens."""
+    """What was saved in a time, in tokens and in dollars."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
@@ -215,8 +244,8 @@ class SavingsView(BaseModel):
     answered: TokensView = Field(description="All requests of the project that were answered, without failed ones.")
     generated: TokensView = Field(description="Requests that a model ran, without cache hits and coalesced requests.")
     routes: list[RouteSavingsView]
-    response_cache: ByModelView = Field(description="Requests that were answered from the response cache.")
-    coalescing: ByModelView = Field(
+    response_cache: SavedByModelView = Field(description="Requests that were answered from the response cache.")
+    coalescing: SavedByModelView = Field(
         description="Requests that got the answer of an identical request that was running."
     )
     summaries: ByModelView = Field(
@@ -234,9 +263,9 @@ class SavingsView(BaseModel):
             answered=TokensView.of(savings.answered),
             generated=TokensView.of(savings.generated),
             routes=[_route(found) for found in savings.routes],
-            response_cache=_by_model(savings.response_cache),
-            coalescing=_by_model(savings.coalescing),
-            summaries=_by_model(savings.summaries),
+            response_cache=_saved_by_model(savings.response_cache, savings.response_cache_usd),
+            coalescing=_saved_by_model(savings.coalescing, savings.coalescing_usd),
+            summaries=ByModelView(**_by_model(savings.summaries)),
             prompt_cache=_prompt_cache(savings),
         )
 
@@ -256,17 +285,25 @@ def _route(found: RouteSavings) -> RouteSavingsView:
         models=_models(found.models),
         baseline=baseline,
         saved=saved,
+        charge_usd=dollars(found.charge),
+        baseline_usd=dollars(found.expected_usd),
+        saved_usd=dollars(found.saved_usd),
         note=UNCACHED_BASELINE if is_uncached else None,
     )
 
 
-def _by_model(models: Mapping[str, Tokens]) -> ByModelView:
-    return ByModelView(
-        requests=_sum(models, "requests"),
-        prompt_tokens=_sum(models, "prompt_tokens"),
-        completion_tokens=_sum(models, "completion_tokens"),
-        models=_models(models),
-    )
+def _saved_by_model(models: Mapping[str, Tokens], saved: Decimal | None) -> SavedByModelView:
+    return SavedByModelView(**_by_model(models), saved_usd=dollars(saved))
+
+
+def _by_model(models: Mapping[str, Tokens]) -> dict[str, Any]:
+    """The members of a `ByModelView`."""
+    return {
+        "requests": _sum(models, "requests"),
+        "prompt_tokens": _sum(models, "prompt_tokens"),
+        "completion_tokens": _sum(models, "completion_tokens"),
+        "models": _models(models),
+    }
 
 
 def _prompt_cache(savings: Savings) -> PromptCacheView:
@@ -287,6 +324,7 @@ def _prompt_cache(savings: Savings) -> PromptCacheView:
             )
             for model, tokens in savings.prompt_cache.items()
         ],
+        saved_usd=dollars(savings.prompt_cache_usd),
         note=_NOT_REPORTED if savings.generated.requests and not savings.generated.cached_tokens else None,
     )
 

@@ -29,4 +29,4 @@ class SavingsService:
         async with self._one_at_a_time:
             end = datetime.now(UTC)
             start = end - timedelta(days=days)
-            return start, end, compute(await self._store.usage(project_id, start), baselines)
+            return start, end, compute(await self._store.usage(project_id, start, baselines), baselines)

@@ -35,6 +35,7 @@ SAVINGS_COLUMNS = (
     Column("REQUESTS", right=True, drop=2),
     Column("INPUT", right=True),
     Column("OUTPUT", right=True),
+    Column("SAVED", right=True),
 )
 
 Project = Annotated[str | None, typer.Option("--project", metavar="NAME", help="The project; needs an admin key.")]
@@ -122,28 +123,30 @@ def savings(
     days: Annotated[int, typer.Option(min=1, max=90, metavar="N", help="The last days up to now.")] = 7,
     as_json: Json = False,
 ) -> None:
-    """Show what routes and caches have saved in the key's project, in tokens."""
+    """Show what routes and caches have saved in the key's project, in tokens and in dollars."""
     with connect(context) as client:
         found = client.get(path("savings"), params={"days": days})
     if as_json:
         print_json(found)
         return
     rows = [
-        _saved(f"route {one['route']}", (one["baseline"] or {}).get("model"), one["saved"]) for one in found["routes"]
+        _saved(f"route {one['route']}", (one["baseline"] or {}).get("model"), one["saved"], one.get("saved_usd"))
+        for one in found["routes"]
     ]
     for name, title in (("response_cache", "response cache"), ("coalescing", "identical requests")):
         if found[name]["requests"]:
-            rows.append(_saved(title, None, found[name]))
+            rows.append(_saved(title, None, found[name], found[name].get("saved_usd")))
     if cached := found["prompt_cache"]["cached_tokens"]:
-        rows.append(["prompt caches", "-", "-", count(cached), "-"])
+        rows.append(["prompt caches", "-", "-", count(cached), "-", dollars(found["prompt_cache"].get("saved_usd"))])
     print_table(SAVINGS_COLUMNS, rows, empty=NOTHING_SAVED)
     for note_of in sorted({one["note"] for one in found["routes"] if one["note"]}):
         note(note_of, style="dim")
 
 
-def _saved(by: str, instead_of: str | None, saved: dict[str, Any] | None) -> list[str]:
+def _saved(by: str, instead_of: str | None, saved: dict[str, Any] | None, amount: float | None) -> list[str]:
     numbers = ("requests", "prompt_tokens", "completion_tokens")
-    return [by, instead_of or "-", *(count(None if saved is None else saved[name]) for name in numbers)]
+    counts = (count(None if saved is None else saved[name]) for name in numbers)
+    return [by, instead_of or "-", *counts, dollars(amount)]
 
 
 def _items(client: Client, params: dict[str, Any], limit: int | None) -> tuple[list[dict[str, Any]], bool]:

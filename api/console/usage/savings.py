@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from api.savings.report import RouteSavings, Savings, Tokens
 from api.savings.schemas import UNCACHED_BASELINE
@@ -11,11 +12,12 @@ from api.savings.schemas import UNCACHED_BASELINE
 
 @dataclass(frozen=True, slots=True)
 class SavingsLine:
-    """What was saved in one way. `tokens` is None if it is not known; `hint` explains the numbers."""
+    """What was saved in one way. `tokens` and `dollars` are None if they are not known; `hint` explains the numbers."""
 
     name: str
     how: str
     tokens: Tokens | None
+    dollars: Decimal | None
     hint: str = ""
 
 
@@ -23,27 +25,30 @@ def savings_lines(savings: Savings) -> Sequence[SavingsLine]:
     """The lines of a report; none about what is not in use."""
     lines = [_route(found) for found in savings.routes]
     by_cache = (
-        ("Response cache", "answers that were kept", savings.response_cache),
-        ("Identical requests", "answers of equal requests that were running", savings.coalescing),
-    )
-    for name, how, found in by_cache:
+        ("Response cache", "answers that were kept", savings.response_cache, savings.response_cache_usd),
+        (
+            "Identical requests", "answers of equal requests that were running", savings.coalescing,
+            savings.coalescing_usd,
+        ),
+    )  # fmt: skip
+    for name, how, found, dollars in by_cache:
         if found:
-            lines.append(SavingsLine(name, how, _sum(found)))
+            lines.append(SavingsLine(name, how, _sum(found), dollars))
     generated = savings.generated
     if generated.cached_tokens:
         read = Tokens(generated.requests, generated.cached_tokens)
-        lines.append(SavingsLine("Prompt caches", "input that models had not to compute again", read))
+        how = "input that models had not to compute again"
+        lines.append(SavingsLine("Prompt caches", how, read, savings.prompt_cache_usd))
     return lines
 
 
 def _route(found: RouteSavings) -> SavingsLine:
     name = f"Route {found.route}"
     if found.saved is None:
-        return SavingsLine(name, "models.yaml has no model to compare it with", None)
+        return SavingsLine(name, "models.yaml has no model to compare it with", None, None)
     is_uncached = not any(tokens.cached_tokens for tokens in found.models.values())
-    return SavingsLine(
-        name, f"answers of other models than {found.baseline}", found.saved, UNCACHED_BASELINE if is_uncached else ""
-    )
+    how = f"answers of other models than {found.baseline}"
+    return SavingsLine(name, how, found.saved, found.saved_usd, UNCACHED_BASELINE if is_uncached else "")
 
 
 def _sum(by_model: Mapping[str, Tokens]) -> Tokens:

@@ -109,24 +109,25 @@ def test_savings(api: ScriptedApi) -> None:
                 "route": "auto",
                 "baseline": {"model": "large"},
                 "saved": saved,
+                "saved_usd": -0.25,
                 "note": "No model reports cached tokens.",
             },
-            {"route": "gone", "baseline": None, "saved": None, "note": None},
+            {"route": "gone", "baseline": None, "saved": None, "saved_usd": None, "note": None},
         ],
-        "response_cache": saved,
+        "response_cache": saved | {"saved_usd": 12.5},
         "coalescing": none,
-        "prompt_cache": {"cached_tokens": 150000},
+        "prompt_cache": {"cached_tokens": 150000, "saved_usd": None},
     }
     api.on("GET /v1/savings", reply(found))
     result = run(api.url, "usage", "savings", "--days", "30")
     assert "days=30" in api.requests[-1].path
     header, *lines = [line.split() for line in result.stdout.splitlines()]
-    assert header == ["BY", "INSTEAD", "OF", "REQUESTS", "INPUT", "OUTPUT"]
+    assert header == ["BY", "INSTEAD", "OF", "REQUESTS", "INPUT", "OUTPUT", "SAVED"]
     assert lines == [
-        ["route", "auto", "large", "700", "300,000", "110,000"],
-        ["route", "gone", "-", "-", "-", "-"],
-        ["response", "cache", "-", "700", "300,000", "110,000"],
-        ["prompt", "caches", "-", "-", "150,000", "-"],
+        ["route", "auto", "large", "700", "300,000", "110,000", "-$0.2500"],
+        ["route", "gone", "-", "-", "-", "-", "-"],
+        ["response", "cache", "-", "700", "300,000", "110,000", "$12.50"],
+        ["prompt", "caches", "-", "-", "150,000", "-", "-"],
     ]
     assert "No model reports cached tokens." in result.stderr
     api.on(

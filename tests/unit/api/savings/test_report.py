@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from api.savings.report import MIN_REQUESTS, Tokens, compute
 from api.savings.schemas import EXAMPLE, SavingsView
-from api.savings.store import UsageRow
+from api.savings.store import Amounts, UsageRow
 
 DAY, NEXT = date(2026, 11, 28), date(2026, 11, 29)
 BASELINES = {"auto": "large"}
@@ -25,8 +27,10 @@ def row(
     outcome: str | None = None,
     day: date = DAY,
     kind: str | None = None,
+    **amounts: Any,
 ) -> UsageRow:
-    return UsageRow(day, model, route, outcome, requests, prompt, cached, completion, kind)
+    dollars = {name: None if amount is None else Decimal(amount) for name, amount in amounts.items()}
+    return UsageRow(day, model, route, outcome, requests, prompt, cached, completion, kind, Amounts(**dollars))
 
 
 def test_a_route_is_compared_with_one_cached_model() -> None:
@@ -58,6 +62,56 @@ def test_a_route_that_is_not_declared_any_more() -> None:
     (route,) = compute([row("small", 5, 50, 10, 20, route="old")], BASELINES).routes
     assert (route.route, route.baseline, route.expected, route.saved) == ("old", None, None, None)
     assert route.models == {"small": Tokens(5, 50, 10, 20)}
+
+
+def baseline(input_: str | None = "5", cached: str | None = "1", output: str | None = "3") -> dict[str, Any]:
+    return {"baseline_input": input_, "baseline_cached_input": cached, "baseline_output": output}
+
+
+def test_a_route_saves_what_its_baseline_would_have_been_charged_more() -> None:
+    usage = [
+        row("small", 70, 300, 60, 110, charge="1", **baseline("3", "0.6", "11")),
+        row("large", 30, 200, 80, 90, charge="9.25", **baseline("2", "0.4", "9")),
+    ]
+    (route,) = compute(usage, BASELINES).routes
+    # 40 % of the input in its cache.
+    assert (route.charge, route.expected_usd) == (Decimal("10.25"), Decimal("3") + Decimal("0.4") + 20)
+    assert route.saved_usd == Decimal("13.15")
+
+
+def test_a_baseline_that_would_have_cost_less() -> None:
+    (route,) = compute([row("small", 5, 50, 10, 20, charge="10", **baseline())], BASELINES).routes
+    assert route.saved_usd == Decimal("4") + Decimal("0.2") + 3 - 10 < 0
+
+
+@pytest.mark.parametrize("unknown", ["charge", "baseline_input", "baseline_cached_input", "baseline_output"])
+def test_a_part_without_a_price_leaves_what_a_route_has_saved_unknown(unknown: str) -> None:
+    known: dict[str, Any] = {"charge": "1", **baseline()}
+    usage = [row("small", 5, 50, 10, 20, **known), row("small", 1, 5, 1, 2, day=NEXT, **{**known, unknown: None})]
+    (route,) = compute(usage, BASELINES).routes
+    assert route.saved_usd is None
+    assert route.saved == Tokens(6, 55, 11, 22), "the tokens are known"
+
+
+def test_a_baseline_without_cached_input_needs_no_price_for_it() -> None:
+    (route,) = compute([row("small", 5, 50, 0, 20, charge="2", **baseline(cached=None))], BASELINES).routes
+    assert (route.expected_usd, route.saved_usd) == (Decimal(8), Decimal(6))
+
+
+def test_what_caches_have_saved_in_dollars() -> None:
+    usage = [
+        row("small", 3, 30, 12, 15, outcome="HIT", saved="0.5"),
+        row("large", 3, 30, 12, 15, outcome="HIT", saved="0.25"),
+        row("large", 2, 20, 8, 10, outcome="COALESCED", saved=None),
+        row("large", 4, 40, 8, 20, outcome="BYPASS", prompt_cache="0.125"),
+        row("small", 4, 40, 8, 20, kind="summary", prompt_cache=None),
+    ]
+    savings = compute(usage, {})
+    assert savings.response_cache_usd == Decimal("0.75")
+    assert savings.coalescing_usd is None
+    assert savings.prompt_cache_usd == Decimal("0.125"), "a summary is none of the requests of clients"
+    nothing = compute([], {})
+    assert {nothing.response_cache_usd, nothing.coalescing_usd, nothing.prompt_cache_usd} == {Decimal(0)}
 
 
 def test_hits_and_coalesced_requests_are_saved_once() -> None:
@@ -113,13 +167,20 @@ def test_nothing() -> None:
 def test_the_example_is_a_report() -> None:
     """Its numbers are what the code computes, so that readers can follow them."""
     day = DAY
+    # Of a million tokens: $5 for input of `large`, $0.50 if it is cached, $15 for output; `small` costs a tenth.
     usage = [
-        row("large", 300, 200_000, 80_000, 90_000, day=day),
-        row("small", 700, 300_000, 70_000, 110_000, day=day),
-        row("small", 150, 90_000, 30_000, 30_000, outcome="HIT", day=day),
-        row("large", 50, 20_000, 10_000, 10_000, outcome="COALESCED", day=day),
+        row(
+            "large", 300, 200_000, 80_000, 90_000, day=day, charge="1.99", prompt_cache="0.36",
+            **baseline("1", "0.1", "1.35"),
+        ),
+        row(
+            "small", 700, 300_000, 70_000, 110_000, day=day, charge="0.2835", prompt_cache="0.0315",
+            **baseline("1.5", "0.15", "1.65"),
+        ),
+        row("small", 150, 90_000, 30_000, 30_000, outcome="HIT", day=day, saved="0.0765"),
+        row("large", 50, 20_000, 10_000, 10_000, outcome="COALESCED", day=day, saved="0.205"),
         row("small", 20, 60_000, 0, 8_000, route=None, kind="summary", day=day),
-    ]
+    ]  # fmt: skip
     view = SavingsView.of(
         7,
         datetime(2026, 11, 22, 9, tzinfo=UTC),
