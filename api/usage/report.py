@@ -10,7 +10,7 @@ from decimal import Context, Decimal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from api.http.money import decimal_text, dollars
+from api.http.money import decimal_text, dollars, total_of
 from api.http.parquet import ParquetFile
 from api.keys.store import format_id
 from api.usage.store import COLUMNS, Dimension, UsageSelection
@@ -90,7 +90,8 @@ class Report:
 
     def total(self) -> Any:
         """The sum of all rows, as a row without groups."""
-        return SimpleNamespace(**{name: sum(getattr(row, name) for row in self.rows) for name in VALUES})
+        sums = {name: sum(getattr(row, name) for row in self.rows) for name in VALUES if name != "saved"}
+        return SimpleNamespace(**sums, saved=total_of(row.saved for row in self.rows))
 
     def items(self) -> Mapped[Any, dict[str, Any]]:
         """The rows as JSON objects, which are made when they are read."""

@@ -31,7 +31,10 @@ class UsageSums(BaseModel):
         " has a price."
     )
     charge: float | None = Field(description="What is charged for: the tokens that were delivered, once.")
-    saved: float = Field(description="What the answers of other jobs would have been charged if a model had run.")
+    saved: float | None = Field(
+        description="What the answers of other jobs would have been charged if a model had run. Null if a part has no"
+        " price."
+    )
     unpriced: int = Field(description="Attempts without a price: the amounts do not include them.")
 
 

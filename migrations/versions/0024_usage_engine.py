@@ -1,4 +1,4 @@
-"""The engine that served an attempt, in the ledger and its sums."""
+"""The engine that served an attempt, in the ledger and its sums; and savings that are not known, in the sums."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         for table in TABLES:
             execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS engine text")
+        execute("ALTER TABLE usage_sums ALTER COLUMN saved DROP NOT NULL")
         declare_compatible(revision, "0009")
 
 
@@ -26,4 +27,6 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         for table in TABLES:
             execute(f"ALTER TABLE {table} DROP COLUMN IF EXISTS engine")
+        execute("UPDATE usage_sums SET saved = 0 WHERE saved IS NULL")
+        execute("ALTER TABLE usage_sums ALTER COLUMN saved SET NOT NULL")
         declare_compatible("0023", "0009")

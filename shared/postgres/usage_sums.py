@@ -83,17 +83,19 @@ def entry_keys(entry: Any, starts_at: Any) -> dict[str, Any]:
 def entry_values(entry: Any) -> dict[str, Any]:
     """What an entry adds to its sums, by column.
 
-    A correction adds amounts, and takes its entry out of the unpriced ones if it is the first that has them.
+    A correction adds amounts, and takes its entry out of the unpriced ones if it is the first that has them. Only what
+    an answer of another job has saved may be unknown.
     """
     is_first = entry.correction == _NONE
+    is_answer = and_(is_first, entry.attempt == _NONE)
     return {
         "requests": _if(and_(is_first, entry.final)),
-        "cached_requests": _if(and_(is_first, entry.attempt == _NONE)),
+        "cached_requests": _if(is_answer),
         "attempts": _if(and_(is_first, entry.attempt > _NONE)),
         **{name: getattr(entry, name) for name in TOKEN_COUNTS},
         "cost": entry.cost,
         "charge": entry.charge,
-        "saved": entry.saved,
+        "saved": case((is_answer, entry.saved), else_=_NONE),
         "unpriced": case((is_first, _if(_is_unpriced(entry))), else_=_unpriced_by_correction(entry)),
     }
 
@@ -133,6 +135,18 @@ KEYS = tuple(entry_keys(UsageEventRow, None))
 VALUES = tuple(entry_values(UsageEventRow))
 
 
+def sum_of(name: str, column: Any) -> ColumnElement[Any]:
+    """The sum of a column of the sums, or of the same values of entries: an exact number, 0 if there is none.
+
+    That of `saved` is NULL if one of the values is.
+    """
+    kind = Numeric if name in AMOUNTS else BigInteger
+    total: ColumnElement[Any] = func.coalesce(func.sum(column), _NONE)
+    if name == "saved":
+        total = case((func.count(column) == func.count(), total))
+    return cast(total, kind).label(name)
+
+
 def _add_statement() -> Select[Any]:
     """Add the entries of the transactions from `lower` up to `upper` to the sums.
 
@@ -147,7 +161,7 @@ def _add_statement() -> Select[Any]:
     portion = (
         select(
             *(expression.label(name) for name, expression in keys.items()),
-            *(func.coalesce(func.sum(expression), _NONE).label(name) for name, expression in values.items()),
+            *(sum_of(name, expression) for name, expression in values.items()),
             case((is_same, func.min(entry.engine))).label("engine"),
             func.count().label("entries"),
             func.sum(without_price).label("without_price"),
@@ -274,9 +288,3 @@ async def _adopt(connection: AsyncConnection, portion: int) -> None:
 async def _move(connection: AsyncConnection, summed_before: int) -> None:
     values = {"summed_before": summed_before, "updated_at": func.now()}
     await connection.execute(update(UsageWatermarkRow).where(UsageWatermarkRow.id == _WATERMARK).values(values))
-
-
-def sum_of(name: str, column: Any) -> ColumnElement[Any]:
-    """The sum of a column of the sums, or of the same values of entries: an exact number, 0 if there is none."""
-    kind = Numeric if name in AMOUNTS else BigInteger
-    return cast(func.coalesce(func.sum(column), _NONE), kind).label(name)

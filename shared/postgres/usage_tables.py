@@ -177,10 +177,11 @@ class UsageSumRow(Base):
     input_cache_write_1h: Mapped[int] = mapped_column(BigInteger)
     output_text: Mapped[int] = mapped_column(BigInteger)
     output_reasoning: Mapped[int] = mapped_column(BigInteger)
-    # Sums of the amounts that are known, and the number of entries with a cost or charge that is not.
+    # Sums of the amounts that are known, and the number of entries with a cost or charge that is not. What answers of
+    # other jobs have saved is NULL if it is not known of all of them.
     cost: Mapped[Decimal] = mapped_column(Numeric)
     charge: Mapped[Decimal] = mapped_column(Numeric)
-    saved: Mapped[Decimal] = mapped_column(Numeric)
+    saved: Mapped[Decimal | None] = mapped_column(Numeric)
     unpriced: Mapped[int] = mapped_column(BigInteger)
     # NULL if it is not known of all entries, or differs: the model was moved to another engine within the quarter of
     # an hour. Not a part of the key: one model has one engine at a time.

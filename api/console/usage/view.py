@@ -60,7 +60,7 @@ class Line:
     cached_share: float | None
     cost: Decimal | None
     charge: Decimal | None
-    saved: Decimal
+    saved: Decimal | None
     unpriced: int
 
 
@@ -121,7 +121,7 @@ def build_view(
         return values
 
     def trend(column: str) -> list[float]:
-        return by_bucket(lambda row: float(getattr(row, column)))
+        return by_bucket(lambda row: float(getattr(row, column) or 0))
 
     spent = trend(name)
     largest = max(range(count), key=spent.__getitem__)

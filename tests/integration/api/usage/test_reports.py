@@ -132,6 +132,23 @@ async def test_what_has_no_price_does_not_cost_nothing(database: AsyncEngine) ->
     ]  # fmt: skip
 
 
+async def test_what_was_saved_is_not_0_if_it_is_not_known(database: AsyncEngine) -> None:
+    answer = {"attempt": 0, "outcome": "answered", "cost": Decimal(0), "charge": Decimal(0)}
+    await summed(
+        database, [entry(model="a", saved=Decimal("0.5"), **answer), entry(model="b", **answer), entry(model="c")]
+    )
+    selection = by_day("UTC", Dimension.MODEL)
+    for chosen in (selection, replace(selection, from_ledger=True)):
+        report = await service(database).report(chosen, "day")
+        assert [(item["model"], item["saved"]) for item in report.items()] == [("a", 0.5), ("b", None), ("c", 0.0)]
+        assert report.json_sums(report.total())["saved"] is None
+        table = pyarrow.parquet.read_table(io.BytesIO(report.parquet()))
+        assert table["saved"].to_pylist() == [Decimal("0.5"), None, Decimal(0)]
+        assert [line["saved"] for line in csv.DictReader(report.csv().decode().splitlines())] == ["0.5", "", "0"]
+    nothing = await service(database).report(by_day("UTC", filters=UsageFilters(models={"none"})), "day")
+    assert nothing.json_sums(nothing.total())["saved"] == 0
+
+
 async def test_only_administrators_see_the_cost(database: AsyncEngine) -> None:
     await summed(database, [entry(cost=Decimal("0.75"))])
     usage, selection = service(database), by_day("UTC", Dimension.MODEL)

@@ -97,6 +97,27 @@ async def test_the_engine_of_a_sum_is_known_if_all_entries_agree(database: Async
     assert (await engines(entry(model="a", engine="openai", ended_at=NOON + timedelta(minutes=15))))["a"] == "openai"
 
 
+async def test_what_was_saved_is_not_known_if_a_part_of_it_is_not(database: AsyncEngine) -> None:
+    answer = {"attempt": 0, "outcome": "answered", "cost": Decimal(0), "charge": Decimal(0)}
+    sums = UsageSums(database)
+
+    async def saved(*added: dict[str, Any]) -> dict[str, Decimal | None]:
+        await write(database, added)
+        await add_all(sums)
+        return {row.model: row.saved for row in await rows(database)}
+
+    unpriced = entry(model="b", cost=None, charge=None)
+    found = await saved(
+        entry(model="a", saved=Decimal("0.5"), **answer), entry(model="a"), unpriced,
+        correction(unpriced, charge=Decimal(1), cost=Decimal(1)), entry(model="c", **answer),
+        entry(model="c", saved=Decimal("0.5"), **answer),
+    )  # fmt: skip
+    assert found == {"a": Decimal("0.5"), "b": 0, "c": None}
+    found = await saved(*(entry(model=name, saved=Decimal("0.25"), **answer) for name in "ac"))
+    assert (found["a"], found["c"]) == (Decimal("0.75"), None)
+    assert (await saved(entry(model="a", **answer)))["a"] is None
+
+
 async def test_the_longest_names_are_summed(database: AsyncEngine) -> None:
     """They fit into the index: an entry that did not would stop the sums."""
     names = Random(7)

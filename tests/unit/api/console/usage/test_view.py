@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from api.console.filters import NONE
 from api.console.usage.periods import buckets_until
 from api.console.usage.view import OTHERS, build_view
 from shared.postgres.usage_sums import VALUES
@@ -55,6 +56,14 @@ def test_bars_are_stacked_by_model(is_operator: bool) -> None:
     assert view.bars[0].text == "19 Oct: $4.00\na: $3.00\nb: $1.00"
     assert view.peak == "at most $4.00, on 19 Oct"
     assert view.stats[0].quantity.number == "$6.00"
+
+
+def test_what_was_saved_is_not_0_if_it_is_not_known() -> None:
+    buckets = buckets_until(NOW, "7d", UTC_ZONE)
+    rows = [row(0, "a", saved=Decimal(3)), row(6, "b", saved=None)]
+    sums = SimpleNamespace(**{**vars(total(rows[:1])), "saved": None})
+    saved = build_view(rows, sums, buckets, [], is_operator=True).stats[-1]
+    assert (saved.title, saved.quantity.number, saved.trend) == ("Saved", NONE, [3.0, *[0.0] * 6])
 
 
 def test_models_beyond_the_fourth_share_a_shade() -> None:
