@@ -145,6 +145,7 @@ from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.audit_store import AuditStore
 from shared.postgres.budget_store import BudgetStore
+from shared.postgres.budget_windows import BudgetWindowStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.price_store import PriceStore
@@ -216,8 +217,8 @@ async def open_resources(
             without_redis=settings.rate_limits_without_redis,
         )
         settlement = Settlement(limiter, limit_store)
-        budget_store = BudgetStore(database)
-        budgets = Budgets(budget_store, registry, context_window, metrics)
+        budget_store, budget_windows = BudgetStore(database), BudgetWindowStore(database)
+        budgets = Budgets(budget_store, budget_windows, registry, context_window, metrics)
         project_secrets = ProjectSecretStore(database)
         webhook_addresses = AddressPolicy(
             allow_private=settings.webhook_allow_private, allow_http=settings.webhook_allow_http
@@ -475,7 +476,7 @@ async def open_resources(
         resources.add(PriceStore, price_store)
         resources.add(FleetService, FleetService(FleetStore(database), redis, registry))
         resources.add(KeyService, KeyService(keys, has_log_key=bool(masters)))
-        resources.add(BudgetService, BudgetService(budget_store, keys, budgets))
+        resources.add(BudgetService, BudgetService(budget_store, budget_windows, keys, budgets))
         resources.add(AuditStore, AuditStore(database))
         resources.add(PriceListStore, PriceListStore(database))
         resources.add(LimitService, LimitService(limit_store, limit_reload, limiter, registry))

@@ -22,7 +22,8 @@ from shared.domain.budgets import OnExceed, WindowReservation, dollars, window_a
 from shared.domain.errors import BudgetExceeded, InvalidRequest
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
-from shared.postgres.budget_store import Budget, BudgetStore, Rules, WindowKey, format_id
+from shared.postgres.budget_store import Budget, BudgetStore, Rules, format_id
+from shared.postgres.budget_windows import BudgetWindowStore, WindowKey
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
 
@@ -49,9 +50,15 @@ class Budgets:
     """The budgets of all projects."""
 
     def __init__(
-        self, store: BudgetStore, registry: Registry, context: ContextWindow, metrics: Metrics | None = None
+        self,
+        store: BudgetStore,
+        windows: BudgetWindowStore,
+        registry: Registry,
+        context: ContextWindow,
+        metrics: Metrics | None = None,
     ) -> None:
         self._store = store
+        self._window_store = windows
         self._worst_case = WorstCase(registry, context)
         self._metrics = metrics
         self._of_projects: dict[int, list[Budget]] = {}
@@ -72,7 +79,7 @@ class Budgets:
         """Read the budgets again, report thresholds, release what an older version has left reserved, and delete
         windows that ended long ago."""
         if self._read_at is None:
-            self._watched |= dict.fromkeys(await self._store.reserved_windows(), time.monotonic())
+            self._watched |= dict.fromkeys(await self._window_store.reserved_windows(), time.monotonic())
         await self.reload()
         await self._report_alerts()
         if self._of_projects and time.monotonic() - self._released_at >= RELEASE_S:
@@ -182,7 +189,7 @@ class Budgets:
             if len(self._windows) >= MAX_WINDOWS:
                 self._windows.clear()
                 missing = keys
-            self._windows |= await self._store.window_ids(missing)
+            self._windows |= await self._window_store.window_ids(missing)
         ids = {key: self._windows[key] for key in keys if key in self._windows}
         self._watched |= dict.fromkeys(ids.values(), time.monotonic())
         reservations = [WindowReservation(window_id, key.budget_id, amount) for key, window_id in ids.items()]
@@ -219,8 +226,8 @@ class Budgets:
         if not self._watched:
             return
         windows = list(self._watched)
-        busy = await self._store.busy(windows)
-        for alert in await self._store.take_alerts(windows):
+        busy = await self._window_store.busy(windows)
+        for alert in await self._window_store.take_alerts(windows):
             budget = alert.budget
             for share in alert.thresholds:
                 logger.warning(
@@ -237,12 +244,12 @@ class Budgets:
 
     async def _delete_past(self) -> None:
         for _ in range(PORTIONS):
-            if await self._store.delete_past(KEPT_S, PORTION) < PORTION:
+            if await self._window_store.delete_past(KEPT_S, PORTION) < PORTION:
                 break
             await asyncio.sleep(PAUSE_S)
 
     async def _release_ended(self) -> None:
-        if released := await self._store.release_ended():
+        if released := await self._window_store.release_ended():
             if self._metrics is not None:
                 self._metrics.budget_reservations_released.inc(released)
             logger.warning("released %d reservations of budgets of jobs that had ended", released)

@@ -24,6 +24,7 @@ from shared.config.settings import Settings, settings_or_exit
 from shared.domain.errors import BudgetExceeded, InvalidRequest, NotFound, UnreadableRow
 from shared.domain.job import JobStatus
 from shared.postgres.budget_store import BudgetStore
+from shared.postgres.budget_windows import BudgetWindowStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 
@@ -57,7 +58,8 @@ async def run(arguments: argparse.Namespace) -> int:
             return 2
         context = ContextWindow(registry)
         await LearnedRatios(registry, UsageStore(engine), context.estimates).read()
-        admission = Admission(registry, context, budgets=Budgets(BudgetStore(engine), registry, context))
+        budgets = Budgets(BudgetStore(engine), BudgetWindowStore(engine), registry, context)
+        admission = Admission(registry, context, budgets=budgets)
         earlier_work = EarlierWork(ApiKeyStore(engine), cache_s=COMMAND_S)
         return max([await replay(store, admission, earlier_work, job_id) for job_id in arguments.job])
     finally:

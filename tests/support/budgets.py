@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.budgets import OnExceed, Period, WindowReservation, window_at
 from shared.domain.owner import Owner
-from shared.postgres.budget_store import Budget, BudgetStore, NewBudget, WindowKey
+from shared.postgres.budget_store import Budget, BudgetStore, NewBudget
+from shared.postgres.budget_windows import BudgetWindowStore, WindowKey
 
 
 async def add_budget(database: AsyncEngine, owner: Owner, limit_usd: Decimal | int | str, **changes: Any) -> Budget:
@@ -34,7 +35,7 @@ async def add_budget(database: AsyncEngine, owner: Owner, limit_usd: Decimal | i
 async def reservation(database: AsyncEngine, budget: Budget, amount: Decimal | int | str) -> WindowReservation:
     """A reservation in the current window of a budget."""
     window = window_at(budget.period, ZoneInfo(budget.time_zone), datetime.now(UTC))
-    (window_id,) = (await BudgetStore(database).window_ids([WindowKey(budget.id, "", window)])).values()
+    (window_id,) = (await BudgetWindowStore(database).window_ids([WindowKey(budget.id, "", window)])).values()
     return WindowReservation(window_id, budget.id, Decimal(amount))
 
 

@@ -14,7 +14,8 @@ from api.keys.changes import MAX_NAME, NAME
 from shared.domain.budgets import EACH_END_USER, OnExceed, Period, Window
 from shared.domain.field_types import contradiction, unicode_text, without_effect
 from shared.domain.owner import MAX_END_USER
-from shared.postgres.budget_store import Budget, Spending, format_id
+from shared.postgres.budget_store import Budget, format_id
+from shared.postgres.budget_windows import Spending
 
 MAX_THRESHOLDS = 20
 

@@ -16,7 +16,8 @@ from api.keys.principal import Principal
 from api.keys.store import ApiKeyStore, parse_id
 from shared.domain.budgets import OnExceed, window_at
 from shared.domain.errors import InvalidRequest, NotFound
-from shared.postgres.budget_store import Budget, BudgetStore, NewBudget, Spending, format_id
+from shared.postgres.budget_store import Budget, BudgetStore, NewBudget, format_id
+from shared.postgres.budget_windows import BudgetWindowStore, Spending
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,9 @@ logger = logging.getLogger(__name__)
 class BudgetService:
     """Creates, changes, deletes and lists budgets."""
 
-    def __init__(self, store: BudgetStore, keys: ApiKeyStore, budgets: Budgets) -> None:
+    def __init__(self, store: BudgetStore, windows: BudgetWindowStore, keys: ApiKeyStore, budgets: Budgets) -> None:
         self._store = store
+        self._windows = windows
         self._keys = keys
         self._budgets = budgets
 
@@ -111,7 +113,7 @@ class BudgetService:
     async def _views(self, budgets: Sequence[Budget], end_user: str | None = None) -> list[BudgetView]:
         now = self._budgets.now
         windows = {one.id: window_at(one.period, ZoneInfo(one.time_zone), now) for one in budgets}
-        spending = await self._store.spending(windows, end_user=end_user) if budgets else {}
+        spending = await self._windows.spending(windows, end_user=end_user) if budgets else {}
         return [
             BudgetView.of(
                 one,

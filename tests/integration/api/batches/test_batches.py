@@ -47,6 +47,7 @@ from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult, build_result
 from shared.postgres.budget_store import BudgetStore
+from shared.postgres.budget_windows import BudgetWindowStore
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
@@ -204,7 +205,8 @@ def make_world(
     metrics = api_metrics()
     terminator = JobTerminator(recovery_store, logs, 60, metrics)
     context = ContextWindow(registry)
-    admission = Admission(registry, context, budgets=Budgets(BudgetStore(database), registry, context))
+    budgets = Budgets(BudgetStore(database), BudgetWindowStore(database), registry, context)
+    admission = Admission(registry, context, budgets=budgets)
     jobs = JobService(
         admission=admission,
         store=store,

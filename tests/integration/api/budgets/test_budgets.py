@@ -16,13 +16,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.budgets import budgets as module
 from api.budgets.budgets import Budgets
 from api.context.window import ContextWindow
-from shared.config.models.loader import load_registry
+from shared.config.models.loader import Registry, load_registry
 from shared.domain.budgets import OnExceed, Period
 from shared.domain.errors import BudgetExceeded, InvalidRequest
 from shared.domain.new_job import NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.budget_store import BudgetStore
+from shared.postgres.budget_windows import BudgetWindowStore
 from shared.postgres.job_store import JobStore
 from shared.telemetry.metrics import Metrics
 from tests.conftest import Workers
@@ -47,7 +48,11 @@ async def budgets(database: AsyncEngine, tmp_path: Path, metrics: Metrics) -> Bu
     models = [{"name": name, "engine": "simulated"} for name in ("m", "unpriced")]
     registry = load_registry(write_models(tmp_path / "models.yaml", models))
     await set_price(database, input_fresh=0)
-    return Budgets(BudgetStore(database), registry, ContextWindow(registry), metrics)
+    return new_budgets(database, registry, metrics)
+
+
+def new_budgets(database: AsyncEngine, registry: Registry, metrics: Metrics) -> Budgets:
+    return Budgets(BudgetStore(database), BudgetWindowStore(database), registry, ContextWindow(registry), metrics)
 
 
 def new(owner: Owner, **changes: Any) -> NewJob:
@@ -178,7 +183,7 @@ async def test_thresholds_are_logged_and_counted(
     assert "$0.0001 are spent" in message
     levels = {level: metrics.budget_alerts.labels("end_user", level)._value.get() for level in ("threshold", "limit")}
     assert levels == {"threshold": 1, "limit": 1}
-    other = Budgets(BudgetStore(database), budgets._worst_case._registry, budgets._worst_case._context, metrics)
+    other = new_budgets(database, budgets._worst_case._registry, metrics)
     await other.upkeep()
     assert metrics.budget_alerts.labels("end_user", "limit")._value.get() == 1
 

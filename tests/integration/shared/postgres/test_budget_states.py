@@ -26,7 +26,8 @@ from shared.domain.job import Failure, Job, JobStatus
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
-from shared.postgres.budget_store import Budget, BudgetStore
+from shared.postgres.budget_store import Budget
+from shared.postgres.budget_windows import BudgetWindowStore
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
@@ -165,7 +166,7 @@ class Books(Interleavings):
 
     @rule()
     def release_ended(self) -> None:
-        assert self._do(BudgetStore(self.database).release_ended()) == 0, "nothing was left"
+        assert self._do(BudgetWindowStore(self.database).release_ended()) == 0, "nothing was left"
 
     @invariant()
     def the_books_are_right(self) -> None:

@@ -27,6 +27,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
 from shared.postgres import budget_store, engine
 from shared.postgres.budget_store import Budget, BudgetStore
+from shared.postgres.budget_windows import BudgetWindowStore
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect, transaction
 from shared.postgres.job_store import JobStore
@@ -335,9 +336,9 @@ async def test_reservations_that_an_older_version_has_left_are_released(
         await finish(workers("w"), ended)
     async with database.begin() as connection:
         await connection.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": removed.id})
-    budgets = BudgetStore(database)
-    assert await budgets.release_ended() == 2
-    assert await budgets.release_ended() == 0
+    store_of_windows = BudgetWindowStore(database)
+    assert await store_of_windows.release_ended() == 2
+    assert await store_of_windows.release_ended() == 0
     (window,) = await windows(database)
     assert (window.reserved, window.spent) == (Decimal("0.3"), CHARGE)
     assert [row.job_id for row in await reservations(database)] == [waiting.id]
@@ -360,7 +361,7 @@ async def test_a_charge_that_an_older_version_has_not_recorded(
     job = await submit(store, database, owner, budget, "0.3")
     async with ended_by_an_older_version(database):
         await finish(workers("w"), job, **ending)
-    assert await BudgetStore(database).release_ended() == 1
+    assert await BudgetWindowStore(database).release_ended() == 1
     (window,) = await windows(database)
     assert (window.reserved, window.spent) == (0, Decimal(spent))
 
@@ -371,15 +372,15 @@ async def test_each_threshold_is_reported_once_in_a_window(
     await set_price(database)
     thresholds = (Decimal("0.5"), Decimal("0.8"), Decimal(1))
     budget = await add_budget(database, owner, 4 * CHARGE, alert_at=thresholds)
-    budgets = BudgetStore(database)
+    budgets, store_of_windows = BudgetStore(database), BudgetWindowStore(database)
 
     async def spend() -> list[tuple[Decimal, ...]]:
         job = await submit(store, database, owner, budget, CHARGE)
         (window,) = await windows(database)
-        assert await budgets.busy([window.id]) == {window.id}
+        assert await store_of_windows.busy([window.id]) == {window.id}
         await finish(workers("w"), job)
-        assert await budgets.busy([window.id]) == set()
-        both = await asyncio.gather(*(budgets.take_alerts([window.id]) for _ in range(2)))
+        assert await store_of_windows.busy([window.id]) == set()
+        both = await asyncio.gather(*(store_of_windows.take_alerts([window.id]) for _ in range(2)))
         return [alert.thresholds for alerts in both for alert in alerts]
 
     assert await spend() == []

@@ -19,6 +19,7 @@ from shared.domain.request_webhook import RequestWebhook
 from shared.domain.response import ResponseFacts, response_id
 from shared.domain.webhook_events import EventType, event_id
 from shared.postgres.budget_store import BudgetStore
+from shared.postgres.budget_windows import BudgetWindowStore
 from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore
 from shared.postgres.webhook_outbox import insert_event
@@ -214,11 +215,11 @@ async def test_thresholds_of_budgets_are_events(database: AsyncEngine, owner: Ow
     budget = await add_budget(database, owner, 10)
     await reservation(database, budget, 0)
     (window,) = await windows(database)
-    store = BudgetStore(database)
+    window_store = BudgetWindowStore(database)
     for spent in (8, 9, 10, 11):
         async with database.begin() as connection:
             await connection.execute(text("UPDATE budget_windows SET spent = :spent"), {"spent": spent})
-        await store.take_alerts([window.id])
+        await window_store.take_alerts([window.id])
     rows = await deliveries(database)
     assert [(row.endpoint_id, row.type, row.object_id) for row in rows] == [
         (endpoint, "budget.threshold", f"budget_{budget.id}"),
@@ -233,6 +234,6 @@ async def test_thresholds_of_budgets_are_events(database: AsyncEngine, owner: Ow
         "spend_usd": 8.0,
     }
     # A new limit has thresholds of its own.
-    await store.change(budget.id, {"limit_usd": Decimal(11)})
-    await store.take_alerts([window.id])
+    await BudgetStore(database).change(budget.id, {"limit_usd": Decimal(11)})
+    await window_store.take_alerts([window.id])
     assert len(await deliveries(database)) == 4
