@@ -192,7 +192,13 @@ _CAN_BE_REPLAYED = and_(_ROW.ended_at.is_not(None), _ROW.tries < MAX_TRIES)
 
 def _replayed() -> Any:
     ended = update(_ROW).where(_CAN_BE_REPLAYED)
-    return ended.values(state=DeliveryState.PENDING.value, due_at=func.now(), ended_at=None)
+    return ended.values(
+        state=DeliveryState.PENDING.value,
+        due_at=func.now(),
+        ended_at=None,
+        replayed_at=func.now(),
+        tries_before=_ROW.tries,
+    )
 
 
 def _deliveries() -> Select[Any]:

@@ -54,7 +54,10 @@ MAX_COUNTED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """A leased delivery. `tries`: with this one. `age_s`: of its event, when it was leased."""
+    """A leased delivery. `tries`: with this one. `age_s`: of its event, when it was leased.
+
+    `attempt`, `trying_s`: tries and seconds since its event or, if it was replayed, since then.
+    """
 
     id: int
     event_id: str
@@ -70,6 +73,8 @@ class DueDelivery:
     full: bool
     secrets: tuple[Secret, ...]
     age_s: float
+    attempt: int
+    trying_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +184,11 @@ def _claim() -> Prepared:
         )
         .returning(
             _ROW.id, _ROW.event_id, _ROW.project_id, _ROW.endpoint_id, _ROW.target, _ROW.url, _ROW.type,
-            _ROW.object_id, _ROW.data, _ROW.created_at, _ROW.tries,
+            _ROW.object_id, _ROW.data, _ROW.created_at, _ROW.tries, _ROW.replayed_at, _ROW.tries_before,
         )
         .cte("leased")
     )  # fmt: skip
+    begun_at = func.coalesce(leased.c.replayed_at, leased.c.created_at)
     return Prepared(
         select(
             *(column for column in leased.c if column.key != "url"),
@@ -190,6 +196,8 @@ def _claim() -> Prepared:
             func.coalesce(endpoint.full, literal_column("false")).label("full"),
             func.coalesce(endpoint.secrets, ProjectRow.webhook_secrets).label("secrets"),
             sql_cast(func.extract("epoch", func.clock_timestamp() - leased.c.created_at), Double).label("age_s"),
+            (leased.c.tries - leased.c.tries_before).label("attempt"),
+            sql_cast(func.extract("epoch", func.clock_timestamp() - begun_at), Double).label("trying_s"),
         )
         .select_from(leased)
         .outerjoin(endpoint, endpoint.id == leased.c.endpoint_id)

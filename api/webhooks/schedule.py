@@ -16,7 +16,7 @@ LAST_RETRY_S = 12 * 3600.0
 RETRY_FACTOR = 4.0
 # The share by which pauses vary, so that deliveries which have failed together are not repeated together.
 JITTER = 0.2
-# A delivery that has not succeeded this long after its event is dead.
+# A delivery that has not succeeded this long after its event, or its replay, is dead.
 LIFETIME_S = 72 * 3600.0
 # After this many failures in a row, an endpoint is left alone for a time, which doubles with each further one. Then it
 # gets one delivery.

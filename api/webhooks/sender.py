@@ -98,7 +98,7 @@ class Sender:
         except Exception as error:
             # Without an outcome, it is tried again when its lease ends: not forever, if it is always this object that
             # cannot be read.
-            if is_database_outage(error) and delivery.age_s < LIFETIME_S:
+            if is_database_outage(error) and delivery.trying_s < LIFETIME_S:
                 raise
             logger.warning("delivery=%d is sent without its object", delivery.id, exc_info=error)
             return None
@@ -175,10 +175,10 @@ def _outcome(
     busy_s: float | None,
 ) -> TryOutcome:
     gone = status == GONE
-    pause_s = retry_pause_s(delivery.tries, busy_s)
+    pause_s = retry_pause_s(delivery.attempt, busy_s)
     if result is TryResult.OK:
         state = "delivered"
-    elif gone or delivery.age_s + pause_s > LIFETIME_S:
+    elif gone or delivery.trying_s + pause_s > LIFETIME_S:
         state = "dead"
     else:
         state = "pending"

@@ -70,6 +70,9 @@ class WebhookDeliveryRow(Base):
     due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # When a client has let it be tried again, and the tries before: retries count from then.
+    replayed_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    tries_before: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
 
     __table_args__ = (
         Index("webhook_deliveries_due", "target", "due_at", postgresql_where=text("state = 'pending'")),

@@ -187,6 +187,8 @@ def delivery(url: str, **changes: Any) -> DueDelivery:
         "full": False,
         "secrets": (Secret(SECRET),),
         "age_s": 0.0,
+        "attempt": 1,
+        "trying_s": 0.0,
         **changes,
     }
     return DueDelivery(**values)

@@ -206,6 +206,36 @@ async def test_a_lost_process_between_the_answer_and_the_write_loses_nothing(
     assert [one.number for one in await tries(database)] == [2]
 
 
+async def test_a_replay_of_an_old_event_is_retried_like_a_new_one(
+    database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
+) -> None:
+    async with receiving(status(500)) as receiver, opened(database, metrics, outbox) as dispatcher:
+        endpoint = await add_endpoint(database, owner.project_id, receiver.url)
+        await add_delivery(database, owner.project_id, 1, endpoint_id=endpoint, state="dead", tries=13)
+        await sql(
+            database,
+            "UPDATE webhook_deliveries SET created_at = now() - interval '9 days', ended_at = now()",
+        )
+        (row,) = await deliveries(database)
+        assert await DeliveryStore(database).replay(row.id)
+        await dispatcher.look()
+        await _drained(dispatcher)
+        (row,) = await deliveries(database)
+        assert (row.state, row.tries, row.tries_before) == ("pending", 14, 13)
+        (outcome,) = outbox.finished
+        assert (outcome.delivery.attempt, outcome.due_in_s <= 6) == (1, True)
+        # 72 hours later it is dead.
+        await sql(
+            database,
+            "UPDATE webhook_deliveries SET replayed_at = now() - interval '72 hours', due_at = now()",
+        )
+        await dispatcher.look()
+        await _drained(dispatcher)
+        assert outbox.finished[-1].delivery.attempt == 2
+    (row,) = await deliveries(database)
+    assert row.state == "dead"
+
+
 async def test_a_dead_endpoint_delays_no_other(
     database: AsyncEngine, owner: Owner, metrics: Metrics, outbox: Watched
 ) -> None:

@@ -217,8 +217,12 @@ async def test_410_ends_the_delivery(sender: Sender, receiver: Receiver) -> None
 
 async def test_a_delivery_that_does_not_succeed_in_72_hours_is_dead(sender: Sender, receiver: Receiver) -> None:
     receiver.answer = status(500)
-    late = delivery(receiver.url, age_s=LIFETIME_S - 3600, tries=12)
+    late = delivery(receiver.url, trying_s=LIFETIME_S - 3600, attempt=12)
     assert (await sender.send(late))[0].state == "dead"
+    replayed = delivery(receiver.url, age_s=2 * LIFETIME_S, tries=13)
+    outcome, _ = await sender.send(replayed)
+    assert outcome.state == "pending"
+    assert outcome.due_in_s <= 6, "its retries begin anew"
     receiver.answer = status(200)
     assert (await sender.send(late))[0].state == "delivered"
 
