@@ -269,7 +269,7 @@ async def test_an_object_that_cannot_be_read_is_sent_by_its_id(receiver: Receive
             await Sender(client, LOCAL, {"job.*": away}).send(delivery(receiver.url, full=True))
         assert outcome.state == "delivered"
         # What looks like an outage for 72 hours is none.
-        late = delivery(receiver.url, full=True, age_s=LIFETIME_S)
+        late = delivery(receiver.url, full=True, trying_s=LIFETIME_S)
         outcome, _ = await Sender(client, LOCAL, {"job.*": away}).send(late)
     assert outcome.state == "delivered"
     assert [orjson.loads(request.body)["data"] for request in receiver.requests] == [{"id": "job_1"}] * 2
