@@ -6,8 +6,8 @@ from alembic import op
 
 from migrations.online import declare_compatible, execute
 
-revision = "0025"
-down_revision = "0024"
+revision = "0026"
+down_revision = "0025"
 branch_labels = None
 depends_on = None
 
@@ -25,4 +25,4 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         for name, _ in COLUMNS:
             execute(f"ALTER TABLE webhook_deliveries DROP COLUMN IF EXISTS {name}")
-        declare_compatible("0024", "0009")
+        declare_compatible("0025", "0009")
