@@ -40,7 +40,7 @@ def show_progress(what: str, done: int, total: int) -> None:
 
 
 async def compare(arguments: argparse.Namespace, driver: Driver) -> int:
-    """Compare two models over a set; returns the exit status: 3 if the second is worse."""
+    """Compare two models over a set; returns the exit status: 3 if the second is worse, 1 if nothing was compared."""
     items, a, b = read_set(arguments.set, arguments.limit), arguments.a, arguments.b
     if a == b:
         raise SetError(f"name two different models: both are {a}")
@@ -61,6 +61,8 @@ async def compare(arguments: argparse.Namespace, driver: Driver) -> int:
         title = f"Is {b} worse than {a}? ({items.name})"
         arguments.chart.write_text(svg(title, found.shown, a=a, b=b, what=what, shares=shares))
         print(f"picture: {arguments.chart}")
+    if found.shown.mean is None:
+        return 1  # a deployment that is to stop if the second model is worse must not take this for "it is not"
     return 3 if found.shown.conclusion is Conclusion.WORSE else 0
 
 
@@ -156,7 +158,7 @@ def _rate(count: int, n: int) -> str:
 
 
 async def run(arguments: argparse.Namespace, driver: Driver) -> int:
-    """Judge the answers of a set: those of models, or the recorded ones; returns the exit status."""
+    """Judge the answers of a set: those of models, or the recorded ones; returns the exit status: 1 without a score."""
     items = read_set(arguments.set, arguments.limit)
     _warn_of_repeated(items)
     if arguments.model:
@@ -164,6 +166,7 @@ async def run(arguments: argparse.Namespace, driver: Driver) -> int:
     else:
         # One run for each model: not all of them have answered all items.
         series = [[one] for one in _recorded(items)]
+    is_scored = False
     for answers in series:
         found = await driver.judge("set", items, answers, rubric=arguments.rubric, judge=arguments.judge)
         judgements = await driver.judgements(found["id"])
@@ -171,7 +174,8 @@ async def run(arguments: argparse.Namespace, driver: Driver) -> int:
         for one in answers:
             own = [other for other in judgements if other["model"] == one.model]
             print(_scores(one.model, own, found["scale"]))
-    return 0
+        is_scored |= any(one["state"] == "scored" for one in judgements)
+    return 0 if is_scored else 1
 
 
 def _recorded(items: EvalSet) -> list[Answers]:

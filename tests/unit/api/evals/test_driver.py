@@ -27,6 +27,7 @@ class Api:
         self.wrong = wrong
         self.fails = fails
         self.comparison = COMPARISON
+        self.is_unparsable = False
         self.jobs_of: dict[str, dict[str, Any] | httpx.Response] = {}
         self.runs: list[dict[str, Any]] = []
         self.calls: list[int] = []
@@ -91,10 +92,13 @@ class Api:
             "judgements": {"scored": 2}, "scale": "1-5",
         }  # fmt: skip
 
-    @staticmethod
-    def _judgements(params: dict[str, str]) -> httpx.Response:
+    def _judgements(self, params: dict[str, str]) -> httpx.Response:
         ids = ["3"] if params.get("after") else ["1", "2"]
-        data = [{"id": one, "model": "recorded", "state": "scored", "score": float(one)} for one in ids[:2]]
+        data: list[dict[str, Any]] = [
+            {"id": one, "model": "recorded", "state": "scored", "score": float(one)} for one in ids[:2]
+        ]
+        if self.is_unparsable:
+            data = [{**one, "state": "unparsable", "score": None} for one in data]
         if params.get("after"):
             data.append({"id": "4", "model": "recorded", "state": "unparsable", "score": None})
         return httpx.Response(200, json={"data": data, "has_more": len(ids) == 2, "last_id": ids[-1]})
@@ -332,6 +336,20 @@ async def test_recorded_answers_are_scored(tmp_path: Path, capsys: pytest.Captur
     assert api.items["0"]["messages"] == turn[:1]
     assert api.items["0"]["answers"] == [{"model": "recorded", "text": "recorded answer"}]
     assert "recorded: mean 2.000" in capsys.readouterr().out
+
+
+async def test_without_a_score_the_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A judge that cannot judge must not look like a good result to a pipeline."""
+    path, api = tmp_path / "set.jsonl", Api()
+    turn = [{"role": "user", "content": "question 0"}, {"role": "assistant", "content": "recorded answer"}]
+    path.write_bytes(orjson.dumps({"id": "0", "messages": turn, "model": "recorded"}))
+    api.is_unparsable = True
+    api.comparison = COMPARISON | {"n": 0, "difference": None, "interval": None, "p": None}
+    async with driver(api) as client:
+        assert await command.run(arguments(path, rubric="helpful"), client) == 1
+        assert "recorded: no scores; 4 unparsable" in capsys.readouterr().out
+        assert await command.compare(arguments(path, judge="j"), client) == 1
+    assert "no item was compared" in capsys.readouterr().out
 
 
 def test_yes_and_no_are_reported_as_a_rate() -> None:
