@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Text, and_, delete, func, literal, literal
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from shared.domain.feedback import RATING
 from shared.domain.job import TERMINAL
 from shared.domain.response import response_id
 from shared.domain.webhook_events import OF_JOBS, event_id
@@ -61,8 +62,11 @@ async def erase_quality(
 
 
 async def erase_feedback(connection: AsyncConnection, about: ColumnElement[bool]) -> int:
-    """Delete feedback whose value is a text, and erase comments and tags of the others. Returns their number."""
-    is_text = func.jsonb_typeof(FeedbackRow.value) == literal_column("'string'")
+    """Delete feedback whose value is a text, and erase comments and tags of the others. Returns their number.
+
+    Thumbs are words too, but always the same ones: they remain, so that rates do not change.
+    """
+    is_text = and_(FeedbackRow.metric != RATING, func.jsonb_typeof(FeedbackRow.value) == literal_column("'string'"))
     deleted = (await connection.execute(delete(FeedbackRow).where(about, is_text))).rowcount
     has_text = or_(FeedbackRow.comment.is_not(None), FeedbackRow.tags != literal_column("'{}'::text[]"))
     erased = update(FeedbackRow).where(about, has_text).values(comment=None, tags=[])

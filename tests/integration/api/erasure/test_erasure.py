@@ -99,8 +99,8 @@ async def test_what_goes_with_a_job(database: AsyncEngine, erasure: ErasureStore
         {
             **project,
             "job_id": job,
-            "metric": "up",
-            "value": True,
+            "metric": "rating",
+            "value": "up",
             "comment": "Ann says",
             "tags": ["x"],
             "source": "key",
@@ -245,7 +245,7 @@ async def test_the_request_log_keeps_rows_without_name_and_body(
 async def test_feedback_of_the_user_loses_its_author(
     database: AsyncEngine, erasure: ErasureStore, owner: Owner
 ) -> None:
-    common = {"project_id": owner.project_id, "metric": "up", "value": True, "source": "key", "tags": []}
+    common = {"project_id": owner.project_id, "metric": "rating", "value": "up", "source": "key", "tags": []}
     await add(
         database,
         FeedbackRow,
