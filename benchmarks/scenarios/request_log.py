@@ -41,7 +41,8 @@ FROM generate_series({{first}}, {{last}}) AS n,
 """  # noqa: S608
 _FEEDBACK = """
 INSERT INTO feedback (project_id, job_id, metric, value, source, model)
-SELECT project_id, job_id, 'rating', to_jsonb(random() < 0.8), 'key', model FROM request_log
+SELECT project_id, job_id, 'rating', to_jsonb(CASE WHEN random() < 0.8 THEN 'up' ELSE 'down' END), 'key', model
+FROM request_log
 WHERE right(job_id, 2) = '00'
 """
 CHUNK = 100_000
@@ -51,6 +52,7 @@ DEEP = "page of a project, two weeks back"
 OF_USER = "page of an end user, of all projects"
 WITH_FEEDBACK = "page of a project with bad feedback"
 RARE = "page of failures, which are rare"
+RETENTION = "retention, a day of the log"
 
 
 def run(bench: Bench) -> None:
@@ -60,8 +62,9 @@ def run(bench: Bench) -> None:
         chunks = [(first, min(first + CHUNK - 1, rows)) for first in range(1, rows + 1, CHUNK)]
         filled = [_ROWS.format(first=first, last=last, rows=rows) for first, last in chunks]
         system.sql(_PROJECTS, _PARTITIONS, *filled, _FEEDBACK, "VACUUM ANALYZE request_log, feedback", "CHECKPOINT")
-        for _ in bench.repeats():
+        for repeat in bench.repeats():
             _pages(bench, system, rows)
+            _retention(bench, system, DAYS - 1 - repeat, rows)
 
 
 def _pages(bench: Bench, system: Headrace, rows: int) -> None:
@@ -70,7 +73,7 @@ def _pages(bench: Bench, system: Headrace, rows: int) -> None:
         NEWEST: {},
         DEEP: {"project": "project 7", "end": back},
         OF_USER: {"user": "user 77"},
-        WITH_FEEDBACK: {"project": "project 1", "feedback": "rating=false"},
+        WITH_FEEDBACK: {"project": "project 1", "feedback": "rating=down"},
         RARE: {"error_code": "engine_error"},
     }
     with httpx.Client(base_url=f"http://127.0.0.1:{system.port}", headers=system.headers, timeout=60) as client:
@@ -81,3 +84,10 @@ def _pages(bench: Bench, system: Headrace, rows: int) -> None:
                 client.get("/v1/requests", params={"limit": 50, **params}).raise_for_status()
                 took.append(1000 * (perf_counter() - began))
             bench.add(SYSTEM, f"{name} p95, {rows:,} requests", percentile(sorted(took), 0.95), "ms")
+
+
+def _retention(bench: Bench, system: Headrace, days_ago: int, rows: int) -> None:
+    """Measure how long retention takes to drop a day, with the connection that it opens."""
+    began = perf_counter()
+    system.sql(f"SELECT drop_log_partition('request_log', (now() AT TIME ZONE 'UTC')::date - {days_ago})")
+    bench.add(SYSTEM, f"{RETENTION}, {rows:,} requests in {DAYS} days", 1000 * (perf_counter() - began), "ms")
