@@ -22,10 +22,11 @@ def serve_metrics(registry: CollectorRegistry, settings: WorkerSettings) -> Iter
         yield
         return
     server, thread = start_http_server(settings.metrics_port, settings.metrics_host, registry)
-    with scrape_target(settings.metrics_targets, "worker", settings.metrics_host, server.server_port):
-        try:
+    try:
+        # Not a target any more before it stops responding.
+        with scrape_target(settings.metrics_targets, "worker", settings.metrics_host, server.server_port):
             yield
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -30,7 +30,12 @@ async def samples(stack: Stack, role: str) -> Samples:
     found: Samples = {}
     async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
         for address in addresses(stack, role):
-            response = await client.get(f"http://{address}/metrics")
+            try:
+                response = await client.get(f"http://{address}/metrics")
+            except httpx.TransportError:
+                if address in addresses(stack, role):
+                    raise
+                continue  # the process has ended meanwhile
             assert response.status_code == 200
             assert response.headers["content-type"].startswith("text/plain; version=")
             for family in text_string_to_metric_families(response.text):

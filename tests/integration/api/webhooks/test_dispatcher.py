@@ -376,7 +376,8 @@ async def test_an_endpoint_that_answers_gets_more_places_until_it_fails(
             await outbox.wait(answered + MAX_CONCURRENCY)
             assert dispatcher._standings[endpoint].places == CONCURRENCY
             assert dispatcher._standings[endpoint].fails
-    assert len(receiver.requests) == answered + MAX_CONCURRENCY
+    # If the failures are written in two steps, the endpoint's fewer places are used in between.
+    assert len(receiver.requests) <= answered + MAX_CONCURRENCY + CONCURRENCY
 
 
 async def test_an_outcome_that_cannot_be_written_does_not_keep_others_from_it(
