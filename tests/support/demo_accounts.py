@@ -55,7 +55,7 @@ _DELIVERIES = """
         CASE n % 20 WHEN 0 THEN 12 WHEN 1 THEN 3 ELSE 1 END,
         CASE n % 20 WHEN 1 THEN NULL ELSE ended_at + interval '210 ms' END, now() + interval '1 day'
     FROM (SELECT *, row_number() OVER (ORDER BY ended_at DESC) AS n FROM request_log WHERE project_id = :project
-        ORDER BY ended_at DESC LIMIT 60) AS newest
+        ORDER BY ended_at DESC LIMIT 21) AS newest
     ORDER BY ended_at
 """
 _TRIES = """
