@@ -163,11 +163,16 @@ def _ended(
     runs: Mapping[int, Run],
     fingerprints: Mapping[int, str | None],
 ) -> Attempt:
-    """An attempt as the history keeps it. The tokens of an attempt that lost its worker are known from the log only."""
+    """An attempt as the history keeps it. Its tokens are those that have reached the log.
+
+    They are those that its worker has reported if the log has nothing of this attempt and of earlier ones: it was lost.
+    """
+    run = runs.get(attempt.number)
+    is_whole = any(number <= attempt.number for number in runs)
     return replace(
         attempt,
         ended_at=attempt.ended_at or now,
         outcome=attempt.outcome or outcome,
-        tokens=(run.tokens if (run := runs.get(attempt.number)) is not None else 0) or attempt.tokens,
+        tokens=(0 if run is None else run.tokens) if is_whole else attempt.tokens,
         fingerprint=fingerprints.get(attempt.number, attempt.fingerprint),
     )

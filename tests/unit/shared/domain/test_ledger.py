@@ -380,3 +380,29 @@ async def test_the_prompt_of_a_generation_that_goes_on_for_another_job_is_not_es
         )
         (entry,) = result.entries
         assert charged(entry) == Counts(prompt, output_text=2)
+
+
+@pytest.mark.parametrize(
+    ("runs", "tokens"),
+    [
+        ({1: Run(28), 3: Run(88)}, [28, 0, 88]),  # the second attempt was over before the log had anything of it
+        ({1: Run(28), 2: Run(0), 3: Run(88)}, [28, 0, 88]),
+        ({3: Run(88)}, [60, 25, 88]),  # the log was lost before the third
+    ],
+)
+async def test_attempts_have_the_tokens_that_reached_the_log(runs: dict[int, Run], tokens: list[int]) -> None:
+    attempts = (attempt(1, "set_aside", 60), attempt(2, "set_aside", 25), attempt(3, "completed"))
+    result, _ = await build_result(
+        replace(JOB, attempts=attempts),
+        [],
+        1,
+        status=JobStatus.COMPLETED,
+        output=(),
+        usage=Usage(6, 0, 116),
+        failure=None,
+        first_token_at=NOW,
+        finished_at=NOW,
+        outcome=AttemptOutcome.COMPLETED,
+        runs=runs,
+    )
+    assert [one.tokens for one in result.attempts] == tokens
