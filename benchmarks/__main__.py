@@ -29,6 +29,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device for vLLM (default: cpu)")
     parser.add_argument("--model", type=Path, help="vllm: folder of the model (default: the bundled SmolLM2)")
     parser.add_argument("--load-format", default="auto", help="vllm: `dummy` for a model without weights")
+    parser.add_argument("--dtype", help="vllm: dtype of the model (default: auto on a GPU, float32 on a CPU)")
+    parser.add_argument("--compiled", action="store_true", help="vllm: compile the model on a CPU too, as on a GPU")
     parser.add_argument("--write", action="store_true", help=f"write the results to {DOCUMENT.relative_to(REPOSITORY)}")
     parser.add_argument("--keep", action="store_true", help="keep the process logs")
     return parser.parse_args(arguments)
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=chosen.device,
         model=chosen.model,
         load_format=chosen.load_format,
+        dtype=chosen.dtype,
+        compiled=chosen.compiled,
     )
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` in a shell sets it to ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stop started processes, as Ctrl-C does

@@ -32,6 +32,10 @@ class Options:
     # Folder of the model. None: the bundled model.
     model: Path | None = None
     load_format: str = "auto"
+    # Of vLLM. None: `auto` on a GPU, float32 on a CPU.
+    dtype: str | None = None
+    # Whether vLLM compiles the model, as it always does on a GPU.
+    compiled: bool = False
 
 
 class Key(NamedTuple):

@@ -1,6 +1,6 @@
-"""The same model and engine options in Headrace, vLLM's own server and a naive Celery task.
+"""The same model and engine options in Headrace, vLLM's own server, vLLM without a server, and a naive Celery task.
 
-All three engines stay loaded and one at a time gets load. CPU time used by an idle one would count as a disturbance.
+All engines stay loaded and one at a time gets load. CPU time used by an idle one would count as a disturbance.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from benchmarks.bench import Bench
 from benchmarks.load.plan import Summary
 from benchmarks.systems.headrace import headrace
 from benchmarks.systems.naive import naive
+from benchmarks.systems.raw_engine import raw_engine
 from benchmarks.systems.system import System
 from benchmarks.systems.vllm_model import NAME, vllm_model
 from benchmarks.systems.vllm_server import vllm_server
@@ -27,23 +28,28 @@ def run(bench: Bench) -> None:
         bench.say("headrace is ready")
         theirs = stack.enter_context(vllm_server(bench.folder / "vllm", model))
         bench.say("vllm is ready")
+        raw = stack.enter_context(raw_engine(bench.folder / "raw", model))
+        bench.say("raw-engine is ready")
         simple = stack.enter_context(naive(bench.folder / "naive", model))
         bench.say("celery-naive is ready")
-        for system in (ours, theirs, simple):
+        for system in (ours, theirs, raw, simple):
             bench.measure(system.name, system.processes, system.chat(NAME, 8, concurrency=4, requests=4))
         for repeat in bench.repeats():
             for count in streams:
-                systems = [ours, theirs, *([simple] if count == NAIVE_STREAMS else [])]
-                summaries = {system.name: _once(bench, system, count) for system in bench.rotated(systems, repeat)}
+                systems = [ours, theirs, raw, *([simple] if count == NAIVE_STREAMS else [])]
+                rounds = bench.pick(8, 3) if count == 1 else bench.pick(2, 1)
+                summaries = {
+                    # The naive task takes too long for more than one round.
+                    system.name: _once(bench, system, count, rounds=1 if system is simple else rounds)
+                    for system in bench.rotated(systems, repeat)
+                }
                 added = summaries["headrace"].first.p50 - summaries["vllm"].first.p50
                 bench.add("headrace", f"added to the first token at {count}", added, "ms")
 
 
-def _once(bench: Bench, system: System, streams: int) -> Summary:
+def _once(bench: Bench, system: System, streams: int, *, rounds: int) -> Summary:
     tokens = bench.pick(64, 32)
-    requests = bench.pick(8, 3) if streams == 1 else bench.pick(2, 1) * streams
-    if not system.streams:
-        requests = streams
+    requests = rounds * streams
     plan = system.chat(NAME, tokens, concurrency=streams, requests=requests)
     summary, used = bench.measure(system.name, system.processes, plan)
     if summary.tokens != requests * tokens:

@@ -50,8 +50,8 @@ def vllm_model(options: Options) -> VllmModel:
     return VllmModel(
         folder=(options.model or _bundled()).resolve(),
         options={
-            "dtype": "auto" if cuda else "float32",
-            "enforce_eager": not cuda,
+            "dtype": options.dtype or ("auto" if cuda else "float32"),
+            "enforce_eager": not (cuda or options.compiled),
             "load_format": options.load_format,
             "max_model_len": 2048,
             "max_num_seqs": 256 if cuda else 64,

@@ -59,11 +59,11 @@ class TestGoals:
 
     def test_a_ratio_needs_both_sides(self) -> None:
         ours, theirs = (Key("vllm", system, "tokens/s at 16") for system in ("headrace", "vllm"))
-        made = figures(97, key=ours)
+        made = figures(111, key=ours)
         assert verdicts(made) == []
         made.add(theirs, 100, "/s")
         (verdict,) = verdicts(made)
-        assert (verdict.value, verdict.met) == (0.97, True)
+        assert (verdict.value, verdict.met) == (1.11, True)
 
     def test_a_limit_from_above(self) -> None:
         (verdict,) = verdicts(figures(61, key=Key("followers", "headrace", "memory per follower")))
