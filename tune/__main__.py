@@ -33,7 +33,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--retry", action="store_true", help="measure again what could not be measured before")
     parser.add_argument(
-        "--limit", type=_seconds, metavar="SECONDS", help="for one candidate (default: 1800, with --quick 600)"
+        "--limit",
+        type=_seconds,
+        metavar="SECONDS",
+        help="for one candidate (default: three times that of the baseline, at least 600)",
     )
     parser.add_argument(
         "--max-perplexity-rise", type=float, default=1.0, metavar="PERCENT", help="accepted loss (default: 1)"
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             QUICK if chosen.quick else FULL,
             Aim(chosen.aim),
             Bounds(chosen.max_perplexity_rise / 100, chosen.min_agreement / 100),
-            limit=chosen.limit or (600 if chosen.quick else 1800),
+            limit=chosen.limit,
             progress=progress,
         )
         code = 0

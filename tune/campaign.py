@@ -20,11 +20,19 @@ from launcher.quantize import checkpoint
 from launcher.quantize.formats import EightBits, FourBits
 from shared.config.models.vllm import VllmModel
 from tune import machine, runner
-from tune.candidates import Candidate, Surroundings, entry_of, plan
-from tune.proposal import Aim, Bounds, combined
+from tune.candidates import BASELINE, Candidate, Surroundings, entry_of, plan
+from tune.proposal import Aim, Bounds, combined, cost
 from tune.results import Figures, Row, Store, key_of, weights_key
 from tune.workload import Plan
 from workers.engines.vllm.dtype import choose_dtype
+
+# How long a candidate may take: the baseline, and others as a multiple of it, but at least `LEAST_LIMIT_S`. What takes
+# longer pays for no aim, and would take most of the run.
+BASELINE_LIMIT_S = 1800.0
+LIMIT_FACTOR = 3.0
+LEAST_LIMIT_S = 600.0
+# A dtype with less than this share of the baseline's tokens/s is not combined with a quantization.
+WORTH_QUANTIZING = 0.5
 
 Measure = Callable[[Mapping[str, Any], Plan, Path, float, Callable[[str], None]], tuple[Figures, str | None]]
 
@@ -40,10 +48,12 @@ class Campaign:
         aim: Aim,
         bounds: Bounds,
         *,
-        limit: float,
+        limit: float | None = None,
         progress: Progress,
         measure: Measure = runner.run,
     ) -> None:
+        """`limit`: the seconds after which a candidate is ended; None: as long as it is not much slower than the
+        baseline."""
         self.model = model
         self.folder = folder
         self.aim = aim
@@ -91,7 +101,7 @@ class Campaign:
             candidates = [candidate for candidate in candidates if candidate.name in only]
         self._progress.say(f"{len(candidates)} candidates; results in {self.folder}")
         for number, candidate in enumerate(candidates):
-            self._one(candidate, len(candidates) - number, fresh=fresh, retry=retry)
+            self._one(candidate, len(candidates) - number, fresh=fresh, retry=retry, named=bool(only))
         if only:
             return
         for aim in Aim if all_aims else [self.aim]:
@@ -99,10 +109,10 @@ class Campaign:
             if together is not None and together.name not in {row.name for row in self.rows}:
                 self._one(together, 1, fresh=fresh, retry=retry)
 
-    def _one(self, candidate: Candidate, left: int, *, fresh: bool, retry: bool) -> None:
+    def _one(self, candidate: Candidate, left: int, *, fresh: bool, retry: bool, named: bool = False) -> None:
+        """Measure a candidate, unless that was done before or makes no sense. `named`: it was asked for by name."""
         if candidate.problem is not None:
-            self.rows.append(Row("", candidate.name, candidate.group, {}, problem=candidate.problem))
-            self._progress.say(f"  {candidate.name}: {candidate.problem}")
+            self._skip(candidate, candidate.problem)
             return
         entry = entry_of(self.model, candidate.changes)
         weights = weights_key(candidate.changes.get("model", self.model.source))
@@ -113,12 +123,15 @@ class Campaign:
             self.rows.append(known)
             self._progress.say(f"  {candidate.name}: measured before")
             return
+        if not named and (problem := self._slow_dtype(candidate)) is not None:
+            self._skip(candidate, problem)
+            return
         began = time.monotonic()
         figures, problem = self._measure(
             entry,
             self._amount,
             self.folder / "logs" / f"{key}.log",
-            self._limit,
+            self._limit or self._usual_limit(),
             lambda step: self._show(candidate.name, step, began, left),
         )
         changes, seconds = dict(candidate.changes), time.monotonic() - began
@@ -127,6 +140,29 @@ class Campaign:
         self._store.add(row)
         self.rows.append(row)
         self._progress.say(f"  {candidate.name}: {_summary(row)}{self._time_left(left - 1)}")
+
+    def _skip(self, candidate: Candidate, problem: str) -> None:
+        self.rows.append(Row("", candidate.name, candidate.group, {}, problem=problem))
+        self._progress.say(f"  {candidate.name}: {problem}")
+
+    def _row(self, name: object) -> Row | None:
+        """The row of a candidate that was measured."""
+        return next((row for row in self.rows if row.name == name and row.problem is None), None)
+
+    def _usual_limit(self) -> float:
+        baseline = self._row(BASELINE)
+        return BASELINE_LIMIT_S if baseline is None else max(LEAST_LIMIT_S, LIMIT_FACTOR * baseline.seconds)
+
+    def _slow_dtype(self, candidate: Candidate) -> str | None:
+        """Why a quantization of another dtype is not worth a measurement: a CPU may compute the dtype by conversion."""
+        dtype = candidate.changes.get("dtype")
+        baseline, converted = self._row(BASELINE), self._row(dtype)
+        if "quantization" not in candidate.changes or baseline is None or converted is None:
+            return None
+        share = cost(baseline, Aim.THROUGHPUT) / cost(converted, Aim.THROUGHPUT)
+        if share >= WORTH_QUANTIZING:
+            return None
+        return f"needs {dtype}, which has {share:.0%} of the baseline's tokens/s here; --only measures it anyway"
 
     def _show(self, name: str, step: str, began: float, left: int) -> None:
         self._progress.show(f"  {name}: {step}, {time.monotonic() - began:.0f} s{self._time_left(left)}")

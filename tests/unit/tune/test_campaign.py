@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ class Engines:
 
     def __init__(self) -> None:
         self.measured: list[dict[str, Any]] = []
+        self.limits: list[float] = []
+        self.gain_of_bfloat16 = 100
         self.interrupt_after: int | None = None
         self.fails = "nothing"
 
@@ -45,17 +48,18 @@ class Engines:
             raise KeyboardInterrupt
         step("loads")
         self.measured.append(dict(entry["options"]))
+        self.limits.append(limit)
         if self.fails in entry["options"]:
             return Figures(), "no kernel"
-        speed = (
-            400 + 100 * (entry["options"].get("dtype") == "bfloat16") + 50 * ("speculative_config" in entry["options"])
-        )
+        options = entry["options"]
+        speed = 400 + self.gain_of_bfloat16 * (options.get("dtype") == "bfloat16")
+        speed += 50 * ("speculative_config" in options)
         return row("", "", busy=speed).figures, None
 
 
-def campaign(folder: Path, engines: Engines, model: VllmModel = MODEL) -> Campaign:
+def campaign(folder: Path, engines: Engines, model: VllmModel = MODEL, *, limit: float | None = 60) -> Campaign:
     progress = Progress(io.StringIO())
-    return Campaign(model, folder, QUICK, Aim.THROUGHPUT, Bounds(), limit=60, progress=progress, measure=engines)
+    return Campaign(model, folder, QUICK, Aim.THROUGHPUT, Bounds(), limit=limit, progress=progress, measure=engines)
 
 
 def test_measures_each_candidate_and_the_best_together(tmp_path: Path) -> None:
@@ -94,6 +98,46 @@ def test_a_run_that_was_interrupted_continues(tmp_path: Path) -> None:
     assert len(engines.measured) == count
     again.run(quick=True, retry=True)
     assert len(engines.measured) == count + 1  # the one that failed
+
+
+def test_a_dtype_that_is_slow_here_is_not_quantized(tmp_path: Path) -> None:
+    engines = Engines()
+    engines.gain_of_bfloat16 = -300
+    run = campaign(tmp_path, engines)
+    run.run(quick=False)
+    slow = {found.name: found.problem for found in run.rows if found.name.startswith("FP8 per")}
+    reason = "needs bfloat16, which has 25% of the baseline's tokens/s here; --only measures it anyway"
+    assert set(slow.values()) == {reason}
+    assert len(slow) == 3
+    assert not any("quantization" in options for options in engines.measured)
+    campaign(tmp_path, engines).run(quick=False, only=["baseline", "bfloat16", "FP8 per channel (online)"])
+    assert engines.measured[-1]["quantization"] == "fp8_per_channel"
+    again = campaign(tmp_path, engines)
+    again.run(quick=False)
+    measured = next(found for found in again.rows if found.name == "FP8 per channel (online)")
+    assert measured.problem is None
+
+
+def test_a_dtype_that_pays_is_quantized_too(tmp_path: Path) -> None:
+    engines = Engines()
+    campaign(tmp_path, engines).run(quick=False)
+    assert {options.get("quantization") for options in engines.measured} >= {"fp8_per_channel", "fp8_per_tensor"}
+
+
+@pytest.mark.parametrize(("baseline_s", "limit_s"), [(40, 600), (800, 2400)])
+def test_a_candidate_may_take_a_multiple_of_the_baseline(
+    baseline_s: int, limit_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = Engines()
+    # The clock is read when a candidate begins, in its step, and when it ends.
+    clock = itertools.count(0, baseline_s // 2)
+    monkeypatch.setattr("tune.campaign.time.monotonic", lambda: float(next(clock)))
+    campaign(tmp_path, engines, limit=None).run(quick=True)
+    assert engines.limits[0] == 1800
+    assert set(engines.limits[1:]) == {limit_s}
+    engines.limits.clear()
+    campaign(tmp_path, engines, limit=60).run(quick=True, fresh=True)
+    assert set(engines.limits) == {60}
 
 
 def test_two_runs_do_not_measure_into_one_folder(tmp_path: Path) -> None:
