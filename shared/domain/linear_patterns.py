@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 MAX_PATTERN = 500
@@ -18,7 +19,8 @@ MAX_PATTERN = 500
 MAX_STEPS = 256
 # Characters of a match.
 MAX_MATCH = 4096
-_PARSER: Any = re._parser
+# Private, and without types. Compiled expressions do not have their structure.
+_PARSER: Any = import_module("re._parser")
 # Flags that may be set at the beginning: `(?i)`, and those that are always set for texts.
 _FLAGS = re.IGNORECASE | re.UNICODE
 _BOUNDARIES = ("AT_BOUNDARY", "AT_NON_BOUNDARY")
