@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Lingering(Protocol):
@@ -45,15 +45,15 @@ class ClientTransport:
         if self._head_is_due is None:
             self.write = self._write_head
 
-    def _write_head(self, head: bytes) -> None:
-        self._head = head
+    def _write_head(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self._head = bytes(data)
         self._head_is_due = self._loop.call_soon(self._send_head)
         self.write = self._write_body
 
-    def _write_body(self, body: bytes) -> None:
-        self._send_head(body)
+    def _write_body(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self._send_head(data)
 
-    def _send_head(self, body: bytes = b"") -> None:
+    def _send_head(self, body: bytes | bytearray | memoryview[Any] = b"") -> None:
         if self._head_is_due is None:
             return
         self._head_is_due.cancel()
