@@ -14,10 +14,12 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Double,
+    Integer,
     Row,
     Select,
     Update,
     and_,
+    bindparam,
     case,
     cast,
     delete,
@@ -35,6 +37,7 @@ from api.evals.rubrics import Rubric
 from shared.domain.ids import is_id, new_id
 from shared.domain.job import TERMINAL, Choice, JobStatus
 from shared.postgres.engine import transaction
+from shared.postgres.prepared import Prepared
 from shared.postgres.quality_tables import EvalRunRow, JudgementRow
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow
@@ -278,29 +281,7 @@ class RunStore(Store):
     async def take_due(self, limit: int, *, submitted: bool) -> list[Due]:
         """Take pending judgements whose turn it is: those with a job (`submitted`), or those without. No other process
         gets them until their lease has ended."""
-        has_job = JudgementRow.judge_job_id.is_not(None) if submitted else JudgementRow.judge_job_id.is_(None)
-        due = (
-            select(JudgementRow.id)
-            .where(JudgementRow.state == JudgementState.PENDING.value, JudgementRow.due_at <= func.now(), has_job)
-            .order_by(JudgementRow.due_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .cte("due")
-        )
-        taken = (
-            update(JudgementRow)
-            .where(JudgementRow.id == due.c.id, EvalRunRow.id == JudgementRow.run_id)
-            .values(due_at=func.now() + seconds(MAX_WAIT_S if submitted else LEASE_S))
-            .returning(
-                *_JUDGEMENT,
-                EvalRunRow.kind.label("run_kind"),
-                EvalRunRow.rubric.label("run_rubric"),
-                EvalRunRow.judge_model.label("run_judge"),
-                EvalRunRow.options["identity"].astext.label("run_identity"),
-            )
-        )
-        async with transaction(self._engine) as connection:
-            rows = list(await connection.execute(taken))
+        rows = await _TAKE_DUE[submitted].run(self._engine, {"limit": limit})
         return [
             Due(_judgement(row), RunKind(row.run_kind), row.run_rubric, row.run_judge, row.run_identity or "")
             for row in rows
@@ -421,6 +402,35 @@ def _runs() -> Select[Any]:
 
 def _run(row: Row[Any]) -> Run:
     return Run(**{**row._asdict(), "kind": RunKind(row.kind)})
+
+
+def _take_due(*, submitted: bool) -> Update:
+    """Lease pending judgements whose turn it is. Its parameter is `limit`."""
+    has_job = JudgementRow.judge_job_id.is_not(None) if submitted else JudgementRow.judge_job_id.is_(None)
+    due = (
+        select(JudgementRow.id)
+        .where(JudgementRow.state == JudgementState.PENDING.value, JudgementRow.due_at <= func.now(), has_job)
+        .order_by(JudgementRow.due_at)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    return (
+        update(JudgementRow)
+        .where(JudgementRow.id == due.c.id, EvalRunRow.id == JudgementRow.run_id)
+        .values(due_at=func.now() + seconds(MAX_WAIT_S if submitted else LEASE_S))
+        .returning(
+            *_JUDGEMENT,
+            EvalRunRow.kind.label("run_kind"),
+            EvalRunRow.rubric.label("run_rubric"),
+            EvalRunRow.judge_model.label("run_judge"),
+            EvalRunRow.options["identity"].astext.label("run_identity"),
+        )
+    )
+
+
+# Every API process runs them every few seconds.
+_TAKE_DUE = {submitted: Prepared(_take_due(submitted=submitted)) for submitted in (True, False)}
 
 
 def _judgement(row: Any) -> Judgement:

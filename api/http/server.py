@@ -22,6 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from api.http.transport import ClientTransport
 from api.settings import HttpSettings
 from shared.telemetry.definitions.labels import HttpRejection
 from shared.telemetry.metrics import Metrics
@@ -185,7 +186,8 @@ class LimitedProtocol(HttpToolsProtocol):
     # Connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, _Transport(cast(asyncio.Transport, transport), self)))
+        self._client = ClientTransport(cast(asyncio.Transport, transport), self)
+        super().connection_made(cast(asyncio.Transport, self._client))
         self.address = self.client[0] if self.client else ""
         if not self._connections.opened(self):
             self._connections.rejected(HttpRejection.CONNECTIONS)
@@ -320,6 +322,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._reject(400, HttpRejection.PIPELINING, "The client has sent too many requests ahead.")
         previous = self.cycle
         self.scope["state"]["disconnect"] = self.transport.abort
+        self._client.expect_head()
         super().on_headers_complete()
         self._connections.busy(self)
         self._unset_keepalive_if_required()
@@ -431,36 +434,6 @@ class _UnframedCycle(RequestResponseCycle):
         self.chunked_encoding = False
         self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
-
-
-class _Transport:
-    """The transport of a connection. Closing it while a request is incomplete lingers; see `LimitedProtocol.linger`."""
-
-    def __init__(self, transport: asyncio.Transport, protocol: LimitedProtocol) -> None:
-        self._transport = transport
-        self._protocol = protocol
-        self._lingers = False
-        # Without a further call for each write.
-        self.write = transport.write
-        self.abort = transport.abort
-        self.can_write_eof = transport.can_write_eof
-        self.write_eof = transport.write_eof
-        self.get_extra_info = transport.get_extra_info
-        self.get_write_buffer_size = transport.get_write_buffer_size
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-
-    def close(self) -> None:
-        if self._lingers or self._transport.is_closing():
-            return
-        if self._protocol.request_is_incomplete:
-            self._lingers = True
-            self._protocol.linger()
-        else:
-            self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._lingers or self._transport.is_closing()
 
 
 def _error(status: int, message: str) -> bytes:

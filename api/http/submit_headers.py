@@ -52,7 +52,7 @@ class SubmitHeaders:
             body.store,
             body.context_options,
             body.tool_clearing,
-            streams=getattr(body, "stream", None) is True,
+            streams=vars(body).get("stream") is True,  # in pydantic, `getattr` with a default is slow
             log_level=self.log_level,
         )
 

@@ -87,8 +87,9 @@ class CapabilityCheck:
 
 def _unmet(spec: ModelSpec, needed: Iterable[Need], request: GenerateRequest) -> Unsupported | None:
     """The first thing in a request that a model cannot do."""
+    capabilities = spec.capabilities
     for need in needed:
-        if not need.met(spec.capabilities):
+        if not need.met(capabilities):
             return Unsupported(need.param, need.what)
     return next(spec.unsupported(request), None)
 

@@ -414,9 +414,8 @@ def check_prompts(prompts: list[Any]) -> None:
 
 def sampling_of(request: Sampling) -> Sampling:
     """Extract the sampling parameters of a request."""
-    return Sampling.model_validate(
-        request.model_dump(include=set(Sampling.model_fields), exclude_unset=True, exclude_none=True)
-    )
+    sent = request.model_fields_set & Sampling.model_fields.keys()
+    return Sampling.model_validate({name: value for name in sent if (value := getattr(request, name)) is not None})
 
 
 MAX_METADATA = 16

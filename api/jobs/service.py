@@ -222,7 +222,9 @@ class JobService:
                     Hint(job.id, job.model, job.priority), (job.not_before - job.created_at).total_seconds()
                 )
             else:
-                request = carried(job, start_within_s=new.start_within_s) if self._starts_early(job.model) else None
+                request = None
+                if self._starts_early(job.model):
+                    request = carried(job, start_within_s=new.start_within_s, stored=new.stored_request())
                 self._hints.put_first(Hint(job.id, job.model, job.priority), request)
                 await asyncio.sleep(0)  # send the hint before building the response
         return job, created

@@ -47,6 +47,14 @@ class NewJob:
     note: ConversationNote | None = None
     delay_s: float | None = None
     reservations: tuple[WindowReservation, ...] = ()
+    _stored_request: str | None = field(default=None, init=False, repr=False, compare=False)
+
+    def stored_request(self) -> str:
+        """The request as the job's row has it, in JSON. It is encoded once: the row and the first hint both have it."""
+        if self._stored_request is None:
+            object.__setattr__(self, "_stored_request", self.request.stored())
+        assert self._stored_request is not None
+        return self._stored_request
 
 
 @dataclass(frozen=True, slots=True)

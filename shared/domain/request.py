@@ -395,6 +395,10 @@ class GenerateRequest(BaseModel):
     cache_salt: str | None = Field(None, exclude=True)
     adapter: str | None = Field(None, exclude=True)
 
+    def stored(self) -> str:
+        """The form that is stored, as JSON."""
+        return self.model_dump_json(exclude_none=True, exclude_defaults=True)
+
     def for_provider(self, provider: str | None) -> GenerateRequest:
         """The request for a model of this provider: without the opaque parts of others, which it could not read."""
         messages = self.messages

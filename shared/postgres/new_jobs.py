@@ -251,7 +251,7 @@ LOOKUP = Prepared(cached_answers(LOOKUPS))
 
 def new_record(job_id: str, new: NewJob) -> dict[str, Any]:
     """The record of a new job, for `Insertion` and `answer_statement`."""
-    request = new.request.model_dump_json(exclude_none=True, exclude_defaults=True)
+    request = new.stored_request()
     return {
         "id": job_id,
         "project_id": new.owner.project_id,

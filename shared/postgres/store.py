@@ -53,6 +53,7 @@ class Records:
     def __init__(self, name: str, **types: type[TypeEngine[Any]] | TypeEngine[Any] | Encoded) -> None:
         self._name = name
         self._types = types
+        self._json = frozenset(field for field, kind in types.items() if _is_json(kind))
         arrays = [bindparam(f"{name}_{field}", type_=ARRAY(_wire_type(kind))) for field, kind in types.items()]
         columns = [column(field, _wire_type(kind)) for field, kind in types.items()]
         self._table = func.unnest(*arrays).table_valued(*columns).render_derived(name)
@@ -76,8 +77,8 @@ class Records:
     def parameters(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The statement's parameters for these rows."""
         return {
-            f"{self._name}_{field}": [json_text(row[field]) if _is_json(kind) else row[field] for row in rows]
-            for field, kind in self._types.items()
+            f"{self._name}_{field}": [json_text(row[field]) if field in self._json else row[field] for row in rows]
+            for field in self._types
         }
 
 

@@ -44,21 +44,25 @@ class CarriedRequest:
     request: GenerateRequest
 
 
-def carried(job: Job, *, start_within_s: float | None = None) -> bytes | None:
+def carried(job: Job, *, start_within_s: float | None = None, stored: str | None = None) -> bytes | None:
     """Encode the request of a new job; None if it is not to be started early.
 
     Those of batches gain nothing. A job that may expire while its request is in Redis would be started in vain. One of
-    which nothing is to be kept has no other copies of its request than its row.
+    which nothing is to be kept has no other copies of its request than its row. `stored`: the request as the row has
+    it, if that is known.
     """
     request = job.request
     if job.log_level is LogLevel.NONE or is_batch(job.priority):
         return None
     if start_within_s is not None and start_within_s <= TTL_S:
         return None
-    if request.size + request.options_size > MAX_BYTES:
+    if stored is None:
+        if request.size + request.options_size > MAX_BYTES:
+            return None
+        stored = request.stored()
+    elif len(stored) > MAX_BYTES:
         return None
-    encoded = orjson.dumps([job.owner.project_id, job.model]) + b"\n"
-    encoded += request.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
+    encoded = orjson.dumps([job.owner.project_id, job.model]) + b"\n" + stored.encode()
     return encoded if len(encoded) <= MAX_BYTES else None
 
 

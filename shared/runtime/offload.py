@@ -26,7 +26,7 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="offload")
 
 async def off_loop(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function: inline if its input has at most `INLINE_BYTES` bytes (`size`), otherwise in a thread."""
-    call = partial(function, *args, **kwargs)
     if size <= INLINE_BYTES:
-        return call()
+        return function(*args, **kwargs)
+    call = partial(function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_THREAD, contextvars.copy_context().run, call)

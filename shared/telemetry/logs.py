@@ -27,6 +27,7 @@ from shared.domain.errors import Unavailable
 FORMATS = ("text", "json")
 # Errors whose messages are never redacted.
 SAFE_ERRORS = (OSError, RedisError)
+_TIME = "%Y-%m-%dT%H:%M:%S"
 _FIELD = re.compile(r"(\w+)=%(?:\.\d+)?[sdf]")
 _BEFORE = re.compile(r"(?:\w+=%(?:\.\d+)?[sdf] )*")
 _AFTER = re.compile(r"(?: \w+=%(?:\.\d+)?[sdf])*$")
@@ -49,6 +50,9 @@ def configure_logging(level: str, log_format: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+    # No line has what these find out: "Optimization" in Python's logging HOWTO.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     # They log the URL of each request, which may have a secret of a webhook's receiver, and the headers of its answer.
@@ -99,7 +103,7 @@ class TextLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         before, text, after = self.line(record)
-        time_ = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}"
+        time_ = f"{_local_time(int(record.created))}.{int(record.msecs):03d}"
         parts = (time_, record.levelname, record.name, *_pairs(before), text, *_pairs(after))
         line = " ".join(part for part in parts if part)
         trace = self.trace(record)
@@ -111,9 +115,8 @@ class JsonLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         before, text, after = self.line(record)
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
-            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "time": f"{_utc(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": text,
@@ -122,6 +125,17 @@ class JsonLines(_Lines):
         if trace := self.trace(record):
             line["error"] = trace
         return orjson.dumps(line, default=str).decode()
+
+
+# Many lines are written in the same second.
+@lru_cache(maxsize=8)
+def _local_time(second: int) -> str:
+    return time.strftime(_TIME, time.localtime(second))
+
+
+@lru_cache(maxsize=8)
+def _utc(second: int) -> str:
+    return time.strftime(_TIME, time.gmtime(second))
 
 
 @lru_cache(maxsize=1000)

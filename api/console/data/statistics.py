@@ -25,7 +25,8 @@ AGAIN = timedelta(minutes=5)
 # What is counted when there are no statistics yet, after an upgrade or a long pause.
 BACKFILL = timedelta(days=1)
 # How many minutes one statement counts.
-STEP = timedelta(minutes=10)
+MINUTE = timedelta(minutes=1)
+STEP = 10 * MINUTE
 KEPT = timedelta(days=31)
 
 
@@ -48,6 +49,10 @@ class JobStatistics:
             return
         oldest = minute_of(now - BACKFILL)
         start = oldest if until is None else max(oldest, until - AGAIN)
+        if end - start > STEP:
+            # Most of a long time has no jobs in a new installation; counting it would take a second of CPU time.
+            first = await self._store.first_ended(start)
+            start = end - MINUTE if first is None else min(minute_of(first), end - MINUTE)
         while start < end:
             step = min(start + STEP, end)
             if not await self._store.count(start, step):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Text, cast, delete, func, literal, select, union_all
+from sqlalchemy import BigInteger, DateTime, Text, bindparam, cast, delete, func, literal, select, union_all
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from api.console.data.job_counts import counted
 from shared.postgres.engine import transaction
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
-from shared.postgres.tables import JobStatisticsRow, PastPauseRow
+from shared.postgres.tables import JobRow, JobStatisticsRow, PastPauseRow
 
 # Identifies the advisory lock of the process that counts.
 _LOCK = 0x6872_0001
@@ -20,6 +20,12 @@ _LOCK = 0x6872_0001
 MARK = ""
 _EMPTY = cast(literal("{}", Text), JSONB)
 _LAST_MINUTE = Prepared(select(func.max(JobStatisticsRow.minute).label("minute")))
+
+_FIRST_ENDED = Prepared(
+    select(func.min(JobRow.finished_at).label("moment")).where(
+        JobRow.finished_at >= bindparam("since", type_=DateTime(timezone=True))
+    )
+)
 
 
 class StatisticsStore(Store):
@@ -30,6 +36,12 @@ class StatisticsStore(Store):
         (row,) = await _LAST_MINUTE.run(self._engine, {})
         last: datetime | None = row.minute
         return None if last is None else last + timedelta(minutes=1)
+
+    async def first_ended(self, since: datetime) -> datetime | None:
+        """When the first job ended that has ended since then; None if none has."""
+        (row,) = await _FIRST_ENDED.run(self._engine, {"since": since})
+        moment: datetime | None = row.moment
+        return moment
 
     async def count(self, start: datetime, end: datetime) -> bool:
         """Count the jobs that ended from the minute `start` to the minute `end`, again if they were counted before.

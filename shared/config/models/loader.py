@@ -72,11 +72,15 @@ class _File(BaseModel):
 
 
 class _Served(NamedTuple):
-    """What a process serves at a time."""
+    """What a process serves at a time, with what each request looks up."""
 
     models: Mapping[str, ModelSpec]
     routes: Sequence[Route]
     route_names: Mapping[str, RequestedRoute]
+    # The model on whose queue the jobs of each model lie.
+    queues: Mapping[str, str]
+    # The names of the provider's parameters that requests for each model and each route may have.
+    extra_body_names: Mapping[str, Collection[str]]
 
 
 class Registry:
@@ -102,7 +106,13 @@ class Registry:
     def replace(self, models: Mapping[str, ModelSpec], routes: Sequence[Route] = ()) -> None:
         """Serve these models and routes from now on."""
         names = dict(item for route in routes for item in requested_names(route))
-        self._served = _Served(models, tuple(routes), names)  # one assignment, because other threads read
+        extra_body: dict[str, Collection[str]] = {name: spec.capabilities.extra_body for name, spec in models.items()}
+        for name, requested in names.items():
+            candidates = [models[model] for model in requested.route.candidates if model in models]
+            extra_body[name] = frozenset().union(*(spec.capabilities.extra_body for spec in candidates))
+        queues = {name: spec.queue for name, spec in models.items()}
+        # One assignment, because other threads read.
+        self._served = _Served(models, tuple(routes), names, queues, extra_body)
 
     def route(self, name: str) -> RequestedRoute | None:
         """The route that a request's model names, with its mode; None if it names none."""
@@ -120,8 +130,7 @@ class Registry:
 
     def queue_of(self, name: str) -> str:
         """The model on whose queue the jobs of a model lie: itself, or the base of an adapter."""
-        spec = self._served.models.get(name)
-        return name if spec is None else spec.queue
+        return self._served.queues.get(name, name)
 
     def engine_of(self, name: str) -> str | None:
         """The engine of a model; None if there is no such model."""
@@ -135,11 +144,7 @@ class Registry:
 
     def extra_body_names(self, name: str) -> Collection[str]:
         """The provider's parameters that requests for a model may have, or for a route, for one of its models."""
-        served = self._served
-        requested = served.route_names.get(name)
-        candidates = (name,) if requested is None else requested.route.candidates
-        specs = [served.models[candidate] for candidate in candidates if candidate in served.models]
-        return frozenset().union(*(spec.capabilities.extra_body for spec in specs))
+        return self._served.extra_body_names.get(name, ())
 
     def starts_early(self, name: str) -> bool:
         """Whether new jobs of a model may be started before their claims are committed (`Spec.starts_early`)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +34,11 @@ class SimulatedOptions(BaseModel):
     )
 
 
+@cache
+def _capabilities(modalities: Set[Modality]) -> Capabilities:
+    return replace(EVERYTHING, modalities=frozenset({"text", *modalities}))
+
+
 class SimulatedModel(Spec):
     """Deterministic text at a fixed rate, for load tests and trials."""
 
@@ -47,7 +54,7 @@ class SimulatedModel(Spec):
 
     @property
     def capabilities(self) -> Capabilities:
-        return replace(EVERYTHING, modalities=frozenset({"text", *self.modalities}))
+        return _capabilities(frozenset(self.modalities))
 
     @property
     def structure_bounds(self) -> StructureBounds:

@@ -170,10 +170,19 @@ async def test_the_statistics_continue_where_they_ended(
         minutes = select(func.count(), func.count().filter(JobStatisticsRow.model == "m")).where(
             JobStatisticsRow.minute >= now.replace(second=0, microsecond=0)
         )
-        assert tuple((await connection.execute(minutes)).one()) == (181, 1)
+        assert tuple((await connection.execute(minutes)).one()) == (121, 1)  # from the first job on
     await statistics.update(later + timedelta(days=40))
     async with database.connect() as connection:
         assert await connection.scalar(select(func.count()).where(JobStatisticsRow.model == "m")) == 0
+
+
+async def test_a_long_time_without_jobs_is_not_counted(statistics: JobStatistics, database: AsyncEngine) -> None:
+    now = datetime.now(UTC).replace(second=30)
+    for moment in (now, now + timedelta(days=3)):
+        await statistics.update(moment)
+        assert await StatisticsStore(database).counted_until() == moment.replace(second=0, microsecond=0)
+    async with database.connect() as connection:
+        assert await connection.scalar(select(func.count()).select_from(JobStatisticsRow)) == 2
 
 
 async def test_queues_by_model(
