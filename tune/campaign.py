@@ -65,7 +65,10 @@ class Campaign:
         self._progress = progress
         self._measure = measure
         self._store = Store(folder / "results.jsonl")
+        # Of candidates that ran: the others end early, and say nothing about those that are left.
         self._durations: list[float] = []
+        # The folders of the model's copies, by their bits.
+        self._copies: dict[int, Path] = {}
 
     @property
     def has_figures(self) -> bool:
@@ -100,8 +103,11 @@ class Campaign:
                 raise LaunchError(f"There is no candidate {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
             candidates = [candidate for candidate in candidates if candidate.name in only]
         self._progress.say(f"{len(candidates)} candidates; results in {self.folder}")
-        for number, candidate in enumerate(candidates):
-            self._one(candidate, len(candidates) - number, fresh=fresh, retry=retry, named=bool(only))
+        left = sum(self._is_missing(candidate, fresh=fresh, retry=retry) for candidate in candidates)
+        for candidate in candidates:
+            missing = self._is_missing(candidate, fresh=fresh, retry=retry)
+            self._one(candidate, left, fresh=fresh, retry=retry, named=bool(only))
+            left -= missing
         if only:
             return
         for aim in Aim if all_aims else [self.aim]:
@@ -114,13 +120,14 @@ class Campaign:
         if candidate.problem is not None:
             self._skip(candidate, candidate.problem)
             return
-        entry = entry_of(self.model, candidate.changes)
-        weights = weights_key(candidate.changes.get("model", self.model.source))
-        key = key_of(entry, weights, self.machine, self._amount)
+        if (problem := self._make_copy(candidate)) is not None:
+            self._skip(candidate, problem)
+            return
+        entry, key = entry_of(self.model, candidate.changes), self._key(candidate)
         known = self._store.rows.get(key)
-        if known is not None and not fresh and not (retry and known.problem is not None):
+        if known is not None and not self._is_missing(candidate, fresh=fresh, retry=retry):
             known.name, known.group = candidate.name, candidate.group
-            self.rows.append(known)
+            self._add(known)
             self._progress.say(f"  {candidate.name}: measured before")
             return
         if not named and (problem := self._slow_dtype(candidate)) is not None:
@@ -136,9 +143,8 @@ class Campaign:
         )
         changes, seconds = dict(candidate.changes), time.monotonic() - began
         row = Row(key, candidate.name, candidate.group, changes, figures, problem, seconds)
-        self._durations.append(seconds)
         self._store.add(row)
-        self.rows.append(row)
+        self._add(row)
         self._progress.say(f"  {candidate.name}: {_summary(row)}{self._time_left(left - 1)}")
 
     def _skip(self, candidate: Candidate, problem: str) -> None:
@@ -164,6 +170,22 @@ class Campaign:
             return None
         return f"needs {dtype}, which has {share:.0%} of the baseline's tokens/s here; --only measures it anyway"
 
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        if row.figures.speed:
+            self._durations.append(row.seconds)
+
+    def _key(self, candidate: Candidate) -> str:
+        weights = weights_key(candidate.changes.get("model", self.model.source))
+        return key_of(entry_of(self.model, candidate.changes), weights, self.machine, self._amount)
+
+    def _is_missing(self, candidate: Candidate, *, fresh: bool, retry: bool) -> bool:
+        """Whether a candidate is to be measured."""
+        if candidate.problem is not None:
+            return False
+        known = self._store.rows.get(self._key(candidate))
+        return known is None or fresh or (retry and known.problem is not None)
+
     def _show(self, name: str, step: str, began: float, left: int) -> None:
         self._progress.show(f"  {name}: {step}, {time.monotonic() - began:.0f} s{self._time_left(left)}")
 
@@ -174,32 +196,36 @@ class Campaign:
         return f"; about {max(1, round(minutes))} min left"
 
     def _surroundings(self) -> Surroundings:
-        """What candidates there can be here. Makes the copies of the model with fewer bits."""
+        """What candidates there can be here."""
         gpu = bool(machine.gpus())
         dtype = choose_dtype(self.model.options, on_cpu=not gpu)
         dtype = "bfloat16" if dtype == "auto" else dtype
         if _is_quantized(self.model.folder):
             return Surroundings(gpu, dtype, quantized=True)
-        try:
-            return Surroundings(gpu, dtype, copies={bits: str(self._copy(bits)) for bits in (4, 8)})
-        except LaunchError as error:
-            return Surroundings(gpu, dtype, problem=str(error))
-
-    def _copy(self, bits: int) -> Path:
-        """The folder of the model's copy with this many bits; makes it if there is none of these files yet."""
         if self.model.folder is None:
             command = shlex.join(["python", "-m", "launcher.quantize", "FOLDER", "--output", "..."])
-            raise LaunchError(f"{self.model.model} is not a folder on this machine: {command} needs one")
+            problem = f"{self.model.model} is not a folder on this machine: {command} needs one"
+            return Surroundings(gpu, dtype, problem=problem)
         files = hashlib.sha256(weights_key(self.model.source).encode()).hexdigest()[:8]
-        folder = self.folder / f"{bits}-bit-{files}"
-        if not folder.exists():
+        self._copies = {bits: self.folder / f"{bits}-bit-{files}" for bits in (4, 8)}
+        return Surroundings(gpu, dtype, copies={bits: str(copy) for bits, copy in self._copies.items()})
+
+    def _make_copy(self, candidate: Candidate) -> str | None:
+        """Make the copy of the model that a candidate needs, if there is none of these files yet; why it cannot be."""
+        copies = {str(copy): bits for bits, copy in self._copies.items()}
+        bits = copies.get(candidate.changes.get("model", ""))
+        if bits is None or (folder := self._copies[bits]).exists() or self.model.folder is None:
+            return None
+        try:
             source = checkpoint.read(self.model.folder)
             form = EightBits() if bits == 8 else FourBits(checkpoint.group_size_of(source, at_most=64) or 64)
             checkpoint.write(
                 source, folder, form, lambda done, of: self._progress.show(f"  {bits}-bit copy: {done} of {of} layers")
             )
-            self._progress.say(f"  {bits}-bit copy of the model in {folder}")
-        return folder
+        except LaunchError as error:
+            return str(error)
+        self._progress.say(f"  {bits}-bit copy of the model in {folder}")
+        return None
 
 
 @contextmanager
@@ -239,4 +265,5 @@ def _summary(row: Row) -> str:
     if row.problem is not None:
         return row.problem
     speeds = " / ".join(f"{speed:.0f}" for speed in row.figures.speed.values())
-    return f"{speeds} tokens/s in {row.seconds:.0f} s"
+    streams = " / ".join(map(str, row.figures.speed))
+    return f"{speeds} tokens/s with {streams} streams, measured in {row.seconds:.0f} s"

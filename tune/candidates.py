@@ -40,7 +40,8 @@ class Surroundings:
     Args:
         gpu: whether vLLM runs on a GPU here.
         dtype: in which the model runs without a change.
-        copies: the folders of its quantized copies, by their bits. Without them, `problem` is the reason.
+        copies: the folders of its quantized copies, by their bits; they are made when a candidate needs one. Without
+            them, `problem` is the reason.
         quantized: the weights are quantized already.
     """
 
@@ -142,10 +143,9 @@ def by_load(slots: int) -> dict[str, Any]:
 
 def _cache(model: VllmModel, here: Surroundings) -> list[Candidate]:
     caching = model.options.get("enable_prefix_caching") is not False
-    found = [
-        Candidate("FP8 KV cache", "cache", {"kv_cache_dtype": "fp8"}),
-        Candidate("KV offload to memory", "cache", {"kv_offloading_size": 1.0}),
-    ]
+    found = [Candidate("FP8 KV cache", "cache", {"kv_cache_dtype": "fp8"})]
+    if here.gpu:
+        found.append(Candidate("KV offload to memory", "cache", {"kv_offloading_size": 1.0}))
     if not model.warm_prompts or not caching:
         name = "no prefix cache" if caching else "prefix cache"
         found.insert(0, Candidate(name, "cache", {"enable_prefix_caching": not caching}))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -35,7 +37,7 @@ def main() -> int:
     try:
         asyncio.run(_measure(job, report))
     except Exception as error:  # a problem of this candidate: the others are measured all the same
-        report("problem", _text(error))
+        report("problem", _text(error, job["entry"]))
         raise
     return 0
 
@@ -56,10 +58,12 @@ async def _measure(job: dict[str, Any], report: Any) -> None:
         await engine.stop()
 
 
-def _text(error: Exception) -> str:
+def _text(error: Exception, entry: Mapping[str, Any]) -> str:
+    """Why the engine did not start. Without the place of the entry: the candidate is not in the file."""
     if isinstance(error, ValidationError):
         return "; ".join(problem["msg"] for problem in error.errors(include_url=False))
-    return f"{error}" or type(error).__name__
+    lines = str(error).splitlines() or [type(error).__name__]
+    return "; ".join(re.sub(rf"^\S+: {re.escape(entry['name'])}\.", "", line) for line in lines)
 
 
 if __name__ == "__main__":

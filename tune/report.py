@@ -53,7 +53,7 @@ def proposal(campaign: Campaign, aim: Aim) -> str:
     """The options for an aim, ready to paste, and why these."""
     row = choose(campaign.rows, aim, campaign.bounds)
     if row is None:
-        return f"For {aim}: no proposal, because the baseline was not measured.\n"
+        return f"For {aim}: no proposal, because this run has no figures of the baseline.\n"
     lines = block(campaign.model, row)
     return f"For {aim}: {reason(row, campaign.rows, aim, campaign.bounds)}\n\n```yaml\n{lines}```\n"
 

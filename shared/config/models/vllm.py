@@ -19,6 +19,7 @@ from shared.config.models.operational import Operational
 from shared.config.models.prices import Price
 from shared.config.models.warm_prompts import MAX_WARM_PROMPTS, WarmPrompt
 from shared.domain.field_types import contradiction, without_effect
+from shared.domain.request import MAX_LOGPROBS
 from shared.domain.structure_size import StructureBounds
 
 DEFAULT_SLOTS = 64
@@ -56,6 +57,7 @@ class VllmOptions(TypedDict, total=False):
     max_loras: _Positive
     max_lora_rank: _Positive
     max_cpu_loras: _Positive | None
+    max_logprobs: Annotated[int, Field(ge=-1)]
 
 
 class ChatSettings(BaseModel):
@@ -95,12 +97,22 @@ def _engine_options(options: VllmOptions) -> VllmOptions:
 _NOT_WITH_SPECULATION = frozenset({"min_p", "logit_bias"})
 
 
+# `max_logprobs` without a limit.
+_UNLIMITED = -1
+
+
 @cache
-def _capabilities(*, reasons: bool, speculates: bool) -> Capabilities:
+def _capabilities(*, reasons: bool, speculates: bool, max_logprobs: int) -> Capabilities:
     unsupported = _NOT_WITH_SPECULATION if speculates else frozenset()
     if not reasons:
         unsupported |= {"thinking_token_budget"}
-    return replace(EVERYTHING, sampling=EVERYTHING.sampling - unsupported)
+    alternatives = MAX_LOGPROBS if max_logprobs == _UNLIMITED else min(max_logprobs, MAX_LOGPROBS)
+    return replace(
+        EVERYTHING,
+        sampling=EVERYTHING.sampling - unsupported,
+        logprobs=alternatives,
+        prompt_logprobs=alternatives,
+    )
 
 
 class VllmModel(Spec):
@@ -149,9 +161,15 @@ class VllmModel(Spec):
 
     @property
     def capabilities(self) -> Capabilities:
-        """A thinking budget needs to know where the reasoning ends, and speculation rules out some parameters."""
+        """A thinking budget needs to know where the reasoning ends, speculation rules out some parameters, and vLLM
+        refuses requests with more log probabilities than `max_logprobs`.
+        """
         reasons = self.chat.reasoning_parser is not None or self.options.get("reasoning_config") is not None
-        return _capabilities(reasons=reasons, speculates=self.options.get("speculative_config") is not None)
+        return _capabilities(
+            reasons=reasons,
+            speculates=self.options.get("speculative_config") is not None,
+            max_logprobs=self.options.get("max_logprobs", MAX_LOGPROBS),
+        )
 
     @property
     def structure_bounds(self) -> StructureBounds:

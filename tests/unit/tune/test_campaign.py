@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from launcher.progress import Progress
 from shared.config.models.vllm import VllmModel
 from tests.unit.launcher.test_quantize import model as small_model
 from tests.unit.tune.rows import MODEL, row
+from tune import campaign as campaign_module
 from tune import machine
 from tune.__main__ import DOCUMENT
 from tune.campaign import Campaign
@@ -170,12 +172,58 @@ def test_the_copies_are_those_of_the_models_files(tmp_path: Path) -> None:
         assert [found.problem for found in run.rows] == [None, None]
         return {str(found.changes["model"]) for found in run.rows}
 
+    run = campaign(tmp_path / "results", Engines(), model)
+    run.run(quick=True, only=["baseline"])
+    assert not list((tmp_path / "results").glob("*-bit-*")), "only those that are measured"
     first = copies()
     assert len(first) == 2
     assert not unfinished.exists(), "what a killed run has left"
     assert copies() == first
     os.utime(tmp_path / "model" / "config.json", (1, 1))
     assert copies().isdisjoint(first)
+
+
+def test_a_copy_that_cannot_be_made_is_a_row_with_the_reason(tmp_path: Path) -> None:
+    small_model(tmp_path / "model", vision_config={})
+    model = MODEL.model_copy(update={"model": str(tmp_path / "model")})
+    engines = Engines()
+    run = campaign(tmp_path / "results", engines, model)
+    run.run(quick=True, only=["baseline", "INT8"])
+    assert [found.problem is None for found in run.rows] == [True, False]
+    assert "only models of text can be quantized" in str(run.rows[1].problem)
+    assert len(engines.measured) == 1
+
+
+def test_the_time_left_is_that_of_candidates_that_ran_and_are_not_measured_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(campaign_module, "time", SimpleNamespace(monotonic=lambda: now))
+    engines = Engines()
+    engines.fails = "speculative_config"
+
+    def measure(*arguments: Any) -> tuple[Figures, str | None]:
+        nonlocal now
+        figures, problem = engines(*arguments)
+        now += 600 if problem is None else 20
+        return figures, problem
+
+    def run_and_read(*names: str) -> list[str]:
+        output = io.StringIO()
+        run = campaign(tmp_path, engines)
+        run._measure, run._progress = measure, Progress(output)
+        run.run(quick=False, only=names)
+        return output.getvalue().splitlines()
+
+    speculation = ["n-gram speculation, 2 tokens", "n-gram speculation, 4 tokens"]
+    said = run_and_read("baseline", *speculation, "512 tokens a step", "2048 tokens a step")
+    left = [line.partition("; about ")[2] for line in said if line.startswith("  ") and "min left" in line]
+    assert left[-4:] == ["40 min left", "30 min left", "20 min left", "10 min left"]
+    said = run_and_read("baseline", "512 tokens a step", "8192 tokens a step", "16 slots")
+    assert (
+        "  8192 tokens a step: 40 / 400 / 600 tokens/s with 1 / 16 / 64 streams, measured in 600 s; about 10 min left"
+        in said
+    )
 
 
 def test_fresh_measures_again(tmp_path: Path) -> None:

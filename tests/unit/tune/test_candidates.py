@@ -60,6 +60,11 @@ def test_attention_backends_are_tried_on_a_gpu_only() -> None:
     assert "FlashInfer" not in names(plan(MODEL, CPU, quick=False))
 
 
+def test_the_cache_is_offloaded_on_a_gpu_only() -> None:
+    assert "KV offload to memory" in names(plan(MODEL, GPU, quick=False))
+    assert "KV offload to memory" not in names(plan(MODEL, CPU, quick=False))
+
+
 def test_quantized_weights_are_not_quantized_again() -> None:
     found = plan(MODEL, Surroundings(False, "float32", quantized=True), quick=False)
     assert "weights" not in {candidate.group for candidate in found}

@@ -28,6 +28,7 @@ from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import EngineDead, EngineError
+from workers.engines.vllm import applied_modules
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 IN_USE = 8
 LOADED = 32
 _RANKS = get_args(MaxLoRARanks)
+# Modules that a message names.
+SHOWN = 3
 # Modules whose input, and whose output, has the model's hidden size.
 _READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _WRITERS = ("o_proj", "down_proj")
@@ -102,6 +105,7 @@ def adapter_options(model: VllmModel, adapters: Sequence[VllmModel], *, on_cpu: 
         "max_loras": in_use + 1 if on_cpu else in_use,
         "max_cpu_loras": in_use + 1 if on_cpu else loaded,
         "max_lora_rank": options.get("max_lora_rank") or next(one for one in _RANKS if one >= rank),
+        "worker_extension_cls": options.get("worker_extension_cls") or applied_modules.NAME,
     }
 
 
@@ -159,7 +163,8 @@ class LoadedAdapters:
         """Load each adapter once.
 
         Raises:
-            InvalidRequest: one cannot be loaded, or is for a model of another size. vLLM pads smaller weights silently.
+            InvalidRequest: one cannot be loaded, is for a model of another size, or has no weights for a layer of this
+                one. vLLM pads smaller weights silently, and leaves out those for other layers.
             EngineDead: the engine has died.
         """
         expected = self._llm.model_config.get_hidden_size()
@@ -175,7 +180,38 @@ class LoadedAdapters:
                 await self.acquire(name)
             except EngineError as error:
                 raise _invalid(self._models[name], str(error)) from error
-            self.release(name)
+            try:
+                await self._check_applied(name)
+            except InvalidRequest:
+                await self._unload(name)
+                raise
+            finally:
+                self.release(name)
+
+    async def _check_applied(self, name: str) -> None:
+        """Raise `InvalidRequest` if no weights of a loaded adapter are applied, and log a warning if some are not."""
+        if self._llm.vllm_config.parallel_config.worker_extension_cls != applied_modules.NAME:
+            return  # the options name another class
+        try:
+            found = await self._llm.collective_rpc(applied_modules.METHOD, args=(self._requests[name].lora_int_id,))
+        except EngineDeadError as error:
+            raise EngineDead from error
+        if None in found:
+            return
+        # Each process has a part of the layers.
+        applied = {module for modules, _ in found for module in modules}
+        others = sorted({module for _, modules in found for module in modules} - applied)
+        some = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+        filtered = self._llm.vllm_config.lora_config.target_modules
+        advice = f"; options.lora_target_modules of its base is {', '.join(filtered)}" if filtered else ""
+        if not applied:
+            raise _invalid(
+                self._models[name],
+                f"its base has no layers for its weights, so it would answer as its base does; they are for {some}"
+                f"{advice}",
+            )
+        if others:
+            logger.warning("model=%s is not applied to %d modules: %s%s", name, len(others), some, advice)
 
     async def acquire(self, name: str | None) -> LoRARequest | None:
         """Load an adapter for a request, which must `release` it. Waits while `max_loras` others are in use.

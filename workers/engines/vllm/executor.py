@@ -38,6 +38,9 @@ class InProcessExecutor(UniProcExecutor):  # type: ignore[misc]
         super()._init_executor()
 
 
+EXECUTOR = f"{InProcessExecutor.__module__}.{InProcessExecutor.__qualname__}"
+
+
 def cpu_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Engine options for a CPU. Also sets environment variables, which the engine's process inherits.
 
@@ -56,7 +59,7 @@ def cpu_options(options: Mapping[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
     # A waiting thread sleeps instead of spinning: the thread it waits for may need its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    return {"distributed_executor_backend": f"{InProcessExecutor.__module__}.{InProcessExecutor.__qualname__}"}
+    return {"distributed_executor_backend": EXECUTOR}
 
 
 def _one_node() -> bool:

@@ -79,3 +79,9 @@ def test_parameters_that_speculation_rules_out_are_refused_at_submit() -> None:
     )
     assert plain.capabilities.sampling - speculative.capabilities.sampling == {"min_p", "logit_bias"}
     assert plain.capabilities is model().capabilities, "admission reads them for each request"
+
+
+@pytest.mark.parametrize(("most", "alternatives"), [(None, 20), (-1, 20), (0, 0), (5, 5), (100, 20)])
+def test_more_log_probabilities_than_vllm_gives_are_refused_at_submit(most: int | None, alternatives: int) -> None:
+    found = model(options={} if most is None else {"max_logprobs": most}).capabilities
+    assert (found.logprobs, found.prompt_logprobs) == (alternatives, alternatives)

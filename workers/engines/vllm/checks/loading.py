@@ -1,4 +1,4 @@
-"""The model's folder, and options that vLLM reads only when the engine's process starts: loader, tokenizer, classes.
+"""Folders, files and loaders that options name. vLLM reads most of them only when the engine's process starts.
 
 Each is looked up here as vLLM does it later, and only if the options name it.
 """
@@ -6,24 +6,81 @@ Each is looked up here as vLLM does it later, and only if the options name it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vllm.config import VllmConfig
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.platforms import current_platform
 
 from workers.engines.vllm.checks.problem import Problem, reason_of
 
 # Files that describe a model: those of Hugging Face, and of Mistral.
-_CONFIGURATIONS = ("config.json", "params.json")
-# Options that are import paths, and what they can be besides.
-_CLASSES: Mapping[str, Sequence[str]] = {
-    "distributed_executor_backend": ("mp", "ray", "uni", "external_launcher"),
-    "scheduler_cls": (),
-    "worker_cls": ("auto",),
-    "worker_extension_cls": ("",),
+CONFIGURATIONS = ("config.json", "params.json")
+# Options that are a folder or the id of a repository, what the folder must have, and words that stand for neither.
+_FOLDERS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "tokenizer": ((), ()),
+    "hf_config_path": (CONFIGURATIONS, ()),
+    "generation_config": (("generation_config.json", "config.json"), ("auto", "vllm")),
 }
+# Options that are a file, or a folder of this machine.
+_FILES = ("reasoning_parser_plugin", "log_config_file")
+_OWN_FOLDERS = ("allowed_local_media_path",)
+# Options about a repository, without effect if the files are in a folder of this machine.
+_OF_A_REPOSITORY = ("revision", "tokenizer_revision", "download_dir")
+
+
+def path_problem(name: str, files: Sequence[str] = ()) -> str | None:
+    """What is wrong with the path of a folder that has one of these files. None for ids of repositories: vLLM looks
+    them up.
+    """
+    path = Path(name)
+    is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if "://" in name or not (is_path or path.exists()):
+        return None
+    if name.startswith("~"):
+        return f"{name}: write the whole path; vLLM does not expand ~"
+    if not path.exists():
+        return f"there is no folder {path.absolute()}"
+    if path.is_dir() and files and not any((path / file).is_file() for file in files):
+        return f"{path.absolute()} has no {files[0]}"
+    return None
+
+
+def no_model(source: str, options: Mapping[str, Any]) -> Iterator[Problem]:
+    """A path without a model. Names of the hub are looked up by vLLM."""
+    problem = path_problem(source, () if "hf_config_path" in options else CONFIGURATIONS)
+    if problem is None:
+        return
+    if problem.startswith("there is no"):
+        problem += "; name a folder, a hub id or bundled:NAME"
+    elif "has no" in problem:
+        problem += ", so it is no model"
+    yield Problem("model", problem)
+
+
+def missing_files(options: Mapping[str, Any]) -> Iterator[Problem]:
+    """Options that name a file or a folder that is not there."""
+    for name, (files, words) in _FOLDERS.items():
+        value = options.get(name)
+        if isinstance(value, str) and value not in words and (problem := path_problem(value, files)) is not None:
+            others = "".join(f", {word}" for word in words)
+            yield Problem(f"options.{name}", f"{problem}; name a folder, a hub id{others}, or omit it")
+    for names, exists, kind in ((_FILES, Path.is_file, "file"), (_OWN_FOLDERS, Path.is_dir, "folder")):
+        for name in names:
+            value = options.get(name)
+            if isinstance(value, str) and value and not exists(Path(value)):
+                yield Problem(f"options.{name}", f"there is no {kind} {Path(value).absolute()}; name one, or omit it")
+
+
+def no_repository(source: str, options: Mapping[str, Any]) -> Iterator[Problem]:
+    """Options about a repository of a model that is a folder of this machine: vLLM ignores them."""
+    for name in _OF_A_REPOSITORY:
+        of = options.get("tokenizer", source) if name == "tokenizer_revision" else source
+        if options.get(name) is not None and isinstance(of, str) and Path(of).is_dir():
+            what = "the tokenizer" if name == "tokenizer_revision" else "the model"
+            yield Problem(f"options.{name}", f"has no effect, because {what} is the folder {of}; omit it")
 
 
 def cannot_load(options: Mapping[str, Any], config: VllmConfig) -> Iterator[Problem]:
@@ -41,47 +98,16 @@ def cannot_load(options: Mapping[str, Any], config: VllmConfig) -> Iterator[Prob
             yield Problem(f"options.{name}", f"{options[name]!r:.100} cannot be used: {reason:.400}")
 
 
-def no_model(source: str, options: Mapping[str, Any]) -> Iterator[Problem]:
-    """A path without a model. Names of the hub are looked up by vLLM."""
-    path = Path(source)
-    is_path = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-    if "://" in source or not is_path:
-        return
-    if source.startswith("~"):
-        yield Problem("model", f"{source}: write the whole path; vLLM does not expand ~")
-    elif not path.exists():
-        yield Problem("model", f"there is no folder {path.absolute()}; name a folder, a hub id or bundled:NAME")
-    elif (
-        path.is_dir()
-        and "hf_config_path" not in options
-        and not any((path / name).is_file() for name in _CONFIGURATIONS)
-    ):
-        yield Problem("model", f"{path.absolute()} has no config.json, so it is no model")
-
-
-def unknown_classes(options: Mapping[str, Any]) -> Iterator[Problem]:
-    """Import paths that lead nowhere, and an executor whose package is missing."""
-    for name, values in _CLASSES.items():
-        value = options.get(name)
-        if not isinstance(value, str) or value in values:
-            continue
-        module, _, attribute = value.rpartition(".")
-        try:
-            getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            known = f" or one of {', '.join(values)}" if values else ""
-            yield Problem(f"options.{name}", f"{value!r} is not the import path of a class{known}: {error}")
-    if options.get("distributed_executor_backend") == "ray" and find_spec("ray") is None:
-        yield Problem(
-            "options.distributed_executor_backend",
-            "ray needs the Python package ray, which is not installed; omit it, and vLLM chooses an executor",
-        )
-
-
 def _loader(config: VllmConfig) -> object:
     from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-    return get_model_loader(config.load_config)
+    loader = get_model_loader(config.load_config)
+    source = config.model_config.model
+    if isinstance(loader, DefaultModelLoader) and Path(source).is_dir():
+        # Lists the files of the format.
+        loader._prepare_weights(source, None, None, fall_back_to_pt=True, allow_patterns_overrides=None)
+    return loader
 
 
 def _tokenizer(config: VllmConfig) -> object:
@@ -90,7 +116,40 @@ def _tokenizer(config: VllmConfig) -> object:
     return cached_tokenizer_from_config(config.model_config)
 
 
+def _overrides(config: VllmConfig) -> object:
+    """What the layers of most models compute first from their configuration, as their code does it."""
+    from vllm.model_executor.layers.rotary_embedding import get_rope
+
+    model, text = config.model_config, config.model_config.hf_text_config
+    heads = model.get_num_attention_heads(config.parallel_config)
+    of_keys = model.get_num_kv_heads(config.parallel_config)
+    if of_keys and heads % of_keys:
+        raise ValueError(f"the number of attention heads ({heads}) is no multiple of that of keys ({of_keys})")
+    rope = getattr(text, "rope_parameters", None)
+    if not isinstance(rope, dict) or "rope_type" not in rope:  # none, or one for each kind of layer
+        return None
+    size, positions = model.get_head_size(), getattr(text, "max_position_embeddings", model.max_model_len)
+    try:
+        with set_current_vllm_config(config), torch.device("meta"):
+            return get_rope(size, max_position=positions, rope_parameters=rope, dtype=model.dtype)
+    except KeyError as error:
+        raise ValueError(f"rope_parameters of the type {rope['rope_type']} need {error.args[0]}") from error
+
+
+def _operators(config: VllmConfig) -> object:
+    from vllm.ir.op import IrOp
+
+    current_platform.import_ir_kernels()
+    for name, providers in asdict(config.kernel_config.ir_op_priority).items():
+        known = IrOp.registry[name].impls
+        if unknown := [provider for provider in providers if provider not in known]:
+            raise ValueError(f"{name} has no {', '.join(unknown)} here; it has {', '.join(sorted(known))}")
+    return None
+
+
 _LOOKED_UP: Mapping[tuple[str, ...], Callable[[VllmConfig], object]] = {
     ("load_format", "model_loader_extra_config"): _loader,
     ("tokenizer", "tokenizer_mode", "tokenizer_revision"): _tokenizer,
+    ("hf_overrides",): _overrides,
+    ("ir_op_priority",): _operators,
 }

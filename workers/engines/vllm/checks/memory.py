@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -46,19 +48,26 @@ def kv_cache(config: VllmConfig) -> KVCache:
 def _block_bytes(config: VllmConfig, dtype: torch.dtype) -> int | None:
     """Bytes of a block in all layers; None for models whose layers differ, or share or compress their cache."""
     model, parallel = config.model_config, config.parallel_config
-    if (
+    if not has_uniform_layers(config) or (
+        config.speculative_config is not None and config.speculative_config.draft_model_config is not model
+    ):
+        return None
+    heads = model.get_num_kv_heads(parallel)
+    per_token = 2 * heads * model.get_head_size() * get_dtype_size(dtype)
+    return int(config.cache_config.block_size * per_token * model.get_num_layers(parallel))
+
+
+def has_uniform_layers(config: VllmConfig) -> bool:
+    """Whether all layers of the model keep the keys and values of all tokens, in a cache of their own."""
+    model = config.model_config
+    return not (
         model.is_attention_free
         or model.is_hybrid
         or model.use_mla
         or model.get_sliding_window() is not None
         or getattr(model.hf_text_config, "layer_types", None) not in (None, ["full_attention"] * _layers(config))
         or getattr(model.hf_text_config, "num_kv_shared_layers", 0)
-        or (config.speculative_config is not None and config.speculative_config.draft_model_config is not model)
-    ):
-        return None
-    heads = model.get_num_kv_heads(parallel)
-    per_token = 2 * heads * model.get_head_size() * get_dtype_size(dtype)
-    return int(config.cache_config.block_size * per_token * model.get_num_layers(parallel))
+    )
 
 
 def _layers(config: VllmConfig) -> int:
@@ -98,3 +107,56 @@ def cache_too_small(config: VllmConfig) -> Iterator[Problem]:
         f"the KV cache holds {cache.tokens} tokens, fewer than one request of max_model_len ({context}); set it to at"
         f" least {enough}, or max_model_len to at most {cache.tokens}",
     )
+
+
+def too_little_memory(config: VllmConfig) -> Iterator[Problem]:
+    """A share of a CPU's memory that is in use already, or smaller than the weights.
+
+    vLLM reserves `gpu_memory_utilization` of the memory, also on a CPU, unless the options name the size of the cache.
+    It finds the former out when the engine's process starts, and the latter after it has loaded the model.
+    """
+    cache = config.cache_config
+    if not current_platform.is_cpu() or cache.kv_cache_memory_bytes is not None:
+        return
+    try:
+        from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
+    except ImportError:  # vLLM before 0.30 reserves a fixed size
+        return
+    if not (nodes := get_visible_memory_node()):
+        return
+    memory = get_memory_node_info(nodes[0])
+    share, total = cache.gpu_memory_utilization, memory.total_memory
+    reserved, weights = share * total, _weights(Path(config.model_config.model))
+    field, instead = "options.gpu_memory_utilization", "set options.kv_cache_memory_bytes to the size of the KV cache"
+    begin = f"is {share}, which reserves {reserved / 1e9:.1f} GB for the weights and the KV cache, and"
+    if reserved > memory.available_memory:
+        most = math.floor(memory.available_memory / total * 100) / 100
+        yield Problem(
+            field,
+            f"{begin} {memory.available_memory / 1e9:.1f} GB are available; {instead}, or this to at most {most}",
+        )
+    elif reserved <= weights:
+        yield Problem(field, f"{begin} the weights alone take {weights / 1e9:.1f} GB; {instead}, or this to more")
+
+
+def _weights(folder: Path) -> int:
+    """Bytes of the files with weights; 0 if they are not on this machine."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+
+
+def of_other_layers(config: VllmConfig) -> Iterator[Problem]:
+    """Options about layers that the model does not have. vLLM refuses them after it has loaded the model."""
+    cache = config.cache_config
+    if not has_uniform_layers(config):
+        return
+    if getattr(cache, "prefix_match_unit", None) not in (None, cache.block_size):
+        yield Problem(
+            "options.prefix_match_unit",
+            f"is for models with several kinds of layers; the unit of this one is its block size ({cache.block_size});"
+            " omit it",
+        )
+    if getattr(cache, "prefix_cache_retention_interval", None):
+        yield Problem(
+            "options.prefix_cache_retention_interval",
+            "is for models with a sliding window or with Mamba layers, which this one does not have; omit it",
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -25,6 +25,15 @@ def refuse(model: VllmModel, problems: Sequence[Problem]) -> None:
     """Raise `InvalidRequest` with one line for each problem, if there are any."""
     if problems:
         raise InvalidRequest("\n".join(f"{model.place(field)}: {message}" for field, message in problems))
+
+
+def value_at(options: Mapping[str, Any], place: str) -> Any:
+    """The value of an option, or of a field of one (`speculative_config.method`); None if there is none."""
+    name, _, key = place.partition(".")
+    value = options.get(name)
+    if not key:
+        return value
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,11 +21,15 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from workers.engines.vllm.checks.problem import Problem, did_you_mean, reason_of, vllm_name
+from workers.engines.vllm.executor import EXECUTOR
 
 FIELD = "options.quantization"
 # Packages that vLLM imports only while it loads the weights.
-_PACKAGES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao"}
-# Features of the layer that online methods run for a trial.
+_PACKAGES = {"bitsandbytes": "bitsandbytes", "humming": "humming", "torchao": "torchao"}
+_LEFT_OUT = re.compile(r"\w+::(\w+)\(\) expected at most 0 argument|_OpNamespace.* has no attribute '(\w+)'")
+_UNKNOWN_METHOD = re.compile(r"Unknown quantization method: (\w[\w-]*)")
+MAX_REASON = 200
+# Features of the layer that runs for a trial.
 TRIAL_SIZE = 512
 
 
@@ -58,11 +63,19 @@ def unknown_method(options: Mapping[str, Any]) -> Iterator[Problem]:
 
 def checkpoint_problem(arguments: AsyncEngineArgs) -> Problem | None:
     """Why vLLM refuses the method for this model: its files or its dtype. None if the cause is another one."""
-    if arguments.quantization is None:
-        return None
+    named = arguments.quantization is not None
     try:
         model = arguments.create_model_config()
-    except Exception:  # about something else
+    except Exception as error:  # about something else, unless the files have a method that vLLM does not know
+        unknown = None if named else _UNKNOWN_METHOD.search(reason_of(error))
+        if unknown is None:
+            return None
+        return Problem(
+            "model",
+            f"its files are quantized with {unknown[1]}, which this build of {vllm_name()} does not have; use files in"
+            f" another format: it has {', '.join(sorted(QUANTIZATION_METHODS))}",
+        )
+    if model.quantization is None:
         return None
     if arguments.quantization == "online" and getattr(arguments, "quantization_config", None) is None:
         return Problem(FIELD, "online needs options.quantization_config, which names the methods of the layers")
@@ -81,9 +94,9 @@ def checkpoint_problem(arguments: AsyncEngineArgs) -> Problem | None:
     supported = [_name(dtype) for dtype in method.get_supported_act_dtypes()]
     if _name(model.dtype) not in supported:
         return Problem(
-            FIELD,
-            f"{arguments.quantization} does not run in {_name(model.dtype)}; set options.dtype to"
-            f" {' or '.join(supported)}",
+            FIELD if named else "options.dtype",
+            (arguments.quantization if named else f"the model's files are quantized with {model.quantization}, which")
+            + f" does not run in {_name(model.dtype)}; set options.dtype to {' or '.join(supported)}",
         )
     return None
 
@@ -101,6 +114,10 @@ def cannot_quantize(config: VllmConfig) -> Iterator[Problem]:
     the GPU's compute capability before.
     """
     if config.quant_config is None:
+        if getattr(config.model_config, "quantization_config", None) is not None:
+            yield Problem(
+                "options.quantization_config", "has no effect without options.quantization; set that to online"
+            )
         return
     model, online = config.model_config, is_online(config)
     # Options by layer may leave out the one that is tried.
@@ -113,10 +130,8 @@ def cannot_quantize(config: VllmConfig) -> Iterator[Problem]:
             f"{model.quantization} quantizes only the experts of mixture-of-experts models, and this model has none:"
             f" nothing would be quantized; {instead}, or omit the option",
         )
-    elif current_platform.is_cpu() and (
-        (reason := layer_problem(config, config.quant_config, online=online)) is not None
-    ):
-        instead = ", ".join([*_usable(config), "files in the formats AWQ, GPTQ and compressed-tensors"])
+    elif current_platform.is_cpu() and (reason := layer_problem(config, config.quant_config)) is not None:
+        instead = ", ".join([*_usable(config), _formats()])
         yield Problem(FIELD, f"{model.quantization} does not run on a CPU ({reason}); these do: {instead}")
 
 
@@ -128,23 +143,47 @@ def _quantizes_linear_layers(config: VllmConfig) -> bool:
         return True  # it tried
 
 
-def layer_problem(config: VllmConfig, quantization: Any, *, online: bool) -> str | None:
+def layer_problem(config: VllmConfig, quantization: Any) -> str | None:
     """Why a linear layer cannot be quantized with a `QuantizationConfig`; None if it can.
 
     A layer of the model's size is created on torch's device `meta`, which allocates no memory: vLLM then chooses a
-    kernel. An online method also quantizes and runs a small layer, because some kernels are looked up only then.
+    kernel. A small layer also runs, because some kernels are looked up only then.
     """
     sizes = _sizes(config)
+    _import_kernels(config)
     try:
         with _building(config):
             with torch.device("meta"):
                 _layer(quantization, *sizes)
-            if online:
-                current_platform.import_kernels()
-                _quantize_and_run(_layer(quantization, *(min(size, TRIAL_SIZE) for size in sizes)))
-    except (ValueError, RuntimeError, ImportError) as error:
-        return reason_of(error)
+            _quantize_and_run(_layer(quantization, *(min(size, TRIAL_SIZE) for size in sizes)))
+    except (ValueError, RuntimeError, ImportError, AttributeError) as error:
+        return _kernel_reason(reason_of(error))
     return None
+
+
+def _import_kernels(config: VllmConfig) -> None:
+    """Load the kernels that the engine will have, also Headrace's own if it uses them."""
+    current_platform.import_kernels()
+    if config.parallel_config.distributed_executor_backend == EXECUTOR:
+        # Imported here: it extends classes that only the checks of a quantized model need.
+        from workers.engines.vllm import int4_kernel
+
+        int4_kernel.register()
+
+
+def _formats() -> str:
+    """The formats of quantized files that run on this CPU."""
+    if hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        return "files in the formats AWQ, GPTQ and compressed-tensors"
+    return "files in the formats GPTQ (4 bits, symmetric) and compressed-tensors"
+
+
+def _kernel_reason(reason: str) -> str:
+    """vLLM's reason in short. For a function that the build leaves out it has torch's only, about something else."""
+    if (missing := _LEFT_OUT.search(reason)) is not None:
+        return f"this build has no {missing[1] or missing[2]}"
+    reason = reason.replace("Reasons:", "").replace("..", ".").strip(" .")
+    return reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}…"
 
 
 def _layer(quantization: Any, inputs: int, outputs: int) -> ReplicatedLinear:
@@ -157,6 +196,10 @@ def _quantize_and_run(layer: ReplicatedLinear) -> None:
         if parameter.is_meta:  # online methods create the weights when they are loaded
             values = torch.ones(parameter.shape, dtype=parameter.dtype)
             layer.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
+        elif parameter.is_floating_point():
+            parameter.data.copy_(torch.ones(parameter.shape))
+        else:
+            parameter.data.zero_()
     layer.quant_method.process_weights_after_loading(layer)
     layer.quant_method.apply(layer, torch.ones(1, layer.input_size))
 
@@ -192,7 +235,7 @@ def _online_problem(config: VllmConfig, method: str) -> str | None:
     arguments = resolve_quantization_config(method, None)
     if arguments is None or arguments.linear is None:
         return "no linear layers"
-    return layer_problem(config, OnlineQuantizationConfig(arguments), online=True)
+    return layer_problem(config, OnlineQuantizationConfig(arguments))
 
 
 def _is_quantized(model: Any) -> bool:

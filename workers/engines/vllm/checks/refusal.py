@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,18 +13,25 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from workers.engines.vllm.checks.problem import Problem, reason_of
 
 MAX_REASON = 600
+# Seconds for the search of the option without which vLLM accepts the others.
+SEARCH_S = 10.0
 
 
-def refusal(options: Mapping[str, Any], error: Exception) -> list[Problem]:
+def refusal(
+    options: Mapping[str, Any], error: Exception, accepts: Callable[[Mapping[str, Any]], bool]
+) -> list[Problem]:
     """The problems that an error stands for.
 
     An error names an option, or is about a field that has the option's name in one of vLLM's classes, or is the
-    consequence of a value of a wrong type, which vLLM has not checked before it used it.
+    consequence of a value of a wrong type, which vLLM has not checked before it used it. Otherwise it is about the
+    option without which vLLM `accepts` the others.
     """
     reason = reason_of(error) or type(error).__name__
     name = _owner(options, error) or _mentioned(options, reason)
     if name is None and (misfits := list(_wrong_types(options))):
         return misfits
+    if name is None:
+        name = _culprit(options, accepts)
     if len(reason) > MAX_REASON:
         reason = f"{reason[:MAX_REASON]}…"
     return [Problem("options" if name is None else f"options.{name}", f"vLLM refuses it: {reason}")]
@@ -54,6 +62,17 @@ def _plain(name: str) -> str:
 def _mentioned(options: Mapping[str, Any], reason: str) -> str | None:
     names = [name for name in options if any(re.search(rf"\b{text}\b", reason, re.I) for text in _spellings(name))]
     return max(names, key=len, default=None)
+
+
+def _culprit(options: Mapping[str, Any], accepts: Callable[[Mapping[str, Any]], bool]) -> str | None:
+    """The option without which vLLM accepts the others; None if there is none, or the search takes too long."""
+    until = time.monotonic() + SEARCH_S
+    for name in options:
+        if time.monotonic() > until:
+            break
+        if accepts({other: value for other, value in options.items() if other != name}):
+            return name
+    return None
 
 
 def _spellings(name: str) -> Iterator[str]:

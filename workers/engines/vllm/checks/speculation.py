@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from vllm.config import VllmConfig
 from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
+from vllm.model_executor.model_loader.weight_utils import get_quant_config
 from vllm.platforms import current_platform
 
+from workers.engines.vllm.checks.imports import not_a_class
+from workers.engines.vllm.checks.loading import path_problem
 from workers.engines.vllm.checks.problem import Problem, did_you_mean, nearest, reason_of, vllm_name
 
 FIELD = "options.speculative_config"
@@ -17,6 +19,10 @@ FIELD = "options.speculative_config"
 _INTERNAL = {"target_model_config", "target_parallel_config", "draft_model_config", "draft_parallel_config"}
 # Methods that draft on a GPU only.
 _NEEDS_GPU = {"ngram_gpu"}
+# Methods that write down what the model computes, and draft nothing.
+_DRAFTS_NOTHING = {"extract_hidden_states"}
+# Methods whose `model` is the import path of a class, as in `module.Class`.
+_CUSTOM = {"custom_class"}
 # Methods whose `model` is a checkpoint.
 _DRAFTS = {"draft_model", "eagle", "eagle3", "medusa", "mlp_speculator"}
 
@@ -33,6 +39,10 @@ def speculation_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{FIELD}.{name}", f"{vllm_name()} has no {name}; {hint}")
     yield from _method(chosen.get("method"), chosen.get("model"))
     yield from _draft(chosen)
+    if options.get("logits_processors"):
+        yield Problem(
+            "options.logits_processors", "vLLM does not run them together with speculative_config; omit one of the two"
+        )
     if "num_speculative_tokens_per_batch_size" not in unknown:
         yield from _schedule(chosen)
 
@@ -60,6 +70,8 @@ def _method(method: Any, model: Any) -> Iterator[Problem]:
         yield Problem(f"{FIELD}.method", f"{vllm_name()} has no method {method!r}; {did_you_mean(method, methods())}")
     elif method in _NEEDS_GPU and current_platform.is_cpu():
         yield Problem(f"{FIELD}.method", f"{method} needs a GPU; use ngram")
+    elif method in _DRAFTS_NOTHING:
+        yield Problem(f"{FIELD}.method", f"{method} drafts nothing; use another method")
 
 
 def _draft(chosen: Mapping[str, Any]) -> Iterator[Problem]:
@@ -71,16 +83,17 @@ def _draft(chosen: Mapping[str, Any]) -> Iterator[Problem]:
         return
     if method in _DRAFTS and model is None:
         yield Problem(f"{FIELD}.model", f"is required: the {method} that drafts, a folder or a hub id")
+    if method in _CUSTOM and isinstance(model, str):
+        module, _, name = model.rpartition(".")
+        if (problem := not_a_class(module, name, "builtins.object")) is not None:
+            yield Problem(f"{FIELD}.model", f"{model!r} is not the import path of a class: {problem}")
     if not isinstance(model, str) or method not in {None, *_DRAFTS}:
         return
-    path = Path(model)
-    if model.startswith("~"):
-        yield Problem(f"{FIELD}.model", f"{model}: write the whole path; vLLM does not expand ~")
-    elif (path.is_absolute() or model.startswith(".") or model.count("/") > 1) and not path.is_dir():
-        wanted = "name the folder of the model that drafts"
-        yield Problem(f"{FIELD}.model", f"there is no folder {path.absolute()}; {wanted}")
-    elif path.is_dir() and not (path / "config.json").is_file():
-        yield Problem(f"{FIELD}.model", f"{model} has no config.json, so it is no model")
+    problem = path_problem(model, ("config.json",))
+    if problem is not None:
+        instead = {"there is no": "; name the folder of the model that drafts", "has no": ", so it is no model"}
+        end = next((end for cause, end in instead.items() if cause in problem), "")
+        yield Problem(f"{FIELD}.model", problem + end)
 
 
 def _schedule(chosen: Mapping[str, Any]) -> Iterator[Problem]:
@@ -115,6 +128,24 @@ def too_many_drafts(config: VllmConfig) -> Iterator[Problem]:
             f"{FIELD}.num_speculative_tokens",
             f"is {chosen.num_speculative_tokens}, and a request has at most {context} tokens (max_model_len); 2 to 8"
             " are usual",
+        )
+
+
+def unfit_draft(config: VllmConfig) -> Iterator[Problem]:
+    """A model that drafts and does not fit: vLLM would find out while it loads it, after the model itself."""
+    chosen = config.speculative_config
+    draft = None if chosen is None else chosen.draft_model_config
+    if chosen is None or draft is None or draft is config.model_config:
+        return
+    if draft.quantization is not None:
+        try:
+            get_quant_config(draft, config.load_config)
+        except Exception as error:
+            yield Problem(f"{FIELD}.quantization", f"{draft.quantization} cannot be used: {reason_of(error)}; omit it")
+    ours, theirs = config.model_config.get_hidden_size(), draft.get_hidden_size()
+    if chosen.method == "eagle" and ours != theirs:
+        yield Problem(
+            f"{FIELD}.model", f"was made for a hidden size of {theirs}, and the model's is {ours}; use one made for it"
         )
 
 

@@ -214,13 +214,13 @@ async def test_a_broken_adapter_fails_its_requests_and_nothing_else(
         weights.write_bytes(content)
 
 
-def unfit(folder: Path, module: str, size: int) -> Path:
+def unfit(folder: Path, module: str, size: int, layer: str = "model.layers.0") -> Path:
     """An adapter of one module, whose input and output have this size."""
     import torch
     from safetensors.torch import save_file
 
     make_adapter(folder, 1)
-    name = f"base_model.model.model.layers.0.{module}.lora_"
+    name = f"base_model.model.{layer}.{module}.lora_"
     weights = {f"{name}A.weight": torch.ones(4, size), f"{name}B.weight": torch.ones(size, 4)}
     save_file(weights, folder / "adapter_model.safetensors")
     return folder
@@ -252,6 +252,49 @@ async def test_an_adapter_for_a_smaller_model(
         await LoadedAdapters(engine._llm, models, metrics, on_cpu=True).check()
     assert caught.value.message == (
         "models.yaml: bad.adapter: its weights are for a hidden size of 64, but that of its base is 576"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.layers.0", "model.layers.30"])
+async def test_an_adapter_for_layers_that_the_base_does_not_have(
+    engine: Any, folders: dict[str, Path], tmp_path: Path, metrics: Metrics, prefix: str
+) -> None:
+    """Of another class of models, or of one with more layers: vLLM loads it, and answers as the base does."""
+    from workers.engines.vllm.adapters import LoadedAdapters
+
+    folder = unfit(tmp_path / "bad", "self_attn.o_proj", 576, prefix)
+    models = with_adapters({**folders, "bad": folder}).adapters
+    with pytest.raises(InvalidRequest) as caught:
+        await LoadedAdapters(engine._llm, models, metrics, on_cpu=True).check()
+    assert caught.value.message == (
+        "models.yaml: bad.adapter: its base has no layers for its weights, so it would answer as its base does; they"
+        f" are for {prefix}.self_attn.o_proj"
+    )
+
+
+async def test_weights_of_an_adapter_that_are_left_out_are_logged(
+    engine: Any, folders: dict[str, Path], tmp_path: Path, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from workers.engines.vllm.adapters import LoadedAdapters
+
+    file = make_adapter(tmp_path / "deeper", 5) / "adapter_model.safetensors"
+    weights = load_file(file)
+    more = {
+        name.replace("layers.29.", "layers.30."): tensor.clone()
+        for name, tensor in weights.items()
+        if "layers.29." in name
+    }
+    save_file(weights | more, file)
+    models = with_adapters({**folders, "deeper": file.parent}).adapters
+    loaded = LoadedAdapters(engine._llm, models, metrics, on_cpu=True)
+    await loaded.check()
+    await loaded._unload("deeper")  # its number is that of other tests' adapters
+    (record,) = [record for record in caplog.records if "is not applied to" in record.message]
+    assert record.message == (
+        "model=deeper is not applied to 3 modules: model.layers.30.mlp.down_proj, model.layers.30.self_attn.q_proj,"
+        " model.layers.30.self_attn.v_proj"
     )
 
 
@@ -323,11 +366,17 @@ class TestStart:
         folders = {"a": make_adapter(tmp_path / "a", 1, rank=12), "b": make_adapter(tmp_path / "b", 2)}
         model = with_adapters(folders)
         assert adapter_options(model, [], on_cpu=True) == {}
-        derived = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2, "max_lora_rank": 16}
+        derived: dict[str, Any] = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2, "max_lora_rank": 16}
+        derived |= {"worker_extension_cls": "workers.engines.vllm.applied_modules.AppliedModules"}
         assert adapter_options(model, model.adapters, on_cpu=False) == derived
         more = {"max_loras": 3, "max_cpu_loras": 3}
         assert adapter_options(model, model.adapters, on_cpu=True) == derived | more, "the last slot stays empty"
-        chosen = {"max_loras": 1, "max_cpu_loras": 5, "max_lora_rank": 32}
+        chosen: dict[str, Any] = {
+            "max_loras": 1,
+            "max_cpu_loras": 5,
+            "max_lora_rank": 32,
+            "worker_extension_cls": "a.B",
+        }
         model = with_adapters(folders, **chosen)
         assert adapter_options(model, model.adapters, on_cpu=False) == {"enable_lora": True, **chosen}
         assert not caplog.records, "they were made for this model"

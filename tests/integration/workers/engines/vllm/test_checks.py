@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,13 @@ import pytest
 
 from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
+from tests.integration.workers.engines.vllm.refused import NGRAM, REFUSED
 from tests.support.real_engine import CONTEXT, SMOLLM2
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
-
-NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
 
 
 def model(start: str | None = None, **options: Any) -> VllmModel:
@@ -38,183 +38,6 @@ def refusal(chosen: VllmModel) -> str:
     with pytest.raises(InvalidRequest) as error:
         make_plan(chosen)
     return str(error.value)
-
-
-SPECULATION = "options.speculative_config"
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown option": ({"max_num_seqz": 8}, r"m\.options\.max_num_seqz: vLLM \S+ has no max_num_seqz; .*max_num_seqs"),
-    "name of the command line": ({"max-num-seqs": 8}, r"m\.options\.max-num-seqs: .*did you mean 'max_num_seqs'"),
-    "option of another field": ({"served_model_name": "x"}, r"m\.options\.served_model_name: .* set name instead"),
-    "unknown method": (
-        {"quantization": "bitsandbytes"},
-        r"m\.options\.quantization: this build of vLLM .* has no method",
-    ),
-    "misspelt method": ({"quantization": "compressed_tensors"}, r"did you mean 'compressed-tensors'\?"),
-    "not a quantized checkpoint": (
-        {"quantization": "awq", "dtype": "bfloat16"},
-        r"m\.options\.quantization: the model's files are not quantized with awq; name a model whose files are, or"
-        r" use fp8_per_channel, which quantizes while loading",
-    ),
-    "another dtype": (
-        {"quantization": "fp8_per_block"},
-        r"m\.options\.quantization: fp8_per_block does not run in float32; set options\.dtype to bfloat16 or float16",
-    ),
-    "needs a GPU": (
-        {"quantization": "fp8_per_tensor", "dtype": "bfloat16"},
-        r"m\.options\.quantization: fp8_per_tensor does not run on a CPU \(.+\); these do: fp8_per_channel, .*GPTQ",
-    ),
-    "quantizes nothing": (
-        {"quantization": "int8_per_channel_weight_only", "dtype": "bfloat16"},
-        r"m\.options\.quantization: int8_per_channel_weight_only quantizes only the experts .* nothing would be",
-    ),
-    "quantizes nothing, by another class": (
-        {"quantization": "experts_int8", "dtype": "bfloat16"},
-        r"experts_int8 quantizes only the experts .*; use fp8_per_channel, or omit the option",
-    ),
-    "quantization by layer without layers": (
-        {"quantization": "online", "dtype": "bfloat16"},
-        r"m\.options\.quantization: online needs options\.quantization_config",
-    ),
-    "unknown attention backend": (
-        {"attention_backend": "FLASH_ATN"},
-        r"no attention backend 'FLASH_ATN'; .*FLASH_AT",
-    ),
-    "attention backend of a GPU": (
-        {"attention_backend": "FLASHINFER"},
-        r"m\.options\.attention_backend: FLASHINFER does not run on cpu; use CPU_ATTN, or omit it",
-    ),
-    "too few devices": (
-        {"tensor_parallel_size": 64},
-        r"m\.options\.tensor_parallel_size: needs 64 NUMA nodes that it may use, and this machine has \d+; ",
-    ),
-    "context over the model's": (
-        {"max_model_len": 100_000, "kv_cache_memory_bytes": 1 << 33},
-        r"m\.options\.max_model_len: vLLM refuses it: .*100000.*8192",
-    ),
-    "cache below the context": (
-        {"max_model_len": 8192, "kv_cache_memory_bytes": 1 << 26},
-        r"m\.options\.kv_cache_memory_bytes: the KV cache holds \d+ tokens, fewer than one request of max_model_len"
-        r" \(8192\); set it to at least \d+, or max_model_len to at most \d+",
-    ),
-    "option that the platform changes": (
-        {"async_scheduling": True},
-        r"m\.options\.async_scheduling: vLLM uses False here instead of True; omit it",
-    ),
-    "budget below the context without chunks": (
-        {"enable_chunked_prefill": False, "max_num_batched_tokens": CONTEXT // 2, "max_num_seqs": 4},
-        r"m\.options\.max_num_batched_tokens: vLLM refuses it: ",
-    ),
-    "unknown dtype": ({"dtype": "float31"}, r"m\.options\.dtype: vLLM refuses it: .*'bfloat16'"),
-    "unknown field of speculation": (
-        {"speculative_config": {**NGRAM, "num_speculative_token": 4}},
-        rf"m\.{SPECULATION}\.num_speculative_token: .* did you mean 'num_speculative_tokens'",
-    ),
-    "unknown method of speculation": (
-        {"speculative_config": {**NGRAM, "method": "n-gram"}},
-        rf"m\.{SPECULATION}\.method: vLLM \S+ has no method 'n-gram'; did you mean 'ngram'\?",
-    ),
-    "speculation without a method": ({"speculative_config": {"num_speculative_tokens": 4}}, r"needs a method"),
-    "speculation on a GPU": (
-        {"speculative_config": {**NGRAM, "method": "ngram_gpu"}},
-        rf"m\.{SPECULATION}\.method: ngram_gpu needs a GPU; use ngram",
-    ),
-    "no draft model": ({"speculative_config": {"method": "eagle", "num_speculative_tokens": 2}}, r"model: is required"),
-    "missing draft model": (
-        {"speculative_config": {"model": "/models/none", "num_speculative_tokens": 2}},
-        rf"m\.{SPECULATION}\.model: there is no folder /models/none",
-    ),
-    "home of a draft model": ({"speculative_config": {"model": "~/x", "num_speculative_tokens": 2}}, "expand ~"),
-    "overlapping schedule": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 4, 4], [4, 8, 0]]}},
-        rf"m\.{SPECULATION}\.num_speculative_tokens_per_batch_size: .*non-overlapping",
-    ),
-    "schedule as text": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": "1-4:4"}},
-        r"num_speculative_tokens_per_batch_size: is no list, but '1-4:4'; it is a list of \[first, last, tokens\]",
-    ),
-    "entry of a schedule": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 2, 4], [3, "8", 0]]}},
-        r"has the entry \[3, '8', 0\], which is not three integers",
-    ),
-    "short entry of a schedule": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 8]]}},
-        r"has the entry \[1, 8\], which is not three integers",
-    ),
-    "empty schedule": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": []}},
-        r"num_speculative_tokens_per_batch_size: .*must not be empty",
-    ),
-    "schedule without its most tokens": (
-        {"speculative_config": {"method": "ngram", "num_speculative_tokens_per_batch_size": [[1, 8, 2]]}},
-        rf"m\.{SPECULATION}\.num_speculative_tokens: is required",
-    ),
-    "method of speculation that is no name": (
-        {"speculative_config": {**NGRAM, "method": ["ngram"]}},
-        rf"m\.{SPECULATION}\.method: must be a name, not \['ngram'\]; it has .*ngram",
-    ),
-    "draft model that is no name": (
-        {"speculative_config": {"model": 5, "num_speculative_tokens": 2}},
-        rf"m\.{SPECULATION}\.model: must be a folder or a hub id, not 5",
-    ),
-    "negative tokens of speculation": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens": -1}},
-        rf"m\.{SPECULATION}: vLLM refuses it: num_speculative_tokens: Input should be greater than 0",
-    ),
-    "field with another name in vLLM's class": (
-        {"kv_cache_dtype": "fp9"},
-        r"m\.options\.kv_cache_dtype: vLLM refuses it: .*'fp8'",
-    ),
-    "field of a mapping": (
-        {"attention_config": {"flash_attn_versoin": 3}},
-        r"m\.options\.attention_config: vLLM refuses it: .*flash_attn_versoin",
-    ),
-    "field of the settings of structures": (
-        {"structured_outputs_config": {"backnd": "guidance"}},
-        r"m\.options\.structured_outputs_config: vLLM refuses it: .*backnd",
-    ),
-    "another order of jobs": (
-        {"scheduling_policy": "fcfs"},
-        r"m\.options\.scheduling_policy: must not be 'fcfs', because jobs have priorities; omit it",
-    ),
-    "model that generates no text": (
-        {"runner": "pooling"},
-        r"m\.options\.runner: must not be 'pooling', because a worker generates text; omit it",
-    ),
-    "unknown loader": (
-        {"load_format": "safetensor"},
-        r"m\.options\.load_format: 'safetensor' cannot be used: .*not supported",
-    ),
-    "missing tokenizer": ({"tokenizer": "/models/none"}, r"m\.options\.tokenizer: '/models/none' cannot be used: "),
-    "unknown executor": (
-        {"distributed_executor_backend": "no.such.Executor"},
-        r"m\.options\.distributed_executor_backend: 'no.such.Executor' is not the import path of a class or one of mp,",
-    ),
-    "executor without its package": (
-        {"distributed_executor_backend": "ray"},
-        r"m\.options\.distributed_executor_backend: ray needs the Python package ray, which is not installed",
-    ),
-    "unknown class": (
-        {"scheduler_cls": "vllm.NoScheduler"},
-        r"m\.options\.scheduler_cls: 'vllm.NoScheduler' is not the import path of a class: ",
-    ),
-    "option in words": ({"enable_sleep_mode": True}, r"m\.options\.enable_sleep_mode: vLLM refuses it: Sleep mode is"),
-    "type that vLLM does not check": (
-        {"compilation_config": "fast"},
-        r"m\.options\.compilation_config: vLLM refuses it: .*dictionary",
-    ),
-    "more drafts than tokens": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens": CONTEXT}},
-        rf"m\.{SPECULATION}\.num_speculative_tokens: is {CONTEXT}, and a request has at most {CONTEXT} tokens",
-    ),
-    "cache over the machine's memory": (
-        {"kv_cache_memory_bytes": 1 << 50},
-        r"m\.options\.kv_cache_memory_bytes: needs \d+ GB, and the device has \d+ GB; set it to less than \d+",
-    ),
-    "schedule over the limit": (
-        {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 8, 6]]}},
-        r"has 6 tokens, more than num_speculative_tokens \(4\)",
-    ),
-}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -238,6 +61,33 @@ def test_a_folder_without_a_model_does_not_draft(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("draft", "options", "field", "pattern"),
+    [
+        (
+            {},
+            {"quantization": "awq"},
+            ".quantization",
+            "awq cannot be used: Cannot find the config file for awq; omit it",
+        ),
+        (
+            {"hidden_size": 288, "head_dim": 32},
+            {"method": "eagle"},
+            ".model",
+            "was made for a hidden size of 288, and the model's is 576; use one made for it",
+        ),
+        ({"vocab_size": 1000}, {}, "", "vLLM refuses it: .*vocab"),
+    ],
+    ids=["quantization", "hidden size", "vocabulary"],
+)
+def test_a_draft_model_that_does_not_fit(
+    tmp_path: Path, draft: dict[str, Any], options: dict[str, Any], field: str, pattern: str
+) -> None:
+    folder = with_config(tmp_path, **draft)
+    message = refusal(model(speculative_config={"model": str(folder), "num_speculative_tokens": 2, **options}))
+    assert re.match(rf"models.yaml: m.options.speculative_config{field}: {pattern}", message), message
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         ("/models/none", "there is no folder /models/none; name a folder, a hub id or bundled:NAME"),
@@ -258,10 +108,28 @@ def test_the_option_of_an_error_that_names_none_is_the_one_of_a_wrong_type() -> 
     from workers.engines.vllm.checks.refusal import refusal as problems
 
     options = {"seed": "x", "max_num_seqs": 8, "trust_remote_code": False}
-    (problem,) = problems(options, AttributeError("'str' object has no attribute 'y'"))
+    (problem,) = problems(options, AttributeError("'str' object has no attribute 'y'"), lambda _: False)
     assert problem.field == "options.seed"
     assert problem.message.startswith("vLLM does not accept 'x': Input should be a valid integer")
-    assert problems({"seed": 1}, KeyError()) == [("options", "vLLM refuses it: KeyError")]
+    assert problems({"seed": 1}, KeyError(), lambda _: False) == [("options", "vLLM refuses it: KeyError")]
+
+
+def test_the_option_of_an_error_that_names_none_is_the_one_without_which_the_others_are_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from workers.engines.vllm.checks import refusal as module
+
+    tried: list[Mapping[str, Any]] = []
+
+    def accepts(options: Mapping[str, Any]) -> bool:
+        tried.append(options)
+        return "seed" not in options
+
+    options = {"max_num_seqs": 8, "seed": 1, "enforce_eager": True}
+    assert module.refusal(options, KeyError("x"), accepts) == [("options.seed", "vLLM refuses it: 'x'")]
+    assert tried == [{"seed": 1, "enforce_eager": True}, {"max_num_seqs": 8, "enforce_eager": True}]
+    monkeypatch.setattr(module, "SEARCH_S", -1)
+    assert module.refusal(options, KeyError("x"), accepts) == [("options", "vLLM refuses it: 'x'")]
 
 
 def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +141,8 @@ def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = parallelism.too_few_devices(options)
     assert problem.message == "needs 4 GPUs, and this machine has 2; use at most 2"
     (problem,) = parallelism.too_few_devices({"data_parallel_size": 4, "tensor_parallel_size": 2})
-    assert problem == ("options.data_parallel_size", "needs 8 GPUs, and this machine has 2; use at most 2")
+    instead = "use at most 2, and start more workers instead"
+    assert problem == ("options.data_parallel_size", f"needs 8 GPUs, and this machine has 2; {instead}")
     assert not list(parallelism.too_few_devices({"data_parallel_size": 4, "data_parallel_size_local": 1}))
     assert not list(parallelism.too_few_devices({"tensor_parallel_size": 2}))
     assert not list(parallelism.too_few_devices({**options, "distributed_executor_backend": "ray"}))
@@ -310,6 +179,54 @@ def test_the_kernels_of_a_checkpoints_format_are_looked_up(tmp_path: Path, bits:
         assert report(make_plan(chosen))["quantization"] == {"method": "auto_gptq", "from": "checkpoint"}
     else:
         assert "m.options.quantization: auto_gptq does not run on a CPU (" in refusal(chosen)
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": True}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "options", "pattern"),
+    [
+        (FP8, {}, r"options\.quantization: fp8 does not run on a CPU \(.+\); these do: fp8_per_channel, .*GPTQ"),
+        (GPTQ, {"quantization": "awq"}, r"options\.quantization: vLLM refuses it: .*\(gptq\) does not match .*\(awq\)"),
+        (
+            GPTQ,
+            {"dtype": "float32"},
+            r"options\.dtype: the model's files are quantized with auto_gptq, which does not run in float32; set"
+            r" options\.dtype to float16 or bfloat16",
+        ),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            {},
+            r"model: its files are quantized with bitsandbytes, which this build of vLLM \S+ does not have; use files"
+            r" in another format: it has .*compressed-tensors",
+        ),
+    ],
+    ids=["no kernel", "another method", "dtype", "unknown method"],
+)
+def test_files_that_cannot_be_used_here(
+    tmp_path: Path, quantization: dict[str, Any], options: dict[str, Any], pattern: str
+) -> None:
+    folder = with_config(tmp_path, quantization_config=quantization)
+    chosen = model(**{"dtype": "bfloat16", **options}).model_copy(update={"model": str(folder)})
+    message = refusal(chosen)
+    assert re.match(rf"models\.yaml: m\.{pattern}", message), message
+
+
+def test_files_for_which_this_cpu_has_no_kernel(tmp_path: Path) -> None:
+    """vLLM's build for CPUs without AVX-512 has none for AWQ, and finds it out with the first request."""
+    import torch
+
+    from workers.engines.vllm.plan import make_plan
+
+    folder = with_config(tmp_path, quantization_config=AWQ)
+    chosen = model(dtype="bfloat16").model_copy(update={"model": str(folder)})
+    if torch.cpu._is_avx512_supported():
+        make_plan(chosen)
+    else:
+        assert "awq does not run on a CPU (this build has no cpu_gemm_wna16); these do: " in refusal(chosen)
 
 
 def test_an_online_method_that_runs_on_a_cpu_is_accepted() -> None:
@@ -368,7 +285,8 @@ class TestReport:
         from workers.engines.vllm.plan import make_plan
         from workers.engines.vllm.report import AFTER_PROFILING, report
 
-        cache = report(make_plan(model(kv_cache_memory_bytes=None)))["kv_cache"]
+        # A share of the memory that is free on any machine.
+        cache = report(make_plan(model(kv_cache_memory_bytes=None, gpu_memory_utilization=0.1)))["kv_cache"]
         assert (cache["blocks"], cache["tokens"], cache["note"]) == (None, None, AFTER_PROFILING)
 
     def test_compiled_code_is_kept_in_the_cache_folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

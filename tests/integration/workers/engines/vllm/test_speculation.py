@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 
 from shared.domain.events import Delta
 from shared.domain.priorities import BATCH_PRIORITY
-from shared.domain.request import GenerateRequest, Sampling
+from shared.domain.request import GenerateRequest, Sampling, StructuredOutputs
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
 from tests.support.transcripts import choices_of
@@ -117,6 +117,38 @@ async def test_a_stop_token_ends_it(speculative: Any, real_engine: Any) -> None:
     plain, drafted = await generate(real_engine, chosen), await generate(speculative, chosen)
     assert choices_of(drafted) == choices_of(plain)
     assert tokens(drafted) == tokens(plain)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"numbers": {"type": "array", "items": {"enum": ["one", "two", "three"]}, "maxItems": 4}},
+    "required": ["numbers"],
+}
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [{"json_schema": SCHEMA}, {"regex": "(one|two|three)( (one|two|three)){6}"}, {"choice": ["one two three", "one"]}],
+    ids=["schema", "regex", "choice"],
+)
+async def test_a_grammar_holds_for_drafted_tokens(
+    speculative: Any, real_engine: Any, structure: dict[str, Any]
+) -> None:
+    """Drafts from the prompt, which the grammar does not allow, are rejected; the answer is that without drafts."""
+    asked = request().model_copy(update={"structured_outputs": StructuredOutputs(**structure)})
+    plain, drafted = await generate(real_engine, asked), await generate(speculative, asked)
+    assert choices_of(drafted) == choices_of(plain)
+    assert tokens(drafted) == tokens(plain)
+
+
+async def test_log_probabilities_are_those_without_speculation(speculative: Any, real_engine: Any) -> None:
+    asked = request(max_tokens=24).model_copy(update={"logprobs": 2})
+    found = [choices_of(await generate(engine, asked))[0].logprobs for engine in (real_engine, speculative)]
+    plain, drafted = (list(entries or ()) for entries in found)
+    assert [entry["token"] for entry in drafted] == [entry["token"] for entry in plain]
+    values = [[entry["logprob"] for entry in entries] for entries in (drafted, plain)]
+    assert values[0] == pytest.approx(values[1], abs=1e-3)
+    assert min(values[0]) < 0
 
 
 async def test_a_crowd_is_not_drafted_for(speculative: Any, real_engine: Any) -> None:
