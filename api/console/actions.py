@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import ValidationError
 from starlette.responses import RedirectResponse, Response
 
-from api.console.navigation import browser_path, root_of
+from api.console.navigation import asks_for_part, browser_path, root_of
 from api.console.templates import page_response
 from shared.domain.field_types import message_of
 
@@ -92,5 +92,4 @@ def dialog_response(request: Request, template: str, status: int = 200, **values
 
     Its template extends `dialog.html`, and `values` are what it shows.
     """
-    is_part = "hx-request" in request.headers
-    return page_response(request.scope, template, status, is_part=is_part, **values)
+    return page_response(request.scope, template, status, is_part=asks_for_part(request.scope), **values)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
 from api.console.csrf import SAFE_METHODS
-from api.console.navigation import PREFIX, browser_path, here_of
+from api.console.navigation import PREFIX, asks_for_part, browser_path, here_of
 from api.console.security_headers import SECURITY_HEADERS
 from api.console.templates import page_response, render
 from api.http.conventions import Conventions
@@ -28,7 +27,7 @@ _TITLES = {
 def error_page(scope: Scope, status: int, message: str) -> Response:
     """The response to an error: a page, or for a script that replaces a part of a page, one for that part."""
     title = _TITLES.get(status) or HTTPStatus(status).phrase
-    if "hx-request" in Headers(scope=scope):
+    if asks_for_part(scope):
         return HTMLResponse(
             render("error_part.html", {"title": title, "message": message}), status, headers=SECURITY_HEADERS
         )

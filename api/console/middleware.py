@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.console.cookies import session_token
 from api.console.csrf import SAFE_METHODS, csrf_token, is_same_origin
-from api.console.navigation import PREFIX, browser_path, root_of
+from api.console.navigation import PREFIX, asks_for_part, browser_path, root_of
 from api.console.security_headers import SECURITY_HEADERS
 from api.console.sessions import Sessions
 from api.console.viewer import Viewer
@@ -88,7 +88,7 @@ def _sign_in(scope: Scope, headers: Headers) -> ASGIApp:
     """The response to a request without a session: the sign-in page, which leads back to a page that was asked for."""
     if scope["method"] not in SAFE_METHODS or headers.get("accept") == "text/event-stream":
         return render(Unauthorized("Your session has ended. Sign in again."))
-    if "hx-request" in headers:
+    if asks_for_part(scope):
         return Response(status_code=401, headers={"HX-Redirect": SIGN_IN})  # resolved against the layout's root
     path = browser_path(scope)
     query = scope["query_string"].decode("latin-1")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from api.console.page import Page
@@ -53,6 +54,14 @@ def address(path: str, **conditions: str | None) -> str:
     """The address of a page with those of the conditions that are set, relative to the console's root."""
     query = urlencode({name: value for name, value in conditions.items() if value})
     return f"{path}?{query}" if query else path
+
+
+def asks_for_part(scope: Scope) -> bool:
+    """Whether a script of a page has sent the request, and puts the response into the page.
+
+    Others, such as the address of a part that is opened in a browser, get a whole page.
+    """
+    return "hx-request" in Headers(scope=scope)
 
 
 def browser_path(scope: Scope) -> str:

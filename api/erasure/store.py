@@ -32,12 +32,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 
-from api.erasure.related_rows import erase_deliveries, erase_feedback, erase_quality, is_one_of
+from api.erasure.deliveries import erase_deliveries
 from shared.domain.job import TERMINAL
 from shared.domain.webhook_events import EventType
 from shared.postgres.audit_store import record
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.job_purge import purge_statement, release_statement
+from shared.postgres.quality_deletion import erase_feedback, erase_quality, is_one_of
 from shared.postgres.quality_tables import FeedbackRow
 from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
 from shared.postgres.store import Store

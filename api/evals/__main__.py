@@ -78,6 +78,8 @@ async def _judged(
         f"disagreement of the two orders: {_share(pairs['order_disagreement'], found['n'])}",
         f"not scored: {found['unparsable']} unparsable, {found['failed']} failed",
     ]
+    if found.get("erased"):
+        lines.append(f"erased before they were judged: {found['erased']} items, which count for nothing")
     compared = Compared(
         _difference(found),
         None,
@@ -90,6 +92,7 @@ async def _judged(
         ),
         (found["unanswered"]["a"], found["unanswered"]["b"]),
         found["unscored"],
+        found.get("erased", 0),  # servers of the previous version have no such member
     )
     return compared, lines, (pairs["a_wins"], pairs["ties"], pairs["b_wins"])
 
@@ -193,6 +196,8 @@ def _scores(model: str, judgements: Sequence[dict[str, Any]], scale: str) -> str
     scores = Counter(float(one["score"]) for one in judgements if one["state"] == "scored")
     states = Counter(one["state"] for one in judgements)
     without = f"{states['unparsable']} unparsable, {states['failed']} failed"
+    if states["erased"]:
+        without += f", {states['erased']} erased"
     unanswered = states["unanswered"]
     if unanswered:
         without += f", {unanswered} not answered"

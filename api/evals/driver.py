@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import orjson
 
 from api.evals.sets import EvalSet, SetItem
 from shared.domain.priorities import BATCH_PRIORITY
+from shared.runtime.portions import portions
 
 # Jobs of a command that are open at the same time.
 CONCURRENCY = 32
@@ -217,7 +218,13 @@ class Driver:
                 "set": {"name": items.name[:200], "sha256": items.sha256, "items": len(wanted)},
             },
         )
-        for part in _parts(_item(item, answers) for item in wanted):
+        parts = portions(
+            (_item(item, answers) for item in wanted),
+            lambda item: len(orjson.dumps(item)),
+            max_size=BYTES_PER_CALL,
+            max_items=ITEMS_PER_CALL,
+        )
+        for part in parts:
             await self.call("POST", f"/v1/evals/runs/{run['id']}/items", json={"items": part})
         wait_s = POLL_S
         while run["ended_at"] is None:
@@ -260,21 +267,6 @@ def _item(item: SetItem, answers: Iterable[Answers]) -> dict[str, Any]:
         "messages": [{"role": role, "content": text} for role, text in item.messages],
         "answers": [_given(item, one) for one in answers],
     }
-
-
-def _parts(items: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Items as they are sent together."""
-    part: list[dict[str, Any]] = []
-    size = 0
-    for item in items:
-        own = len(orjson.dumps(item))
-        if part and (len(part) == ITEMS_PER_CALL or size + own > BYTES_PER_CALL):
-            yield part
-            part, size = [], 0
-        part.append(item)
-        size += own
-    if part:
-        yield part
 
 
 def _given(item: SetItem, answers: Answers) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from api.evals.identity import JudgeIdentity
 from api.evals.prompts import BYTES_PER_TOKEN, Judged, judge_request, read_verdict
 from api.evals.rubrics import Rubric, RubricBook
-from api.evals.runs import Due, JudgeJob, Judgement, JudgementState, RunKind, RunStore
+from api.evals.runs import Due, JudgeJob, Judgement, RunStore
 from api.evals.samples import SampleStore
 from api.keys.principal import Principal
 from api.keys.store import ApiKeyStore
@@ -34,6 +34,7 @@ from shared.domain.errors import (
     Unavailable,
 )
 from shared.domain.job import Choice, Job
+from shared.domain.judgements import JudgementState, RunKind
 from shared.domain.log_level import LogLevel
 from shared.domain.new_job import Idempotency, NewJob
 from shared.domain.priorities import BATCH_PRIORITY
@@ -46,7 +47,7 @@ from shared.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 KIND = "judge"
-STEP_S = 2.0
+STEP_S, ABANDONED_STEP_S = 2.0, 600.0
 # Judgements whose jobs a step submits, and those whose jobs are looked at in one go.
 SUBMITTED, LOOKED_AT = 50, 200
 # A judge job that has not ended by then is cancelled: what is judged should not be a day old.
@@ -104,6 +105,15 @@ class Judges:
     async def run(self) -> None:
         """Submit and collect every few seconds, until cancelled."""
         await run_periodically(self.step, "judgements", interval_s=STEP_S, jitter=0.2)
+
+    async def run_ending_abandoned(self) -> None:
+        """End runs over sets whose clients have stopped bringing items, from time to time, until cancelled."""
+        await run_periodically(self.end_abandoned, "ending abandoned runs", interval_s=ABANDONED_STEP_S, jitter=0.2)
+
+    async def end_abandoned(self) -> None:
+        """End runs over sets whose clients have stopped bringing items."""
+        if ended := await self._runs.end_abandoned():
+            logger.warning("%d runs over sets were ended: their items have stopped coming", ended)
 
     async def step(self) -> None:
         """Take the judgements whose turn it is: submit the jobs of new ones, and look at the jobs of others."""

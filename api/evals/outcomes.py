@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from api.evals.rubrics import Scale
-from api.evals.runs import JudgementState, Outcome
+from api.evals.runs import Outcome
 from api.evals.statistics import Difference, Pairwise, paired_difference, unpaired_difference
+from shared.domain.judgements import JudgementState
 
 # The difference of an item for which only one of two models has an answer, of a comparison by pairs.
 LOST, WON = -1.0, 1.0
@@ -61,13 +62,14 @@ class Sensitivity:
 @dataclass(frozen=True, slots=True)
 class Compared:
     """The items of two models `a` and `b`. `unanswered`: those that each has not answered. `unscored`: those without a
-    score although both have answered."""
+    score although both have answered. `erased`: those whose data was erased, which count for nothing."""
 
     difference: Difference
     pairwise: Pairwise | None = None
     sensitivity: Sensitivity | None = None
     unanswered: tuple[int, int] = (0, 0)
     unscored: int = 0
+    erased: int = 0
 
     @property
     def shown(self) -> Difference:
@@ -82,6 +84,7 @@ class _Items:
     gaps: list[Gap] = field(default_factory=list)
     unanswered: list[int] = field(default_factory=lambda: [0, 0])
     unscored: int = 0
+    erased: int = 0
 
     def compared(self, pairwise: Pairwise | None = None) -> Compared:
         return Compared(
@@ -90,6 +93,7 @@ class _Items:
             Sensitivity.of(self.differences, self.gaps),
             (self.unanswered[0], self.unanswered[1]),
             self.unscored,
+            self.erased,
         )
 
 
@@ -101,6 +105,9 @@ def compare_pairs(outcomes: Sequence[Outcome], *, turned: bool) -> Compared:
     items, scores = _Items(), dict[str, tuple[float, float]]()
     for item, orders in by_item.items():
         states = {one.state for one in orders.values()}
+        if JudgementState.ERASED in states:
+            items.erased += 1
+            continue
         if len(orders) < 2 or JudgementState.PENDING in states:
             continue
         own = {position: 1 - (one.score or 0.0) if turned else one.score or 0.0 for position, one in orders.items()}
@@ -127,10 +134,13 @@ def compare_scores(outcomes: Sequence[Outcome], a: str, b: str, scale: Scale | N
         by_item[one.item][one.model] = one
     items = _Items()
     for answers in by_item.values():
-        if a not in answers or b not in answers:
+        states = [answers[model].state for model in (a, b) if model in answers]
+        if JudgementState.ERASED in states:
+            items.erased += 1
+            continue
+        if len(states) < 2:
             continue
         pair = answers[a], answers[b]
-        states = [one.state for one in pair]
         if JudgementState.PENDING in states:
             continue
         if all(state is JudgementState.SCORED for state in states):

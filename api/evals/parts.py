@@ -38,6 +38,7 @@ class Evals:
         supervisor.start("rubrics_reload", self.reload.run())
         supervisor.start("sampler", self.sampler.run())
         supervisor.start("judges", self.judges.run())
+        supervisor.start("abandoned_runs", self.judges.run_ending_abandoned())
 
 
 def build_evals(

@@ -229,6 +229,7 @@ class ComparisonView(BaseModel):
                     "pending": 0,
                     "unanswered": {"a": 0, "b": 3},
                     "unscored": 0,
+                    "erased": 0,
                     "sensitivity": {
                         "failures_as_worst": {
                             "n": 203,
@@ -269,6 +270,9 @@ class ComparisonView(BaseModel):
     pending: int
     unanswered: UnansweredView
     unscored: int = Field(description="Items, or sampled answers, without a score: judgements are missing.")
+    erased: int = Field(
+        description="Items whose data was erased or deleted before they were judged, which count for nothing."
+    )
     sensitivity: SensitivityView | None = Field(description="Null if every item has a score.")
 
     @classmethod
@@ -297,5 +301,6 @@ class ComparisonView(BaseModel):
             pending=one.pending,
             unanswered=UnansweredView(a=found.unanswered[0], b=found.unanswered[1]),
             unscored=found.unscored,
+            erased=found.erased,
             sensitivity=None if sensitivity is None else SensitivityView.of(sensitivity),
         )

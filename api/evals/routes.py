@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query
 from api.evals.dependencies import CurrentEvals, Labeller, Operator, labelled_project, labeller_id
 from api.evals.report_schemas import ComparisonView, ReportView
 from api.evals.rubrics import MAX_NAME
-from api.evals.runs import RunKind
 from api.evals.schemas import (
     ItemsCreate,
     JudgementList,
@@ -29,6 +28,7 @@ from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, READ
 from api.http.pagination import After, Limit
 from shared.domain.field_types import MAX_MODEL_NAME
+from shared.domain.judgements import RunKind
 
 MAX_DAYS = 365
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Double,
     Integer,
@@ -23,9 +21,9 @@ from sqlalchemy import (
     case,
     cast,
     delete,
-    false,
     func,
     literal,
+    literal_column,
     or_,
     select,
     update,
@@ -36,7 +34,9 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from api.evals.rubrics import Rubric
 from shared.domain.ids import is_id, new_id
 from shared.domain.job import TERMINAL, Choice, JobStatus
+from shared.domain.judgements import JudgementState, RunKind
 from shared.postgres.engine import transaction
+from shared.postgres.eval_run_ends import end_if_complete, lock_sets
 from shared.postgres.prepared import Prepared
 from shared.postgres.quality_tables import EvalRunRow, JudgementRow
 from shared.postgres.store import Store, seconds
@@ -50,28 +50,8 @@ LEASE_S = 60.0
 # answer is deleted a minute after its end, because its level of the request log is `none`. A process that has taken a
 # judgement to look at its job, and ends before it has, must not take longer than that either.
 MIN_WAIT_S, MAX_WAIT_S = 2.0, 20.0
-
-
-class RunKind(StrEnum):
-    """What a run judges: sampled answers of the request log, the answers of a set, or pairs of two models' answers."""
-
-    LIVE = "live"
-    SET = "set"
-    PAIRWISE = "pairwise"
-
-
-class JudgementState(StrEnum):
-    """The states of a judgement. Only a `scored` one has a score that a judge has given."""
-
-    PENDING = "pending"
-    SCORED = "scored"
-    # The judge's answer is not one that the rubric allows.
-    UNPARSABLE = "unparsable"
-    # The judge gave no answer.
-    FAILED = "failed"
-    # A model has not answered the item of a set, so there was nothing to judge. Of a pair, the score is the one that it
-    # would have if the answer that there is were better.
-    UNANSWERED = "unanswered"
+# A run over a set whose client has brought no item for so long ends without those that are missing.
+ABANDONED_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +141,8 @@ class JudgeJob:
     error: str | None
 
 
+# The state of a judgement, as `JudgementState` has it.
+STATE = case((JudgementRow.erased_at.is_not(None), literal(JudgementState.ERASED.value)), else_=JudgementRow.state)
 _JUDGEMENT = (
     JudgementRow.id,
     JudgementRow.run_id,
@@ -170,7 +152,7 @@ _JUDGEMENT = (
     JudgementRow.project_id,
     JudgementRow.requested_model,
     JudgementRow.judge_job_id,
-    JudgementRow.state,
+    STATE.label("state"),
     JudgementRow.score,
     JudgementRow.reason,
     JudgementRow.answered_at,
@@ -269,11 +251,11 @@ class RunStore(Store):
         )
         async with transaction(self._engine) as connection:
             if any(one.unanswered is not None for one in new):
-                await connection.execute(_lock_set(literal(run_id)))
+                await connection.execute(lock_sets([run_id]))
             for value in values:
                 await connection.execute(insert(JudgementRow).values(value).on_conflict_do_nothing())
             if any(one.unanswered is not None for one in new):
-                await connection.execute(_end_if_complete(run_id))
+                await connection.execute(end_if_complete(run_id))
             rows = [_judgement(row) for row in await connection.execute(found)]
         by_key = {(row.item, row.model, row.position): row for row in rows}
         return [by_key[one.item, one.model, one.position] for one in new]
@@ -326,14 +308,39 @@ class RunStore(Store):
             )
             .returning(JudgementRow.run_id)
         )
-        run_of = select(JudgementRow.run_id).where(JudgementRow.id == judgement_id).scalar_subquery()
+        run_of = select(JudgementRow.run_id).where(JudgementRow.id == judgement_id)
         async with transaction(self._engine) as connection:
-            await connection.execute(_lock_set(run_of))
+            await connection.execute(lock_sets(run_of))
             run_id = await connection.scalar(ended)
             if run_id is None:
                 return False
-            await connection.execute(_end_if_complete(run_id))
+            await connection.execute(end_if_complete(run_id))
         return True
+
+    async def end_abandoned(self) -> int:
+        """End runs over sets whose items are not all there and that nobody brings any more; return their number.
+
+        Their judgements are fewer than the run expects.
+        """
+        row = JudgementRow
+        since = func.now() - seconds(ABANDONED_S)
+        is_active = (
+            select(row.id)
+            .where(row.run_id == EvalRunRow.id, or_(row.state == JudgementState.PENDING.value, row.created_at > since))
+            .exists()
+        )
+        ended = (
+            update(EvalRunRow)
+            .where(
+                EvalRunRow.kind != RunKind.LIVE.value,
+                EvalRunRow.ended_at.is_(None),
+                EvalRunRow.created_at < since,
+                ~is_active,
+            )
+            .values(ended_at=func.now())
+        )
+        async with self._engine.connect() as connection:
+            return (await connection.execute(ended)).rowcount
 
     async def jobs(self, job_ids: Sequence[str]) -> dict[str, JudgeJob]:
         """The jobs of judges, by id; those that have not ended without their output."""
@@ -367,32 +374,11 @@ def _unanswered(new: NewJudgement) -> dict[str, Any]:
     }
 
 
-def _lock_set(run_id: Any) -> Select[Any]:
-    """Lock a run over a set: of two transactions that end its last judgements, the second sees the first one's."""
-    locked = select(EvalRunRow.id).where(EvalRunRow.id == run_id, EvalRunRow.options.has_key("expected"))
-    return locked.with_for_update()
-
-
-def _end_if_complete(run_id: str) -> Update:
-    """End a run over a set if all of its judgements have ended."""
-    expected = cast(EvalRunRow.options["expected"].astext, BigInteger)
-    of_run = JudgementRow.run_id == run_id
-    done = select(func.count()).where(of_run).scalar_subquery()
-    is_open = select(JudgementRow.id).where(of_run, JudgementRow.state == JudgementState.PENDING.value).exists()
-    # They are counted only if none is open: each time, a run of n judgements would read n * n rows.
-    has_all = case((is_open, false()), else_=expected <= done)
-    return (
-        update(EvalRunRow)
-        .where(EvalRunRow.id == run_id, EvalRunRow.ended_at.is_(None), has_all)
-        .values(ended_at=func.now())
-    )
-
-
 def _runs() -> Select[Any]:
     counted = (
-        select(JudgementRow.state, func.count().label("judgements"))
+        select(STATE.label("state"), func.count().label("judgements"))
         .where(JudgementRow.run_id == EvalRunRow.id)
-        .group_by(JudgementRow.state)
+        .group_by(literal_column("1"))
         .correlate(EvalRunRow)
         .subquery()
     )

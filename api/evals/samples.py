@@ -12,8 +12,9 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.evals.rubrics import Rubric
-from api.evals.runs import JudgementState, RunKind, live_run_id
+from api.evals.runs import live_run_id
 from shared.domain.job import JobStatus
+from shared.domain.judgements import JudgementState, RunKind
 from shared.domain.log_level import LogLevel
 from shared.postgres.engine import limit_idle, transaction
 from shared.postgres.quality_tables import EvalRunRow, JudgementRow

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from api.evals.labels import Label
 from api.evals.prompts import MAX_REASON
 from api.evals.rubrics import MAX_NAME, Rubric, Sampling
-from api.evals.runs import Judgement, JudgementState, Run, RunKind
+from api.evals.runs import Judgement, Run
 from api.evals.service import Item, RubricState
 from api.http.pagination import PageView
 from shared.domain.field_types import MAX_MODEL_NAME, UnicodeText, contradiction
+from shared.domain.judgements import JudgementState, RunKind
 from shared.domain.request import Message
 
 MAX_ITEM_ID = 200

@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select
 
-from api.evals.runs import JudgementState, Outcome, RunKind
+from api.evals.runs import STATE, Outcome
+from shared.domain.judgements import JudgementState, RunKind
 from shared.postgres.quality_tables import EvalRunRow, JudgementRow
 from shared.postgres.store import Store
 from shared.postgres.usage_tables import UsageEventRow
@@ -58,7 +59,7 @@ class ScoreStore(Store):
     async def outcomes(self, run_id: str) -> list[Outcome]:
         """What all judgements of a run over a set have come to."""
         statement = select(
-            JudgementRow.item, JudgementRow.model, JudgementRow.position, JudgementRow.state, JudgementRow.score
+            JudgementRow.item, JudgementRow.model, JudgementRow.position, STATE.label("state"), JudgementRow.score
         ).where(JudgementRow.run_id == run_id)
         return await self._all(statement, _outcome)
 

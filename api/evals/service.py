@@ -15,16 +15,7 @@ from api.evals.labels import Label, LabelStore, Pair
 from api.evals.outcomes import Compared, compare_pairs, compare_samples, compare_scores
 from api.evals.prompts import Judged
 from api.evals.rubrics import Rubric, RubricBook, Scale
-from api.evals.runs import (
-    Judgement,
-    JudgementState,
-    NewJudgement,
-    Run,
-    RunKind,
-    RunStore,
-    is_run_id,
-    live_run_id,
-)
+from api.evals.runs import Judgement, NewJudgement, Run, RunStore, is_run_id, live_run_id
 from api.evals.scores import ModelScores, ScoreStore
 from api.evals.statistics import Agreement, agreement
 from api.http.pagination import Page, check_after, fetch_page
@@ -34,6 +25,7 @@ from api.quality.intervals import Mean, mean_of_scores
 from api.requests.service import LoggedRequests
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.judgements import JudgementState, RunKind
 from shared.domain.request import Message
 
 # Of the two models of a comparison.

@@ -25,6 +25,7 @@ from api.requests.sampling import Sample, below, sample_number
 from api.requests.store import LoggedRequest, LoggedRequestStore, RequestPage
 from shared.domain.errors import Unavailable
 from shared.domain.log_level import LogLevel
+from shared.runtime.portions import portions
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -223,32 +224,15 @@ def _lines(
 
 
 def _grouped(rows: Sequence[LoggedRequest]) -> Iterator[list[LoggedRequest]]:
-    group: list[LoggedRequest] = []
-    tokens = 0
-    for row in rows:
-        own = (row.input_tokens or 0) + (row.output_tokens or 0)
-        if group and (len(group) == GROUP or tokens + own > GROUP_TOKENS):
-            yield group
-            group, tokens = [], 0
-        group.append(row)
-        tokens += own
-    if group:
-        yield group
+    """The rows in portions whose bodies are read together, as far as tokens say how large they are."""
+    return portions(
+        rows, lambda row: (row.input_tokens or 0) + (row.output_tokens or 0), max_size=GROUP_TOKENS, max_items=GROUP
+    )
 
 
 def _fitting(rows: Sequence[LoggedRequest], sizes: Mapping[str, int]) -> Iterator[list[LoggedRequest]]:
     """The rows in portions whose bodies fit in memory; each has at least one. Images and files have few tokens."""
-    portion: list[LoggedRequest] = []
-    size = 0
-    for row in rows:
-        own = sizes.get(row.job_id, 0)
-        if portion and size + own > GROUP_BYTES:
-            yield portion
-            portion, size = [], 0
-        portion.append(row)
-        size += own
-    if portion:
-        yield portion
+    return portions(rows, lambda row: sizes.get(row.job_id, 0), max_size=GROUP_BYTES)
 
 
 class _ExportResponse(StreamingResponse):

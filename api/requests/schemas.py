@@ -244,7 +244,9 @@ class ExportView(BaseModel):
     key: str | None = Field(description="The id of the key that made it.")
     filters: dict[str, Any] = Field(description="The conditions, the file format, and the sample.")
     level: str = Field(description="At most this much of the bodies is in it: `redacted` or `full`.")
-    rows: int | None = Field(description="The requests that were sent; null while it is under way.")
+    rows: int | None = Field(
+        description="The requests that were sent; null while it is under way, and if its process was killed."
+    )
     created_at: datetime
     ended_at: datetime | None = Field(description="Null unless it is complete.")
 

@@ -241,6 +241,11 @@ OTHERS: Sequence[Callable[[Random], str]] = (
     lambda random: f"ISBN 978-3-{_digits(random, 2)}-{_digits(random, 6)}-{_digits(random, 1)}",
     lambda random: "-".join(_token(random, size, "0123456789abcdef") for size in (8, 4, 4, 4, 12)),
     lambda random: _token(random, 40, "0123456789abcdef"),
+    lambda random: "-".join(_token(random, size, "0123456789ABCDEF") for size in (8, 4, 4, 4, 12)),
+    lambda random: f"job_{_token(random, 32, '0123456789abcdef')}",
+    lambda random: _token(random, random.choice((16, 64)), "0123456789abcdef"),
+    lambda random: f"0{_digits(random, 9)}-{_token(random, 1, string.ascii_uppercase)}{_digits(random, 2)}",
+    lambda random: f"{_digits(random, 4)}-{_digits(random, 6)}-{_token(random, 2, string.ascii_uppercase)}",
     lambda random: f"1{_digits(random, 9)}",  # a time in seconds since 1970
     lambda random: f"{random.randint(-89, 89)}.{_digits(random, 6)}, {random.randint(-179, 179)}.{_digits(random, 6)}",
     lambda random: f"@user{_digits(random, 3)}",

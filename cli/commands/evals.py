@@ -183,6 +183,7 @@ def compare(
             ("the orders disagree on", swapped),
             *_without_scores(found, a, b),
             ("not scored", f"{found['unparsable']} unparsable, {found['failed']} failed, {found['pending']} pending"),
+            ("erased", f"{found['erased']} items" if found.get("erased") else None),
             ("rubric", f"{found['rubric']}, judged by {found['judge']}"),
             ("run", found["run_id"] or "scores of sampled answers, of different requests"),
         ]

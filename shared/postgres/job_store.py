@@ -58,6 +58,7 @@ from shared.postgres.new_jobs import (
     weight,
 )
 from shared.postgres.prepared import Prepared
+from shared.postgres.quality_deletion import delete_quality_texts
 from shared.postgres.store import readable
 from shared.postgres.summary_deletion import delete_summaries
 from shared.postgres.tables import JobRow, WorkerRow
@@ -350,7 +351,8 @@ class JobStore(JobRowStore):
         """Delete the input and output of a job that has ended; the row remains, for accounting.
 
         Its body in the request log is deleted too, as are the summaries of its conversation, with those of the jobs
-        that wrote them. Returns the ids of the jobs, this one's first; none if there is no such job.
+        that wrote them, and what people and judges have written about its answer. Returns the ids of the jobs whose
+        logs are to be deleted, this one's first; none if there is no such job.
         """
         async with transaction(self._engine) as connection:
             statement = purge_statement(JobRow.id == job_id, JobRow.project_id == project_id)
@@ -360,6 +362,7 @@ class JobStore(JobRowStore):
             row, deleted = rows[0], [job_id]
             if row.conversation is not None:
                 deleted += await delete_summaries(connection, project_id, row.conversation)
+            await delete_quality_texts(connection, project_id, job_id)
         try:
             await self._changes(release_statement(JobRow.id == job_id))
         except Exception as error:

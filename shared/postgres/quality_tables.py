@@ -96,6 +96,8 @@ class JudgementRow(Base):
     judge_job_id: Mapped[str | None] = mapped_column(Text(collation="C"), unique=True)
     # `pending`, `scored`, `unparsable`, `failed`, or `unanswered`: a model has not answered the item of a set.
     state: Mapped[str] = mapped_column(Text, server_default=text("'pending'"))
+    # When the item of a set was erased; the state is `failed` then.
+    erased_at: Mapped[datetime | None] = mapped_column(Timestamp)
     # On the rubric's scale; of two answers: 1 if the first model's is better, 0 if the second's is, 0.5 if neither.
     score: Mapped[Decimal | None] = mapped_column(Numeric)
     reason: Mapped[str | None] = mapped_column(Text)

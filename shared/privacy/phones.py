@@ -28,6 +28,8 @@ _CANDIDATE = re.compile(
     rf"{_BEGIN}(?<![\w#$€£¥=_]{_BEGIN})(?<!\d[.,:-]{_BEGIN})(?<![A-Za-z]-{_BEGIN})(?!\d{{3}}-\d\d-\d\d(?![\d-]))"
     rf"[\d{_S}]{{6,40}}(?<=\d)(?![\w%€])"
 )
+# What makes a number the beginning of an order number or another identifier: `0252288663-Y50`.
+_JOINED = re.compile(r"[-_][-_0-9]{0,40}[A-Za-z]")
 _PARTS = re.compile(r"[ \u00a0]{2,}| ?[/;] |(?<=\d) ?(?=\+)")
 _DATE = re.compile(
     r"(?:\d{4}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2(?:\d{4}|\d{2}))(?:[ ,]+\d{1,2})?$"  # and an hour
@@ -102,7 +104,7 @@ class Phones:
     def _is_number(self, number: str, text: str, start: int) -> bool:
         if number[0] in "+\uff0b":
             return _is_valid(number, None)
-        if _FRACTION.match(number):
+        if _FRACTION.match(number) or _JOINED.match(text, start + len(number)):
             return False
         digits = "".join(_GROUP.findall(number))
         if digits.startswith("00") and _is_valid(f"+{digits[2:]}", None):

@@ -12,6 +12,7 @@ from shared.privacy import cards, ibans, presidio
 from shared.privacy.bodies import BodyWalk
 from shared.privacy.emails import replace_emails
 from shared.privacy.escapes import unescaped
+from shared.privacy.identifiers import hide_identifiers, show_identifiers
 from shared.privacy.own_rules import OwnRules, placeholder, replace_spans
 from shared.privacy.phones import SHORTEST as SHORTEST_PHONE
 from shared.privacy.phones import Phones
@@ -141,13 +142,18 @@ class Redactor:
         if not text.isascii():
             text = _OTHER_DIGIT.sub(lambda digit: str(int(digit[0])), text)
         digits = sum(map(text.count, _DIGITS))
-        found = 0
+        shown, found = text, 0
+        if any(digits >= fewest for _, fewest, _ in self._numbers):
+            text = hide_identifiers(text)
+        is_hidden = text != shown
         for kind, fewest, replace in self._numbers:
             if digits >= fewest:
                 text, count = replace(text, placeholder(kind))
                 text = _count(kind, counts, text, count)
                 found += count
-        return text if found else original
+        if not found:
+            return original
+        return show_identifiers(text) if is_hidden else text
 
 
 def _count(kind: RedactionKind, counts: dict[str, int], text: str, found: int) -> str:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from api.console.actions import dialog_response, redirect
 from api.console.jobs import conditions
 from api.console.jobs.act import MAX_JOBS, Act, absolute
+from api.console.navigation import asks_for_part
 from api.console.templates import fragment_response, page_response
 from api.console.viewer import CurrentViewer, Viewer
 from api.http.dependencies import resource
@@ -87,7 +88,7 @@ async def do_step(request: Request, viewer: CurrentViewer, actions: Actions) -> 
     if act.is_over:
         logger.info("act=%s %s by key_%d: %d jobs", act.name, act.action.value, viewer.principal.key_id, act.done)
     address = f"jobs/all/progress?{urlencode(act.parameters(viewer))}"
-    if "hx-request" not in request.headers:
+    if not asks_for_part(request.scope):
         return redirect(request, address)
     response = fragment_response("jobs/act_progress.html", **_values(viewer, act, problem), viewer=viewer)
     response.headers["HX-Replace-Url"] = address

@@ -18,6 +18,7 @@ from api.console.jobs.lines import Lines
 from api.console.jobs.service import ConsoleJobs
 from api.console.live import Broadcaster
 from api.console.live_streams import CurrentStreams
+from api.console.navigation import asks_for_part
 from api.console.page import Page
 from api.console.templates import fragment_response, page_response, render
 from api.console.viewer import CurrentViewer, Viewer
@@ -171,7 +172,7 @@ async def change_selected(
     if len(selected) > MAX_SELECTED:
         raise InvalidRequest(f"At most {MAX_SELECTED} jobs can be changed at once.")
     results = await jobs.apply(viewer, action, selected)
-    if "hx-request" in request.headers:
+    if asks_for_part(request.scope):
         return fragment_response("jobs/results.html", results=results, action=action.value)
     # The form has the address of the list; any other is ignored.
     address = back if back.partition("?")[0] == "jobs" else "jobs"

@@ -293,6 +293,8 @@ def comparison_view(one: Comparison) -> ComparisonView:
         shares = [(name, count, count / max(1, difference.n)) for name, count in counts]
     unscored = f"{number(one.unparsable)} unparsable, {number(one.failed)} failed, {number(one.pending)} pending"
     facts.append(("Not scored", unscored))
+    if found.erased:
+        facts.append(("Erased", f"{number(found.erased)} items, which count for nothing"))
     facts.append(("Judged by", f"{one.judge_model}, by the rubric {one.rubric}"))
     facts.append(("From", one.run_id or "scores of sampled answers, of different requests"))
     return ComparisonView(verdict, badge, one.a, one.b, facts, _difference_range(found.shown), shares)

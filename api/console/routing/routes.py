@@ -12,6 +12,7 @@ from starlette.responses import Response
 from api.cache.store import CacheStore
 from api.console.actions import Form, dialog_response, read_form, redirect
 from api.console.keys.store import KeyPagesStore
+from api.console.navigation import asks_for_part
 from api.console.page import Page
 from api.console.routing.store import RoutingStore, parts_of
 from api.console.routing.trial import Trial, names_of, try_route
@@ -77,7 +78,7 @@ async def try_it(
     trial = await try_route(
         await read_form(request), viewer.principal, admission, registry, is_operator=viewer.is_operator
     )
-    if "hx-request" in request.headers:
+    if asks_for_part(request.scope):
         return fragment_response("routing/trial.html", trial=trial)
     view = await _view(viewer, store, registry, DEFAULT_RANGE)
     return _page(request, registry, view, DEFAULT_RANGE, trial, status=422 if trial.form.errors else 200)

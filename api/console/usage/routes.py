@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
+from api.console.actions import redirect
 from api.console.key_names import KeyNamesStore
 from api.console.keys.store import KeyPagesStore
-from api.console.navigation import address
+from api.console.navigation import address, asks_for_part
 from api.console.page import Page
 from api.console.templates import fragment_response, page_response
 from api.console.usage.periods import DEFAULT_RANGE, RANGES, RangeName, buckets_until
@@ -141,10 +142,12 @@ async def export(viewer: CurrentViewer, conditions: CurrentConditions, usage: Us
 
 @router.get("/savings")
 async def savings_part(
-    viewer: CurrentViewer, conditions: CurrentConditions, usage: Usage, savings: Savings
+    request: Request, viewer: CurrentViewer, conditions: CurrentConditions, usage: Usage, savings: Savings
 ) -> Response:
     """What routes and caches have saved in the project of the conditions, or else of the viewer's key. It is read from
     the rows of jobs, so the page does not wait for it."""
+    if not asks_for_part(request.scope):
+        return redirect(request, conditions.address())
     filters = await usage.filters(viewer.principal, projects=[conditions.project] if conditions.project else ())
     (project_id,) = filters.project_ids or (viewer.principal.project_id,)
     _, _, found = await savings.report(project_id, DAYS[conditions.range])

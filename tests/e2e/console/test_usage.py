@@ -24,6 +24,8 @@ from tests.support.stack import Stack
 # Models and users that no job of other tests has. Spreadsheets take the second user for a formula.
 MODEL, OTHER_MODEL = "usage-a", "usage-b"
 USER, HOSTILE = "ann of usage", "=<b>ann</b>"
+# As scripts of pages ask for a part.
+OF_PART = {"HX-Request": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +137,12 @@ def test_savings_are_those_of_a_project(
     body = {"model": "auto", "prompt": "x", "max_tokens": 3}
     job = httpx.post(f"{sim_stack.url}/v1/jobs", json=body, headers=headers, timeout=60).json()
     assert job["model"] == "sim"
-    own = spender.get("usage/savings").text
+    own = spender.get("usage/savings", headers=OF_PART).text
     assert "Route auto" in own
     assert "answers of other models than small" in own
-    assert "Route auto" in operator.get("usage/savings", params={"project": "spender", "range": "24h"}).text
-    assert spender.get("usage/savings", params={"project": "operator"}).status_code in (400, 403)
+    narrowed = {"project": "spender", "range": "24h"}
+    assert "Route auto" in operator.get("usage/savings", params=narrowed, headers=OF_PART).text
+    assert spender.get("usage/savings", params={"project": "operator"}, headers=OF_PART).status_code in (400, 403)
     assert 'hx-get="usage/savings"' in spender.get("usage").text
     assert "Choose a project" in operator.get("usage").text
 

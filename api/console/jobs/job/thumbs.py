@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import Response
 
-from api.console.actions import read_form
-from api.console.navigation import browser_path, root_of
-from api.console.templates import render
+from api.console.actions import read_form, redirect
+from api.console.navigation import asks_for_part
+from api.console.templates import fragment_response
 from api.console.viewer import CurrentViewer, Viewer
 from api.feedback.schemas import JobFeedbackCreate
 from api.feedback.service import FeedbackService
@@ -43,8 +43,10 @@ async def thumbs(feedback: FeedbackService, viewer: Viewer, job_id: str) -> Mapp
 
 
 @router.get("/{job_id}/feedback")
-async def show(job_id: str, viewer: CurrentViewer, feedback: CurrentFeedback) -> Response:
+async def show(request: Request, job_id: str, viewer: CurrentViewer, feedback: CurrentFeedback) -> Response:
     """The thumbs of an answer, to be put into a page."""
+    if not asks_for_part(request.scope):
+        return redirect(request, f"jobs/{job_id}")
     return await _part(feedback, viewer, job_id)
 
 
@@ -60,11 +62,11 @@ async def rate(request: Request, job_id: str, viewer: CurrentViewer, feedback: C
         await feedback.rate(viewer.project_id, job_id, body, source=FeedbackSource.CONSOLE)
     else:
         raise InvalidRequest("rating: must be `up`, `down` or `none`", param="rating")
-    if request.headers.get("hx-request") != "true":
-        return RedirectResponse(f"{root_of(browser_path(request.scope))}jobs/{job_id}", status_code=303)
+    if not asks_for_part(request.scope):
+        return redirect(request, f"jobs/{job_id}")
     return await _part(feedback, viewer, job_id)
 
 
 async def _part(feedback: FeedbackService, viewer: Viewer, job_id: str) -> Response:
-    context = {"thumbs": await thumbs(feedback, viewer, job_id), "viewer": viewer, "job_id": job_id}
-    return HTMLResponse(render("jobs/job/thumbs.html", context))
+    found = await thumbs(feedback, viewer, job_id)
+    return fragment_response("jobs/job/thumbs.html", thumbs=found, viewer=viewer, job_id=job_id)

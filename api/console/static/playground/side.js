@@ -186,7 +186,8 @@ export class Side {
     const { signal } = this.following;
     const part = this.part("thumbs");
     try {
-      const html = await (await call(`jobs/${this.job}/feedback`, { method: "GET", signal })).text();
+      const headers = { "HX-Request": "true" };
+      const html = await (await call(`jobs/${this.job}/feedback`, { method: "GET", headers, signal })).text();
       if (signal.aborted) return;
       await htmx.swap({ sourceElement: part, target: part, text: html, swap: "innerHTML" });
       part.hidden = false;

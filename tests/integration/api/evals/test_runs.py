@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.evals.judging import MAX_UNSENT
 from api.evals.prompts import BYTES_PER_TOKEN
 from api.evals.rubrics import Rubric, Scale
-from api.evals.runs import Run, RunKind, live_run_id
+from api.evals.runs import Run, live_run_id
 from api.evals.service import Item
 from api.evals.statistics import Conclusion
 from api.keys.store import ApiKeyStore, generate_key
 from shared.domain.errors import BudgetExceeded, ContextExceeded, InvalidRequest, NotFound
+from shared.domain.judgements import RunKind
 from shared.domain.owner import Owner
 from shared.domain.request import Message
 from shared.postgres.job_store import JobStore

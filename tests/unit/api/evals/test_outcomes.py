@@ -16,8 +16,9 @@ from api.evals.outcomes import (
     compare_scores,
 )
 from api.evals.rubrics import Scale
-from api.evals.runs import JudgementState, Outcome
+from api.evals.runs import Outcome
 from api.evals.statistics import Conclusion, Difference
+from shared.domain.judgements import JudgementState
 
 SCALE = Scale.parse("1-5")
 SCORED, UNPARSABLE, FAILED, UNANSWERED, PENDING = (
