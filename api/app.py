@@ -57,7 +57,7 @@ from api.openai import routes as openai
 from api.pages import routes as pages
 from api.quality import routes as quality
 from api.requests import routes as requests
-from api.resources import open_resources
+from api.resources import RESERVED_FILES, open_resources
 from api.responses import routes as responses
 from api.routing.complexity_loader import load_complexity
 from api.savings import routes as savings
@@ -152,7 +152,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
         redirect_slashes=False,
     )
     app.state.cors_origins = settings.cors_origins
-    app.state.connections = Connections(settings, settings.send_timeout_s, metrics)
+    app.state.connections = Connections(settings, settings.send_timeout_s, metrics, reserved_files=RESERVED_FILES)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(FeedbackTokenMiddleware)
     app.add_middleware(

@@ -122,7 +122,8 @@ from api.usage.service import UsageService
 from api.usage.store import UsageReportStore
 from api.webhooks.address_guard import AddressPolicy, open_client
 from api.webhooks.delivery_store import DeliveryStore
-from api.webhooks.dispatcher import Dispatcher
+from api.webhooks.dispatcher import MAX_HELD, Dispatcher
+from api.webhooks.http_client import MAX_IDLE
 from api.webhooks.outbox import Outbox
 from api.webhooks.request_webhooks import RequestWebhooks
 from api.webhooks.sender import Sender
@@ -138,6 +139,7 @@ from shared.postgres.job_store import JobStore
 from shared.postgres.price_store import PriceStore
 from shared.postgres.usage_sums import UsageSums
 from shared.recovery.recovery import build_recovery
+from shared.redis.connection import CONNECTIONS as REDIS_CONNECTIONS
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
 from shared.redis.conversation_models import ConversationModels
@@ -153,6 +155,13 @@ from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
+DATABASE_CONNECTIONS = 20
+# Connections of webhooks: each delivery that a process holds may have one, and others are kept for the next delivery.
+WEBHOOK_CONNECTIONS = MAX_HELD + MAX_IDLE
+# Files and sockets that a process needs besides its clients' connections. The last number is for what is few: the
+# listening socket, event loops, uploads, object storage and the look-up of hosts.
+RESERVED_FILES = DATABASE_CONNECTIONS + REDIS_CONNECTIONS + WEBHOOK_CONNECTIONS + 128
+
 
 @asynccontextmanager
 async def open_resources(
@@ -167,7 +176,7 @@ async def open_resources(
     """Create the application's resources; close them on exit."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, traces.close)
-        database = connect(settings.database_url, pool_size=20)
+        database = connect(settings.database_url, pool_size=DATABASE_CONNECTIONS)
         stack.push_async_callback(database.dispose)
         redis = connect_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose)

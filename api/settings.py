@@ -69,8 +69,8 @@ class HttpSettings(SettingsGroup):
     max_connections: int = Field(
         10_000,
         ge=1,
-        description="Open connections of one API process, also limited by its limit of open files; beyond it, the one"
-        " that has waited longest for a request is closed.",
+        description="Open connections of one API process, also limited by its limit of open files, of which about 950"
+        " are reserved for other purposes; beyond it, the one that has waited longest for a request is closed.",
     )
     max_connections_per_address: int = Field(
         0,

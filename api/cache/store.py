@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import BigInteger, Delete, Integer, LargeBinary, Select, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from api.keys.projects import ProjectIds
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, Store, seconds
-from shared.postgres.tables import CachedAnswerRow, ProjectRow, SecretRow
+from shared.postgres.store import Records, seconds
+from shared.postgres.tables import CachedAnswerRow, SecretRow
 
 NAME = "response_cache"
 # Rows per statement.
@@ -67,7 +68,7 @@ _DELETE_EXPIRED = Prepared(
 )
 
 
-class CacheStore(Store):
+class CacheStore(ProjectIds):
     """The entries of the response cache in PostgreSQL.
 
     Statements that lock several entries lock them in the order of their keys, as those that end jobs do, or skip the
@@ -127,10 +128,6 @@ class CacheStore(Store):
             deleted = await self._deleted(found)
             count += deleted
         return count
-
-    async def project_id(self, name: str) -> int | None:
-        """The id of a project by its name; None if there is none."""
-        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
 
     async def _deleted(self, keys: Select[Any]) -> int:
         """Delete the entries that a select with row locks returns, and return their number."""

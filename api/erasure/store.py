@@ -33,6 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 
 from api.erasure.deliveries import erase_deliveries
+from api.keys.projects import ProjectIds
 from shared.domain.job import TERMINAL
 from shared.domain.webhook_events import EventType
 from shared.postgres.audit_store import record
@@ -41,9 +42,8 @@ from shared.postgres.job_purge import purge_statement, release_statement
 from shared.postgres.quality_deletion import erase_feedback, erase_quality, is_one_of
 from shared.postgres.quality_tables import FeedbackRow
 from shared.postgres.request_log_tables import ExportRow, RequestBodyRow, RequestLogRow
-from shared.postgres.store import Store
 from shared.postgres.summary_deletion import delete_summaries
-from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow, ProjectRow
+from shared.postgres.tables import BatchRow, FileRow, IdempotencyKeyRow, JobRow
 from shared.postgres.usage_tables import BudgetRow, BudgetWindowRow, LimitRow
 from shared.postgres.webhook_tables import WebhookDeliveryRow
 
@@ -95,12 +95,8 @@ class Export:
     rows: int | None
 
 
-class ErasureStore(Store):
+class ErasureStore(ProjectIds):
     """Finds and erases the data of end users, by the name that the project has for them."""
-
-    async def project_id(self, name: str) -> int | None:
-        """The id of a project; None if there is none with this name."""
-        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
 
     async def open_jobs(self, project_id: int, end_user: str, after: str) -> list[OpenJob]:
         """A portion of the user's jobs that have not ended, in the order of their ids, after one of them.

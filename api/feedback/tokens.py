@@ -2,7 +2,7 @@
 
 A token is the job's id, the Unix time at which it expires, and a signature of both: `JOB.EXPIRES.SIGNATURE`. It
 lets its holder give and change feedback about that answer, and read nothing. The processes of an installation share the
-secret in the database. Who deletes its row makes all tokens invalid.
+secret in the database. Deleting its row makes all tokens invalid.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import logging
 import re
 import secrets
 import time
@@ -24,10 +23,7 @@ from shared.domain.errors import Unauthorized
 from shared.domain.job import is_job_id
 from shared.postgres.store import Store
 from shared.postgres.tables import SecretRow
-from shared.runtime.outages import is_database_outage
-from shared.runtime.periodic import run_periodically
-
-logger = logging.getLogger(__name__)
+from shared.runtime.periodic import run_periodically, run_tolerantly
 
 HEADER = "x-headrace-feedback-token"
 MAX_TOKEN = 200
@@ -36,6 +32,7 @@ SIGNATURE_BYTES = 18
 NAME = "feedback_tokens"
 # How often the secret is read again: with the jitter, one that was deleted is used for at most a minute.
 RELOAD_S = 50.0
+_STEP = "reading the secret of feedback tokens"
 _TOKEN = re.compile(r"(?P<job>[a-z0-9_]{1,80})\.(?P<expires>[0-9]{1,12})\.(?P<signature>[A-Za-z0-9_-]{24})")
 
 
@@ -78,16 +75,11 @@ class FeedbackTokens:
 
     async def load_if_available(self) -> None:
         """Read the secret before the first request. Without the database, no request can be accepted anyway."""
-        try:
-            await self.load()
-        except Exception as error:
-            if not is_database_outage(error):
-                raise
-            logger.warning("the secret of feedback tokens cannot be read yet: %s", error)
+        await run_tolerantly(self.load, _STEP)
 
     async def run(self) -> None:
         """Read the secret again and again, until cancelled."""
-        await run_periodically(self.load, "reading the secret of feedback tokens", interval_s=RELOAD_S, jitter=0.2)
+        await run_periodically(self.load, _STEP, interval_s=RELOAD_S, jitter=0.2)
 
     def token_of(self, job_id: str) -> str | None:
         """A token for the answer of a job; None if none are given."""

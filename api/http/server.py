@@ -37,8 +37,6 @@ MAX_FRAMING, FRAMING_ALLOWANCE = 8, 64 * 1024
 # After a response that was sent before its request was read, the rest of the request is discarded: closing a socket
 # with unread data would reset the connection, and the client might lose the response.
 LINGER_S, LINGER_BYTES = 3.0, 16 * 1024 * 1024
-# Files and sockets that the process needs besides its clients' connections.
-RESERVED_FILES = 128
 SWEEP_S = 1.0
 _BODY_FRAMING = (b"content-length", b"transfer-encoding")
 _HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=:\[\]]*")
@@ -89,11 +87,12 @@ class Server(uvicorn.Server):
 class Connections:
     """The client connections of this process, and their limits."""
 
-    def __init__(self, settings: HttpSettings, send_timeout_s: float, metrics: Metrics) -> None:
+    def __init__(self, settings: HttpSettings, send_timeout_s: float, metrics: Metrics, *, reserved_files: int) -> None:
+        """`reserved_files`: the files and sockets that the process needs besides its clients' connections."""
         self.settings = settings
         self._send_timeout_s = send_timeout_s
         self._metrics = metrics
-        self._limit = _open_file_limit(settings.max_connections)
+        self.limit = _connection_limit(settings.max_connections, reserved_files)
         self._open: set[LimitedProtocol] = set()
         # Connections on which no request is being answered, the one that has waited longest first.
         self._waiting: dict[LimitedProtocol, None] = {}
@@ -122,7 +121,7 @@ class Connections:
         per_address = self.settings.max_connections_per_address
         if per_address and self._by_address[connection.address] > per_address:
             return False
-        if len(self._open) <= self._limit:
+        if len(self._open) <= self.limit:
             return True
         oldest = next(iter(self._waiting))
         if oldest is connection:
@@ -447,14 +446,22 @@ def _error(status: int, message: str) -> bytes:
     return head.encode() + body
 
 
-def _open_file_limit(connections: int) -> int:
-    """The number of connections that the process may have: at most what its limit of open files allows."""
+def _connection_limit(wanted: int, reserved: int) -> int:
+    """The number of clients' connections that the process may have, of those wanted.
+
+    Raises the process's limit of open files if it is too low, as far as that is allowed. `reserved`: the files that
+    the process needs for other purposes.
+    """
+    needed = wanted + reserved
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < connections + RESERVED_FILES and soft != hard:
-        soft = hard if hard != resource.RLIM_INFINITY else connections + RESERVED_FILES
-        soft = min(soft, connections + RESERVED_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    allowed = max(1, soft - RESERVED_FILES) if soft != resource.RLIM_INFINITY else connections
-    if allowed < connections:
-        logger.warning("at most %d connections, because the process may open only %d files", allowed, soft)
-    return min(connections, allowed)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed = max(1, soft - reserved)
+    if allowed < wanted:
+        logger.warning(
+            "at most %d connections, because the process may open only %d files, of which it reserves %d for others",
+            allowed, soft, reserved,
+        )  # fmt: skip
+    return min(wanted, allowed)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+
+from sqlalchemy import select
 
 from api.keys.principal import Principal, Scope
 from shared.domain.database_text import storable
 from shared.domain.errors import Forbidden, InvalidRequest
+from shared.postgres.store import Store
+from shared.postgres.tables import ProjectRow
 
 
-class ProjectIds(Protocol):
+class ProjectIds(Store):
     """A store that finds projects by their names."""
 
-    async def project_id(self, name: str, /) -> int | None:
+    async def project_id(self, name: str) -> int | None:
         """The id of the project with this name; None if there is none."""
+        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
 
 
 async def named_project(projects: ProjectIds, name: str, param: str = "project") -> int:

@@ -24,6 +24,7 @@ from api.keys.audited import (
 )
 from api.keys.changes import NEVER, UNCHANGED, KeyChanges, ProjectChanges
 from api.keys.principal import Principal, Scope
+from api.keys.projects import ProjectIds
 from api.keys.stored_options import merge_stored, read_options, readable_options, to_stored
 from api.keys.valid_keys import (
     FIND,
@@ -41,7 +42,7 @@ from shared.domain.owner import Owner
 from shared.domain.project_options import NO_PROJECT_OPTIONS, ProjectOptions
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.store import Store, seconds
+from shared.postgres.store import seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
 
 
@@ -102,7 +103,7 @@ class ProjectExists(Conflict):
     """A project with this name exists."""
 
 
-class ApiKeyStore(Store):
+class ApiKeyStore(ProjectIds):
     """API keys and projects in PostgreSQL.
 
     Changes are recorded in the audit log as those of the key `by`; None: of the command line of the installation.
@@ -342,10 +343,6 @@ class ApiKeyStore(Store):
             if values:
                 await change_key(connection, by, row, values)
             return True
-
-    async def project_id(self, name: str) -> int | None:
-        """The id of the project with this name; None if there is none."""
-        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
 
     async def project_of(self, key_id: int) -> int | None:
         """The id of the project that a key belongs to, valid or not; None if there is no such key."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 from api.limits.rules import LimitBook
 from api.limits.store import LimitStore
-from shared.runtime.outages import is_database_outage
-from shared.runtime.periodic import run_periodically
-
-logger = logging.getLogger(__name__)
+from shared.runtime.periodic import run_periodically, run_tolerantly
 
 RELOAD_S = 5.0
+_STEP = "reading rate limits"
 
 
 class LimitReload:
@@ -31,13 +27,8 @@ class LimitReload:
 
     async def load_if_available(self) -> None:
         """Read the limits before the first request. Without the database, no request can be accepted anyway."""
-        try:
-            await self.load()
-        except Exception as error:
-            if not is_database_outage(error):
-                raise
-            logger.warning("rate limits cannot be read yet: %s", error)
+        await run_tolerantly(self.load, _STEP)
 
     async def run(self) -> None:
         """Read the limits every few seconds, until cancelled."""
-        await run_periodically(self.load, "reading rate limits", interval_s=RELOAD_S)
+        await run_periodically(self.load, _STEP, interval_s=RELOAD_S)

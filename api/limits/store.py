@@ -12,12 +12,12 @@ from sqlalchemy import insert as sql_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.keys.projects import ProjectIds
 from api.limits.rules import Allowance, Limit, Measure, Mode, limit_name
 from shared.domain.errors import Conflict
 from shared.postgres.audit_store import record
 from shared.postgres.engine import transaction
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Store
 from shared.postgres.tables import ApiKeyRow, JobRow, ProjectRow
 from shared.postgres.usage_tables import LimitRow
 
@@ -87,7 +87,7 @@ _ENDED = Prepared(
 )
 
 
-class LimitStore(Store):
+class LimitStore(ProjectIds):
     """Limits in PostgreSQL."""
 
     async def all(self) -> list[StoredLimit]:
@@ -106,10 +106,6 @@ class LimitStore(Store):
     async def get(self, number: int) -> StoredLimit | None:
         """Return a limit; None if there is none."""
         return await self._one(_ALL.where(LimitRow.id == number), _stored)
-
-    async def project_id(self, name: str) -> int | None:
-        """The id of a project; None if there is none with this name."""
-        return await self._one(select(ProjectRow.id).where(ProjectRow.name == name), lambda row: int(row.id))
 
     async def project_of_key(self, key_id: int) -> int | None:
         """The project of a key; None if there is no such key."""

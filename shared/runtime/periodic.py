@@ -46,10 +46,21 @@ async def run_periodically(
     if not immediately:
         await wait()
     while True:
-        try:
-            await step()
-        except Exception as error:
-            if not tolerates(error):
-                raise
-            logger.warning("%s failed, retrying: %s", name, error)
+        await run_tolerantly(step, name, tolerates=tolerates)
         await wait()
+
+
+async def run_tolerantly(
+    step: Callable[[], Awaitable[object]], name: str, *, tolerates: Callable[[BaseException], bool] = is_outage
+) -> None:
+    """Await `step` once. An error that is an outage is logged with `name`, because the step runs again later.
+
+    Raises:
+        Exception: an error of the step that `tolerates` does not accept.
+    """
+    try:
+        await step()
+    except Exception as error:
+        if not tolerates(error):
+            raise
+        logger.warning("%s failed, retrying: %s", name, error)
