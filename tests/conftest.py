@@ -47,6 +47,7 @@ from tests.support.real_engine import SMOLLM2
 from tests.support.scheduling import Parallel, write_groups
 from tests.support.shared_imports import import_in_turn
 from tests.support.shared_tls import share_tls_context
+from tests.support.vllm_forks import forked_engines
 
 Workers = Callable[[str], ClaimStore]
 
@@ -60,7 +61,7 @@ VLLM_TIMEOUT_S = 600
 _unreserved = itertools.cycle(range(VLLM_REDIS_DB))
 
 # `make test` draws the same examples each time, `make test-long` many others.
-hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=60, derandomize=True, database=None, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=3000, database=None, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci")
 
@@ -191,7 +192,8 @@ async def real_engine(compiled: Path) -> AsyncIterator[Any]:
     try:
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
-            await engine.start()
+            with forked_engines():
+                await engine.start()
         yield engine
     finally:  # else its process would keep this one from exiting
         await engine.stop()

@@ -216,7 +216,7 @@ def test_every_response_is_documented(
     ]
 
     @hypothesis.settings(
-        example_count(40, long=1000),
+        example_count(25, long=1000),
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     )

@@ -1,8 +1,8 @@
 """Processes that use vLLM, forked from a process that has imported it.
 
 The import takes ten seconds or more of CPU time, and vLLM spawns its engine process, which imports all again. Those of
-workers and of `real_engine` are spawned, as always in use; other tests let them be forked. vLLM's own server cannot be
-forked from here: it takes its limit of stop strings, which is not ours, from the environment when it is imported.
+workers are spawned, as always in use; those of test processes are forked. vLLM's own server cannot be forked from here:
+it takes its limit of stop strings, which is not ours, from the environment when it is imported.
 """
 
 from __future__ import annotations

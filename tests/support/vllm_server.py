@@ -13,12 +13,13 @@ import httpx
 import psutil
 
 from shared.config.bundled_model import bundled_model_path
+from tests.support.cpu_options import read_cpu_options
 from tests.support.ports import free_port
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually_sync
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-# Set in this process by our package when it is imported; vLLM's server has its own limit.
+# Set by our package when it is imported, as in a test process that has run an engine; vLLM's server has its own limit.
 OURS = "VLLM_MAX_STOP_STRINGS"
 
 
@@ -29,20 +30,20 @@ def vllm_server(folder: Path, model: str, options: Mapping[str, object], **setti
     `options` are those of the engine, which also gets the faster executor of this project. `settings` are added to the
     environment.
     """
-    from workers.engines.vllm.executor import cpu_options
-
+    cpu = read_cpu_options(options)
     port = free_port()
     flags = [
         *("--model", str(bundled_model_path("SmolLM2-135M-Instruct")), "--served-model-name", model),
         *("--host", "127.0.0.1", "--port", str(port), "--disable-log-stats"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *(word for name, value in {**options, **cpu_options(dict(options))}.items() for word in _flag(name, value)),
+        *(word for name, value in {**options, **cpu.options}.items() for word in _flag(name, value)),
     ]
+    variables = {**os.environ, **cpu.variables, **OFFLINE, **settings}
     log = folder / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
-            env={name: value for name, value in {**os.environ, **OFFLINE, **settings}.items() if name != OURS},
+            env={name: value for name, value in variables.items() if name != OURS},
             cwd=REPOSITORY,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -103,7 +103,7 @@ _JOBS = """
 ROUTED = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=(FALLBACK,)))
 
 SETTINGS = settings(
-    example_count(45, long=2000),
+    example_count(30, long=2000),
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
