@@ -84,7 +84,7 @@ class Completions:
             raise InvalidRequest(
                 "prompt: a batch line takes a single prompt; send one line per prompt.", param="prompt"
             )
-        end_user = end_user_name(request.user)
+        end_user = end_user_name(request.end_user)
         options = RequestOptions(request.cache, store=request.store, context=request.context_options)
         return LineJob(request.model, generate, request.metadata or {}, end_user, options)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Request
+from fastapi import Request
 from starlette.datastructures import Headers
 
 from api.console.viewer import CurrentViewer
@@ -50,6 +49,3 @@ async def require_csrf_token(request: Request, viewer: CurrentViewer) -> None:
         sent = (await request.form()).get(FIELD)
     if not isinstance(sent, str) or not hmac.compare_digest(sent.encode(), viewer.csrf_token.encode()):
         raise Forbidden("This page has expired. Go back, reload it, and try again.", code="csrf_token_invalid")
-
-
-RequireCsrfToken = Annotated[None, Depends(require_csrf_token)]

@@ -78,7 +78,7 @@ async def estimate_cost(
     work: CurrentBodyWork,
 ) -> CostEstimate:
     """Estimate what a request would cost at most, without running it."""
-    principal = principal.acting_for(body.user)
+    principal = principal.acting_for(body.end_user)
     principal.require(Scope.INFERENCE)
     new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     try:

@@ -70,7 +70,6 @@ _HARMLESS = (
 )
 _HARMLESS_COMPLETIONS = (
     *_HARMLESS,
-    "safety_identifier",
     "service_tier",
     "store",
     "stream_options.include_obfuscation",

@@ -102,7 +102,7 @@ async def explain_route(
     work: CurrentBodyWork,
 ) -> RouteAnswer:
     """Show which model would run a request, and why, without running it."""
-    principal = principal.acting_for(body.user)
+    principal = principal.acting_for(body.end_user)
     new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     try:
         return _answer(new.model, await admission.explain(principal, new))

@@ -66,7 +66,7 @@ async def submit(
 ) -> Response:
     """Submit a job. Status 202 means that it is committed and will run."""
     wait_s = _wait(request.headers.get("Prefer"))
-    principal = principal.acting_for(body.user)
+    principal = principal.acting_for(body.end_user)
     new = body.new_job(principal.owner, await work.run(body.generate_request), submission)
     idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
     try:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.end_user import EndUserParameters
 from api.http.large_json import JsonBody
 from api.http.members import MemberRules
 from api.http.money import dollars
@@ -36,7 +37,6 @@ from shared.domain.request import (
     ChatOptions,
     GenerateRequest,
     TokenId,
-    UnicodeText,
     contradiction,
 )
 from shared.runtime.chunked_json import Mapped
@@ -47,7 +47,7 @@ def _optional(description: str) -> Any:
     return Field(None, description=description, exclude_if=lambda value: value is None)
 
 
-class JobCreate(ChatParameters):
+class JobCreate(EndUserParameters, ChatParameters):
     """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and parameters."""
 
     member_rules: ClassVar[MemberRules] = dialects.JOB
@@ -84,7 +84,6 @@ class JobCreate(ChatParameters):
         description="Return log probabilities of the output tokens and of this many most likely alternatives for each.",
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
-    user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
 
     @field_validator("prompt", mode="before")
     @classmethod

@@ -62,7 +62,7 @@ async def chat_completions(
     include_cost: IncludeCost = False,
 ) -> Response:
     """Create a chat completion, streamed or not. The job is cancelled if the client disconnects."""
-    principal = principal.acting_for(body.user)
+    principal = principal.acting_for(body.end_user)
     include_cost = include_cost or body.include_cost
     return await _complete(CHAT, body, principal, jobs, call, request, submission, work, include_cost=include_cost)
 
@@ -83,7 +83,7 @@ async def completions(
     include_cost: IncludeCost = False,
 ) -> Response:
     """Create a completion of a prompt, streamed or not. The job is cancelled if the client disconnects."""
-    principal = principal.acting_for(body.user)
+    principal = principal.acting_for(body.end_user)
     include_cost = include_cost or body.include_cost
     return await _complete(TEXT, body, principal, jobs, call, request, submission, work, include_cost=include_cost)
 

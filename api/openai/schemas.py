@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.end_user import EndUserParameters
 from api.http.members import MemberRules
 from api.jobs import dialects
 from api.jobs.parameters import (
@@ -27,7 +28,7 @@ from shared.config.models.capabilities import Capabilities, union
 from shared.config.models.loader import ModelSpec
 from shared.config.models.routes import Mode, Route
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import MAX_MESSAGES, GenerateRequest, TokenId, UnicodeText, contradiction
+from shared.domain.request import MAX_MESSAGES, GenerateRequest, TokenId, contradiction
 
 # vLLM's default limit.
 MAX_PROMPTS = 1024
@@ -58,12 +59,11 @@ class UsageOptions(BaseModel):
     )
 
 
-class _OpenAIRequest(CommonParameters):
+class _OpenAIRequest(EndUserParameters, CommonParameters):
     """Parameters that chat completions and plain completions share."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
     usage: UsageOptions | None = None
 

@@ -163,7 +163,7 @@ def _first(prices: Iterable[Any]) -> Any:
 
 
 def _at(price: Any, input_tokens: int) -> Any:
-    """A price for so many input tokens; None if there is none."""
+    """The price of a request with this number of input tokens; None if there is none."""
     if not hasattr(price, "tiers"):
         return price
     steps = [step.price for step in price.tiers if step.start < input_tokens]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from api.http.end_user import EndUserParameters
 from api.http.members import MemberRules
 from api.http.pagination import PageView
 from api.http.submit_headers import AnswerParameters
@@ -141,7 +142,7 @@ class ContextManagement(BaseModel):
     )
 
 
-class ResponseCreate(AnswerParameters):
+class ResponseCreate(EndUserParameters, AnswerParameters):
     """`POST /v1/responses`."""
 
     member_rules: ClassVar[MemberRules] = dialects.RESPONSES
@@ -203,8 +204,6 @@ class ResponseCreate(AnswerParameters):
     )
     context_management: list[ContextManagement] = Field(default_factory=list, max_length=16, fail_fast=True)
     service_tier: Literal["auto", "default"] = "auto"
-    user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
-    safety_identifier: UnicodeText | None = Field(None, description="Same as `user`; takes precedence over it.")
     prompt_cache_key: PromptCacheKey | None = None
 
     extra_body: ExtraBody | None = Field(
@@ -249,7 +248,7 @@ class ResponseCreate(AnswerParameters):
             raise contradiction(
                 "store", "store must be true with background=true, because the response is retrieved by its id"
             )
-        if self.top_logprobs is not None and LOGPROBS not in self.include:
+        if self.top_logprobs and LOGPROBS not in self.include:
             raise contradiction("top_logprobs", f'top_logprobs requires include: ["{LOGPROBS}"]')
         names = [tool.name for tool in self.tools]
         if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
@@ -285,11 +284,6 @@ class ResponseCreate(AnswerParameters):
         if "truncation" not in self.model_fields_set:
             return None
         return ContextOptions(strategy="sliding_window" if self.truncation == "auto" else "error")
-
-    @property
-    def end_user(self) -> str | None:
-        """The client's identifier of the end user."""
-        return self.safety_identifier or self.user
 
     def echoed(self) -> dict[str, Any]:
         """The request parameters that the response repeats."""

@@ -46,7 +46,7 @@ REST = 4.0
 STATE_S = 10.0
 # How long open requests may continue when the process stops. `Supervisor.stop` waits a little longer.
 STOP_S = 3.0
-# Outcomes that become known within this time are written together, and so many statements write at the same time.
+# Outcomes that become known within this time are written together, by at most this many statements at the same time.
 GATHER_S = 0.03
 WRITERS = 2
 # Pauses between the tries to write an outcome during an outage of the database. Then the delivery is repeated.

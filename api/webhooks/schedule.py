@@ -26,13 +26,13 @@ MAX_BREAKER_S = 900.0
 
 
 def retry_pause_s(tries: int, retry_after_s: float | None = None) -> float:
-    """Seconds until the next try, after so many. `retry_after_s`: what the receiver has asked for."""
+    """Seconds until the next try, after `tries` tries. `retry_after_s`: the receiver's `Retry-After`, if any."""
     pause_s = FIRST_RETRY_S * RETRY_FACTOR ** min(max(tries, 1) - 1, 20) * random.uniform(1 - JITTER, 1 + JITTER)
     return min(max(pause_s, retry_after_s or 0.0), LAST_RETRY_S)
 
 
 def breaker_pause_s(failures: int) -> float:
-    """Seconds that an endpoint is left alone after so many failures in a row; 0: not yet."""
+    """Seconds without tries after `failures` failures of an endpoint in a row; 0 below `BREAKER_THRESHOLD`."""
     if failures < BREAKER_THRESHOLD:
         return 0.0
     return min(BREAKER_S * 2.0 ** min(failures - BREAKER_THRESHOLD, 20), MAX_BREAKER_S)

@@ -70,7 +70,7 @@ def judge(ran: Iterable[Casualty], silent: Iterable[str], max_attempts: int) -> 
 
 
 def kills_late(exposures: int, max_attempts: int) -> bool:
-    """Whether a job was there at so many deaths that it is a suspect in spite of its tokens.
+    """Whether a job was present at enough deaths to be a suspect in spite of its tokens.
 
     Otherwise a job that kills after its first token would be retried for ever.
     """

@@ -63,11 +63,6 @@ GROUPS: tuple[str, ...] = tuple(dict.fromkeys(one.group for one in SUBSCRIBABLE)
 OF_JOBS: tuple[EventType, ...] = tuple(one for one in EventType if one.group in ("job.*", "response.*"))
 
 
-def is_pattern(text: str) -> bool:
-    """Whether a subscription can name this: a type, a group such as `job.*`, or `*` for all."""
-    return text == ALL or text in GROUPS or text in SUBSCRIBABLE
-
-
 def matches(patterns: Iterable[str], event_type: str) -> bool:
     """Whether a subscription with these patterns includes the type."""
     included = {event_type, group_of(event_type), ALL}

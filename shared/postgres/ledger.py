@@ -78,7 +78,7 @@ def _rate(price: Any, name: str) -> Any:
 
 
 def price_at(model: Any, tier: Any, moment: Any, input_tokens: Any) -> LateralFromClause:
-    """The price of a model and a service tier that is in force at a time, for a request with so many input tokens.
+    """The price of a model and a service tier that is in force at a time, for a request with this many input tokens.
 
     Of the prices that had come into force by then, it is one of the latest, and of these the one for the longest input.
     To be joined from the left: there may be none.

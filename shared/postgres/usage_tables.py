@@ -54,7 +54,7 @@ class PriceRow(Base):
     model: Mapped[str] = mapped_column(Text)
     # `default`, or the service tier that the provider has served the request in: `flex`, `priority`, `batch`.
     tier: Mapped[str] = mapped_column(Text, server_default=text("'default'"))
-    # The price is that of requests with at least so many input tokens.
+    # The price applies to requests with at least this number of input tokens.
     from_input_tokens: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     valid_from: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     input_fresh: Mapped[Decimal | None] = mapped_column(Numeric)

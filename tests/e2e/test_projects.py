@@ -122,8 +122,13 @@ async def test_the_end_user_is_stored_for_each_dialect(sim_stack: Stack) -> None
             "/v1/messages": chat | {"metadata": {"user_id": "anthropic"}},
             "/v1/responses": {"model": "sim", "input": "x", "user": "ignored", "safety_identifier": "responses"},
         }
+        identified = {"user": "ignored", "safety_identifier": "identified"}
         for path, body in requests.items():
             answer = await client.post(path, json=body)
             assert answer.status_code in (200, 202), answer.text
+        for path in ("/v1/jobs", "/v1/chat/completions", "/v1/completions"):
+            answer = await client.post(path, json=requests[path] | identified)
+            assert answer.status_code in (200, 202), answer.text
+            assert "x-headrace-ignored" not in answer.headers
         users = [job["user"] for job in (await client.get("/v1/jobs")).json()["data"]]
-    assert users == ["responses", "anthropic", "text", "chat", "native"]
+    assert users == [*["identified"] * 3, "responses", "anthropic", "text", "chat", "native"]

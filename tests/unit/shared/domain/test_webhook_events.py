@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pytest
-
 from shared.domain.job import TERMINAL
 from shared.domain.webhook_events import (
-    GROUPS,
     OF_JOBS,
-    SUBSCRIBABLE,
     EventType,
     event_body,
     event_id,
-    is_pattern,
     matches,
 )
 
 
 def test_each_end_of_a_job_has_an_event() -> None:
     assert {f"job.{status.value}" for status in TERMINAL} == {one.value for one in EventType if one.group == "job.*"}
-
-
-@pytest.mark.parametrize("pattern", [*GROUPS, *SUBSCRIBABLE, "*"])
-def test_patterns(pattern: str) -> None:
-    assert is_pattern(pattern)
-
-
-@pytest.mark.parametrize("text", ["job", "job.", "job.started", "*.completed", "webhook.test", "webhook.*", "", "**"])
-def test_other_texts_are_no_patterns(text: str) -> None:
-    assert not is_pattern(text)
 
 
 def test_a_subscription_includes_types_groups_and_all() -> None:
