@@ -17,7 +17,7 @@ from shared.redis.event_log import CHUNK_BYTES, CHUNK_EVENTS, FENCED, RUNNING_TT
 from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
-from workers.engines.flush_interval import flush_interval_s
+from workers.engines.flush_interval import flush_interval_s, record_flush
 from workers.execution.token_metrics import TokenMetrics
 
 logger = logging.getLogger(__name__)
@@ -199,16 +199,18 @@ class LogWriter:
         next_at = 0.0
         while True:
             await self._wake.wait()
-            if not self._urgent.is_set() and (wait_s := next_at - time.monotonic()) > 0:
-                await wait_for_event(self._urgent, wait_s)
+            due = True
+            if (wait_s := next_at - time.monotonic()) > 0:
+                # A timer may end a little early. What it waited for is due nevertheless.
+                due = not (self._urgent.is_set() or await wait_for_event(self._urgent, wait_s))
             self._wake.clear()
             self._urgent.clear()
-            due = time.monotonic() >= next_at
+            began = time.monotonic()
             batch = [log for log in self._dirty if due or log.urgent]
             for log in batch:
                 del self._dirty[log]
             if due:
-                next_at = time.monotonic() + flush_interval_s(len(batch))
+                next_at = began + flush_interval_s(len(batch))
             if self._dirty:
                 self._wake.set()
             try:
@@ -218,6 +220,8 @@ class LogWriter:
                     if is_outage(error):
                         raise
                     await self._flush_one_by_one(batch)
+                if due:
+                    record_flush(time.monotonic() - began)
                 delay = RETRY_S[0]
             except Exception as error:
                 if not is_outage(error):

@@ -68,6 +68,28 @@ async def test_urgent_events_are_written_before_others(
     assert [item.type for item in await logs.read(JOB)] == [EventType.DELTA, EventType.DELTA, EventType.COMPLETED]
 
 
+async def test_text_is_written_when_its_timer_ends_a_little_early(
+    log_writer: LogWriter, logs: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop rounds timers to milliseconds. Waiting for the rest would be another, shorter timer, and yet another."""
+    waits: list[float] = []
+
+    async def early(_: asyncio.Event, within_s: float) -> bool:
+        waits.append(within_s)
+        await asyncio.sleep(0)
+        return False
+
+    for name in ("INTERVAL_PER_LOG_S", "MAX_INTERVAL_S"):
+        monkeypatch.setattr(f"workers.engines.flush_interval.{name}", 60)
+    log = LogBuffer(JOB, 1, worker_metrics())
+    await write(log_writer, log, "a")
+    monkeypatch.setattr("workers.execution.log_writer.wait_for_event", early)
+    log.delta(Delta(0, "b", (1,)))
+    log_writer.schedule(log)
+    await eventually(lambda: logs.read(JOB, after=1), "the text is written")
+    assert len(waits) == 1
+
+
 async def test_a_lost_log_is_written_again(log_writer: LogWriter, logs: EventLog, redis: Redis) -> None:
     log = LogBuffer(JOB, 1, worker_metrics())
     for text in "abc":
