@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Coroutine
-from copy import copy
 from itertools import islice
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -21,7 +20,6 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope
 
-from api.http.combined_dependencies import combined
 from api.http.dependencies import get_resource
 from api.http.header_parameters import header_parameters
 from api.http.members import MemberReader, Shape
@@ -132,9 +130,7 @@ class JsonRoute(APIRoute):
             self.openapi_extra = {**(self.openapi_extra or {}), "parameters": described}
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        route = copy(self)
-        route.dependant = combined(self.dependant)
-        handle = super(JsonRoute, route).get_route_handler()
+        handle = super().get_route_handler()
         if self.body_field is None:
             return handle
         schema = self.body_field.field_info.annotation
