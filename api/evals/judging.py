@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from api.evals.identity import JudgeIdentity
+from api.evals.judgements import Due, JudgeJob, Judgement, JudgementStore
 from api.evals.prompts import BYTES_PER_TOKEN, Judged, judge_request, read_verdict
 from api.evals.rubrics import Rubric, RubricBook
-from api.evals.runs import Due, JudgeJob, Judgement, RunStore
+from api.evals.runs import RunStore
 from api.evals.samples import SampleStore
 from api.keys.principal import Principal
 from api.keys.store import ApiKeyStore
@@ -84,6 +85,7 @@ class Judges:
         self,
         book: RubricBook,
         runs: RunStore,
+        judgements: JudgementStore,
         samples: SampleStore,
         identity: JudgeIdentity,
         keys: ApiKeyStore,
@@ -94,6 +96,7 @@ class Judges:
     ) -> None:
         self._book = book
         self._runs = runs
+        self._judgements = judgements
         self._samples = samples
         self._identity = identity
         self._keys = keys
@@ -121,11 +124,11 @@ class Judges:
             await self._identity.principal(self._keys)  # it exists before it spends, so that it can get a budget
         # All that are due, before anything is submitted: the answers of judges are deleted a minute after their end,
         # and a run over a set may have thousands of them.
-        while running := await self._runs.take_due(LOOKED_AT, submitted=True):
+        while running := await self._judgements.take_due(LOOKED_AT, submitted=True):
             await self._collect(running)
             if len(running) < LOOKED_AT:
                 break
-        if new := await self._runs.take_due(SUBMITTED, submitted=False):
+        if new := await self._judgements.take_due(SUBMITTED, submitted=False):
             await self._submit_sampled(new)
 
     async def submit_of_set(self, run_id: str, rubric: Rubric, judgement: Judgement, judged: Judged) -> None:
@@ -134,7 +137,7 @@ class Judges:
         try:
             await self.submit(run_id, rubric, judgement, judged)
         except ContextExceeded as error:
-            if await self._runs.end(judgement.id, JudgementState.FAILED, reason=error.message):
+            if await self._judgements.end(judgement.id, JudgementState.FAILED, reason=error.message):
                 self._metrics.judgements.labels(JudgementState.FAILED.value).inc()
 
     async def submit(self, run_id: str, rubric: Rubric, judgement: Judgement, judged: Judged) -> None:
@@ -180,14 +183,14 @@ class Judges:
         # One job for each judgement, however often a process ends between the two commits.
         key = f"judgement-{run_id}-{judgement.id}"
         job, _ = await self._jobs.submit(principal, new, Idempotency(key, hashlib.sha256(key.encode()).hexdigest()))
-        if not await self._runs.submitted(judgement.id, job.id):
+        if not await self._judgements.submitted(judgement.id, job.id):
             # What is judged was erased since it was read, and the judgement with it: nobody waits for the job.
             await self._jobs.cancel(job.id, principal.project_id)
 
     # Collecting
 
     async def _collect(self, due: Sequence[Due]) -> None:
-        found = await self._runs.jobs([str(one.judgement.judge_job_id) for one in due])
+        found = await self._judgements.jobs([str(one.judgement.judge_job_id) for one in due])
         waiting, ended = [], []
         for one in due:
             job = found.get(str(one.judgement.judge_job_id))
@@ -196,9 +199,9 @@ class Judges:
             elif await self._end(one, job) and job is not None:
                 ended.append(job.id)
         if waiting:
-            await self._runs.look_again(waiting)
+            await self._judgements.look_again(waiting)
         if ended:
-            for model, cost in (await self._runs.costs(ended)).items():
+            for model, cost in (await self._judgements.costs(ended)).items():
                 self._metrics.judge_cost.labels(self._metrics.model_label(model)).inc(float(cost))
 
     async def _end(self, due: Due, job: JudgeJob | None) -> bool:
@@ -219,7 +222,7 @@ class Judges:
                 # The score of a pair is about the first model, that of the verdict about the answer shown first.
                 score = 1 - verdict.score if position == 2 else verdict.score
                 state, reason = JudgementState.SCORED, verdict.reason
-        if not await self._runs.end(due.judgement.id, state, score=score, reason=reason):
+        if not await self._judgements.end(due.judgement.id, state, score=score, reason=reason):
             return False
         self._metrics.judgements.labels(state.value).inc()
         if state is JudgementState.FAILED:
@@ -245,7 +248,7 @@ class Judges:
         for one in due:
             if one.kind is not RunKind.LIVE and datetime.now(UTC) - one.judgement.created_at > MAX_UNSENT:
                 state = JudgementState.FAILED
-                if await self._runs.end(one.judgement.id, state, reason="its texts were not sent again"):
+                if await self._judgements.end(one.judgement.id, state, reason="its texts were not sent again"):
                     self._metrics.judgements.labels(state.value).inc()
         bodies = await self._bodies.open_bodies([one.judgement.item for one in sampled]) if sampled else {}
         for one in sampled:
@@ -276,7 +279,7 @@ class Judges:
                 await self._skip(due, SamplingSkip.JUDGE, error.message)
 
     async def _skip(self, due: Due, reason: SamplingSkip, message: str) -> None:
-        await self._runs.drop(due.judgement.id)
+        await self._judgements.drop(due.judgement.id)
         self._metrics.sampling_skipped.labels(reason.value).inc()
         logger.warning("rubric=%s job=%s was not judged: %s", due.rubric, due.judgement.item, message)
 

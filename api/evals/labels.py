@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Row, and_, exists, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
-from api.evals.runs import is_scored
+from api.evals.judgements import is_scored
 from api.keys.store import format_id, parse_id
 from shared.postgres.engine import transaction
 from shared.postgres.quality_tables import JudgementRow, LabelRow

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from api.evals.judgements import Outcome
 from api.evals.rubrics import Scale
-from api.evals.runs import Outcome
 from api.evals.statistics import Difference, Pairwise, paired_difference, unpaired_difference
 from shared.domain.judgements import JudgementState
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.evals.identity import JudgeIdentity
+from api.evals.judgements import JudgementStore
 from api.evals.judging import JudgeJobs, Judges
 from api.evals.labels import LabelStore
 from api.evals.reload import RubricsReload
@@ -55,9 +56,9 @@ def build_evals(
     retention_days: int,
 ) -> Evals:
     """Build the parts. `path`: of rubrics.yaml. `retention_days`: how long what judges write is kept."""
-    runs, samples = RunStore(database, region), SampleStore(database)
-    judges = Judges(book, runs, samples, JudgeIdentity(database), keys, jobs, bodies, registry, metrics)
-    service = EvalService(book, judges, runs, ScoreStore(database), LabelStore(database), registry)
+    runs, judgements, samples = RunStore(database, region), JudgementStore(database), SampleStore(database)
+    judges = Judges(book, runs, judgements, samples, JudgeIdentity(database), keys, jobs, bodies, registry, metrics)
+    service = EvalService(book, judges, runs, judgements, ScoreStore(database), LabelStore(database), registry)
     return Evals(
         service,
         judges,

@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.evals.outcomes import Sensitivity
-from api.evals.service import Comparison, ModelReport, RubricReport
+from api.evals.reports import ModelReport, RubricReport
+from api.evals.service import Comparison
 from api.evals.statistics import Agreement, Conclusion, Difference
 from api.quality.intervals import Interval
 

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from api.evals.items import Item
+from api.evals.judgements import Judgement
 from api.evals.labels import Label
 from api.evals.prompts import MAX_REASON
 from api.evals.rubrics import MAX_NAME, Rubric, Sampling
-from api.evals.runs import Judgement, Run
-from api.evals.service import Item, RubricState
+from api.evals.runs import Run
+from api.evals.service import RubricState
 from api.http.pagination import PageView
 from shared.domain.field_types import MAX_MODEL_NAME, UnicodeText, contradiction
 from shared.domain.judgements import JudgementState, RunKind

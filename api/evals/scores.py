@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select
 
-from api.evals.runs import STATE, Outcome
+from api.evals.judgements import STATE, Outcome
 from shared.domain.judgements import JudgementState, RunKind
 from shared.postgres.quality_tables import EvalRunRow, JudgementRow
 from shared.postgres.store import Store

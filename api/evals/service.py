@@ -5,42 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any, TypeVar
 
+from api.evals.items import PAIR, Item, judgements_of
+from api.evals.judgements import Judgement, JudgementStore
 from api.evals.judging import Judges, judged_body
-from api.evals.labels import Label, LabelStore, Pair
+from api.evals.labels import Label, LabelStore
 from api.evals.outcomes import Compared, compare_pairs, compare_samples, compare_scores
 from api.evals.prompts import Judged
+from api.evals.reports import RubricReport, build_report
 from api.evals.rubrics import Rubric, RubricBook, Scale
-from api.evals.runs import Judgement, NewJudgement, Run, RunStore, is_run_id, live_run_id
+from api.evals.runs import Run, RunStore, is_run_id, live_run_id
 from api.evals.scores import ModelScores, ScoreStore
-from api.evals.statistics import Agreement, agreement
 from api.http.pagination import Page, check_after, fetch_page
 from api.keys.principal import Principal, Scope
 from api.keys.store import format_id
-from api.quality.intervals import Mean, mean_of_scores
 from api.requests.service import LoggedRequests
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.judgements import JudgementState, RunKind
 from shared.domain.request import Message
-
-# Of the two models of a comparison.
-PAIR = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An item of a set: a conversation, and the answers of models to it, by model. `unanswered`: the models that have
-    not answered it, and why."""
-
-    id: str
-    conversation: Sequence[Message]
-    answers: Sequence[tuple[str, str]]
-    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +35,6 @@ class RubricState:
 
     rubric: Rubric
     run: Run | None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReport:
-    """A model's scores: the mean with its interval (of a `yes/no` scale the share of yes), and what has no score."""
-
-    model: str
-    mean: Mean | None
-    scores: dict[float, int]
-    pending: int
-    unparsable: int
-    failed: int
-
-
-@dataclass(frozen=True, slots=True)
-class RubricReport:
-    """What judges and people have said by a rubric. `people`: how far two people agree with each other. `names`: of
-    the labellers."""
-
-    rubric: Rubric
-    since: datetime
-    models: Sequence[ModelReport]
-    with_people: Agreement
-    by_labeller: dict[str, Agreement]
-    people: Agreement
-    cost: Decimal | None
-    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +73,7 @@ class EvalService:
         book: RubricBook,
         judges: Judges,
         runs: RunStore,
+        judgements: JudgementStore,
         scores: ScoreStore,
         labels: LabelStore,
         registry: Registry,
@@ -121,6 +81,7 @@ class EvalService:
         self._book = book
         self._judges = judges
         self._runs = runs
+        self._judgements = judgements
         self._scores = scores
         self._labels = labels
         self._registry = registry
@@ -161,7 +122,7 @@ class EvalService:
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise InvalidRequest(f"after: must be the id of a judgement, got {after[:64]!r}", param="after")
         cursor = None if after is None else int(after)
-        return await fetch_page(limit, lambda count: self._runs.judgements(run_id, limit=count, after=cursor))
+        return await fetch_page(limit, lambda count: self._judgements.page(run_id, limit=count, after=cursor))
 
     async def create(
         self, kind: RunKind, rubric: str | None, judge: str | None, models: Sequence[str], options: dict[str, Any]
@@ -200,8 +161,8 @@ class EvalService:
         rubric = None if found is None else found.model_copy(update={"judge": run.judge_model})
         if rubric is None or rubric.identity() != run.options.get("identity"):
             raise InvalidRequest("run_id: the rubric of this run has changed since; start another one", param="run_id")
-        work = [one for item in items for one in _work(run, item)]
-        judgements = await self._runs.add(run.id, [new for new, _ in work])
+        work = [one for item in items for one in judgements_of(run, item)]
+        judgements = await self._judgements.add(run.id, [new for new, _ in work])
         for judgement, (_, judged) in zip(judgements, work, strict=True):
             if judged is not None and judgement.state is JudgementState.PENDING and judgement.judge_job_id is None:
                 await self._judges.submit_of_set(run.id, rubric, judgement, judged)
@@ -223,7 +184,7 @@ class EvalService:
             pairs = await self._labels.with_judge(rubric.name, run_ids, project_id)
             people = await self._labels.between_people(rubric.name, run_ids, project_id)
             names = await self._labels.names({pair.labeller for pair in pairs})
-            return await asyncio.to_thread(_report, rubric, since, models, pairs, people, cost, names)
+            return await asyncio.to_thread(build_report, rubric, since, models, pairs, people, cost, names)
 
     async def compare(
         self, a: str, b: str, rubric: str | None, days: int, *, run_id: str | None = None, project_id: int | None = None
@@ -346,75 +307,3 @@ def _storable(text: T) -> T:
 
 
 _WITHOUT_SCORE = (JudgementState.UNPARSABLE, JudgementState.FAILED, JudgementState.PENDING)
-
-
-def _work(run: Run, item: Item) -> list[tuple[NewJudgement, Judged | None]]:
-    """The judgements of an item, each with what is judged; None if a model has not answered."""
-    models, answers, unanswered = list(run.options["models"]), dict(item.answers), item.unanswered
-    given = {*answers, *unanswered}
-    if run.kind is RunKind.SET:
-        if not given <= set(models):
-            raise InvalidRequest(
-                f"items: the models of this run are {', '.join(models)}; `{item.id[:64]}` has answers of others",
-                param="items",
-            )
-        failed = [(NewJudgement(item.id, model, unanswered=why), None) for model, why in unanswered.items()]
-        return [
-            *((NewJudgement(item.id, model), Judged(item.conversation, [text])) for model, text in answers.items()),
-            *failed,
-        ]
-    if given != set(models):
-        raise InvalidRequest(
-            f"items: each item needs the answers of {' and '.join(models)}; `{item.id[:64]}` has others", param="items"
-        )
-    if unanswered:
-        score = 0.5 if len(unanswered) == PAIR else float(models[0] in answers)
-        why = "; ".join(f"{model}: {reason}" for model, reason in unanswered.items())
-        return [(NewJudgement(item.id, models[0], position, unanswered=why, score=score), None) for position in (1, 2)]
-    first, second = (answers[model] for model in models)
-    return [
-        (NewJudgement(item.id, models[0], 1), Judged(item.conversation, [first, second])),
-        (NewJudgement(item.id, models[0], 2), Judged(item.conversation, [second, first])),
-    ]
-
-
-def _report(
-    rubric: Rubric,
-    since: datetime,
-    models: Sequence[ModelScores],
-    pairs: Sequence[Pair],
-    people: Sequence[Pair],
-    cost: Decimal | None,
-    names: Mapping[str, str],
-) -> RubricReport:
-    scale = list(rubric.scale.scores)
-    by_labeller: defaultdict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        by_labeller[pair.labeller].append(pair)
-    return RubricReport(
-        rubric=rubric,
-        since=since,
-        models=[
-            ModelReport(
-                one.model,
-                mean_of_scores(one.scores, yes_no=rubric.scale.yes_no),
-                one.scores,
-                one.of(JudgementState.PENDING),
-                one.of(JudgementState.UNPARSABLE),
-                one.of(JudgementState.FAILED),
-            )
-            for one in models
-        ],
-        with_people=agreement(_by_answer(pairs), scale),
-        by_labeller={name: agreement(_by_answer(found), scale) for name, found in sorted(by_labeller.items())},
-        people=agreement(_by_answer(people), scale),
-        cost=cost,
-        names=names,
-    )
-
-
-def _by_answer(pairs: Sequence[Pair]) -> list[list[tuple[int, int]]]:
-    found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-    for pair in pairs:
-        found[pair.item].append((pair.first, pair.second))
-    return list(found.values())

@@ -33,6 +33,9 @@ from shared.postgres.store import Store, build_readable, readable
 from shared.postgres.tables import JobRow
 from shared.postgres.usage_tables import UsageEventRow
 
+# Statements that may write feedback about the same answer at the same moment, of which none sees the others: fewer
+# connections than this are open to a database.
+_UNCOUNTED = MAX_OF_TARGET // 2
 # What feedback replaces: all but whose it is, what it is about, and when it was first given.
 _REPLACED = ("value", "comment", "tags", "source", "model", "requested_model")
 # What makes feedback another one, if it is given again.
@@ -129,11 +132,18 @@ class FeedbackStore(Store):
         much that a token has given.
         """
         job_id = new.job.id if new.job is not None else None
+        limit = MAX_BY_TOKEN if new.source is FeedbackSource.TOKEN else MAX_OF_TARGET
+        if new.source is not FeedbackSource.TOKEN:
+            # In one round trip instead of four: nobody has to wait while there is this much room.
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(_put(new, job_id, limit - _UNCOUNTED))).first()
+            if row is not None:
+                return _feedback(row), row.is_new
         async with transaction(self._engine) as connection:
             # One after the other for each target, so that the limits hold.
             target = f"feedback {new.project_id} {job_id or new.conversation}"
             await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(target, 0)), limit_idle()))
-            row = (await connection.execute(_put(new, job_id))).first()
+            row = (await connection.execute(_put(new, job_id, limit))).first()
         return None if row is None else (_feedback(row), row.is_new)
 
     async def page(self, filters: FeedbackFilters, *, limit: int, after: int | None) -> list[Feedback]:
@@ -148,7 +158,8 @@ class FeedbackStore(Store):
         return await self._changes(statement)
 
 
-def _put(new: NewFeedback, job_id: str | None) -> Any:
+def _put(new: NewFeedback, job_id: str | None, limit: int) -> Any:
+    """Write feedback, unless it is new and there are `limit` values already."""
     row = FeedbackRow
     other = aliased(FeedbackRow)
     same_target = and_(
@@ -176,7 +187,6 @@ def _put(new: NewFeedback, job_id: str | None) -> Any:
     columns: list[Any] = [
         value if name == "value" else literal(value, getattr(row, name).type) for name, value in values.items()
     ]
-    limit = MAX_BY_TOKEN if by_token else MAX_OF_TARGET
     insert = upsert(row).from_select(list(values), select(*columns).where(or_(own, number < limit)))
     given = insert.excluded
     changes = or_(*(getattr(row, name).is_distinct_from(given[name]) for name in _CONTENT))

@@ -12,6 +12,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.evals.identity import JudgeIdentity
+from api.evals.judgements import JudgementStore
 from api.evals.judging import Judges
 from api.evals.labels import LabelStore
 from api.evals.rubrics import Rubric, RubricBook, Sampling
@@ -89,9 +90,11 @@ class Evaluation:
         self.bodies: dict[str, Body | Missing] = {}
         self.queue = JudgeQueue(store)
         self.runs, self.samples = RunStore(database), SampleStore(database)
+        self.store = JudgementStore(database)
         self.judges = Judges(
             self.book,
             self.runs,
+            self.store,
             self.samples,
             JudgeIdentity(database),
             ApiKeyStore(database),
@@ -102,7 +105,7 @@ class Evaluation:
         )
         self.sampler = Sampler(self.book, self.samples, self.metrics, retention_days=30)
         self.service = EvalService(
-            self.book, self.judges, self.runs, ScoreStore(database), LabelStore(database), Registry(models)
+            self.book, self.judges, self.runs, self.store, ScoreStore(database), LabelStore(database), Registry(models)
         )
 
     async def log(self, owner: Owner, answer: str = "Paris.", *, ended_s_ago: float = 60, **columns: Any) -> str:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from api.console.filters import number
 from api.console.overview.view import Badge
 from api.context.transcript import entries
+from api.evals.reports import ModelReport, RubricReport
 from api.evals.rubrics import Rubric
-from api.evals.service import Comparison, ModelReport, RubricReport, RubricState, ToLabel
+from api.evals.service import Comparison, RubricState, ToLabel
 from api.evals.statistics import Agreement, Conclusion, Difference
 from api.quality.intervals import Interval, Rate
 from api.quality.service import QualityItem, Scores

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.erasure.store import ErasureStore
+from api.evals.items import Item
 from api.evals.runs import ABANDONED_S, Run
-from api.evals.service import Item
 from shared.domain.judgements import RunKind
 from shared.domain.owner import Owner
 from shared.domain.request import Message

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.evals.items import Item
 from api.evals.judging import MAX_UNSENT
 from api.evals.prompts import BYTES_PER_TOKEN
 from api.evals.rubrics import Rubric, Scale
 from api.evals.runs import Run, live_run_id
-from api.evals.service import Item
 from api.evals.statistics import Conclusion
 from api.keys.store import ApiKeyStore, generate_key
 from shared.domain.errors import BudgetExceeded, ContextExceeded, InvalidRequest, NotFound
@@ -383,4 +383,4 @@ async def test_the_cost_of_judges_is_reported(
                 " 'completed', true, 30, 0, 0, 0, 10, 0, 40, 'engine', 0.25, 0.5)"), {"id": row.judge_job_id},
         )  # fmt: skip
     assert (await evaluation.service.report("helpful", 30)).cost == Decimal("0.25")
-    assert await evaluation.runs.costs([row.judge_job_id]) == {"judge": Decimal("0.25")}
+    assert await evaluation.store.costs([row.judge_job_id]) == {"judge": Decimal("0.25")}

@@ -139,11 +139,11 @@ async def test_a_step_reads_all_judges_that_have_ended(
     await evaluation.collect()
     assert [row.state for row in await evaluation.judgements()] == ["scored"] * 5 + ["pending"]
     await evaluation.make_due()
-    (again,) = await evaluation.runs.take_due(10, submitted=True)
+    (again,) = await evaluation.store.take_due(10, submitted=True)
     assert again.judgement.id == rows[5].id
-    assert await evaluation.runs.take_due(10, submitted=True) == [], "it is taken once"
+    assert await evaluation.store.take_due(10, submitted=True) == [], "it is taken once"
     await evaluation.make_due()
-    assert await evaluation.runs.take_due(10, submitted=False) == [], "it has a job"
+    assert await evaluation.store.take_due(10, submitted=False) == [], "it has a job"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.feedback.service import FeedbackService
@@ -141,6 +141,32 @@ async def test_an_answer_has_only_so_much(database: AsyncEngine, feedback: Feedb
     assert await feedback.put(about(owner, author="u7")) is not None
     other = await make_owner(database, "other")
     assert await feedback.put(about(other, author="one more")) is not None
+
+
+async def test_the_limit_holds_if_many_are_given_at_the_same_time(
+    database: AsyncEngine, feedback: FeedbackStore, owner: Owner
+) -> None:
+    for number in range(MAX_OF_TARGET - 5):
+        assert await feedback.put(about(owner, author=f"u{number}")) is not None
+    put = await asyncio.gather(*(feedback.put(about(owner, author=f"more{number}")) for number in range(12)))
+    assert sum(one is not None for one in put) == 5
+
+
+async def test_feedback_with_a_key_is_written_by_one_statement(
+    database: AsyncEngine, feedback: FeedbackStore, owner: Owner
+) -> None:
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(database.sync_engine, "before_cursor_execute", note)
+    for _ in range(2):  # it is given, and given again
+        assert await feedback.put(about(owner)) is not None
+    assert [statement.split()[0] for statement in statements] == ["INSERT"] * 2
+    statements.clear()
+    assert await feedback.put(about(owner, metric="m", source=FeedbackSource.TOKEN)) is not None
+    assert [statement.split()[0] for statement in statements] == ["SELECT", "INSERT"], "one after the other"
 
 
 async def test_pages(database: AsyncEngine, feedback: FeedbackStore, owner: Owner) -> None:

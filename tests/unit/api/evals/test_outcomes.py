@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.evals.judgements import Outcome
 from api.evals.outcomes import (
     Compared,
     Gap,
@@ -16,7 +17,6 @@ from api.evals.outcomes import (
     compare_scores,
 )
 from api.evals.rubrics import Scale
-from api.evals.runs import Outcome
 from api.evals.statistics import Conclusion, Difference
 from shared.domain.judgements import JudgementState
 

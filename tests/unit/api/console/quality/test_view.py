@@ -18,8 +18,9 @@ from api.console.quality.view import (
 )
 from api.console.templates import render
 from api.evals.outcomes import Compared, Sensitivity
+from api.evals.reports import ModelReport, RubricReport
 from api.evals.rubrics import Rubric, Sampling, Scale
-from api.evals.service import Comparison, ModelReport, RubricReport, RubricState, ToLabel
+from api.evals.service import Comparison, RubricState, ToLabel
 from api.evals.statistics import Agreement, Difference, Pairwise
 from api.quality.intervals import Interval, Mean
 from api.quality.routes import GroupBy
