@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Depends, Query
 
 from api.http.pagination import check_after
+from api.http.query_parameters import check_names
 from api.http.times import within_limits
 from api.jobs.search_store import JobFilters, JobPage, JobSearchStore, MatchCount
 from api.keys.principal import Principal, Scope
@@ -41,6 +42,7 @@ class JobQuery:
 
 
 async def job_query(
+    _: Annotated[None, Depends(check_names)],
     status: Annotated[list[JobStatus] | None, Query(description="Repeat it for several.")] = None,
     model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
     project: Annotated[

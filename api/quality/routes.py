@@ -13,6 +13,7 @@ from api.http.errors import ErrorResponse
 from api.http.large_json import JsonBody, json_response
 from api.http.openapi import ERRORS
 from api.http.pagination import NextPage, next_page, offset_of
+from api.http.query_parameters import check_names
 from api.keys.auth import AnyPrincipal
 from api.quality.schemas import QualityReport, classifier_view, item_members
 from api.quality.service import QualityService
@@ -47,6 +48,7 @@ class GroupBy(StrEnum):
         **ERRORS,
         403: {"model": ErrorResponse, "description": "Other projects need a key with the scope `admin`."},
     },
+    dependencies=[Depends(check_names)],
 )
 async def get_quality(
     principal: AnyPrincipal,

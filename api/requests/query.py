@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Query
+from fastapi import Depends, Query
 
+from api.http.query_parameters import check_names
 from api.http.times import within_limits
 from api.keys.principal import Principal, Scope
 from api.keys.projects import readable_projects
@@ -57,6 +58,7 @@ def _several(description: str) -> Any:
 
 
 async def request_query(
+    _: Annotated[None, Depends(check_names)],
     start: Annotated[datetime | None, Query(description="Ended at this time or later.")] = None,
     end: Annotated[datetime | None, Query(description="Ended before this time.")] = None,
     model: Annotated[list[str] | None, _several("The model that answered.")] = None,

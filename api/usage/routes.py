@@ -9,11 +9,12 @@ from functools import partial
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.http.large_json import JsonBody, json_response
 from api.http.pagination import NextPage, next_page, offset_of
 from api.http.parquet import PARQUET, load_pyarrow
+from api.http.query_parameters import check_names
 from api.keys.auth import AnyPrincipal
 from api.usage.dependencies import USAGE_ERRORS, CurrentUsage, EndDay, TimeZone, several
 from api.usage.periods import Periods, days_of, month_of, zone_of
@@ -69,6 +70,7 @@ _ACCEPTED: dict[str, FormatName] = {_CSV: "csv", PARQUET: "parquet"}
     "",
     response_model=UsageReport,
     responses={**USAGE_ERRORS, 200: {"model": UsageReport, "content": _FILES}},
+    dependencies=[Depends(check_names)],
 )
 async def get_usage(
     request: Request,
@@ -118,6 +120,7 @@ async def get_usage(
     "/statement",
     response_model=UsageStatement,
     responses={**USAGE_ERRORS, 200: {"model": UsageStatement, "content": _FILES}},
+    dependencies=[Depends(check_names)],
 )
 async def get_statement(
     request: Request,

@@ -51,6 +51,30 @@ async def statuses(client: httpx.AsyncClient, ids: list[str]) -> set[str]:
     return {response.json()["status"] for response in found}
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs"),
+        ("GET", "/v1/jobs/count"),
+        ("POST", "/v1/jobs/cancel"),
+        ("POST", "/v1/jobs/replay"),
+        ("GET", "/v1/requests"),
+        ("GET", "/v1/usage"),
+        ("GET", "/v1/quality"),
+    ],
+)
+async def test_a_misspelt_condition_is_refused(client: httpx.AsyncClient, tag: str, method: str, path: str) -> None:
+    """It would be about more jobs than meant: those of each status here."""
+    (open_job,) = await submit(client, tag, 1)
+    params = {"statsu": "failed", "model": "orphan", **({"action": "cancel"} if path.endswith("count") else {})}
+    response = await client.request(method, path, params=params, headers={"Idempotency-Key": tag})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == "statsu"
+    assert "there is no such query parameter; there are: " in error["message"]
+    assert await statuses(client, [open_job]) == {"queued"}
+
+
 async def test_open_jobs_are_cancelled_page_by_page(client: httpx.AsyncClient, tag: str) -> None:
     ids = await submit(client, tag, 3)
     (ended,) = await submit(client, tag, 1, "sim")
