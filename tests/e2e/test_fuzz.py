@@ -1,7 +1,8 @@
 """Fuzzes every route from the OpenAPI document: no 5xx, only documented status codes and response schemas.
 
-Sends valid and invalid requests, the same in each run of `make test`. Half of the requests that name a resource, such
-as a job or a file, name an existing one.
+Sends valid and invalid requests, the same in each run of `make test`: those that schemathesis derives from each rule of
+each field, 13,000 in all, and random ones. Half of the requests that name a resource, such as a job or a file, name an
+existing one.
 """
 
 from __future__ import annotations

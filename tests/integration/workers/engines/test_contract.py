@@ -19,6 +19,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
+from tests.support.examples import LONG
 from tests.support.metrics import worker_metrics
 from workers.engines.base import Engine, Prior, PromptInfo
 from workers.engines.factory import make_engine
@@ -140,9 +141,10 @@ async def test_raw_prompt(engine: Engine) -> None:
 
 async def test_concurrent_requests_do_not_affect_each_other(engine: Engine) -> None:
     requests = [chat(f"Write about {i}.", ignore_eos=True) for i in range(engine.slots)]
-    alone = [text((await outputs(engine, request, f"a{i}"))[1]) for i, request in enumerate(requests)]
     together = await asyncio.gather(*(outputs(engine, request, f"t{i}") for i, request in enumerate(requests)))
-    assert [text(deltas) for _, deltas in together] == alone
+    for i in range(0, engine.slots, 1 if LONG else 3):
+        _, alone = await outputs(engine, requests[i], f"a{i}")
+        assert text(together[i][1]) == text(alone)
 
 
 async def test_closing_the_generator_aborts(engine: Engine) -> None:

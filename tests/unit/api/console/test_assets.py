@@ -8,15 +8,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from api.app import create_app
 from api.console.assets import ASSETS, Assets
 from api.settings import ApiSettings
 
 
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return create_app(ApiSettings(database_url="postgresql://unused", redis_url="redis://unused"))
+
+
 @pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(ApiSettings(database_url="postgresql://unused", redis_url="redis://unused"))
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test/console/static/") as client:
         yield client
 

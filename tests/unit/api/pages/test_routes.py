@@ -33,7 +33,7 @@ class Elements(HTMLParser):
                 (self.links if tag == "a" else self.loaded).add(value)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def app() -> FastAPI:
     return create_app(ApiSettings(database_url="postgresql://unused", redis_url="redis://unused"))
 

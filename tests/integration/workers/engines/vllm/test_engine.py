@@ -343,9 +343,10 @@ async def test_invalid_requests_are_refused_and_the_engine_survives(
 
 async def test_context_limit(engine: Any) -> None:
     """A max_tokens that is too large is reduced; a prompt that is too long is refused."""
-    prompt, _ = await outputs(engine, make_request(sampling={"max_tokens": 1}))
+    long = [Message(role="user", content=" a" * 180)]  # so that the rest of the context is generated soon
+    prompt, _ = await outputs(engine, make_request(long, sampling={"max_tokens": 1}))
     available = 256 - prompt.prompt_tokens
-    deltas = await generate(engine, make_request(sampling={"max_tokens": available + 1, "ignore_eos": True}))
+    deltas = await generate(engine, make_request(long, sampling={"max_tokens": available + 1, "ignore_eos": True}))
     assert sum(delta.tokens for delta in deltas) == available
     await generate(engine, make_request(prompt=[5] * 255, sampling={"max_tokens": 1}))
     with pytest.raises(InvalidRequest, match="256"):
