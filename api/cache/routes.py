@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from api.cache.store import CacheStore
 from api.http.dependencies import resource
 from api.http.openapi import ERRORS
+from api.http.query_parameters import check_names
 from api.keys.auth import CurrentPrincipal
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.answer_options import MAX_CACHE_TTL_S
@@ -24,7 +25,7 @@ class CachePurged(BaseModel):
     entries: int
 
 
-@router.delete("", responses=ERRORS)
+@router.delete("", responses=ERRORS, dependencies=[Depends(check_names)])
 async def purge(
     principal: CurrentPrincipal,
     store: Annotated[CacheStore, Depends(resource(CacheStore))],

@@ -12,6 +12,7 @@ from api.erasure.service import ErasureService
 from api.http.dependencies import resource
 from api.http.errors import ErrorResponse
 from api.http.openapi import ERRORS
+from api.http.query_parameters import check_names
 from api.keys.auth import AnyPrincipal
 
 router = APIRouter(prefix="/v1/users", tags=["privacy"])
@@ -22,7 +23,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.delete("/{user:path}/data", responses={**ERRORS, **_RESPONSES})
+@router.delete("/{user:path}/data", responses={**ERRORS, **_RESPONSES}, dependencies=[Depends(check_names)])
 async def erase_user_data(
     response: Response,
     user: Annotated[

@@ -16,11 +16,11 @@ def check_names(request: Request) -> None:
     """Check that the route has all query parameters of a request. A dependency of routes.
 
     Raises:
-        InvalidRequest: it has no parameter of this name.
+        InvalidRequest: the route has no parameter of this name.
     """
     names = {field.alias for field in get_flat_dependant(request.scope["route"].dependant).query_params}
     for name in request.query_params:
         if name not in names:
             raise InvalidRequest(
-                f"{name}: there is no such query parameter; there are: {', '.join(sorted(names))}", param=name
+                f"{name[:64]}: there is no such query parameter; there are: {', '.join(sorted(names))}", param=name[:64]
             )

@@ -60,11 +60,14 @@ async def statuses(client: httpx.AsyncClient, ids: list[str]) -> set[str]:
         ("POST", "/v1/jobs/replay"),
         ("GET", "/v1/requests"),
         ("GET", "/v1/usage"),
+        ("GET", "/v1/usage/statement"),
         ("GET", "/v1/quality"),
+        ("DELETE", "/v1/cache"),
+        ("DELETE", "/v1/users/ann/data"),
     ],
 )
 async def test_a_misspelt_condition_is_refused(client: httpx.AsyncClient, tag: str, method: str, path: str) -> None:
-    """It would be about more jobs than meant: those of each status here."""
+    """The request would be about more than its client means: here, about jobs of each status."""
     (open_job,) = await submit(client, tag, 1)
     params = {"statsu": "failed", "model": "orphan", **({"action": "cancel"} if path.endswith("count") else {})}
     response = await client.request(method, path, params=params, headers={"Idempotency-Key": tag})
