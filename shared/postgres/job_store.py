@@ -362,7 +362,7 @@ class JobStore(JobRowStore):
             row, deleted = rows[0], [job_id]
             if row.conversation is not None:
                 deleted += await delete_summaries(connection, project_id, row.conversation)
-            await delete_quality_texts(connection, project_id, job_id)
+            deleted += await delete_quality_texts(connection, project_id, job_id)
         try:
             await self._changes(release_statement(JobRow.id == job_id))
         except Exception as error:

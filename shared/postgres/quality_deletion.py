@@ -36,22 +36,25 @@ def is_one_of(column: Any, values: Sequence[str]) -> ColumnElement[bool]:
     return condition
 
 
-async def delete_quality_texts(connection: AsyncConnection, project_id: int, job_id: str) -> None:
+async def delete_quality_texts(connection: AsyncConnection, project_id: int, job_id: str) -> Sequence[str]:
     """Delete the texts about the answer of a job that is deleted; ratings, scores and labels remain.
 
-    Judgements that are still to be made will not be.
+    Judgements that are still to be made will not be. Returns the ids of the judges' jobs whose content was deleted:
+    the caller deletes their logs, because the purge of jobs whose level is `none` does not find them any more.
     """
     await erase_feedback(connection, and_(FeedbackRow.project_id == project_id, FeedbackRow.job_id == job_id))
     about = JudgementRow.item == job_id
-    found = (await connection.execute(select(JudgementRow.judge_job_id).where(about))).scalars().all()
+    found = {*(await connection.execute(select(JudgementRow.judge_job_id).where(about))).scalars()}
     if not found:
-        return
+        return []
     await connection.execute(lock_sets(select(JudgementRow.run_id).where(about)))
-    await _erase_judgements(connection, and_(about, JudgementRow.state == JudgementState.PENDING.value))
+    is_pending = JudgementRow.state == JudgementState.PENDING.value
+    # Also the jobs of judges that were submitted since the statement above.
+    found |= {*await _erase_judgements(connection, and_(about, is_pending))}
     # After that: one that has ended meanwhile has its reason now.
     has_reason = and_(about, JudgementRow.reason.is_not(None))
     await connection.execute(update(JudgementRow).where(has_reason).values(reason=None))
-    await _end_judges(connection, [one for one in found if one is not None])
+    return await _end_judges(connection, sorted(one for one in found if one is not None))
 
 
 async def erase_quality(
@@ -110,16 +113,18 @@ async def _erase_judgements(connection: AsyncConnection, about: ColumnElement[bo
     return [*judges, *(row.judge_job_id for row in rows)]
 
 
-async def _end_judges(connection: AsyncConnection, judges: Sequence[str]) -> None:
-    """Delete the content of judges' jobs.
+async def _end_judges(connection: AsyncConnection, judges: Sequence[str]) -> Sequence[str]:
+    """Delete the content of judges' jobs. Returns the ids of those that had ended and still had it.
 
     Judges may wait for hours, with the texts in their requests. Those that do are ended as overdue, and their content
     is deleted within a minute after that, as that of all judges is.
     """
-    if judges:
-        await connection.execute(purge_statement(is_one_of(JobRow.id, judges)))
-        is_open = and_(is_one_of(JobRow.id, judges), JobRow.status.not_in(TERMINAL))
-        await connection.execute(update(JobRow).where(is_open).values(finish_before=func.now()))
+    if not judges:
+        return []
+    purged = (await connection.execute(purge_statement(is_one_of(JobRow.id, judges)))).scalars().all()
+    is_open = and_(is_one_of(JobRow.id, judges), JobRow.status.not_in(TERMINAL))
+    await connection.execute(update(JobRow).where(is_open).values(finish_before=func.now()))
+    return purged
 
 
 def _add(counts: dict[str, int], name: str, more: int) -> None:

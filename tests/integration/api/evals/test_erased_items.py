@@ -151,7 +151,9 @@ async def test_texts_about_an_answer_are_deleted_with_its_job_and_numbers_remain
     await feedback(database, owner, job)
     await feedback(database, owner, other)
     assert await tables_with(database, CANARY) == {"jobs", "judgements", "feedback"}
-    await store.delete(job, owner.project_id)
+    (judge,) = [row.judge_job_id for row in await evaluation.judgements()]
+    # What quotes the answer is in the log of the judge's job too.
+    assert await store.delete(job, owner.project_id) == [job, judge]
     async with database.connect() as connection:
         rows = text("SELECT job_id, metric, comment, tags FROM feedback ORDER BY job_id = :other, metric")
         found = [tuple(row) for row in await connection.execute(rows, {"other": other})]
@@ -171,7 +173,7 @@ async def test_a_deleted_answer_is_not_judged_any_more(
     (job,) = await jobs_of(database, owner, "ann")
     await sampled(evaluation, workers, owner, job)
     (row,) = await evaluation.judgements()
-    await store.delete(job, owner.project_id)
+    assert await store.delete(job, owner.project_id) == [job], "the judge's job goes on until the next sweep"
     assert await evaluation.judgements() == []
     assert [one.id for one in await RecoveryStore(database).overdue()] == [row.judge_job_id]
 
