@@ -37,8 +37,8 @@ from shared.postgres.usage_tables import UsageEventRow
 
 # Until a process that has taken a judgement has to have submitted its job; then another may take it.
 LEASE_S = 60.0
-# How often the job of a judgement is looked at, from soon after its submission to at most so many seconds: a judge's
-# answer is deleted a minute after its end, because its level of the request log is `none`. A process that has taken a
+# Seconds between two looks at the job of a judgement, from soon after its submission to later ones: a judge's answer
+# is deleted a minute after its end, because its level of the request log is `none`. A process that has taken a
 # judgement to look at its job, and ends before it has, must not take longer than that either.
 MIN_WAIT_S, MAX_WAIT_S = 2.0, 20.0
 

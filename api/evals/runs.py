@@ -32,7 +32,7 @@ from shared.postgres.quality_tables import EvalRunRow, JudgementRow
 from shared.postgres.store import Store, seconds
 
 RUN_PREFIX = "evalrun_"
-# A run over a set whose client has brought no item for so long ends without those that are missing.
+# A run over a set to which its client has added no item for this time ends without those that are missing.
 ABANDONED_S = 24 * 3600.0
 
 

@@ -33,8 +33,8 @@ from shared.postgres.store import Store, build_readable, readable
 from shared.postgres.tables import JobRow
 from shared.postgres.usage_tables import UsageEventRow
 
-# Statements that may write feedback about the same answer at the same moment, of which none sees the others: fewer
-# connections than this are open to a database.
+# The room that statements without the lock leave. Those that write feedback about one answer at the same moment do not
+# see one another: the limit holds as long as all processes together run fewer of them than this at once.
 _UNCOUNTED = MAX_OF_TARGET // 2
 # What feedback replaces: all but whose it is, what it is about, and when it was first given.
 _REPLACED = ("value", "comment", "tags", "source", "model", "requested_model")

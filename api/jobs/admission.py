@@ -166,7 +166,7 @@ class Admission:
             await self._limiter.take_request(owner, model)
 
     def check_requests(self, owner: Owner, model: str, number: int) -> None:
-        """Check that the rate limits allow so many requests at the same time; nothing is taken.
+        """Check that the rate limits allow `number` requests at the same time; nothing is taken.
 
         Raises:
             RateLimited: a limit never does.

@@ -181,7 +181,7 @@ class JobService:
         return job, created
 
     def check_requests(self, owner: Owner, model: str, number: int) -> None:
-        """Check that the rate limits allow so many requests at the same time; raises as `Admission.check_requests`."""
+        """Check that the rate limits allow `number` requests at the same time; raises as `Admission.check_requests`."""
         self._admission.check_requests(owner, model, number)
 
     async def refused_together(self, refused: Sequence[RateLimited], taken: Sequence[Taken]) -> RateLimited:

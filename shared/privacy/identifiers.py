@@ -1,21 +1,21 @@
-"""Identifiers whose digits are no numbers of people: UUIDs, hashes, and other ids in hexadecimal digits.
+"""Identifiers that are not personal data: UUIDs, hashes, and other ids in hexadecimal digits.
 
-Parts of them look like numbers of phones and cards, and some have a valid checksum by chance. Their digits are hidden
-from the searches for such numbers, and shown again afterwards.
+Parts of them look like phone and card numbers, and some have a valid checksum by chance. Their digits are hidden from
+the searches for such numbers, and shown again afterwards.
 """
 
 from __future__ import annotations
 
 import re
 
-# A UUID, or hexadecimal digits in one piece, of which some letter follows a digit: an IBAN can have letters at its
-# beginning only, as far as they are hexadecimal digits. A digit or letter beside it would make it another word.
+# A UUID, or hexadecimal digits in one piece, in which a letter follows a digit: nearly all IBANs whose letters are all
+# hexadecimal digits have them at the beginning only. A digit or letter beside it would make it another word.
 _IDENTIFIER = re.compile(
     r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-9A-Fa-f]{16,})(?![0-9A-Za-z])"
 )
-_LETTER_BEHIND_DIGIT = re.compile(r"[0-9][A-Fa-f]")
+_LETTER_AFTER_DIGIT = re.compile(r"[0-9][A-Fa-f]")
 _LETTER = re.compile(r"[A-Fa-f]")
-# A single letter may be one that was typed behind the number of a card.
+# A single letter may have been typed after a card number.
 _FEWEST_LETTERS = 2
 # Digits are hidden as characters for private use, which are neither digits nor letters.
 _HIDDEN = range(0xE0F0, 0xE0FA)
@@ -40,6 +40,6 @@ def show_identifiers(text: str) -> str:
 def _hidden(match: re.Match[str]) -> str:
     found = match[0]
     is_identifier = "-" in found or (
-        _LETTER_BEHIND_DIGIT.search(found) is not None and len(_LETTER.findall(found)) >= _FEWEST_LETTERS
+        _LETTER_AFTER_DIGIT.search(found) is not None and len(_LETTER.findall(found)) >= _FEWEST_LETTERS
     )
     return found.translate(_HIDE) if is_identifier else found

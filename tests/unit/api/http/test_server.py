@@ -37,7 +37,7 @@ HARD = 1100
         (10, 20, "10 256 1100"),  # it is not lowered
     ],
 )
-def test_open_files_are_reserved_for_what_are_no_clients(wanted: int, reserved: int, expected: str) -> None:
+def test_some_open_files_are_not_for_clients(wanted: int, reserved: int, expected: str) -> None:
     arguments = [sys.executable, "-c", PROGRAM, "256", str(HARD), str(wanted), str(reserved)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == expected
