@@ -28,8 +28,9 @@ _CANDIDATE = re.compile(
     rf"{_BEGIN}(?<![\w#$€£¥=_]{_BEGIN})(?<!\d[.,:-]{_BEGIN})(?<![A-Za-z]-{_BEGIN})(?!\d{{3}}-\d\d-\d\d(?![\d-]))"
     rf"[\d{_S}]{{6,40}}(?<=\d)(?![\w%€])"
 )
-# What makes a number the beginning of an order number or another identifier: `0252288663-Y50`.
-_JOINED = re.compile(r"[-_][-_0-9]{0,40}[A-Za-z]")
+# What makes a number the beginning of an order number or another identifier: `0252288663-Y50`, but not `-home`. Words
+# have more than two letters in a row.
+_JOINED = re.compile(r"[-_][-_0-9]{0,40}[A-Za-z](?![^\W\d_]{2})")
 _PARTS = re.compile(r"[ \u00a0]{2,}| ?[/;] |(?<=\d) ?(?=\+)")
 _DATE = re.compile(
     r"(?:\d{4}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2(?:\d{4}|\d{2}))(?:[ ,]+\d{1,2})?$"  # and an hour
