@@ -12,7 +12,7 @@ from fastapi.dependencies.utils import get_flat_dependant
 from shared.domain.errors import InvalidRequest
 
 
-def check_names(request: Request) -> None:
+async def check_names(request: Request) -> None:
     """Check that the route has all query parameters of a request. A dependency of routes.
 
     Raises:

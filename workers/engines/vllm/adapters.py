@@ -105,8 +105,15 @@ def adapter_options(model: VllmModel, adapters: Sequence[VllmModel], *, on_cpu: 
         "max_loras": in_use + 1 if on_cpu else in_use,
         "max_cpu_loras": in_use + 1 if on_cpu else loaded,
         "max_lora_rank": options.get("max_lora_rank") or next(one for one in _RANKS if one >= rank),
-        "worker_extension_cls": options.get("worker_extension_cls") or applied_modules.NAME,
+        **_extension(options),
     }
+
+
+def _extension(options: Mapping[str, Any]) -> dict[str, str]:
+    """The option with which vLLM's worker tells what of an adapter it applies. Nodes of Ray may lack the class."""
+    if options.get("worker_extension_cls") or options.get("distributed_executor_backend") == "ray":
+        return {}
+    return {"worker_extension_cls": applied_modules.NAME}
 
 
 def _rank(adapter: VllmModel, base: VllmModel) -> int:
@@ -204,7 +211,8 @@ class LoadedAdapters:
         some = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
         filtered = self._llm.vllm_config.lora_config.target_modules
         advice = f"; options.lora_target_modules of its base is {', '.join(filtered)}" if filtered else ""
-        if not applied:
+        # Without both, it has weights of other kinds only, such as whole modules.
+        if others and not applied:
             raise _invalid(
                 self._models[name],
                 f"its base has no layers for its weights, so it would answer as its base does; they are for {some}"

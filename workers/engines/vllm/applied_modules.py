@@ -26,8 +26,11 @@ class AppliedModules:
         manager: Any = getattr(getattr(self.model_runner, "lora_manager", None), "_adapter_manager", None)
         if not isinstance(getattr(manager, "modules", None), dict):
             return None
+        found = manager.get_adapter(adapter)
+        if found is None:
+            return None
         applied, others = list[str](), list[str]()
-        for name in manager.get_adapter(adapter).loras:
+        for name in found.loras:
             (applied if name in manager.modules else others).append(name)
         return applied, others
 

@@ -76,6 +76,8 @@ def missing_packages(options: Mapping[str, Any]) -> Iterator[Problem]:
     """Values that need a Python package that is not installed."""
     for place, packages in _PACKAGES.items():
         value = value_at(options, place)
+        if place.endswith(".kv_connector") and value_at(options, f"{place}_module_path") is not None:
+            continue  # the operator's own class
         package = packages.get(value) if isinstance(value, str) else None
         if package is not None and not any(find_spec(one) for one in package.split(" or ")):
             yield Problem(

@@ -5,7 +5,9 @@ Each is looked up here as vLLM does it later, and only if the options name it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.platforms import current_platform
 
 from workers.engines.vllm.checks.problem import Problem, reason_of
+
+logger = logging.getLogger(__name__)
 
 # Files that describe a model: those of Hugging Face, and of Mistral.
 CONFIGURATIONS = ("config.json", "params.json")
@@ -29,6 +33,8 @@ _FILES = ("reasoning_parser_plugin", "log_config_file")
 _OWN_FOLDERS = ("allowed_local_media_path",)
 # Options about a repository, without effect if the files are in a folder of this machine.
 _OF_A_REPOSITORY = ("revision", "tokenizer_revision", "download_dir")
+# Options that may name another repository.
+_OTHER_REPOSITORIES = ("speculative_config", "hf_config_path", "generation_config")
 
 
 def path_problem(name: str, files: Sequence[str] = ()) -> str | None:
@@ -75,7 +81,12 @@ def missing_files(options: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def no_repository(source: str, options: Mapping[str, Any]) -> Iterator[Problem]:
-    """Options about a repository of a model that is a folder of this machine: vLLM ignores them."""
+    """Options about a repository of a model that is a folder of this machine: vLLM ignores them.
+
+    It uses them for what other options name.
+    """
+    if any(options.get(name) is not None for name in _OTHER_REPOSITORIES):
+        return
     for name in _OF_A_REPOSITORY:
         of = options.get("tokenizer", source) if name == "tokenizer_revision" else source
         if options.get(name) is not None and isinstance(of, str) and Path(of).is_dir():
@@ -105,8 +116,9 @@ def _loader(config: VllmConfig) -> object:
     loader = get_model_loader(config.load_config)
     source = config.model_config.model
     if isinstance(loader, DefaultModelLoader) and Path(source).is_dir():
-        # Lists the files of the format.
-        loader._prepare_weights(source, None, None, fall_back_to_pt=True, allow_patterns_overrides=None)
+        # Lists the files of the format. Other versions of vLLM may have other parameters.
+        with suppress(AttributeError, TypeError):
+            loader._prepare_weights(source, None, None, fall_back_to_pt=True, allow_patterns_overrides=None)
     return loader
 
 
@@ -118,7 +130,7 @@ def _tokenizer(config: VllmConfig) -> object:
 
 def _overrides(config: VllmConfig) -> object:
     """What the layers of most models compute first from their configuration, as their code does it."""
-    from vllm.model_executor.layers.rotary_embedding import get_rope
+    from vllm.model_executor.layers import rotary_embedding
 
     model, text = config.model_config, config.model_config.hf_text_config
     heads = model.get_num_attention_heads(config.parallel_config)
@@ -126,19 +138,33 @@ def _overrides(config: VllmConfig) -> object:
     if of_keys and heads % of_keys:
         raise ValueError(f"the number of attention heads ({heads}) is no multiple of that of keys ({of_keys})")
     rope = getattr(text, "rope_parameters", None)
-    if not isinstance(rope, dict) or "rope_type" not in rope:  # none, or one for each kind of layer
+    # None, or one for each kind of layer; or the model computes it in a way of its own.
+    if not isinstance(rope, dict) or "rope_type" not in rope or model.use_mla:
         return None
     size, positions = model.get_head_size(), getattr(text, "max_position_embeddings", model.max_model_len)
+    # vLLM keeps what it has computed; an engine that is forked from this process must not get it.
+    kept = dict(rotary_embedding._ROPE_DICT)
     try:
         with set_current_vllm_config(config), torch.device("meta"):
-            return get_rope(size, max_position=positions, rope_parameters=rope, dtype=model.dtype)
+            rotary_embedding.get_rope(size, max_position=positions, rope_parameters=rope, dtype=model.dtype)
     except KeyError as error:
         raise ValueError(f"rope_parameters of the type {rope['rope_type']} need {error.args[0]}") from error
+    except ValueError as error:
+        if "Unknown RoPE" in str(error):
+            raise
+    except Exception:  # the model may call it with other sizes
+        logger.debug("rope_parameters cannot be checked", exc_info=True)
+    finally:
+        rotary_embedding._ROPE_DICT.clear()
+        rotary_embedding._ROPE_DICT.update(kept)
+    return None
 
 
 def _operators(config: VllmConfig) -> object:
-    from vllm.ir.op import IrOp
-
+    try:
+        from vllm.ir.op import IrOp
+    except ImportError:  # another version of vLLM
+        return None
     current_platform.import_ir_kernels()
     for name, providers in asdict(config.kernel_config.ir_op_priority).items():
         known = IrOp.registry[name].impls

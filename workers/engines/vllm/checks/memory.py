@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -110,10 +109,10 @@ def cache_too_small(config: VllmConfig) -> Iterator[Problem]:
 
 
 def too_little_memory(config: VllmConfig) -> Iterator[Problem]:
-    """A share of a CPU's memory that is in use already, or smaller than the weights.
+    """A share of a CPU's memory that is in use already.
 
     vLLM reserves `gpu_memory_utilization` of the memory, also on a CPU, unless the options name the size of the cache.
-    It finds the former out when the engine's process starts, and the latter after it has loaded the model.
+    It finds this out when the engine's process starts.
     """
     cache = config.cache_config
     if not current_platform.is_cpu() or cache.kv_cache_memory_bytes is not None:
@@ -126,7 +125,7 @@ def too_little_memory(config: VllmConfig) -> Iterator[Problem]:
         return
     memory = get_memory_node_info(nodes[0])
     share, total = cache.gpu_memory_utilization, memory.total_memory
-    reserved, weights = share * total, _weights(Path(config.model_config.model))
+    reserved = share * total
     field, instead = "options.gpu_memory_utilization", "set options.kv_cache_memory_bytes to the size of the KV cache"
     begin = f"is {share}, which reserves {reserved / 1e9:.1f} GB for the weights and the KV cache, and"
     if reserved > memory.available_memory:
@@ -135,13 +134,6 @@ def too_little_memory(config: VllmConfig) -> Iterator[Problem]:
             field,
             f"{begin} {memory.available_memory / 1e9:.1f} GB are available; {instead}, or this to at most {most}",
         )
-    elif reserved <= weights:
-        yield Problem(field, f"{begin} the weights alone take {weights / 1e9:.1f} GB; {instead}, or this to more")
-
-
-def _weights(folder: Path) -> int:
-    """Bytes of the files with weights; 0 if they are not on this machine."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
 
 
 def of_other_layers(config: VllmConfig) -> Iterator[Problem]:

@@ -23,10 +23,10 @@ _NEEDED: Mapping[str, tuple[Collection[Any], str]] = {
 # Options that are for a GPU: the values that change nothing, and what the others do.
 _NEEDS_GPU: Mapping[str, tuple[Collection[Any], str]] = {
     "cpu_offload_gb": ((0,), "moves weights from the memory of a GPU to that of the machine"),
-    "cudagraph_capture_sizes": ((None,), "is about CUDA graphs"),
+    "cudagraph_capture_sizes": ((None, []), "is about CUDA graphs"),
     "device_ids": ((None,), "chooses GPUs"),
     "kv_offloading_size": ((None,), "moves the KV cache from the memory of a GPU to that of the machine"),
-    "max_cudagraph_capture_size": ((None,), "is about CUDA graphs"),
+    "max_cudagraph_capture_size": ((None, 0), "is about CUDA graphs"),
     "offload_backend": (("auto",), "moves weights from the memory of a GPU to that of the machine"),
     "offload_group_size": ((0,), "moves weights from the memory of a GPU to that of the machine"),
     "numa_bind": ((False,), "binds processes to the NUMA nodes of GPUs"),

@@ -37,7 +37,8 @@ def speculation_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
     for name in unknown:
         hint = did_you_mean(name, known) if nearest(name, known) else "its fields are those of SpeculativeConfig"
         yield Problem(f"{FIELD}.{name}", f"{vllm_name()} has no {name}; {hint}")
-    yield from _method(chosen.get("method"), chosen.get("model"))
+    transfers = options.get("kv_transfer_config") is not None
+    yield from _method(chosen.get("method"), chosen.get("model"), transfers=transfers)
     yield from _draft(chosen)
     if options.get("logits_processors"):
         yield Problem(
@@ -60,7 +61,8 @@ def _names(literal: Any) -> Iterator[str]:
             yield from _names(argument)
 
 
-def _method(method: Any, model: Any) -> Iterator[Problem]:
+def _method(method: Any, model: Any, *, transfers: bool) -> Iterator[Problem]:
+    """`transfers`: a connector takes what the model computes."""
     if method is None:
         if model is None:
             yield Problem(FIELD, "needs a method, or the model that drafts")
@@ -70,8 +72,8 @@ def _method(method: Any, model: Any) -> Iterator[Problem]:
         yield Problem(f"{FIELD}.method", f"{vllm_name()} has no method {method!r}; {did_you_mean(method, methods())}")
     elif method in _NEEDS_GPU and current_platform.is_cpu():
         yield Problem(f"{FIELD}.method", f"{method} needs a GPU; use ngram")
-    elif method in _DRAFTS_NOTHING:
-        yield Problem(f"{FIELD}.method", f"{method} drafts nothing; use another method")
+    elif method in _DRAFTS_NOTHING and not transfers:
+        yield Problem(f"{FIELD}.method", f"{method} drafts nothing without a kv_transfer_config; use another method")
 
 
 def _draft(chosen: Mapping[str, Any]) -> Iterator[Problem]:

@@ -351,10 +351,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"m\.options\.gpu_memory_utilization: is 1\.0, which reserves \S+ GB for .*, and \S+ GB are available; set"
         r" options\.kv_cache_memory_bytes to the size of the KV cache, or this to at most 0\.\d+",
     ),
-    "less memory than the weights need": (
-        {"kv_cache_memory_bytes": None, "gpu_memory_utilization": 0.001},
-        r"m\.options\.gpu_memory_utilization: .* and the weights alone take \S+ GB; set .*, or this to more",
-    ),
     # Errors of vLLM that name no option: it is the one without which vLLM accepts the others.
     "parallel contexts": (
         {"decode_context_parallel_size": 2},

@@ -237,6 +237,33 @@ def test_an_online_method_that_runs_on_a_cpu_is_accepted() -> None:
     assert described["quantization"] == {"method": "fp8_per_channel", "from": "online"}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_cudagraph_capture_size": 0, "cudagraph_capture_sizes": []},
+        {"revision": "main", "generation_config": "vllm"},
+        {"hf_overrides": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}},
+    ],
+    ids=["switched off on a CPU", "a revision beside another source", "other positions"],
+)
+def test_options_that_can_work_are_accepted(options: dict[str, Any]) -> None:
+    from vllm.model_executor.layers import rotary_embedding
+
+    from workers.engines.vllm.plan import make_plan
+
+    before = dict(rotary_embedding._ROPE_DICT)
+    make_plan(model(**options))
+    assert before == rotary_embedding._ROPE_DICT, "a forked engine would take a layer that was made for the check"
+
+
+def test_hidden_states_are_for_a_connector() -> None:
+    from workers.engines.vllm.checks.speculation import speculation_problems
+
+    drafts: dict[str, Any] = {"speculative_config": {"method": "extract_hidden_states", "num_speculative_tokens": 1}}
+    assert list(speculation_problems(drafts))
+    assert list(speculation_problems({**drafts, "kv_transfer_config": {"kv_connector": "X"}})) == []
+
+
 def with_config(folder: Path, **fields: Any) -> Path:
     """A folder with the bundled model's files, except its weights, and other values in its config.json."""
     for file in Path(SMOLLM2.model).iterdir():
