@@ -111,9 +111,10 @@ def adapter_options(model: VllmModel, adapters: Sequence[VllmModel], *, on_cpu: 
 
 def _extension(options: Mapping[str, Any]) -> dict[str, str]:
     """The option with which vLLM's worker tells what of an adapter it applies. Nodes of Ray may lack the class."""
-    if options.get("worker_extension_cls") or options.get("distributed_executor_backend") == "ray":
+    own = options.get("worker_extension_cls")
+    if not own and options.get("distributed_executor_backend") == "ray":
         return {}
-    return {"worker_extension_cls": applied_modules.NAME}
+    return {"worker_extension_cls": own or applied_modules.NAME}
 
 
 def _rank(adapter: VllmModel, base: VllmModel) -> int:
