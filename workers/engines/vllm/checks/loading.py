@@ -54,16 +54,20 @@ def path_problem(name: str, files: Sequence[str] = ()) -> str | None:
     return None
 
 
+def model_problem(name: str, files: Sequence[str], *, instead: str) -> str | None:
+    """As `path_problem`, of a folder with a model, and what follows from it. `instead`: what to do without a folder."""
+    problem = path_problem(name, files)
+    if problem is None or name.startswith("~"):
+        return problem
+    return f"{problem}, so it is no model" if Path(name).exists() else f"{problem}; {instead}"
+
+
 def no_model(source: str, options: Mapping[str, Any]) -> Iterator[Problem]:
     """A path without a model. Names of the hub are looked up by vLLM."""
-    problem = path_problem(source, () if "hf_config_path" in options else CONFIGURATIONS)
-    if problem is None:
-        return
-    if problem.startswith("there is no"):
-        problem += "; name a folder, a hub id or bundled:NAME"
-    elif "has no" in problem:
-        problem += ", so it is no model"
-    yield Problem("model", problem)
+    files = () if "hf_config_path" in options else CONFIGURATIONS
+    problem = model_problem(source, files, instead="name a folder, a hub id or bundled:NAME")
+    if problem is not None:
+        yield Problem("model", problem)
 
 
 def missing_files(options: Mapping[str, Any]) -> Iterator[Problem]:

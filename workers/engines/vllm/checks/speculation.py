@@ -11,7 +11,7 @@ from vllm.model_executor.model_loader.weight_utils import get_quant_config
 from vllm.platforms import current_platform
 
 from workers.engines.vllm.checks.imports import not_a_class
-from workers.engines.vllm.checks.loading import path_problem
+from workers.engines.vllm.checks.loading import model_problem
 from workers.engines.vllm.checks.problem import Problem, did_you_mean, nearest, reason_of, vllm_name
 
 FIELD = "options.speculative_config"
@@ -91,11 +91,9 @@ def _draft(chosen: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{FIELD}.model", f"{model!r} is not the import path of a class: {problem}")
     if not isinstance(model, str) or method not in {None, *_DRAFTS}:
         return
-    problem = path_problem(model, ("config.json",))
+    problem = model_problem(model, ("config.json",), instead="name the folder of the model that drafts")
     if problem is not None:
-        instead = {"there is no": "; name the folder of the model that drafts", "has no": ", so it is no model"}
-        end = next((end for cause, end in instead.items() if cause in problem), "")
-        yield Problem(f"{FIELD}.model", problem + end)
+        yield Problem(f"{FIELD}.model", problem)
 
 
 def _schedule(chosen: Mapping[str, Any]) -> Iterator[Problem]:
